@@ -1,0 +1,92 @@
+"""The coordinates in which heads are solved: centred, scaled, rotated onto principal axes.
+
+An L2 penalty does not see a rotation, and a constant shift is absorbed by the unpenalised bias, so a head solved in
+these coordinates maps back to the raw features exactly. Here the Hessian of a linear head is close to diagonal, which
+is what makes L-BFGS fast, and directions without variance (constant or duplicated features, more features than rows)
+drop out, where the penalised optimum has zero weight anyway.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Directions with less than this share of the largest variance are rounding noise of float32 features.
+_RANK_TOLERANCE = 1e-12
+BLOCK_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Basis:
+    """An affine map from raw features to the coordinates of the solver: ``z = ((x - mean) / scale) @ rotation``.
+
+    Attributes:
+        mean: (dim,) float64.
+        scale: (dim,) float64, all ones unless features are standardised.
+        rotation: (dim, rank) float64, orthonormal columns, by decreasing variance.
+        variance: (rank,) float64, the weighted variance along each column.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    rotation: Tensor
+    variance: Tensor
+
+    @property
+    def rank(self) -> int:
+        """The number of directions in which the features vary."""
+        return self.rotation.shape[1]
+
+    def transform(self, features: Tensor) -> Tensor:
+        """Map raw features (n, dim) to (n, rank + 1) float32; the last column is one, for the bias."""
+        centred = ((features.double() - self.mean) / self.scale).float()
+        ones = torch.ones(len(features), 1, device=features.device)
+        return torch.cat([centred @ self.rotation.float(), ones], dim=1)
+
+    def unfold(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Map a solution (rank + 1, outputs) back: ``weight`` (outputs, dim), ``bias`` (outputs,) on raw features."""
+        weight = (self.rotation @ theta[:-1]).T / self.scale
+        return weight, theta[-1] - weight @ self.mean
+
+
+def fit_basis(features: Tensor, weights: Tensor, *, standardize: bool, device: torch.device) -> Basis:
+    """Find the centre, the scales and the principal axes of weighted rows, in float64 and in blocks of rows.
+
+    Args:
+        features: (n, dim) float32, on any device.
+        weights: (n,) float64 on ``device``, non-negative.
+        standardize: divide each feature by its standard deviation.
+        device: where to compute.
+    """
+    weights = weights / weights.sum()
+    dim = features.shape[1]
+    mean = torch.zeros(dim, dtype=torch.float64, device=device)
+    for rows, block in _blocks(features, device):
+        mean += weights[rows] @ block
+    square = torch.zeros_like(mean)
+    for rows, block in _blocks(features, device):
+        square += weights[rows] @ (block - mean).square()
+    deviation = square.sqrt()
+    constant = deviation <= 1e-7 * (mean.abs() + deviation.max())
+    scale = torch.where(constant, 1.0, deviation) if standardize else torch.ones_like(mean)
+
+    if len(features) < dim:
+        centred = ((features.to(device).double() - mean) / scale).masked_fill(constant, 0.0)
+        _, singular, axes = torch.linalg.svd(weights.sqrt()[:, None] * centred, full_matrices=False)
+        variance, rotation = singular.square(), axes.T
+    else:
+        covariance = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+        for rows, block in _blocks(features, device):
+            centred = ((block - mean) / scale).masked_fill(constant, 0.0)
+            covariance += centred.T @ (weights[rows, None] * centred)
+        variance, rotation = torch.linalg.eigh(covariance)
+        variance, rotation = variance.flip(0), rotation.flip(1)
+    kept = variance > _RANK_TOLERANCE * variance.max().clamp_min(1e-300)
+    return Basis(mean, scale, rotation[:, kept].contiguous(), variance[kept])
+
+
+def _blocks(features: Tensor, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+    for start in range(0, len(features), BLOCK_ROWS):
+        rows = slice(start, min(start + BLOCK_ROWS, len(features)))
+        yield rows, features[rows].to(device).double()

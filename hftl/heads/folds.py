@@ -1,0 +1,38 @@
+"""Seeded folds for choosing a strength and calibrating on rows that a head has not seen."""
+
+import torch
+from torch import Tensor
+
+from hftl.heads.objective import NO_FOLD
+
+
+def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
+    """Deal the rows of each class to the folds in turn, after a seeded shuffle.
+
+    Each fold gets each class in proportion, and fold sizes differ by at most one. A class with a single row stays
+    out of the folds (``NO_FOLD``), so that every head trains on every class.
+
+    Args:
+        labels: (n,) int64 class indices.
+        folds: how many.
+        seed: decides the shuffle.
+
+    Returns:
+        (n,) int64 on the labels' device: the fold of each row, or ``NO_FOLD``.
+    """
+    on_cpu = labels.cpu()
+    shuffled = torch.randperm(len(on_cpu), generator=torch.Generator().manual_seed(seed))
+    by_class = shuffled[torch.argsort(on_cpu[shuffled], stable=True)]
+    single = torch.bincount(on_cpu)[on_cpu[by_class]] == 1
+    dealt = by_class[~single]
+    result = torch.full_like(on_cpu, NO_FOLD)
+    result[dealt] = torch.arange(len(dealt)) % folds
+    return result.to(labels.device)
+
+
+def random_folds(rows: int, folds: int, seed: int) -> Tensor:
+    """Deal shuffled rows to the folds in turn: (rows,) int64 on the CPU."""
+    shuffled = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    result = torch.empty(rows, dtype=torch.int64)
+    result[shuffled] = torch.arange(rows) % folds
+    return result

@@ -1,0 +1,193 @@
+"""Limited-memory BFGS for a stack of smooth convex problems that are solved side by side.
+
+Liu & Nocedal, *On the limited memory BFGS method for large scale optimization*, Math. Programming 45 (1989),
+Algorithm 2.1, with three additions that matter here:
+
+* the initial inverse Hessian is a given diagonal, rescaled at each step (their ``M3`` scaling in its metric);
+* every problem has its own line search, and leaves the stack as soon as it has converged;
+* close to the optimum, where differences of the objective drown in rounding, a step is judged by its slope instead
+  (the approximate Wolfe condition of Hager & Zhang, *A new conjugate gradient method with guaranteed descent and
+  an efficient line search*, SIAM J. Optim. 16 (2005), eq. 4.1).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# (x of shape (k, size), indices of those k problems) -> (values (k,), gradients (k, size)), all float64.
+Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+_SUFFICIENT_DECREASE = 1e-4
+_ROUNDING = 1e-7  # relative error of an objective whose logits are float32
+_MAX_BACKTRACKS = 25
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Where a stack of ``k`` problems ended.
+
+    Attributes:
+        x: (k, size) float64, the minimisers.
+        value: (k,) float64, the objective there.
+        gradient: (k, size) float64, its gradient there.
+        iterations: (k,) int64, steps taken.
+        converged: (k,) bool, whether the tolerance was reached.
+    """
+
+    x: Tensor
+    value: Tensor
+    gradient: Tensor
+    iterations: Tensor
+    converged: Tensor
+
+
+@dataclass
+class _Stack:
+    """The problems still running: ``index`` says which they are in the caller's numbering."""
+
+    index: Tensor
+    x: Tensor
+    value: Tensor
+    gradient: Tensor
+    inverse_hessian: Tensor
+    steps: list[Tensor]  # s_k = x_{k+1} - x_k, newest last
+    changes: list[Tensor]  # y_k = g_{k+1} - g_k
+    rho: list[Tensor]  # 1 / <s_k, y_k>, zero where the pair is not used
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every problem that is not in ``rows``."""
+        self.index, self.x, self.value = self.index[rows], self.x[rows], self.value[rows]
+        self.gradient, self.inverse_hessian = self.gradient[rows], self.inverse_hessian[rows]
+        self.steps = [s[rows] for s in self.steps]
+        self.changes = [y[rows] for y in self.changes]
+        self.rho = [r[rows] for r in self.rho]
+
+    def remember(self, step: Tensor, change: Tensor, memory: int) -> None:
+        """Add a curvature pair, forgetting the oldest; pairs without positive curvature count for nothing."""
+        curvature = _dot(step, change)
+        usable = curvature > 1e-14 * (_dot(step, step) * _dot(change, change)).sqrt()
+        self.steps.append(step)
+        self.changes.append(change)
+        self.rho.append(torch.where(usable, 1 / curvature.clamp_min(1e-300), 0.0))
+        if len(self.steps) > memory:
+            del self.steps[0], self.changes[0], self.rho[0]
+
+    def direction(self) -> Tensor:
+        """The two-loop recursion: minus the inverse Hessian approximation times the gradient."""
+        q = self.gradient.clone()
+        weights = []
+        for s, y, rho in zip(reversed(self.steps), reversed(self.changes), reversed(self.rho), strict=True):
+            weight = rho * _dot(s, q)
+            q -= weight[:, None] * y
+            weights.append(weight)
+        q *= self.inverse_hessian
+        if self.steps:
+            s, y, rho = self.steps[-1], self.changes[-1], self.rho[-1]
+            scale = 1 / (rho * _dot(y, self.inverse_hessian * y))
+            q *= torch.where(rho > 0, scale, 1.0)[:, None]
+        for s, y, rho, weight in zip(self.steps, self.changes, self.rho, reversed(weights), strict=True):
+            q += (weight - rho * _dot(y, q))[:, None] * s
+        return -q
+
+
+def minimize(
+    evaluate: Evaluate,
+    start: Tensor,
+    inverse_hessian: Tensor,
+    *,
+    tolerance: float,
+    max_iterations: int = 500,
+    memory: int = 10,
+) -> Solution:
+    """Minimise ``k`` convex functions at once.
+
+    A problem has converged when its Newton decrement, ``<g, D g> / 2`` with ``D`` the given diagonal, which estimates
+    how far its value lies above the minimum, is at most ``tolerance`` times that value.
+
+    Args:
+        evaluate: values and gradients of some of the problems.
+        start: (k, size) float64.
+        inverse_hessian: (k, size) float64, a positive diagonal near the inverse Hessian.
+        tolerance: relative suboptimality at which a problem stops.
+        max_iterations: steps after which a problem stops without having converged.
+        memory: curvature pairs kept.
+    """
+    index = torch.arange(len(start), device=start.device)
+    value, gradient = evaluate(start, index)
+    stack = _Stack(index, start.clone(), value, gradient, inverse_hessian, [], [], [])
+    result = Solution(
+        x=start.clone(),
+        value=value.clone(),
+        gradient=gradient.clone(),
+        iterations=torch.zeros_like(index),
+        converged=torch.zeros_like(index, dtype=torch.bool),
+    )
+    stuck = torch.zeros_like(index, dtype=torch.bool)
+    for iteration in range(max_iterations + 1):
+        decrement = _dot(stack.gradient, stack.inverse_hessian * stack.gradient) / 2
+        converged = decrement <= tolerance * stack.value.abs()
+        stop = converged | stuck | ~torch.isfinite(stack.value) | (iteration == max_iterations)
+        if bool(stop.any()):
+            ended = stack.index[stop]
+            result.x[ended], result.value[ended] = stack.x[stop], stack.value[stop]
+            result.gradient[ended], result.iterations[ended] = stack.gradient[stop], iteration
+            result.converged[ended] = converged[stop]
+            if bool(stop.all()):
+                break
+            stack.keep(torch.nonzero(~stop).flatten())
+        stuck = _advance(evaluate, stack, memory)
+    return result
+
+
+def _advance(evaluate: Evaluate, stack: _Stack, memory: int) -> Tensor:
+    """Take one step in every running problem; return (k,) bool: which of them found no step that helps."""
+    direction = stack.direction()
+    slope = _dot(stack.gradient, direction)
+    uphill = slope >= 0  # only by rounding: fall back on the preconditioned gradient
+    if bool(uphill.any()):
+        direction = torch.where(uphill[:, None], -stack.inverse_hessian * stack.gradient, direction)
+        slope = _dot(stack.gradient, direction)
+
+    x, value, gradient = stack.x.clone(), stack.value.clone(), stack.gradient.clone()
+    length = torch.ones_like(slope)
+    rows = torch.arange(len(slope), device=slope.device)
+    for _ in range(_MAX_BACKTRACKS):
+        trial = stack.x[rows] + length[rows, None] * direction[rows]
+        trial_value, trial_gradient = evaluate(trial, stack.index[rows])
+        trial_slope = _dot(trial_gradient, direction[rows])
+        accepted = _acceptable(stack.value[rows], trial_value, length[rows], slope[rows], trial_slope)
+        good = rows[accepted]
+        x[good], value[good], gradient[good] = (
+            trial[accepted],
+            trial_value[accepted],
+            trial_gradient[accepted],
+        )
+        rows, trial_value = rows[~accepted], trial_value[~accepted]
+        if len(rows) == 0:
+            break
+        length[rows] *= _shrink(stack.value[rows], trial_value, length[rows], slope[rows])
+    stuck = torch.zeros_like(slope, dtype=torch.bool)
+    stuck[rows] = True
+    stack.remember(x - stack.x, gradient - stack.gradient, memory)
+    stack.x, stack.value, stack.gradient = x, value, gradient
+    return stuck
+
+
+def _acceptable(value: Tensor, trial: Tensor, length: Tensor, slope: Tensor, trial_slope: Tensor) -> Tensor:
+    """Armijo's condition, or its form in slopes where the values differ by no more than rounding."""
+    decrease = trial <= value + _SUFFICIENT_DECREASE * length * slope
+    near = trial <= value + _ROUNDING * (1 + value.abs())
+    flatter = trial_slope <= (2 * _SUFFICIENT_DECREASE - 1) * slope
+    return decrease | (near & flatter)
+
+
+def _shrink(value: Tensor, trial: Tensor, length: Tensor, slope: Tensor) -> Tensor:
+    """The factor that leads to the minimum of the parabola through both values, kept within [0.1, 0.5]."""
+    factor = -slope * length / (2 * (trial - value - slope * length))
+    return torch.nan_to_num(factor, nan=0.1).clamp(0.1, 0.5)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.einsum("kn,kn->k", a, b)

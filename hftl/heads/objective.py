@@ -1,0 +1,160 @@
+"""The objective of a stack of linear heads: mean loss of the rows each may see, plus an L2 penalty.
+
+    F(W, b) = sum_i w_i loss(W z_i + b, y_i) / sum_i w_i  +  strength / (2 sum_i w_i) ||W||^2
+
+which is scikit-learn's ``LogisticRegression(C=1/strength)`` divided by a constant. The problems of a stack differ in
+their strength and in the fold of rows that is held out from each. Rows are sorted by fold, so that a block of rows is
+multiplied with the weights of exactly those problems that train on it: one matrix product for all of them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hftl.heads.basis import BLOCK_ROWS, Basis
+
+Loss = Literal["softmax", "sigmoid"]
+NO_FOLD = -1  # rows that every problem trains on; problems that train on every row
+
+
+@dataclass
+class Block:
+    """Consecutive rows of one fold: features (n, rank + 1), targets, weights (n,) float32."""
+
+    fold: int
+    rows: Tensor
+    features: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+class Rows:
+    """The training rows in blocks that lie within one fold, in the coordinates of the solver.
+
+    They stay on the device when they fit into ``budget`` bytes; otherwise each pass copies and transforms them block
+    by block, with the same result to the bit.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        folds: Tensor,
+        basis: Basis,
+        *,
+        device: torch.device,
+        budget: int,
+    ) -> None:
+        self._features, self._targets, self._weights, self._basis = features, targets, weights, basis
+        self._device = device
+        order = torch.argsort(folds, stable=True)
+        self._spans: list[tuple[int, Tensor]] = []
+        for fold in torch.unique(folds).tolist():
+            members = order[folds[order] == fold]
+            self._spans += [(fold, rows) for rows in torch.split(members, BLOCK_ROWS)]
+        resident = len(features) * (basis.rank + 1) * 4 <= budget
+        self._resident = [self._load(*span) for span in self._spans] if resident else None
+        self.total_weight = float(weights.sum())
+        self.weight_of_fold = {
+            fold: float(weights[folds == fold].sum()) for fold in torch.unique(folds).tolist()
+        }
+
+    def __iter__(self) -> Iterator[Block]:
+        if self._resident is not None:
+            yield from self._resident
+        else:
+            yield from (self._load(*span) for span in self._spans)
+
+    def _load(self, fold: int, rows: Tensor) -> Block:
+        features = self._features[rows.to(self._features.device)].to(self._device)
+        targets = self._targets[rows.to(self._targets.device)].to(self._device)
+        weights = self._weights[rows.to(self._weights.device)].to(self._device, torch.float32)
+        return Block(fold, rows.to(self._device), self._basis.transform(features), targets, weights)
+
+
+class Objective:
+    """Values, gradients and curvatures of ``k`` linear heads.
+
+    A head's parameters are a (rank + 1, outputs) matrix whose last row is the bias, flattened.
+
+    Args:
+        rows: the training rows.
+        loss: ``softmax`` with (n,) class targets or ``sigmoid`` with (n, outputs) targets, summed over outputs.
+        outputs: columns of the logits.
+        strengths: (k,) float64, L2 strength of each problem.
+        held_out: (k,) int64, the fold that each problem does not train on, or ``NO_FOLD``.
+    """
+
+    def __init__(self, rows: Rows, loss: Loss, outputs: int, strengths: Tensor, held_out: Tensor) -> None:
+        self.rows, self.loss, self.outputs, self.held_out = rows, loss, outputs, held_out
+        hidden = [rows.weight_of_fold.get(fold, 0.0) for fold in held_out.tolist()]
+        self.total = rows.total_weight - torch.tensor(hidden, dtype=torch.float64, device=held_out.device)
+        self.penalty = strengths / self.total
+
+    def evaluate(self, theta: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
+        """Values (k,) and gradients (k, size) in float64 of the given problems at ``theta`` (k, size)."""
+        weights = theta.view(len(theta), -1, self.outputs).clone()
+        value = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
+        gradient = torch.zeros_like(weights)
+        for block, members, logits in self._logits(weights, problems):
+            loss, residual = _loss_and_residual(self.loss, logits, block.targets)
+            residual *= block.weights[:, None, None]
+            value[members] += (loss * block.weights[:, None]).sum(0, dtype=torch.float64)
+            product = block.features.T @ residual.flatten(1)
+            gradient[members] += product.view(-1, len(members), self.outputs).transpose(0, 1).double()
+        total, penalty = self.total[problems], self.penalty[problems]
+        weights[:, -1] = 0  # the bias is free
+        value = value / total + penalty / 2 * weights.square().sum((1, 2))
+        gradient = gradient / total[:, None, None] + penalty[:, None, None] * weights
+        return value, gradient.flatten(1)
+
+    def curvature(self, theta: Tensor) -> Tensor:
+        """The diagonal of the Hessian (k, size) of all problems at ``theta`` (k, size)."""
+        weights = theta.view(len(theta), -1, self.outputs)
+        diagonal = torch.zeros_like(weights)
+        problems = torch.arange(len(theta), device=theta.device)
+        for block, members, logits in self._logits(weights, problems):
+            probabilities = logits.softmax(-1) if self.loss == "softmax" else logits.sigmoid()
+            variance = probabilities * (1 - probabilities) * block.weights[:, None, None]
+            product = block.features.square().T @ variance.flatten(1)
+            diagonal[members] += product.view(-1, len(members), self.outputs).transpose(0, 1).double()
+        diagonal /= self.total[:, None, None]
+        diagonal[:, :-1] += self.penalty[:, None, None]
+        return diagonal.flatten(1)
+
+    def held_out_logits(self, theta: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each block of a fold: its row numbers and their logits (n, outputs) by the head that never saw them."""
+        weights = theta.view(len(theta), -1, self.outputs).float()
+        for block in self.rows:
+            problem = torch.nonzero(self.held_out == block.fold).flatten()
+            if block.fold != NO_FOLD and len(problem):
+                yield block.rows, block.features @ weights[problem[0]]
+
+    def _logits(self, weights: Tensor, problems: Tensor) -> Iterator[tuple[Block, Tensor, Tensor]]:
+        """For each block: the members of ``problems`` that train on it and their logits (n, members, outputs)."""
+        flat = weights.float().transpose(0, 1).contiguous()  # (rank + 1, k, outputs)
+        held_out = self.held_out[problems]
+        for block in self.rows:
+            sees = (held_out != block.fold) | (held_out == NO_FOLD)
+            members = torch.nonzero(sees).flatten()
+            if len(members):
+                chosen = flat if len(members) == len(problems) else flat[:, members]
+                yield block, members, (block.features @ chosen.flatten(1)).unflatten(1, (-1, self.outputs))
+
+
+def _loss_and_residual(loss: Loss, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses (n, k) and their derivatives by the logits (n, k, outputs); overwrites ``logits``."""
+    if loss == "softmax":
+        log_probabilities = torch.log_softmax(logits, -1)
+        index = targets[:, None, None].expand(-1, logits.shape[1], 1)
+        losses = -log_probabilities.gather(-1, index).squeeze(-1)
+        residual = log_probabilities.exp_()
+        residual.scatter_add_(-1, index, torch.full_like(index, -1, dtype=residual.dtype))
+        return losses, residual
+    signed = targets[:, None, :]
+    losses = torch.nn.functional.softplus(logits) - signed * logits
+    return losses.sum(-1), logits.sigmoid_() - signed
