@@ -1,0 +1,122 @@
+"""What every kind of reference is first turned into: Arrow tables, one for each split, before columns are understood."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from hftl.data.rows import RowNames
+from hftl.errors import DataError
+
+SplitName = Literal["train", "validation", "test"]
+
+SPLIT_NAMES: dict[SplitName, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev", "development"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split as it lies there.
+
+    Attributes:
+        table: its rows; a list of tables' columns is the same in every part.
+        names: rows' names, or ``None`` where a file's own path names it.
+    """
+
+    table: pa.Table
+    names: RowNames | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reference led to.
+
+    Attributes:
+        parts: the splits found, ``train`` always among them.
+        numbers_as_text: whether numbers still stand as text, as in csv files.
+        class_names: names of the classes, for columns that say them (a `ClassLabel` of `datasets`).
+        root: folder that relative paths of files start from.
+        within: folders outside which no file is read; empty means any.
+        foreign: whether somebody else wrote the data, so that a text cell is never taken for a path on this machine.
+        notes: what was chosen or left out on the way, one sentence each.
+        identity: what the data were, as JSON.
+    """
+
+    parts: dict[SplitName, Part]
+    numbers_as_text: bool = False
+    class_names: Mapping[str, list[str]] = field(default_factory=dict)
+    root: Path = Path()
+    within: tuple[Path, ...] = ()
+    foreign: bool = False
+    notes: list[str] = field(default_factory=list)
+    identity: dict[str, Any] = field(default_factory=dict)
+
+
+def split_of(name: str) -> SplitName | None:
+    """Return the split that a file's, folder's or split's name says, such as ``test`` for ``banking-test-v2``."""
+    words = [name.lower(), *re.split(r"[^a-z]+", name.lower())]
+    said: set[SplitName] = {
+        split for split, names in SPLIT_NAMES.items() if any(word in names for word in words)
+    }
+    return said.pop() if len(said) == 1 else None
+
+
+def assign_splits(names: Iterable[str]) -> tuple[dict[SplitName, str], list[str]]:
+    """Choose for each split the name that stands for it.
+
+    A plain name comes before a longer one (``train`` before ``train_extra``), then the order given counts.
+
+    Returns:
+        The chosen names, and those left over.
+    """
+    names = list(names)
+    chosen: dict[SplitName, str] = {}
+    for split, plain in SPLIT_NAMES.items():
+        candidates = [name for name in names if split_of(name) == split]
+        candidates.sort(key=lambda name: plain.index(name.lower()) if name.lower() in plain else len(plain))
+        if candidates:
+            chosen[split] = candidates[0]
+    return chosen, [name for name in names if name not in chosen.values()]
+
+
+def digest(content: bytes) -> str:
+    """Return a 128-bit digest, in hexadecimal."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def plural(count: int, noun: str) -> str:
+    """Return ``1 row``, ``1,200 rows``, ``2 classes``."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
+
+
+def listing(items: Sequence[object], most: int = 10) -> str:
+    """Return the items in quotes, cut after ``most``."""
+    shown = ", ".join(repr(item) for item in items[:most])
+    return shown if len(items) <= most else f"{shown} and {len(items) - most:,} more"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` with the closest known names, or nothing."""
+    close = get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+
+
+def require_train(parts: Mapping[SplitName, object], where: str) -> None:
+    """Refuse data without a training split.
+
+    Raises:
+        DataError: there is none.
+    """
+    if "train" not in parts:
+        raise DataError(
+            f"{where}: no training split; found only {listing(sorted(parts))}: name one of them 'train'"
+        )
