@@ -1,0 +1,230 @@
+"""The handful of file operations behind every commit, and the one order in which they are used.
+
+What the store promises after a crash depends on a few calls (write, fsync, rename, fsync of the folder). They
+stand behind one small class so that a test can make each of them fail, or forget what was not yet synced.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+from hftl.errors import StoreError
+
+Buffer: TypeAlias = "bytes | memoryview"
+T = TypeVar("T")
+
+STALE_SECONDS = 3600.0
+"""A temporary file untouched for this long has no writer left, whichever host it came from."""
+
+_TEMP = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}")
+_MARK = re.compile(r"([0-9a-f]{8})-(\d+)-[0-9a-f]{8}")
+_INTERRUPTED_TRIES = 16
+
+
+class Files:
+    """The operating system's file calls that a commit uses."""
+
+    def open(self, path: Path, mode: int) -> int:
+        """Create ``path``, which must not exist, for writing; returns the descriptor."""
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
+        with suppress(OSError):  # some network mounts have no modes
+            os.chmod(path, mode)  # noqa: PTH101 - exact whatever the umask, so that a shared store stays shared
+        return fd
+
+    def write(self, fd: int, data: Buffer) -> int:
+        """Write some of ``data``; returns the number of bytes taken."""
+        return os.write(fd, data)
+
+    def fsync(self, fd: int) -> None:
+        """Bring a file's content to the disk."""
+        os.fsync(fd)
+
+    def close(self, fd: int) -> None:
+        """Close the descriptor; a network file system may report a late write error here."""
+        os.close(fd)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Rename atomically, over whatever stands at ``target``."""
+        source.replace(target)
+
+    def place(self, source: Path, target: Path) -> None:
+        """Rename atomically, unless ``target`` exists (`FileExistsError`)."""
+        try:
+            target.hardlink_to(source)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            if target.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+            source.replace(target)
+        else:
+            source.unlink()
+
+    def fsync_folder(self, path: Path) -> None:
+        """Bring a folder's entries (a rename, a new file) to the disk."""
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except (
+            PermissionError
+        ):  # one may create in a folder that one may not read; there is no other way to sync it
+            return
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            # Mounted buckets and some network file systems have no such call, and no cache it would flush.
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+                raise
+        finally:
+            os.close(fd)
+
+    def make_folder(self, path: Path, mode: int) -> None:
+        """Create one folder, whose parent exists; an existing one is left as it is."""
+        try:
+            path.mkdir(mode=mode)
+        except FileExistsError:
+            return
+        with suppress(OSError):
+            path.chmod(mode)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file."""
+        path.unlink()
+
+
+FILES = Files()
+
+
+def write_atomically(
+    files: Files, path: Path, parts: Iterable[Buffer], mode: int, *, new: bool = False
+) -> None:
+    """Make ``path`` appear with all of ``parts`` in it, on the disk, or not at all.
+
+    Args:
+        files: the file calls to use.
+        path: where it shall appear; what stands there is replaced.
+        parts: the file's content.
+        mode: the file's permission bits.
+        new: refuse with `FileExistsError` where ``path`` exists.
+
+    Raises:
+        OSError: the first error of any step; the temporary file is removed.
+    """
+    temp = path.with_name(f".tmp-{process_mark()}")
+    try:
+        fd = _uninterrupted(lambda: files.open(temp, mode))
+        try:
+            for part in parts:
+                _write_all(files, fd, memoryview(part).cast("B"))
+            # Before the rename: a name must never reach the disk ahead of the bytes it stands for.
+            _uninterrupted(lambda: files.fsync(fd))
+        finally:
+            files.close(fd)
+        _uninterrupted(lambda: files.place(temp, path) if new else files.replace(temp, path))
+        _uninterrupted(lambda: files.fsync_folder(path.parent))
+    except BaseException:
+        with suppress(OSError):
+            files.unlink(temp)
+        raise
+
+
+def _write_all(files: Files, fd: int, data: memoryview) -> None:
+    at = 0
+    while at < len(data):
+        at += _uninterrupted(functools.partial(files.write, fd, data[at:]))
+
+
+def _uninterrupted(call: Callable[[], T]) -> T:
+    """Repeat a call that a signal interrupted: Python itself does so for most calls, not for all (rename)."""
+    for _ in range(_INTERRUPTED_TRIES - 1):
+        with suppress(InterruptedError):
+            return call()
+    return call()
+
+
+def make_folders(files: Files, path: Path, mode: int, levels: int = 1) -> None:
+    """Create ``path`` and its parents with ``mode``, and bring the last ``levels`` of them to the disk.
+
+    Also those that exist: whoever created them may have been killed before it could do so.
+    """
+    if levels > 1 or not path.parent.is_dir():
+        make_folders(files, path.parent, mode, levels - 1)
+    files.make_folder(path, mode)
+    files.fsync_folder(path.parent)
+
+
+@contextmanager
+def store_errors(action: str, path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` into the one line that a user can act on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            advice = "free some space (hftl cache gc) and run again, nothing that was stored is lost"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            advice = "set HFTL_CACHE to a folder that you can write to"
+        else:
+            advice = "check the disk and run again, nothing that was stored is lost"
+        reason = error.strerror or type(error).__name__
+        raise StoreError(f"cannot {action} {path}: {reason}; {advice}") from error
+
+
+def process_mark() -> str:
+    """A name that no other process, now or later, gives: host, process and a random part."""
+    return f"{host_tag()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+@functools.cache
+def host_tag() -> str:
+    """Eight hex digits for the set of processes whose ids can be told apart.
+
+    Containers may share a host name and a cache but not their process ids; a reboot starts the ids afresh.
+    """
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+    with suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))  # noqa: PTH115 - not a path
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=4).hexdigest()
+
+
+def made_by_dead_process(mark: str) -> bool:
+    """Whether ``mark`` (from `process_mark`) names a process of this host that is gone."""
+    match = _MARK.fullmatch(mark)
+    if match is None or match[1] != host_tag() or os.name == "nt":
+        return False
+    try:
+        os.kill(int(match[2]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def remove_orphans(folder: Path, files: Files = FILES) -> int:
+    """Remove the temporary files that dead writers left in ``folder``; returns how many.
+
+    A file of a live writer stays: those of a process of this host that is gone go, and those an hour old.
+    """
+    removed = 0
+    with suppress(OSError):
+        for path in folder.glob(".tmp-*"):
+            with suppress(OSError):
+                if not _TEMP.fullmatch(path.name):
+                    continue
+                old = time.time() - path.stat().st_mtime > STALE_SECONDS
+                if old or made_by_dead_process(path.name.removeprefix(".tmp-")):
+                    files.unlink(path)
+                    removed += 1
+    return removed

@@ -1,0 +1,480 @@
+"""One feature space: a folder with `space.json` and immutable, content-addressed shards.
+
+    space.json                         who the space is, for people and programs; written once
+    shards/<xxh3-128>.safetensors      rows; the name is the checksum of the file's bytes
+    quarantine/                        shards whose bytes were not what their name says
+    leases/                            one file for each process that has the space open
+    last_used                          empty; its mtime is the time of the last use
+
+No lock is needed: a shard appears whole, by rename, and never changes. At worst two writers
+store a row twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+import hftl
+from hftl.errors import StoreError
+from hftl.features.files import (
+    Files,
+    make_folders,
+    process_mark,
+    remove_orphans,
+    store_errors,
+    write_atomically,
+)
+from hftl.features.identity import JSON, canonical_json, space_id
+from hftl.features.lookup import RowIndex
+from hftl.features.rows import copy_ragged, copy_rows, ragged, split_rows
+from hftl.features.shard import (
+    SUFFIX,
+    BadShardError,
+    Column,
+    ColumnSpec,
+    Digests,
+    RaggedArray,
+    Shard,
+    check_bytes,
+    decode,
+    encode,
+    file_name,
+    finite_rows,
+    map_file,
+)
+from hftl.features.values import Ragged, Values, to_storage, to_torch
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = 1
+_TOUCH_SECONDS = 60.0
+_RELISTS = 20
+
+
+class NonFiniteError(StoreError):
+    """Features contain NaN or Inf; nothing was stored.
+
+    Attributes:
+        rows: the rows' positions in the commit, int64.
+    """
+
+    def __init__(self, message: str, rows: npt.NDArray[np.int64]) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
+class MissingRowsError(StoreError):
+    """Rows that were asked for are not (or no longer) in the store.
+
+    Attributes:
+        rows: the rows' positions in the request, int64.
+    """
+
+    def __init__(self, message: str, rows: npt.NDArray[np.int64]) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
+class _VanishedError(Exception):
+    """A shard that was listed is gone or bad: list again."""
+
+
+class Space:
+    """The stored rows of one feature space; open it with `FeatureStore.space`.
+
+    Attributes:
+        path: the space's folder, which exists once `create` was called.
+        id: 32 hex digits, see `hftl.features.identity.space_id`.
+        identity: everything that can change a number in the space.
+        info: what `create` recorded, None while the space is new.
+        columns: the columns that `create` recorded, empty while the space is new.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, JSON], label: str, files: Files, mode: int) -> None:
+        self.path = path
+        self.id = space_id(identity)
+        self.identity = dict(identity)
+        self.label = label
+        self.info: dict[str, Any] | None = None
+        self.columns: dict[str, ColumnSpec] = {}
+        self._files = files
+        self._mode = mode
+        self._lock = threading.RLock()
+        self._index = RowIndex()
+        self._numbers: dict[str, int] = {}  # of the shards in the index
+        self._names: list[str] = []  # by number, those gone included
+        self._good: dict[str, tuple[int, int, int]] = {}  # checked by this process: inode, size, mtime
+        self._bad: dict[str, tuple[int, int, int]] = {}
+        self._touched = float("-inf")
+        self._load()
+
+    # -- what the space is ---------------------------------------------------------------------------------
+
+    def create(self, info: Mapping[str, JSON], columns: Mapping[str, ColumnSpec]) -> None:
+        """Record what the space holds; again with the same content is fine, from any process.
+
+        Args:
+            info: whatever a reader of the features needs to know; JSON.
+            columns: the columns that every commit brings.
+
+        Raises:
+            StoreError: the space exists with other content, or cannot be written.
+        """
+        for name in columns:
+            if name == "digests" or name.endswith(".lengths"):
+                raise ValueError(f"{name!r} cannot be a column's name")
+        content = {"info": dict(info), "columns": {name: spec.to_json() for name, spec in columns.items()}}
+        wanted = canonical_json(content)
+        if self.info is None:
+            self._load()
+        if self.info is None:
+            self._write_description(content)
+            self._load()
+        have = {"info": self.info, "columns": {name: spec.to_json() for name, spec in self.columns.items()}}
+        if canonical_json(have) != wanted:
+            raise StoreError(
+                f"{self.path} was created with other content than this program's; "
+                "remove it with hftl cache clear and run again"
+            )
+        remove_orphans(self._shards, self._files)
+
+    def _write_description(self, content: dict[str, Any]) -> None:
+        description: dict[str, Any] = {
+            "format": FORMAT,
+            "id": self.id,
+            "label": self.label,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "hftl": hftl.__version__,
+            "identity": self.identity,
+            **content,
+        }
+        description["checksum"] = _checksum(description)
+        text = json.dumps(description, indent=2, ensure_ascii=True) + "\n"
+        with store_errors("write", self.path):
+            self._make_folders()
+            with suppress(
+                FileExistsError
+            ):  # another process was first: what it wrote is compared by the caller
+                write_atomically(
+                    self._files,
+                    self.path / "space.json",
+                    [text.encode("ascii")],
+                    self._mode & 0o666,
+                    new=True,
+                )
+
+    def _load(self) -> None:
+        path = self.path / "space.json"
+        try:
+            with store_errors("read", path):
+                text = path.read_bytes()
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                return
+            raise
+        description = parse_description(text)
+        if description is None:
+            self._set_aside(path, lambda data: parse_description(data) is not None)
+            return
+        if description["format"] != FORMAT:
+            raise StoreError(
+                f"{path} has format {description['format']}, this hftl knows {FORMAT}: "
+                "update hftl or set HFTL_CACHE to another folder"
+            )
+        if description["id"] != self.id:
+            raise StoreError(f"{path} describes another space; move it away and run again")
+        self.info = description["info"]
+        self.columns = {
+            name: ColumnSpec(spec["dtype"], tuple(spec["shape"]), spec["ragged"])
+            for name, spec in description["columns"].items()
+        }
+        self._touch()
+
+    # -- rows ----------------------------------------------------------------------------------------------
+
+    def known(self, digests: Digests) -> npt.NDArray[np.bool_]:
+        """Which of n rows, uint8 (n, 16), are stored now; bool (n,). Sees what other processes committed."""
+        digests = _as_digests(digests)
+        if self.info is None:
+            self._load()
+        with self._lock:
+            self._refresh()
+            found: npt.NDArray[np.bool_] = self._index.find(digests)[0] >= 0
+        return found
+
+    def commit(
+        self, digests: Digests, columns: Mapping[str, Values], names: Sequence[str] | None = None
+    ) -> None:
+        """Store n rows for good: when this returns, they survive a crash of the machine.
+
+        Args:
+            digests: uint8 (n, 16).
+            columns: every column of the space, n rows each; torch tensors (or numpy arrays) and `Ragged`.
+            names: the rows' names for a person, used in errors.
+
+        Raises:
+            NonFiniteError: a row has NaN or Inf; nothing is stored.
+            StoreError: the disk is full, or cannot be written; what was committed before stays.
+        """
+        digests = _as_digests(digests)
+        if self.info is None:
+            raise StoreError(f"{self.path} is not created yet")
+        shard = Shard(digests, to_storage(columns, self.columns, len(digests), self.path))
+        self._refuse_non_finite(shard, names)
+        for part in split_rows(shard, self.columns):
+            self.write_shard(part)
+        self._touch()
+
+    def gather(
+        self, digests: Digests, columns: Collection[str] | None = None
+    ) -> dict[str, torch.Tensor | Ragged]:
+        """Read n rows in the order asked; a digest may be asked for more than once.
+
+        Args:
+            digests: uint8 (n, 16).
+            columns: read only these; all by default.
+
+        Returns:
+            For each column a tensor (n, *shape), or `Ragged`, on the CPU.
+
+        Raises:
+            MissingRowsError: rows are not stored, or their shard turned out to be damaged and was set aside.
+        """
+        return {
+            name: to_torch(column, self.columns[name])
+            for name, column in self.gather_arrays(digests, columns).items()
+        }
+
+    def gather_arrays(self, digests: Digests, columns: Collection[str] | None = None) -> dict[str, Column]:
+        """`gather` without torch: numpy arrays in their storage types (bfloat16 as its bits, uint16)."""
+        digests = _as_digests(digests)
+        specs = {name: spec for name, spec in self.columns.items() if columns is None or name in columns}
+        self._touch()
+        with self._lock:
+            for _ in range(_RELISTS):
+                shard, row = self._find(digests)
+                try:
+                    return self._fill(shard, row, specs)
+                except _VanishedError:
+                    self._refresh()
+        raise StoreError(
+            f"{self.path} keeps changing while it is read; run again when nothing else cleans it up"
+        )
+
+    def _find(self, digests: Digests) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        shard, row = self._index.find(digests)
+        if (shard < 0).any() or not self._names:
+            self._refresh()
+            shard, row = self._index.find(digests)
+        missing = np.flatnonzero(shard < 0)
+        if len(missing):
+            raise MissingRowsError(
+                f"{len(missing)} of {len(digests)} rows are not in {self.path}; run again to compute them",
+                missing,
+            )
+        return shard, row
+
+    def _fill(
+        self, shard: npt.NDArray[np.int32], row: npt.NDArray[np.int64], specs: Mapping[str, ColumnSpec]
+    ) -> dict[str, Column]:
+        """Copy rows out of their shards, one shard mapped at a time."""
+        n = len(shard)
+        order = np.argsort(shard, kind="stable")
+        cuts = np.flatnonzero(np.diff(shard[order])) + 1
+        groups = [group for group in np.split(order, cuts) if len(group)]
+        out: dict[str, Column] = {}
+        starts: dict[str, npt.NDArray[np.int64]] = {}
+        uneven = [name for name, spec in specs.items() if spec.ragged]
+        lengths = {name: np.zeros(n, np.int64) for name in uneven}
+        for group in groups if uneven else []:
+            source = self.read_shard(self._names[shard[group[0]]])
+            for name in uneven:
+                lengths[name][group] = ragged(source.columns[name]).lengths[row[group]]
+        for name, spec in specs.items():
+            if spec.ragged:
+                starts[name] = np.cumsum(lengths[name]) - lengths[name]
+                values = np.empty((int(lengths[name].sum()), *spec.shape), spec.storage)
+                out[name] = RaggedArray(values, lengths[name])
+            else:
+                out[name] = np.empty((n, *spec.shape), spec.storage)
+        for group in groups:
+            source = self.read_shard(self._names[shard[group[0]]])
+            for name, target in out.items():
+                if isinstance(target, RaggedArray):
+                    copy_ragged(ragged(source.columns[name]), row[group], target, starts[name][group])
+                else:
+                    copy_rows(source.columns[name], row[group], target, group)  # type: ignore[arg-type]
+        return out
+
+    # -- shards --------------------------------------------------------------------------------------------
+
+    @property
+    def _shards(self) -> Path:
+        return self.path / "shards"
+
+    def shard_names(self) -> set[str]:
+        """The file names of the shards that stand in the folder now."""
+        try:
+            return {path.name for path in self._shards.iterdir() if _is_shard(path.name)}
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+        except OSError as error:
+            raise StoreError(
+                f"cannot read {self._shards}: {error.strerror}; check the folder's permissions"
+            ) from error
+
+    def write_shard(self, shard: Shard) -> str:
+        """Write one shard, durably; returns its file name."""
+        parts = encode(shard, self.columns, self.id)
+        name = file_name(parts)
+        path = self._shards / name
+        with store_errors("write features to", self._shards):
+            try:
+                write_atomically(self._files, path, parts, self._mode & 0o666)
+            except FileNotFoundError:
+                # Somebody cleared the space, or the file that was being written, under us: start over once.
+                self._make_folders()
+                write_atomically(self._files, path, parts, self._mode & 0o666)
+                if not (self.path / "space.json").exists():
+                    columns = {key: spec.to_json() for key, spec in self.columns.items()}
+                    self._write_description({"info": self.info, "columns": columns})
+        with self._lock:
+            self._add(name, shard.digests)
+        return name
+
+    def read_shard(self, name: str) -> Shard:
+        """Map one shard; its checksum is verified when this process opens it for the first time.
+
+        Raises:
+            _VanishedError: it is gone, or bad and now set aside; the index has forgotten it.
+        """
+        path = self._shards / name
+        try:
+            data, signature = map_file(path)
+        except FileNotFoundError:
+            self._forget(name)
+            raise _VanishedError(name) from None
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}; check the disk and run again") from error
+        try:
+            if self._good.get(name) != signature:
+                check_bytes(data, name)
+            shard = decode(data, self.columns, self.id)
+        except BadShardError:
+            self._forget(name)
+            self._bad[name] = signature
+            del data
+            self._set_aside(path, lambda data: self._is_good(data, name))
+            raise _VanishedError(name) from None
+        self._good[name] = signature
+        return shard
+
+    def _is_good(self, data: bytes, name: str) -> bool:
+        try:
+            check_bytes(data, name)
+            decode(data, self.columns, self.id)
+        except BadShardError:
+            return False
+        return True
+
+    def _refresh(self) -> None:
+        """Bring the index up to what stands in the folder."""
+        if self.info is None:
+            return
+        names = self.shard_names()
+        for name in self._numbers.keys() - names:
+            self._forget(name)
+        for name in sorted(names - self._numbers.keys()):
+            if name in self._bad and self._bad[name] == _signature(self._shards / name):
+                continue
+            with suppress(_VanishedError):
+                self._add(name, self.read_shard(name).digests)
+
+    def _add(self, name: str, digests: Digests) -> None:
+        if name not in self._numbers:
+            self._numbers[name] = len(self._names)
+            self._names.append(name)
+            self._index.add(digests, self._numbers[name])
+
+    def _forget(self, name: str) -> None:
+        number = self._numbers.pop(name, None)
+        self._good.pop(name, None)
+        if number is not None:
+            self._index.drop([number])
+
+    def _set_aside(self, path: Path, is_good: Callable[[bytes], bool]) -> None:
+        """Move a damaged file to the quarantine, where a store can be written."""
+        target = self.path / "quarantine" / f"{path.name}.{process_mark()}"
+        with suppress(OSError):
+            self._files.make_folder(target.parent, self._mode)
+            path.replace(target)
+            # A writer may have put a good file of that name there since it was read: look again.
+            if is_good(target.read_bytes()):
+                target.replace(path)
+
+    def _make_folders(self) -> None:
+        make_folders(self._files, self._shards, self._mode, levels=4)  # root, features, space, shards
+
+    def _touch(self) -> None:
+        """Note the last use; a store that cannot be written is used without a note."""
+        if time.monotonic() - self._touched < _TOUCH_SECONDS:
+            return
+        self._touched = time.monotonic()
+        with suppress(OSError):
+            (self.path / "last_used").touch(mode=self._mode & 0o666)
+
+    def _refuse_non_finite(self, shard: Shard, names: Sequence[str] | None) -> None:
+        for column, spec in self.columns.items():
+            bad = np.flatnonzero(~finite_rows(shard.columns[column], spec))
+            if len(bad):
+                shown = ", ".join(names[i] if names is not None else f"row {i}" for i in bad[:3])
+                more = f" and {len(bad) - 3} more rows" if len(bad) > 3 else ""
+                raise NonFiniteError(
+                    f"{shown}{more}: the features ({column}) are NaN or infinite and were not stored; "
+                    "look at these rows, or compute in float32",
+                    bad,
+                )
+
+
+def parse_description(text: bytes) -> dict[str, Any] | None:
+    """The content of a space.json, None where it is damaged."""
+    try:
+        description = json.loads(text)
+        stated = description.pop("checksum")
+        good = stated == _checksum(description) and description["id"] == space_id(description["identity"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return description if good else None
+
+
+def _checksum(description: Mapping[str, JSON]) -> str:
+    return hashlib.blake2b(canonical_json(dict(description)).encode("ascii"), digest_size=16).hexdigest()
+
+
+def _is_shard(name: str) -> bool:
+    return name.endswith(SUFFIX) and len(name) == 32 + len(SUFFIX)
+
+
+def _signature(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _as_digests(digests: Digests) -> Digests:
+    if digests.dtype != np.uint8 or digests.ndim != 2 or digests.shape[1] != 16:
+        raise ValueError(f"digests must be uint8 (n, 16), not {digests.dtype} {digests.shape}")
+    return np.ascontiguousarray(digests)
