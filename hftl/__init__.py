@@ -1,3 +1,96 @@
-"""Transfer learning with Hugging Face models on features that are computed once."""
+"""Transfer learning with Hugging Face models on features that are computed once.
+
+Importing hftl imports neither torch nor transformers: its public names are brought when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from hftl.backbones.protocol import Backbone, Encoded
+    from hftl.backbones.source import Source
+    from hftl.backbones.text import TextBackbone
+    from hftl.backbones.vision import ImageBackbone
+    from hftl.errors import (
+        BackboneError,
+        BadRowError,
+        ConvergenceError,
+        DataError,
+        HftlError,
+        PluginError,
+        RecipeError,
+        SplitError,
+        StoreError,
+        UserError,
+    )
+    from hftl.hookspecs import hookimpl
+    from hftl.recipe import Head, Recipe, recipe
+    from hftl.registry import BackboneOptions, BackboneSpec
+    from hftl.run import run
+
+_HOME = {
+    "Backbone": "hftl.backbones.protocol",
+    "BackboneError": "hftl.errors",
+    "BackboneOptions": "hftl.registry",
+    "BackboneSpec": "hftl.registry",
+    "BadRowError": "hftl.errors",
+    "ConvergenceError": "hftl.errors",
+    "DataError": "hftl.errors",
+    "Encoded": "hftl.backbones.protocol",
+    "Head": "hftl.recipe",
+    "HftlError": "hftl.errors",
+    "ImageBackbone": "hftl.backbones.vision",
+    "PluginError": "hftl.errors",
+    "Recipe": "hftl.recipe",
+    "RecipeError": "hftl.errors",
+    "Source": "hftl.backbones.source",
+    "SplitError": "hftl.errors",
+    "StoreError": "hftl.errors",
+    "TextBackbone": "hftl.backbones.text",
+    "UserError": "hftl.errors",
+    "hookimpl": "hftl.hookspecs",
+    "recipe": "hftl.recipe",
+    "run": "hftl.run",
+}
+
+__all__ = [
+    "Backbone",
+    "BackboneError",
+    "BackboneOptions",
+    "BackboneSpec",
+    "BadRowError",
+    "ConvergenceError",
+    "DataError",
+    "Encoded",
+    "Head",
+    "HftlError",
+    "ImageBackbone",
+    "PluginError",
+    "Recipe",
+    "RecipeError",
+    "Source",
+    "SplitError",
+    "StoreError",
+    "TextBackbone",
+    "UserError",
+    "hookimpl",
+    "recipe",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hftl' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    # `hftl.recipe` and `hftl.run` are modules as well as public names: the public name wins, once and for all.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,131 @@
+"""The built-in backbones, registered through the same hooks as anybody else's.
+
+Any Hub id or local folder that transformers can load for image or sequence classification is a backbone; the names listed
+here are those that ``hftl backbones`` shows because they are known to serve well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hftl.errors import BackboneError
+from hftl.hookspecs import hookimpl
+from hftl.registry import BackboneOptions, BackboneSpec, suggestion
+
+if TYPE_CHECKING:
+    from hftl.backbones.protocol import Backbone
+    from hftl.backbones.source import Source
+
+GLYPHS = "hftl/glyph-vit-tiny"
+
+# Hub id, parameters, licence, what it is.
+IMAGE = [
+    ("google/vit-base-patch16-224-in21k", 86_389_248, "apache-2.0", "ViT-B/16, ImageNet-21k"),
+    ("google/vit-large-patch16-224-in21k", 303_301_632, "apache-2.0", "ViT-L/16, ImageNet-21k"),
+    ("facebook/deit-tiny-patch16-224", 5_717_416, "apache-2.0", "DeiT-Ti/16, ImageNet-1k"),
+    ("facebook/deit-small-patch16-224", 22_050_664, "apache-2.0", "DeiT-S/16, ImageNet-1k"),
+    ("facebook/dinov2-small", 22_056_576, "apache-2.0", "DINOv2 ViT-S/14, self-supervised"),
+    ("facebook/dinov2-base", 86_580_480, "apache-2.0", "DINOv2 ViT-B/14, self-supervised"),
+    ("facebook/dinov2-large", 304_368_640, "apache-2.0", "DINOv2 ViT-L/14, self-supervised"),
+    ("microsoft/swin-tiny-patch4-window7-224", 28_288_354, "apache-2.0", "Swin-T, ImageNet-1k"),
+    ("facebook/convnext-tiny-224", 28_589_128, "apache-2.0", "ConvNeXt-T, ImageNet-1k"),
+    ("microsoft/resnet-50", 25_557_032, "apache-2.0", "ResNet-50, ImageNet-1k"),
+    ("openai/clip-vit-base-patch32", 151_277_313, "mit", "CLIP ViT-B/32, image tower"),
+    ("google/siglip-base-patch16-224", 203_155_970, "apache-2.0", "SigLIP ViT-B/16, image tower"),
+]
+TEXT = [
+    ("sentence-transformers/all-MiniLM-L6-v2", 22_713_216, "apache-2.0", "MiniLM-L6 sentence encoder, English"),
+    ("sentence-transformers/all-mpnet-base-v2", 109_486_464, "apache-2.0", "MPNet sentence encoder, English"),
+    ("intfloat/multilingual-e5-small", 117_653_760, "mit", "E5-small sentence encoder, 94 languages"),
+    ("BAAI/bge-small-en-v1.5", 33_360_000, "mit", "BGE-small sentence encoder, English"),
+    ("google-bert/bert-base-uncased", 109_482_240, "apache-2.0", "BERT-base, English, lower case"),
+    ("FacebookAI/roberta-base", 124_645_632, "mit", "RoBERTa-base, English"),
+    ("FacebookAI/xlm-roberta-base", 278_043_648, "mit", "XLM-R-base, 100 languages"),
+    ("microsoft/deberta-v3-base", 183_831_552, "mit", "DeBERTa-v3-base, English"),
+    ("distilbert/distilbert-base-uncased", 66_362_880, "apache-2.0", "DistilBERT, English, lower case"),
+    ("answerdotai/ModernBERT-base", 149_014_272, "apache-2.0", "ModernBERT-base, English, 8,192 tokens"),
+]
+
+
+@hookimpl
+def hftl_register_backbones(register: Callable[[BackboneSpec], None]) -> None:
+    """The backbone that ships with hftl, and Hub models known to serve well."""
+    register(
+        BackboneSpec(
+            GLYPHS, "image", _load_sample, "small ViT for small glyphs; ships with hftl", 1_200_000, "apache-2.0"
+        )
+    )
+    for modality, models in (("image", IMAGE), ("text", TEXT)):
+        for name, parameters, licence, description in models:
+            register(
+                BackboneSpec(name, modality, partial(_load_hub, name), description, parameters, licence)
+            )
+
+
+@hookimpl(trylast=True)
+def hftl_resolve_backbone(ref: str) -> BackboneSpec | None:
+    """Any folder with a ``config.json``, and any Hub id."""
+    from hftl.backbones.source import is_hub_id
+
+    if Path(ref).expanduser().is_dir():
+        return BackboneSpec(ref, "any", partial(_load_folder, Path(ref)))
+    if ref.startswith((".", "/", "~")):
+        raise BackboneError(f"no folder {ref!r} is here{suggestion(ref)}")
+    if "/" in ref and is_hub_id(ref):
+        return BackboneSpec(ref, "any", partial(_load_hub, ref))
+    return None
+
+
+def _load_sample(options: BackboneOptions) -> Backbone:
+    from dataclasses import replace
+
+    from hftl import samples
+    from hftl.backbones.source import local
+
+    return _load(replace(local(samples.path("glyph-vit-tiny")), id=GLYPHS), options)
+
+
+def _load_folder(folder: Path, options: BackboneOptions) -> Backbone:
+    from hftl.backbones.source import local
+
+    return _load(local(folder), options)
+
+
+def _load_hub(ref: str, options: BackboneOptions) -> Backbone:
+    from hftl.backbones.source import from_hub
+
+    try:
+        source = from_hub(ref, offline=options.offline)
+    except BackboneError as error:
+        known = suggestion(ref)
+        raise BackboneError(f"{error}{known}" if "did you mean" in known and ref not in known else str(error)) from error
+    return _load(source, options)
+
+
+def _load(source: Source, options: BackboneOptions) -> Backbone:
+    """Choose by what transformers can load the configuration as: an image model, or a text model."""
+    from transformers import (
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as IMAGE_MODELS,
+    )
+    from transformers import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as TEXT_MODELS,
+    )
+
+    from hftl.backbones.pretrained import read_config
+    from hftl.backbones.text import TextBackbone
+    from hftl.backbones.vision import ImageBackbone
+
+    kind = type(read_config(source))
+    # Some architectures read both; whichever preprocessing the checkpoint brings decides.
+    sees = kind in IMAGE_MODELS
+    reads = kind in TEXT_MODELS
+    if sees and (not reads or (source.folder / "preprocessor_config.json").exists()):
+        return ImageBackbone(source)
+    if reads:
+        return TextBackbone(source, options.max_length)
+    raise BackboneError(
+        f"{source.id}: transformers has neither image nor sequence classification for {kind.__name__.removesuffix('Config')}"
+    )

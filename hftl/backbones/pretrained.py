@@ -1,0 +1,152 @@
+"""What every backbone that transformers can load has in common; `vision` and `text` add how rows are read."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel
+
+from hftl.backbones.source import Source
+from hftl.errors import BackboneError
+
+PROBLEM_TYPES = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+
+# Neither the labels that a checkpoint came with, nor where it lay and who saved it, can change a feature.
+NOT_IN_FEATURES = ("_name_or_path", "transformers_version", "id2label", "label2id", "problem_type", "num_labels")
+
+
+class PretrainedBackbone:
+    """A pretrained transformers model in a local folder.
+
+    Attributes:
+        source: where its files are.
+    """
+
+    modality: str
+    auto_class: Any
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.name = source.id
+        self.commit = source.commit
+
+    @cached_property
+    def base_config(self) -> Any:
+        """The checkpoint's own configuration.
+
+        Raises:
+            BackboneError: transformers does not know the architecture, or the file is damaged.
+        """
+        return read_config(self.source)
+
+    def processor_identity(self) -> dict[str, Any]:
+        """What about preprocessing can change a feature, as JSON."""
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """Model and preprocessing as JSON; the commit is None for a folder, whose weight files are then to be hashed."""
+        # The file as it is, for a newer transformers may add fields to what it parses.
+        config = json.loads((self.source.folder / "config.json").read_text())
+        for name in NOT_IN_FEATURES:
+            config.pop(name, None)
+        return {
+            "modality": self.modality,
+            "model": self.name if self.commit else None,
+            "commit": self.commit,
+            "config": digest_text(json.dumps(config, sort_keys=True)),
+            "processor": self.processor_identity(),
+            "dtype": "float32",
+        }
+
+    def weight_files(self) -> Mapping[str, Path]:
+        """Each tensor's name in the checkpoint, and the safetensors file that holds it."""
+        return self.source.weight_files()
+
+    def config(self, task: str, label_names: Sequence[str]) -> Any:
+        """The exported model's configuration: label names, kind of task, float32."""
+        config = copy.deepcopy(self.base_config)
+        config.id2label = dict(enumerate(label_names))
+        config.label2id = {name: index for index, name in enumerate(label_names)}
+        config.problem_type = PROBLEM_TYPES[task]
+        config.dtype = torch.float32
+        return config
+
+    def build(self, config: Any) -> tuple[nn.Module, set[str]]:
+        """The classification model with its pretrained weights, in eval mode, float32; and its head's parameter names.
+
+        Raises:
+            BackboneError: the weights do not fit the configuration.
+        """
+        self.weight_files()
+        try:
+            model, loading = self.auto_class.from_pretrained(
+                self.source.folder,
+                config=copy.deepcopy(config),
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+            )
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            raise BackboneError(f"{self.name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        without_generation(model.config)
+        head = self._head(model) | set(loading["missing_keys"]) | {key[0] for key in loading["mismatched_keys"]}
+        return model.eval(), head.intersection(name for name, _ in model.named_parameters())
+
+    def skeleton(self, config: Any) -> nn.Module:
+        """The same model on the meta device."""
+        with torch.device("meta"):
+            model: nn.Module = self.auto_class.from_config(copy.deepcopy(config), trust_remote_code=False)
+        without_generation(model.config)
+        return model.eval()
+
+    def _head(self, model: Any) -> set[str]:
+        """The parameters that the architecture's base class does not have: what stands on top of it."""
+        try:
+            with torch.device("meta"):
+                base = AutoModel.from_config(model.config, trust_remote_code=False)
+        except ValueError:
+            # An architecture without a base class: only what the checkpoint lacks is the head.
+            return set()
+        known = {name for name, _ in base.named_parameters()}
+        prefix = f"{model.base_model_prefix}."
+        names = {name for name, _ in model.named_parameters()}
+        return {name for name in names if name not in known and name.removeprefix(prefix) not in known}
+
+
+def read_config(source: Source) -> Any:
+    """A checkpoint's configuration.
+
+    Raises:
+        BackboneError: transformers does not know the architecture, or the file is damaged.
+    """
+    try:
+        return AutoConfig.from_pretrained(source.folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise BackboneError(f"{source.id}: {' '.join(str(error).split())[:300]}") from error
+
+
+def without_generation(config: Any) -> None:
+    """Keep a decoder from returning its key/value cache, which no classifier reads."""
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "use_cache"):
+            part.use_cache = False
+
+
+def digest_text(text: str) -> str:
+    """32 hex digits that name a text."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,97 @@
+"""What hftl asks of a backbone. The built-in ones and a plugin's answer the same questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row, ready to be put into a batch.
+
+    Attributes:
+        inputs: keyword arguments of the model's forward for this row alone, without the batch dimension.
+        cost: what the row costs the model, in tokens; 1 where all rows cost the same.
+        truncated: whether the row was longer than the model reads, and cut.
+    """
+
+    inputs: dict[str, Any]
+    cost: int = 1
+    truncated: bool = False
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A pretrained network, before its weights are read.
+
+    Making one reads configuration and preprocessing files; only `build` reads weights, and a warm run never calls it.
+
+    Attributes:
+        name: what a person calls it: a Hub id, a registered name, a folder's name.
+        commit: the resolved commit of a Hub repository; None for local files, which are identified by their contents.
+        modality: what it reads, for people: ``"image"``, ``"text"``, ``"audio"``, …
+        wants: how a row arrives: ``"file"`` (encoded bytes) or ``"text"`` (a tuple of one or two strings).
+        suffixes: the file name endings that a folder of data may hold, such as ``.png``; empty for text.
+        pipeline_tag: the Hub's task name of the exported model, such as ``"image-classification"``.
+    """
+
+    name: str
+    commit: str | None
+    modality: str
+    wants: Literal["file", "text"]
+    suffixes: frozenset[str]
+    pipeline_tag: str
+
+    def identity(self) -> dict[str, Any]:
+        """Everything about model and preprocessing that can change a feature, as JSON.
+
+        The weights of local files are left to hftl, which hashes `weight_files` where ``commit`` is None.
+        """
+        ...
+
+    def encode(self, rows: Sequence[Any], names: Sequence[str]) -> list[Encoded]:
+        """Raw rows (bytes, or tuples of strings), made ready; called from worker threads.
+
+        Raises:
+            BadRowError: a row cannot be decoded; ``names`` says which.
+        """
+        ...
+
+    def collate(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Encoded rows as one batch of keyword arguments for the forward; first dimension ``len(rows)``."""
+        ...
+
+    def probes(self) -> list[dict[str, Tensor]]:
+        """A few batches, with ragged lengths and every padding side, on which a split is proved."""
+        ...
+
+    def config(self, task: str, label_names: Sequence[str]) -> Any:
+        """The ``PreTrainedConfig`` of the exported model for these labels."""
+        ...
+
+    def build(self, config: Any) -> tuple[nn.Module, set[str]]:
+        """The pretrained classification model in eval mode, float32, and the names of the parameters of its head.
+
+        The head's parameters are those that a base checkpoint does not bring, or whose shape the labels change.
+
+        Raises:
+            BackboneError: the weights cannot be read or do not fit.
+        """
+        ...
+
+    def skeleton(self, config: Any) -> nn.Module:
+        """The same model without its weights, on the meta device."""
+        ...
+
+    def weight_files(self) -> Mapping[str, Path]:
+        """Each tensor's name in the checkpoint, and the safetensors file that holds it."""
+        ...
+
+    def save_processor(self, folder: Path) -> None:
+        """Write the preprocessing files that the exported model needs."""
+        ...

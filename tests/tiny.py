@@ -1,0 +1,84 @@
+"""Tiny random models of many architectures, as a user's checkpoint would hold them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers.modeling_utils import PreTrainedModel
+
+WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+TEXT_VOCABULARY = 120
+
+TEXT: dict[str, dict[str, Any]] = {
+    "bert": WIDE,
+    "roberta": WIDE,
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48},
+    "electra": WIDE | {"embedding_size": 16},
+    "mpnet": WIDE,
+    "deberta-v2": WIDE
+    | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16, "pooler_hidden_size": 32},
+    "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 48},
+    "modernbert": WIDE | {"global_attn_every_n_layers": 2},
+    "modernbert-mean": WIDE | {"global_attn_every_n_layers": 2, "classifier_pooling": "mean"},
+    "bart": {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+    },
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
+    "llama": WIDE | {"num_key_value_heads": 2},
+    "qwen3": WIDE | {"num_key_value_heads": 2, "head_dim": 16},
+}
+
+PATCHES = WIDE | {"image_size": 32, "patch_size": 8}
+IMAGE: dict[str, dict[str, Any]] = {
+    "vit": PATCHES,
+    "deit": PATCHES,
+    "deit-distilled": PATCHES,
+    "dinov2": PATCHES,
+    "beit": PATCHES,
+    "swin": {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4},
+    "convnext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2},
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+    "mobilenet_v2": {"depth_multiplier": 0.1, "image_size": 32},
+    "mobilevit": {"image_size": 64, "hidden_sizes": [16, 16, 16], "neck_hidden_sizes": [8, 8, 8, 16, 16, 16, 24]},
+    "efficientnet": {"image_size": 32, "width_coefficient": 0.2, "depth_coefficient": 0.2, "hidden_dim": 256},
+    "clip": {"vision_config": PATCHES, "text_config": WIDE | {"vocab_size": TEXT_VOCABULARY}, "projection_dim": 16},
+    "siglip": {"vision_config": PATCHES, "text_config": WIDE | {"vocab_size": TEXT_VOCABULARY}},
+}
+ARCHITECTURES = {"deit-distilled": ["DeiTForImageClassificationWithTeacher"]}
+
+
+def config(name: str, num_labels: int = 3, **overrides: Any) -> Any:
+    """A tiny configuration of one of the architectures above."""
+    model_type = {"deit-distilled": "deit", "modernbert-mean": "modernbert"}.get(name, name)
+    options = dict(TEXT.get(name) or IMAGE[name])
+    if name in TEXT:
+        options |= {"vocab_size": TEXT_VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        if name not in ("xlnet", "gpt2"):
+            options["max_position_embeddings"] = 64
+        if name in ("modernbert", "modernbert-mean"):
+            options |= {"cls_token_id": 1, "sep_token_id": 2}
+    made = AutoConfig.for_model(model_type, **options | overrides)
+    made.num_labels = num_labels
+    made.architectures = ARCHITECTURES.get(name, [])
+    return made
+
+
+def model(name: str, num_labels: int = 3, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A tiny random classification model in eval mode, its weights drawn with ``seed``."""
+    torch.manual_seed(seed)
+    auto = AutoModelForSequenceClassification if name in TEXT else AutoModelForImageClassification
+    made = auto.from_config(config(name, num_labels, **overrides)).eval()
+    with torch.no_grad():
+        # The classes' own initial values (0.02) make every row look alike; spread them.
+        for parameter in made.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(5)
+    return made
