@@ -198,18 +198,18 @@ def host_tag() -> str:
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=4).hexdigest()
 
 
-def made_by_dead_process(mark: str) -> bool:
-    """Whether ``mark`` (from `process_mark`) names a process of this host that is gone."""
+def alive(mark: str) -> bool | None:
+    """Whether the process that gave the name ``mark`` (`process_mark`) runs; None for one of another host."""
     match = _MARK.fullmatch(mark)
     if match is None or match[1] != host_tag() or os.name == "nt":
-        return False
+        return None
     try:
         os.kill(int(match[2]), 0)
     except ProcessLookupError:
-        return True
-    except OSError:
         return False
-    return False
+    except OSError:  # it belongs to another user
+        return True
+    return True
 
 
 def remove_orphans(folder: Path, files: Files = FILES) -> int:
@@ -224,7 +224,7 @@ def remove_orphans(folder: Path, files: Files = FILES) -> int:
                 if not _TEMP.fullmatch(path.name):
                     continue
                 old = time.time() - path.stat().st_mtime > STALE_SECONDS
-                if old or made_by_dead_process(path.name.removeprefix(".tmp-")):
+                if old or alive(path.name.removeprefix(".tmp-")) is False:
                     files.unlink(path)
                     removed += 1
     return removed

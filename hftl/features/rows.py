@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,32 @@ def _slice(column: Column, begin: int, end: int) -> Column:
         last = first + int(column.lengths[begin:end].sum())
         return RaggedArray(column.values[first:last], column.lengths[begin:end])
     return column[begin:end]
+
+
+def join_rows(shards: Sequence[Shard]) -> Shard:
+    """The rows of several shards, one after the other."""
+    columns: dict[str, Column] = {}
+    for name, first in shards[0].columns.items():
+        parts = [shard.columns[name] for shard in shards]
+        if isinstance(first, RaggedArray):
+            values = np.concatenate([ragged(part).values for part in parts])
+            columns[name] = RaggedArray(values, np.concatenate([ragged(part).lengths for part in parts]))
+        else:
+            columns[name] = np.concatenate([part for part in parts if not isinstance(part, RaggedArray)])
+    return Shard(np.concatenate([shard.digests for shard in shards]), columns)
+
+
+def take_rows(shard: Shard, rows: npt.NDArray[np.int64]) -> Shard:
+    """Some rows of a shard, in the order of ``rows``."""
+    columns: dict[str, Column] = {}
+    for name, column in shard.columns.items():
+        if isinstance(column, RaggedArray):
+            begins = np.cumsum(column.lengths) - column.lengths
+            lengths = column.lengths[rows]
+            columns[name] = RaggedArray(column.values[_spans(begins[rows], lengths)], lengths)
+        else:
+            columns[name] = column[rows]
+    return Shard(shard.digests[rows], columns)
 
 
 def copy_rows(source: Array, rows: npt.NDArray[np.int64], target: Array, to: npt.NDArray[np.int64]) -> None:

@@ -103,13 +103,14 @@ class Shard:
     columns: dict[str, Column]
 
 
-def encode(shard: Shard, specs: Mapping[str, ColumnSpec], space: str) -> list[memoryview]:
+def encode(shard: Shard, specs: Mapping[str, ColumnSpec], space: str, nonce: str) -> list[memoryview]:
     """The bytes of a shard file, in parts: a header, then each array as it lies in memory.
 
     Args:
         shard: digests (n, 16) and columns of n rows in their storage types.
         specs: the space's columns.
         space: the space's id; a shard that strays into another space's folder is not served there.
+        nonce: never used before, so that no two shards ever get one name, not even with equal rows.
     """
     arrays: list[tuple[str, str, Array]] = []
     for name, spec in specs.items():
@@ -122,7 +123,7 @@ def encode(shard: Shard, specs: Mapping[str, ColumnSpec], space: str) -> list[me
             arrays.append((name, code, column))
     arrays.append((DIGESTS, "U8", shard.digests))
     arrays.sort(key=lambda item: -item[2].dtype.itemsize)  # the widest first, so that every array is aligned
-    header: dict[str, object] = {"__metadata__": {"format": _FORMAT, "space": space}}
+    header: dict[str, object] = {"__metadata__": {"format": _FORMAT, "space": space, "nonce": nonce}}
     parts: list[memoryview] = []
     at = 0
     for name, code, array in arrays:
@@ -215,7 +216,8 @@ def _arrays(data: mmap.mmap | bytes, space: str) -> dict[str, tuple[str, Array]]
     if len(data) < 8 or size > len(data) - 8:
         raise BadShardError("it is cut short")
     header = json.loads(data[8 : 8 + size])
-    if header.pop("__metadata__") != {"format": _FORMAT, "space": space}:
+    metadata = header.pop("__metadata__")
+    if (metadata["format"], metadata["space"]) != (_FORMAT, space):
         raise BadShardError("it belongs to another space or another version of the format")
     storages = dict(_DTYPES.values())
     arrays = {}

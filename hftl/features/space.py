@@ -12,8 +12,8 @@ store a row twice.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-import hftl
 from hftl.errors import StoreError
+from hftl.features.description import describe, parse_description
 from hftl.features.files import (
     Files,
     make_folders,
@@ -35,6 +35,7 @@ from hftl.features.files import (
     write_atomically,
 )
 from hftl.features.identity import JSON, canonical_json, space_id
+from hftl.features.lease import Lease
 from hftl.features.lookup import RowIndex
 from hftl.features.rows import copy_ragged, copy_rows, ragged, split_rows
 from hftl.features.shard import (
@@ -57,7 +58,6 @@ from hftl.features.values import Ragged, Values, to_storage, to_torch
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 1
 _TOUCH_SECONDS = 60.0
 _RELISTS = 20
 
@@ -86,8 +86,12 @@ class MissingRowsError(StoreError):
         self.rows = rows
 
 
-class _VanishedError(Exception):
-    """A shard that was listed is gone or bad: list again."""
+class ShardGoneError(Exception):
+    """A shard that was listed is gone, or ``damaged`` and set aside: list again."""
+
+    def __init__(self, name: str, *, damaged: bool) -> None:
+        super().__init__(name)
+        self.damaged = damaged
 
 
 class Space:
@@ -117,6 +121,7 @@ class Space:
         self._good: dict[str, tuple[int, int, int]] = {}  # checked by this process: inode, size, mtime
         self._bad: dict[str, tuple[int, int, int]] = {}
         self._touched = float("-inf")
+        self._lease: Lease | None = None
         self._load()
 
     # -- what the space is ---------------------------------------------------------------------------------
@@ -134,45 +139,28 @@ class Space:
         for name in columns:
             if name == "digests" or name.endswith(".lengths"):
                 raise ValueError(f"{name!r} cannot be a column's name")
-        content = {"info": dict(info), "columns": {name: spec.to_json() for name, spec in columns.items()}}
-        wanted = canonical_json(content)
         if self.info is None:
             self._load()
         if self.info is None:
-            self._write_description(content)
+            self._write_description(info, columns)
             self._load()
-        have = {"info": self.info, "columns": {name: spec.to_json() for name, spec in self.columns.items()}}
-        if canonical_json(have) != wanted:
+        if canonical_json(self.info) != canonical_json(dict(info)) or self.columns != dict(columns):
             raise StoreError(
                 f"{self.path} was created with other content than this program's; "
                 "remove it with hftl cache clear and run again"
             )
+        self.touch()
         remove_orphans(self._shards, self._files)
 
-    def _write_description(self, content: dict[str, Any]) -> None:
-        description: dict[str, Any] = {
-            "format": FORMAT,
-            "id": self.id,
-            "label": self.label,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "hftl": hftl.__version__,
-            "identity": self.identity,
-            **content,
-        }
-        description["checksum"] = _checksum(description)
-        text = json.dumps(description, indent=2, ensure_ascii=True) + "\n"
+    def _write_description(self, info: Mapping[str, JSON], columns: Mapping[str, ColumnSpec]) -> None:
+        text = describe(self.identity, self.label, info, columns)
         with store_errors("write", self.path):
-            self._make_folders()
+            # root, features, space and shards: on the disk before the description says that they are there
+            make_folders(self._files, self._shards, self._mode, levels=4)
             with suppress(
                 FileExistsError
             ):  # another process was first: what it wrote is compared by the caller
-                write_atomically(
-                    self._files,
-                    self.path / "space.json",
-                    [text.encode("ascii")],
-                    self._mode & 0o666,
-                    new=True,
-                )
+                write_atomically(self._files, self.path / "space.json", [text], self._mode & 0o666, new=True)
 
     def _load(self) -> None:
         path = self.path / "space.json"
@@ -183,23 +171,14 @@ class Space:
             if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
                 return
             raise
-        description = parse_description(text)
+        description = parse_description(text, path)
         if description is None:
-            self._set_aside(path, lambda data: parse_description(data) is not None)
+            self._set_aside(path, lambda data: parse_description(data, path) is not None)
             return
-        if description["format"] != FORMAT:
-            raise StoreError(
-                f"{path} has format {description['format']}, this hftl knows {FORMAT}: "
-                "update hftl or set HFTL_CACHE to another folder"
-            )
         if description["id"] != self.id:
             raise StoreError(f"{path} describes another space; move it away and run again")
         self.info = description["info"]
-        self.columns = {
-            name: ColumnSpec(spec["dtype"], tuple(spec["shape"]), spec["ragged"])
-            for name, spec in description["columns"].items()
-        }
-        self._touch()
+        self.columns = description["columns"]
 
     # -- rows ----------------------------------------------------------------------------------------------
 
@@ -234,7 +213,7 @@ class Space:
         self._refuse_non_finite(shard, names)
         for part in split_rows(shard, self.columns):
             self.write_shard(part)
-        self._touch()
+        self.touch()
 
     def gather(
         self, digests: Digests, columns: Collection[str] | None = None
@@ -260,13 +239,13 @@ class Space:
         """`gather` without torch: numpy arrays in their storage types (bfloat16 as its bits, uint16)."""
         digests = _as_digests(digests)
         specs = {name: spec for name, spec in self.columns.items() if columns is None or name in columns}
-        self._touch()
+        self.touch()
         with self._lock:
             for _ in range(_RELISTS):
                 shard, row = self._find(digests)
                 try:
                     return self._fill(shard, row, specs)
-                except _VanishedError:
+                except ShardGoneError:
                     self._refresh()
         raise StoreError(
             f"{self.path} keeps changing while it is read; run again when nothing else cleans it up"
@@ -323,20 +302,21 @@ class Space:
     def _shards(self) -> Path:
         return self.path / "shards"
 
-    def shard_names(self) -> set[str]:
-        """The file names of the shards that stand in the folder now."""
+    def shard_sizes(self) -> dict[str, int]:
+        """The file names of the shards that stand in the folder now, and their bytes."""
         try:
-            return {path.name for path in self._shards.iterdir() if _is_shard(path.name)}
+            with os.scandir(self._shards) as entries:
+                return {entry.name: entry.stat().st_size for entry in entries if _is_shard(entry.name)}
         except (FileNotFoundError, NotADirectoryError):
-            return set()
+            return {}
         except OSError as error:
             raise StoreError(
-                f"cannot read {self._shards}: {error.strerror}; check the folder's permissions"
+                f"cannot read {self._shards}: {error.strerror}; check its permissions"
             ) from error
 
     def write_shard(self, shard: Shard) -> str:
         """Write one shard, durably; returns its file name."""
-        parts = encode(shard, self.columns, self.id)
+        parts = encode(shard, self.columns, self.id, nonce=secrets.token_hex(16))
         name = file_name(parts)
         path = self._shards / name
         with store_errors("write features to", self._shards):
@@ -344,27 +324,30 @@ class Space:
                 write_atomically(self._files, path, parts, self._mode & 0o666)
             except FileNotFoundError:
                 # Somebody cleared the space, or the file that was being written, under us: start over once.
-                self._make_folders()
+                self._write_description(self.info or {}, self.columns)
                 write_atomically(self._files, path, parts, self._mode & 0o666)
-                if not (self.path / "space.json").exists():
-                    columns = {key: spec.to_json() for key, spec in self.columns.items()}
-                    self._write_description({"info": self.info, "columns": columns})
         with self._lock:
             self._add(name, shard.digests)
         return name
+
+    def remove_shard(self, name: str) -> None:
+        """Remove one shard, whose rows stand in another."""
+        with store_errors("remove", self._shards / name), suppress(FileNotFoundError):
+            self._files.unlink(self._shards / name)
+        self._forget(name)
 
     def read_shard(self, name: str) -> Shard:
         """Map one shard; its checksum is verified when this process opens it for the first time.
 
         Raises:
-            _VanishedError: it is gone, or bad and now set aside; the index has forgotten it.
+            ShardGoneError: it is gone, or bad and now set aside; the index has forgotten it.
         """
         path = self._shards / name
         try:
             data, signature = map_file(path)
         except FileNotFoundError:
             self._forget(name)
-            raise _VanishedError(name) from None
+            raise ShardGoneError(name, damaged=False) from None
         except OSError as error:
             raise StoreError(f"cannot read {path}: {error.strerror}; check the disk and run again") from error
         try:
@@ -376,7 +359,7 @@ class Space:
             self._bad[name] = signature
             del data
             self._set_aside(path, lambda data: self._is_good(data, name))
-            raise _VanishedError(name) from None
+            raise ShardGoneError(name, damaged=True) from None
         self._good[name] = signature
         return shard
 
@@ -392,13 +375,13 @@ class Space:
         """Bring the index up to what stands in the folder."""
         if self.info is None:
             return
-        names = self.shard_names()
+        names = self.shard_sizes().keys()
         for name in self._numbers.keys() - names:
             self._forget(name)
         for name in sorted(names - self._numbers.keys()):
             if name in self._bad and self._bad[name] == _signature(self._shards / name):
                 continue
-            with suppress(_VanishedError):
+            with suppress(ShardGoneError):
                 self._add(name, self.read_shard(name).digests)
 
     def _add(self, name: str, digests: Digests) -> None:
@@ -419,20 +402,20 @@ class Space:
         with suppress(OSError):
             self._files.make_folder(target.parent, self._mode)
             path.replace(target)
-            # A writer may have put a good file of that name there since it was read: look again.
+            # A network mount may have shown it half: what turns out good is given back.
             if is_good(target.read_bytes()):
                 target.replace(path)
 
-    def _make_folders(self) -> None:
-        make_folders(self._files, self._shards, self._mode, levels=4)  # root, features, space, shards
-
-    def _touch(self) -> None:
-        """Note the last use; a store that cannot be written is used without a note."""
-        if time.monotonic() - self._touched < _TOUCH_SECONDS:
+    def touch(self) -> None:
+        """Note that the space is in use; a store that cannot be written is used without a note."""
+        if self.info is None or time.monotonic() - self._touched < _TOUCH_SECONDS:
             return
         self._touched = time.monotonic()
         with suppress(OSError):
             (self.path / "last_used").touch(mode=self._mode & 0o666)
+        if self._lease is None:
+            self._lease = Lease(self.path, self._mode)
+        self._lease.renew()
 
     def _refuse_non_finite(self, shard: Shard, names: Sequence[str] | None) -> None:
         for column, spec in self.columns.items():
@@ -445,21 +428,6 @@ class Space:
                     "look at these rows, or compute in float32",
                     bad,
                 )
-
-
-def parse_description(text: bytes) -> dict[str, Any] | None:
-    """The content of a space.json, None where it is damaged."""
-    try:
-        description = json.loads(text)
-        stated = description.pop("checksum")
-        good = stated == _checksum(description) and description["id"] == space_id(description["identity"])
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
-    return description if good else None
-
-
-def _checksum(description: Mapping[str, JSON]) -> str:
-    return hashlib.blake2b(canonical_json(dict(description)).encode("ascii"), digest_size=16).hexdigest()
 
 
 def _is_shard(name: str) -> bool:

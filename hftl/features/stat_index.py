@@ -1,8 +1,8 @@
 """Remembers the digests of files that did not change, the way git's index does.
 
 A file is taken as unchanged while its size, mtime, ctime and inode are. That is safe only for files that were
-already old when they were read: one that is written twice within a tick of the clock looks the same afterwards. Such
-files (git calls them racily clean) are not remembered until they have been at rest for `RACY_NS`.
+already old when they were read: one that is written twice within a tick of the clock looks the same
+afterwards. Such files (git calls them racily clean) are not remembered until they were at rest for `RACY_NS`.
 """
 
 from __future__ import annotations

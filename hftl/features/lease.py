@@ -1,0 +1,56 @@
+"""Who has a space open: one small file for each process, so that `gc` leaves alone what is in use."""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from contextlib import suppress
+from pathlib import Path
+
+from hftl.features.files import FILES, alive, make_folders, process_mark
+
+LEASE_SECONDS = 24 * 3600.0
+"""A process of another host that gave no sign for this long is taken for gone."""
+
+
+class Lease:
+    """Says that this process uses the space at ``space``; given back when the object or the process ends.
+
+    A store that cannot be written is used without a lease.
+    """
+
+    def __init__(self, space: Path, mode: int) -> None:
+        self._path = space / "leases" / process_mark()
+        with suppress(OSError):
+            make_folders(FILES, self._path.parent, mode)
+            self._path.touch(mode=mode & 0o666)
+        weakref.finalize(self, _give_back, self._path, os.getpid())
+
+    def renew(self) -> None:
+        """Give a sign of life."""
+        with suppress(OSError):
+            os.utime(self._path)
+
+
+def in_use(space: Path) -> bool:
+    """Whether a live process has ``space`` open; the leases of dead ones are removed."""
+    leases: list[Path] = []
+    with suppress(OSError):
+        leases = list((space / "leases").iterdir())
+    return any([_holds(path) for path in leases])  # noqa: C419 - look at all: dead leases go
+
+
+def _holds(path: Path) -> bool:
+    here = alive(path.name)
+    with suppress(OSError):
+        if here or (here is None and time.time() - path.stat().st_mtime < LEASE_SECONDS):
+            return True
+        path.unlink()
+    return False
+
+
+def _give_back(path: Path, pid: int) -> None:
+    if os.getpid() == pid:  # a forked child inherits the object, not the lease
+        with suppress(OSError):
+            path.unlink()
