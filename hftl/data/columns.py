@@ -11,7 +11,7 @@ from hftl.data.source import did_you_mean, listing
 from hftl.errors import DataError
 
 Kind: TypeAlias = Literal["text", "file", "class", "flag", "int", "float", "list", "other"]
-"""What a column holds; ``flag`` is a bool or a number that is only ever 0 or 1, ``class`` has named classes."""
+"""What a column holds; ``flag``: true or false, or only the numbers 0 and 1; ``class``: named classes."""
 
 LABEL_NAMES = (
     *(
@@ -95,7 +95,8 @@ _MISSING = r"^\s*(|nan|NaN|NAN|NA|N/A|n/a|null|NULL|None|[+-]?[iI]nf)\s*$"
 def numbers_from_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Turn a text column into integers or floats if every cell is a number or a usual word for a missing one.
 
-    A missing number becomes null. A column with any other word in it stays text, with surrounding blanks cut and blank cells null.
+    A missing number becomes null. A column with any other word in it stays text, with surrounding blanks cut
+    and blank cells null.
     """
     present = column.filter(pc.invert(pc.match_substring_regex(column, _MISSING)))
     for pattern, kind in ((_INTEGER, pa.int64()), (_NUMBER, pa.float64())):
@@ -155,7 +156,7 @@ def choose_columns(
     """
     for stated in (input_columns or (), label_columns or ()):
         _check_present(stated, kinds, where)
-    usable = ("file", "text") if wants == "file" and paths_allowed else (wants,)
+    usable: tuple[Kind, ...] = ("file", "text") if wants == "file" and paths_allowed else (wants,)
     if input_columns is not None:
         inputs = _check_inputs(tuple(input_columns), kinds, wants, usable, where)
         labels = tuple(label_columns or ()) or _infer_labels(kinds, inputs, where)
@@ -244,7 +245,8 @@ def _infer_inputs(
     noun = "text" if wants == "text" else "image or audio file"
     if candidates:
         raise DataError(
-            f"{where}: cannot tell which of {listing(candidates)} is the {noun}: state it with --set input_columns=[…]"
+            f"{where}: cannot tell which of {listing(candidates)} is the {noun}: "
+            f"state it with --set input_columns=[…]"
         )
     raise DataError(
         f"{where}: no {noun} column; found {', '.join(f'{c} ({kind})' for c, kind in kinds.items())}"

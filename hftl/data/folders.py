@@ -17,7 +17,7 @@ _JUNK = {"thumbs.db", "desktop.ini", "__macosx", "__pycache__"}
 
 
 def list_files(root: Path) -> list[PurePosixPath]:
-    """Return all files below ``root``, relative to it and sorted; hidden and junk files are left out, links followed."""
+    """Return all files below ``root``, relative and sorted; no hidden or junk files, links followed."""
     return sorted(_walk(root, PurePosixPath(), frozenset()))
 
 
@@ -44,8 +44,8 @@ def read_class_folders(root: Path, files: list[PurePosixPath], suffixes: Collect
         suffixes: lower-case suffixes of the files wanted; all but tables if empty.
 
     Returns:
-        A source with the columns ``file`` (path relative to ``root``) and ``label`` (the class folder's name), or ``None`` if no wanted
-        file lies in a class folder.
+        A source with the columns ``file`` (path relative to ``root``) and ``label`` (the class folder's
+        name), or ``None`` if no wanted file lies in a class folder.
     """
     wanted = [
         f
@@ -60,7 +60,8 @@ def read_class_folders(root: Path, files: list[PurePosixPath], suffixes: Collect
 
     parts: dict[SplitName, Part] = {}
     used: list[PurePosixPath] = []
-    for split, folder in chosen.items() if chosen else [("train", None)]:
+    folders: dict[SplitName, str | None] = {**chosen} if chosen else {"train": None}
+    for split, folder in folders.items():
         members = [f for f in labelled if folder is None or f.parts[0] == folder]
         table = pa.table(
             {FILE_COLUMN: [str(f) for f in members], LABEL_COLUMN: [f.parts[depth - 1] for f in members]}
@@ -77,7 +78,7 @@ def read_class_folders(root: Path, files: list[PurePosixPath], suffixes: Collect
 
 
 def _split_folders(wanted: list[PurePosixPath]) -> dict[SplitName, str]:
-    """Return the split folders, if there are any: with classes inside, so that a class called 'train' is no split."""
+    """Return the split folders, if any: they have classes inside, so a class called 'train' is no split."""
     with_classes = dict.fromkeys(f.parts[0] for f in wanted if len(f.parts) > 2)
     chosen, _ = assign_splits(with_classes)
     return chosen if "train" in chosen else {}
@@ -88,8 +89,8 @@ def _check_depth(root: Path, used: list[PurePosixPath], depth: int) -> None:
     classes = {f.parts[depth - 1] for f in used}
     if len(classes) == 1 and all(len(f.parts) > depth + 1 for f in used):
         raise DataError(
-            f"{root}: only one class folder, {listing(sorted(classes))}, and it holds folders: give the folder that holds the classes, "
-            f"such as {root / used[0].parts[0]}"
+            f"{root}: only one class folder, {listing(sorted(classes))}, and it holds folders: give "
+            f"the folder that holds the classes, such as {root / used[0].parent.parent}"
         )
 
 
@@ -99,6 +100,4 @@ def _ignored(files: list[PurePosixPath], used: list[PurePosixPath]) -> list[str]
         return []
     kinds = Counter(f.suffix.lower() or "no suffix" for f in left_out)
     shown = ", ".join(f"{kind}: {count:,}" for kind, count in kinds.most_common(5))
-    return [
-        f"ignored {plural(len(left_out), 'file')} that are not of the kind or not in a class folder ({shown}; first: {left_out[0]})"
-    ]
+    return [f"ignored {plural(len(left_out), 'other file')} ({shown}; the first is {left_out[0]})"]

@@ -1,8 +1,9 @@
 """Turn encoded image bytes into an upright 8-bit RGB picture, or say which row cannot be decoded.
 
-For the ordinary 8-bit modes the result is what ``transformers.image_utils.load_image`` gives (EXIF transpose, then
-``convert("RGB")``), so that an exported model sees in ``transformers.pipeline`` the pixels it was trained on. Deeper
-images are scaled to 8 bits, where Pillow's own conversion would clip everything above 255 to white.
+For the ordinary 8-bit modes the result is what ``transformers.image_utils.load_image`` gives (EXIF transpose,
+then ``convert("RGB")``), so that an exported model sees in ``transformers.pipeline`` the pixels it was
+trained on. Deeper images are scaled to 8 bits, where Pillow's own conversion would clip everything above 255
+to white.
 """
 
 import io
@@ -12,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from hftl.errors import BadRowError
 
 MAX_PIXELS = 89_478_485
-"""Images with more pixels are refused before decoding: Pillow's own line for a suspected decompression bomb."""
+"""Images with more pixels are refused before decoding: here Pillow begins to suspect a decompression bomb."""
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -56,7 +57,7 @@ def decode_image(encoded: bytes, name: str) -> Image.Image:
         why = (
             f"the image has more than {MAX_PIXELS:,} pixels and may be a decompression bomb; make it smaller"
         )
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         why = "not an image that Pillow can read" if encoded else "the file is empty"
     except Exception as error:  # a damaged file makes Pillow's readers raise nearly anything
         why = "the image cannot be decoded: " + " ".join(str(error).split() or [type(error).__name__])
@@ -67,8 +68,8 @@ def decode_image(encoded: bytes, name: str) -> Image.Image:
 def _quiet() -> Iterator[None]:
     """Silence Pillow's warnings about oddities of a file's header.
 
-    ``catch_warnings`` swaps state of the whole process, so threads take turns. Only the header is read in here: the
-    pixels are decoded outside, in parallel.
+    ``catch_warnings`` swaps state of the whole process, so threads take turns. Only the header is read in
+    here: the pixels are decoded outside, in parallel.
     """
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -103,8 +104,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_8_bit(pixels: np.ndarray, mode: str) -> np.ndarray:
     """Scale grey levels to 0..255, so that a range's top is white.
 
-    ``I;16`` spans 16 bits by definition. ``I`` and ``F`` have no nominal top: the smallest usual range that holds the
-    image is taken (8, 16 or 31 bits; for floats also 0..1), which leaves 8-bit levels stored in ``I`` as they are.
+    ``I;16`` spans 16 bits by definition. ``I`` and ``F`` have no nominal top: the smallest usual range that
+    holds the image is taken (8, 16 or 31 bits; for floats also 0..1), so 8-bit levels stored in ``I`` stay as
+    they are.
     """
     if not np.isfinite(pixels).all():
         raise ValueError("it holds NaN or infinite pixels")

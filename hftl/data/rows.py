@@ -1,4 +1,4 @@
-"""What a data reference becomes: rows that can be read one by one, their labels, and what was inferred about them."""
+"""What a data reference becomes: rows to read one by one, labels, and what was inferred about them."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ class RowNames:
             self._sources.append(source)
             self._starts.append(start)
             start += rows
+
+    @property
+    def source(self) -> str:
+        """Name of the first file."""
+        return self._sources[0]
 
     def __getitem__(self, row: int) -> str:
         at = bisect_right(self._starts, row) - 1
@@ -76,10 +81,11 @@ class Texts(Sequence[tuple[str, ...]]):
 
 
 class Files(Sequence[bytes]):
-    """Encoded files (images, sounds), never decoded here; bytes and paths stay in the Arrow column they came in.
+    """Encoded files (images, sounds), never decoded here; what is known of them stays in its Arrow column.
 
     Args:
-        column: strings (paths), binaries (the encoded bytes), or structs ``{bytes, path}`` as `datasets` stores images.
+        column: strings (paths), binaries (the encoded bytes), or structs ``{bytes, path}`` as `datasets` has
+            them.
         names: rows' names; ``None`` where the path itself is the best name.
         root: folder that relative paths start from.
         within: if not empty, the folders outside which no path is read (for data that somebody else wrote).
@@ -133,7 +139,8 @@ class Files(Sequence[bytes]):
         """Return the file's bytes, as stored.
 
         Raises:
-            BadRowError: the cell is empty, or its file is missing, unreadable, or outside the data's own folders.
+            BadRowError: the cell is empty, or its file is missing, unreadable or outside the data's own
+                folders.
         """
         content, path = self._cell(row)
         if content is not None:
@@ -153,7 +160,7 @@ class Files(Sequence[bytes]):
 
     @property
     def nbytes_in_memory(self) -> int | None:
-        """Size of the column if it holds every file's bytes, so that none is read from disk; else ``None``."""
+        """Size of the column if it holds every file's bytes, so that none lies on disk; else ``None``."""
         cells = self._column
         if pa.types.is_struct(cells.type):
             cells = pc.struct_field(cells, "bytes")
@@ -180,8 +187,8 @@ class Split:
     Attributes:
         name: ``train``, ``validation`` or ``test``.
         inputs: the rows.
-        labels: int64 ``(n,)`` class numbers for single_label; float32 ``(n, k)`` of 0 and 1 for multi_label; float32
-            ``(n, k)`` targets for regression.
+        labels: int64 ``(n,)`` class numbers for single_label; float32 ``(n, k)`` of 0 and 1 for multi_label;
+            float32 ``(n, k)`` targets for regression.
     """
 
     name: str
@@ -204,7 +211,8 @@ class Data:
         validation: rows for choosing, if the data bring them.
         test: rows that the run reports on.
         notes: one sentence for each thing that was inferred, dropped or made.
-        identity: what this data was, as JSON: reference, commit or files, split sizes, columns, digest of the labels.
+        identity: what the data were, as JSON: reference, commit or files, split sizes, columns, labels'
+            digest.
     """
 
     ref: str

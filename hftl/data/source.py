@@ -1,4 +1,4 @@
-"""What every kind of reference is first turned into: Arrow tables, one for each split, before columns are understood."""
+"""What every kind of reference is first turned into: an Arrow table for each split, not yet understood."""
 
 import hashlib
 import re
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from hftl.data.rows import RowNames
+from hftl.data.rows import Files, RowNames
 from hftl.errors import DataError
 
 SplitName = Literal["train", "validation", "test"]
@@ -27,12 +27,16 @@ class Part:
     """One split as it lies there.
 
     Attributes:
-        table: its rows; a list of tables' columns is the same in every part.
-        names: rows' names, or ``None`` where a file's own path names it.
+        table: its rows.
+        names: rows' names, or ``None`` where the path of a file, in the table's first column, names it.
     """
 
     table: pa.Table
     names: RowNames | None
+
+    def name(self, row: int) -> str:
+        """Return a row's name for a person."""
+        return Files(self.table[0]).name(row) if self.names is None else self.names[row]
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Source:
         class_names: names of the classes, for columns that say them (a `ClassLabel` of `datasets`).
         root: folder that relative paths of files start from.
         within: folders outside which no file is read; empty means any.
-        foreign: whether somebody else wrote the data, so that a text cell is never taken for a path on this machine.
+        foreign: whether somebody else wrote the data, so that no text cell is taken for a path on this
+            machine.
         notes: what was chosen or left out on the way, one sentence each.
         identity: what the data were, as JSON.
     """
@@ -61,7 +66,7 @@ class Source:
 
 
 def split_of(name: str) -> SplitName | None:
-    """Return the split that a file's, folder's or split's name says, such as ``test`` for ``banking-test-v2``."""
+    """Return the split that the name of a file or folder says, such as ``test`` for ``banking-test-v2``."""
     words = [name.lower(), *re.split(r"[^a-z]+", name.lower())]
     said: set[SplitName] = {
         split for split, names in SPLIT_NAMES.items() if any(word in names for word in words)
@@ -87,9 +92,12 @@ def assign_splits(names: Iterable[str]) -> tuple[dict[SplitName, str], list[str]
     return chosen, [name for name in names if name not in chosen.values()]
 
 
-def digest(content: bytes) -> str:
-    """Return a 128-bit digest, in hexadecimal."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+def digest(*contents: bytes) -> str:
+    """Return a 128-bit digest of byte strings in their order, in hexadecimal."""
+    state = hashlib.blake2b(digest_size=16)
+    for content in contents:
+        state.update(content)
+    return state.hexdigest()
 
 
 def plural(count: int, noun: str) -> str:
@@ -110,13 +118,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 
-def require_train(parts: Mapping[SplitName, object], where: str) -> None:
+def require_train(chosen: Mapping[SplitName, object], names: Sequence[str], where: str) -> None:
     """Refuse data without a training split.
 
+    Args:
+        chosen: the splits found.
+        names: names of everything that was there.
+        where: the data's name for a person.
+
     Raises:
-        DataError: there is none.
+        DataError: there is no training split.
     """
-    if "train" not in parts:
-        raise DataError(
-            f"{where}: no training split; found only {listing(sorted(parts))}: name one of them 'train'"
-        )
+    if "train" not in chosen:
+        raise DataError(f"{where}: no training split among {listing(names)}: name one 'train'")

@@ -1,16 +1,78 @@
-"""Set an evaluation split aside where the data bring none: seeded, and stratified by class."""
+"""See that there is a split to report on: the data's own, or one set aside by a seed, stratified by class."""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hftl.data.rows import Indices, Labels, Task
+from hftl.data.labels import EncodedLabels
+from hftl.data.rows import Files, Indices, Labels, Split, Task, Texts
+from hftl.data.source import SPLIT_NAMES, SplitName, plural
 from hftl.errors import DataError
+
+_SMALL_ENOUGH_TO_COMPARE = (
+    256 << 20
+)  # bytes of files held in memory, up to which rows of two splits are compared
+
+
+def make_splits(
+    rows: Mapping[SplitName, Texts | Files], encoded: EncodedLabels, seed: int, test_size: float
+) -> tuple[dict[SplitName, Split], list[str]]:
+    """Put inputs and labels together, and see that there is a split ``test``, the one that is reported on.
+
+    The data's own test split is taken, or else their validation split, or else rows are set aside from
+    training.
+
+    Args:
+        rows: inputs of each split, ``train`` among them.
+        encoded: their labels.
+        seed: of the draw.
+        test_size: share of the rows to draw.
+
+    Returns:
+        The splits, and a note on where ``test`` comes from.
+    """
+    splits = {name: Split(name, rows[name], encoded.arrays[name]) for name in SPLIT_NAMES if name in rows}
+    sizes = "splits: " + ", ".join(f"{name} {len(split):,}" for name, split in splits.items())
+    if "test" in splits:
+        return splits, [sizes]
+    if "validation" in splits:
+        given = splits.pop("validation")
+        splits["test"] = Split("test", given.inputs, given.labels)
+        return splits, [f"{sizes}; no test split, so the run reports on the validation split"]
+    whole = splits["train"]
+    stays, drawn = hold_out(whole.labels, encoded.task, test_size, seed)
+    how = ", stratified" if encoded.task == "single_label" else ""
+    share = f"{test_size:.0%} of {plural(len(whole), 'row')} ({len(drawn):,})"
+    note = f"no evaluation split: {share} set aside{how}, seed {seed}"
+    return {"train": _take(whole, "train", stays), "test": _take(whole, "test", drawn)}, [note]
+
+
+def _take(split: Split, name: str, rows: Indices) -> Split:
+    return Split(name, split.inputs.select(rows), split.labels[rows])
+
+
+def shared_rows(train: Split, test: Split) -> list[str]:
+    """Count test rows whose content training holds too; files on disk are not read for it."""
+    known = set(_contents(train.inputs))
+    shared = sum(row in known for row in _contents(test.inputs))
+    return (
+        [f"{shared:,} of {plural(len(test), 'test row')} stand in the training split too"] if shared else []
+    )
+
+
+def _contents(inputs: Texts | Files) -> Sequence[object]:
+    if isinstance(inputs, Texts):
+        return inputs.values
+    size = inputs.nbytes_in_memory
+    return [] if size is None or size > _SMALL_ENOUGH_TO_COMPARE else list(inputs)
 
 
 def hold_out(labels: Labels, task: Task, test_size: float, seed: int) -> tuple[Indices, Indices]:
     """Draw the rows to evaluate on.
 
-    Of a class with n rows, ``test_size * n`` are drawn, rounded so that the shares add up; at least one stays in training, so a class with a single row is
-    never drawn. With several labels a row the draw is plain, and then a row goes back for each label that training would lack.
+    Of a class with n rows, ``test_size * n`` are drawn, rounded so that the shares add up; at least one stays
+    in training, so a class with a single row is never drawn. With several labels a row the draw is plain, and
+    then a row goes back for each label that training would lack.
 
     Args:
         labels: labels of all rows, as `hftl.data.Split` describes them.
@@ -35,9 +97,7 @@ def hold_out(labels: Labels, task: Task, test_size: float, seed: int) -> tuple[I
     if task == "multi_label":
         drawn = _give_back(labels, drawn)
     if len(drawn) == 0 or len(drawn) == len(labels):
-        raise DataError(
-            f"{len(labels)} labelled rows are too few to set an evaluation split aside: add rows, or give a test split"
-        )
+        raise DataError(f"{plural(len(labels), 'labelled row')} cannot spare an evaluation split: add rows")
     return np.setdiff1d(np.arange(len(labels)), drawn), np.sort(drawn)
 
 
@@ -46,7 +106,7 @@ def _draw(rows: int, share: float, rng: np.random.Generator) -> Indices:
 
 
 def _draw_by_class(labels: Labels, share: float, rng: np.random.Generator) -> Indices:
-    """Draw from each class; what rounding down leaves over goes to the classes with the largest remainders."""
+    """Draw from each class; what rounding down leaves over goes to the largest remainders."""
     counts = np.bincount(labels.astype(np.int64))
     quota = share * counts
     take = np.floor(quota).astype(np.int64)

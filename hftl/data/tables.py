@@ -1,4 +1,4 @@
-"""Read csv, tsv, json, jsonl and parquet files as they are: no copy into a cache, no 'NA' that turns into null."""
+"""Read csv, tsv, json, jsonl and parquet files as they are: no copy in a cache, no 'NA' turned into null."""
 
 import csv
 import json
@@ -24,8 +24,9 @@ _LARGEST_ROW = 1 << 26  # 64 MiB: pyarrow wants each csv row to fit into one blo
 def read_tables(files: Sequence[Path], root: Path) -> Source:
     """Read one file, or the files of a folder, as a source.
 
-    One file is the training split. Of several, the file's name (``test.csv``, ``train-00000-of-00002.parquet``), or else that of a
-    folder above it, says the split; where no name says one, all files are read as one training split.
+    One file is the training split. Of several, the file's name (``test.csv``,
+    ``train-00000-of-00002.parquet``), or else that of a folder above it, says the split; where no name says
+    one, all are read as one training split.
 
     Args:
         files: the files, sorted.
@@ -35,7 +36,7 @@ def read_tables(files: Sequence[Path], root: Path) -> Source:
         DataError: a file cannot be read, or files of one split do not have the same columns.
     """
     grouped, notes = _by_split(files, root)
-    require_train(grouped, str(root))
+    require_train(grouped, [file.name for file in files], str(root))
     used = [file for members in grouped.values() for file in members]
     as_text = {file.suffix.lower() in (".csv", ".tsv") for file in used}
     if len(as_text) > 1:
@@ -67,7 +68,7 @@ def _by_split(files: Sequence[Path], root: Path) -> tuple[dict[SplitName, list[P
     if len(files) == 1:
         return {"train": list(files)}, []
     grouped: dict[SplitName, list[Path]] = defaultdict(list)
-    nameless = []
+    nameless: list[Path] = []
     for file in files:
         within = file.relative_to(root)
         words = [within.stem, *reversed(within.parent.parts)]
@@ -83,7 +84,7 @@ def _read(file: Path, name: str) -> pa.Table:
     suffix = file.suffix.lower()
     try:
         if suffix == ".parquet":
-            return _plain(pa.parquet.read_table(file, memory_map=True))
+            return plain_columns(pa.parquet.read_table(file, memory_map=True))
         content = file.read_bytes()
         if not content.strip():
             raise DataError(f"{name}: the file is empty")
@@ -101,13 +102,13 @@ def _check_utf8(content: bytes, name: str) -> None:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{name} line {line}: not UTF-8 text (byte 0x{content[error.start]:02x}); save the file as UTF-8, for example with "
-            f"'iconv -f latin1 -t utf-8'"
+            f"{name} line {line}: not UTF-8 text (byte 0x{content[error.start]:02x}); save it as UTF-8, "
+            f"for example with 'iconv -f latin1 -t utf-8'"
         ) from error
 
 
 def _read_csv(content: bytes, name: str, *, tab: bool) -> pa.Table:
-    """Read every column as text: what a number or an empty cell means is decided later, where the column's use is known."""
+    """Read every column as text; what a number or an empty cell means is decided where its use is known."""
     header = content.lstrip().split(b"\n", 1)[0].decode("utf-8-sig").rstrip("\r")
     delimiter = (
         "\t"
@@ -189,7 +190,7 @@ def _json_column(values: list[Any], column: str, name: str) -> pa.Array | None:
         raise DataError(f"{name}: column {column!r} mixes kinds of values: {_one_line(error)}") from error
 
 
-def _plain(table: pa.Table) -> pa.Table:
+def plain_columns(table: pa.Table) -> pa.Table:
     """Replace dictionary-encoded columns by their values."""
     for at, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
@@ -203,8 +204,8 @@ def _concat(tables: list[pa.Table], names: list[str]) -> pa.Table:
     for table, name in zip(tables, names, strict=True):
         if set(table.column_names) != set(tables[0].column_names):
             raise DataError(
-                f"{name}: columns {listing(table.column_names)}, but {names[0]} has {listing(tables[0].column_names)}: "
-                f"files of one split need the same columns"
+                f"{name}: columns {listing(table.column_names)}, but {names[0]} has "
+                f"{listing(tables[0].column_names)}: files of one split need the same columns"
             )
     try:
         return pa.concat_tables(tables, promote_options="permissive")
@@ -224,7 +225,7 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
 
 
 def class_label_names(features: dict[str, Any]) -> dict[str, list[str]]:
-    """Return the class names of each column in `datasets`' JSON form of features, lists of labels included."""
+    """Return the class names of each column in the JSON form of `datasets` features, also of lists."""
     found = {}
     for column, feature in features.items():
         inner = feature

@@ -1,0 +1,134 @@
+"""The leaf that knows `datasets`: data sets on the Hub, and data sets that somebody made in Python."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from datasets.exceptions import DatasetsError
+from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever release it uses
+
+from hftl.data.rows import RowNames
+from hftl.data.source import Part, Source, SplitName, assign_splits, listing, require_train
+from hftl.data.tables import class_label_names, plain_columns
+from hftl.errors import DataError
+
+OFFLINE_WAYS = (
+    "without the Hub, give a folder, a .csv/.tsv/.jsonl/.parquet file, or sample:digits; "
+    "a data set that was loaded once is read from the cache"
+)
+
+
+def from_hub(ref: str, beside: str = "") -> Source:
+    """Load ``user/name[:config][@revision]``, pinned to the commit that the revision names now.
+
+    Args:
+        ref: the reference.
+        beside: what to add to an error if the person may have meant a local file.
+
+    Raises:
+        DataError: the Hub cannot be reached, the data set is unknown, gated or broken.
+    """
+    match = re.fullmatch(r"(?P<repo>[^:@]+)(:(?P<config>[^@]+))?(@(?P<revision>.+))?", ref)
+    if match is None:
+        raise DataError(f"{ref}: not of the form user/name, user/name:config or user/name@revision")
+    repo, config, revision = match["repo"], match["config"], match["revision"]
+    with _hub_errors(ref, repo, beside):
+        builder = datasets.load_dataset_builder(repo, name=config, revision=revision)
+        builder.download_and_prepare()
+        loaded = builder.as_dataset()
+    within = (
+        constants.HF_HUB_CACHE,
+        datasets.config.HF_DATASETS_CACHE,
+        datasets.config.DOWNLOADED_DATASETS_PATH,
+    )
+    return _source(
+        loaded,
+        name=ref,
+        identity={"repo": repo, "config": builder.config.name, "commit": builder.hash},
+        # What stands in somebody else's table must not make us read this machine's files.
+        foreign=True,
+        within=tuple(Path(folder).resolve() for folder in within),
+    )
+
+
+def from_datasets(data: datasets.DatasetDict | datasets.Dataset) -> Source:
+    """Use a data set made in Python; a single `Dataset` is the training split.
+
+    Raises:
+        DataError: it is not a `DatasetDict` or `Dataset`.
+    """
+    if isinstance(data, datasets.Dataset):
+        data = datasets.DatasetDict({"train": data})
+    if not isinstance(data, datasets.DatasetDict):
+        raise DataError(
+            f"data of type {type(data).__name__} cannot be used: give a reference, a DatasetDict or a "
+            f"Dataset (of an iterable one: Dataset.from_list(list(...)))"
+        )
+    return _source(data, name="", identity={"fingerprints": _fingerprints(data)})
+
+
+def _fingerprints(data: datasets.DatasetDict) -> dict[str, str]:
+    return {split: str(part._fingerprint) for split, part in data.items()}
+
+
+def _source(data: datasets.DatasetDict, name: str, identity: dict[str, Any], **more: Any) -> Source:
+    chosen, others = assign_splits(data)
+    if not chosen and len(data) == 1:
+        chosen, others = {"train": next(iter(data))}, []
+    require_train(chosen, list(data), name or "data set")
+    parts: dict[SplitName, Part] = {}
+    for split, key in chosen.items():
+        table = _table(data[key])
+        parts[split] = Part(table, RowNames([(f"{name} {key}".strip(), len(table))]))
+    return Source(
+        parts,
+        class_names=class_label_names(data[chosen["train"]].features.to_dict()),
+        notes=[f"ignored other splits: {listing(others)}"] if others else [],
+        identity=identity,
+        **more,
+    )
+
+
+def _table(data: datasets.Dataset) -> pa.Table:
+    """Return the rows as they are stored: images and sounds stay encoded, a memory-mapped file stays on disk.
+
+    Only a data set that was shuffled or filtered is gathered into memory.
+    """
+    return plain_columns(data.with_format("arrow")[:])
+
+
+@contextmanager
+def _hub_errors(ref: str, repo: str, beside: str) -> Iterator[None]:
+    """Turn what goes wrong on the way to the Hub into one line."""
+    try:
+        yield
+    except (DatasetsError, HfHubHTTPError, httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
+        chain = list(_causes(error))
+        said = " ".join(str(error).split())
+        if any(isinstance(e, GatedRepoError) for e in chain) or "gated" in said:
+            why = (
+                f"gated data set: accept its terms at {constants.ENDPOINT}/datasets/{repo} and log in with "
+                f"'hf auth login'; {OFFLINE_WAYS}"
+            )
+        elif any(isinstance(e, (OfflineModeIsEnabled, httpx.TransportError, ConnectionError)) for e in chain):
+            why = f"no such file or folder here{beside}, and the Hub cannot be reached; {OFFLINE_WAYS}"
+        elif isinstance(error, datasets.exceptions.DatasetNotFoundError):
+            why = (
+                f"no such file or folder here{beside}, and no such data set or revision on the Hub, or it is "
+                f"private (log in with 'hf auth login'); {OFFLINE_WAYS}"
+            )
+        else:
+            why = f"cannot be loaded from the Hub: {said[:500]}"
+        raise DataError(f"{ref}: {why}") from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

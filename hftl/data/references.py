@@ -1,0 +1,93 @@
+"""Follow a data reference to what lies there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from hftl import samples
+from hftl.data.folders import list_files, read_class_folders
+from hftl.data.source import Part, Source, SplitName, did_you_mean, listing, plural
+from hftl.data.tables import TABLE_SUFFIXES, read_tables
+from hftl.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
+
+TEXT_SUFFIXES = (".txt",)
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[^@:]+)?(@[^@]+)?")
+
+
+def open_reference(
+    ref: str | datasets.DatasetDict | datasets.Dataset, wants: str, suffixes: Collection[str]
+) -> Source:
+    """Open a reference of any kind.
+
+    Args:
+        ref: as in `hftl.data.load_data`.
+        wants: ``text`` or ``file``; a folder may hold both tables and class folders.
+        suffixes: lower-case suffixes of the files wanted in class folders; any if empty.
+
+    Raises:
+        DataError: nothing is there, or nothing that can be read.
+    """
+    if not isinstance(ref, str):
+        from hftl.data.hub import from_datasets  # imports datasets, which the other kinds do without
+
+        return from_datasets(ref)
+    if ref.startswith("sample:"):
+        return _open_sample(ref.removeprefix("sample:"))
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        return _open_folder(path, wants, suffixes)
+    if path.exists():
+        if path.suffix.lower() not in TABLE_SUFFIXES:
+            raise DataError(f"{ref}: a data file must end in {', '.join(TABLE_SUFFIXES)}")
+        return read_tables([path], path.parent)
+    if _HUB_ID.fullmatch(ref) and path.suffix.lower() not in TABLE_SUFFIXES:
+        from hftl.data.hub import from_hub
+
+        return from_hub(ref, beside=_near(path))
+    raise DataError(f"{ref}: no such file or folder{_near(path)}; a data set on the Hub is written user/name")
+
+
+def _near(path: Path) -> str:
+    """Suggest files beside a path that does not exist."""
+    folder = path.parent
+    return did_you_mean(path.name, [entry.name for entry in folder.iterdir()] if folder.is_dir() else [])
+
+
+def _open_sample(name: str) -> Source:
+    if name not in samples.DATASETS:
+        known = sorted(samples.DATASETS)
+        raise DataError(
+            f"sample:{name}: no such sample{did_you_mean(name, known)}; there is {listing(known)}"
+        )
+    parts: dict[SplitName, Part] = {}
+    rows_of = samples.DATASETS[name]()
+    for split in ("train", "test"):
+        files = pa.array([{"bytes": row.encoded, "path": row.name} for row in rows_of[split]])
+        parts[split] = Part(pa.table({"image": files, "label": [row.label for row in rows_of[split]]}), None)
+    return Source(parts, identity={"sample": name})
+
+
+def _open_folder(root: Path, wants: str, suffixes: Collection[str]) -> Source:
+    files = list_files(root)
+    tables = [root / file for file in files if file.suffix.lower() in TABLE_SUFFIXES]
+    wanted = suffixes if wants == "file" else TEXT_SUFFIXES
+    # For text a table comes first; for files, a table beside class folders is most likely a list of them.
+    source = None if wants == "text" and tables else read_class_folders(root, files, wanted)
+    if source is not None:
+        return source
+    if tables:
+        return read_tables(tables, root)
+    kinds = f"{', '.join(sorted(wanted))} files" if wanted else "files"
+    raise DataError(
+        f"{root}: no {kinds} in class folders (split/class/file or class/file) and no table "
+        f"({', '.join(TABLE_SUFFIXES)}); it holds {plural(len(files), 'file')}"
+    )
