@@ -212,6 +212,23 @@ def alive(mark: str) -> bool | None:
     return True
 
 
+def touch_file(path: Path, mode: int) -> None:
+    """Set the mtime of ``path`` to now, create it if need be; nothing happens where that is not allowed."""
+    with suppress(OSError):
+        new = not path.exists()
+        path.touch()
+        if new:
+            path.chmod(mode)
+
+
+def set_aside(path: Path, files: Files, mode: int) -> None:
+    """Move a damaged file of a space to its quarantine; nothing happens where that is not allowed."""
+    space = path.parent.parent if path.parent.name == "shards" else path.parent
+    with suppress(OSError):
+        files.make_folder(space / "quarantine", mode)
+        path.replace(space / "quarantine" / f"{path.name}.{process_mark()}")
+
+
 def remove_orphans(folder: Path, files: Files = FILES) -> int:
     """Remove the temporary files that dead writers left in ``folder``; returns how many.
 

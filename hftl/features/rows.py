@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,12 @@ _COPY_BYTES = 1 << 24
 def ragged(column: Column) -> RaggedArray:
     """``column``, which is known to be ragged."""
     assert isinstance(column, RaggedArray)
+    return column
+
+
+def even(column: Column) -> Array:
+    """``column``, which is known not to be ragged."""
+    assert not isinstance(column, RaggedArray)
     return column
 
 
@@ -53,7 +59,7 @@ def join_rows(shards: Sequence[Shard]) -> Shard:
             values = np.concatenate([ragged(part).values for part in parts])
             columns[name] = RaggedArray(values, np.concatenate([ragged(part).lengths for part in parts]))
         else:
-            columns[name] = np.concatenate([part for part in parts if not isinstance(part, RaggedArray)])
+            columns[name] = np.concatenate([even(part) for part in parts])
     return Shard(np.concatenate([shard.digests for shard in shards]), columns)
 
 
@@ -70,17 +76,56 @@ def take_rows(shard: Shard, rows: npt.NDArray[np.int64]) -> Shard:
     return Shard(shard.digests[rows], columns)
 
 
-def copy_rows(source: Array, rows: npt.NDArray[np.int64], target: Array, to: npt.NDArray[np.int64]) -> None:
-    """Set ``target[to] = source[rows]``."""
+def gather_rows(
+    read: Callable[[int], Shard],
+    shard: npt.NDArray[np.int32],
+    row: npt.NDArray[np.int64],
+    specs: Mapping[str, ColumnSpec],
+) -> dict[str, Column]:
+    """Copy n rows out of their shards, with one shard mapped at a time.
+
+    Args:
+        read: maps the shard with a number.
+        shard: each row's shard, (n,).
+        row: each row's place there, (n,).
+        specs: the columns wanted.
+    """
+    n = len(shard)
+    order = np.argsort(shard, kind="stable")
+    cuts = np.flatnonzero(np.diff(shard[order])) + 1
+    groups = [group for group in np.split(order, cuts) if len(group)]
+    lengths = {name: np.zeros(n, np.int64) for name, spec in specs.items() if spec.ragged}
+    for group in groups if lengths else []:
+        source = read(int(shard[group[0]]))
+        for name, target in lengths.items():
+            target[group] = ragged(source.columns[name]).lengths[row[group]]
+    out = {name: _empty(n, spec, lengths.get(name)) for name, spec in specs.items()}
+    for group in groups:
+        source = read(int(shard[group[0]]))
+        for name, column in out.items():
+            if isinstance(column, RaggedArray):
+                begins = np.cumsum(column.lengths) - column.lengths
+                _copy_ragged(ragged(source.columns[name]), row[group], column, begins[group])
+            else:
+                _copy_even(even(source.columns[name]), row[group], column, group)
+    return out
+
+
+def _empty(n: int, spec: ColumnSpec, lengths: npt.NDArray[np.int64] | None) -> Column:
+    if lengths is None:
+        return np.empty((n, *spec.shape), spec.storage)
+    return RaggedArray(np.empty((int(lengths.sum()), *spec.shape), spec.storage), lengths)
+
+
+def _copy_even(source: Array, rows: npt.NDArray[np.int64], target: Array, to: npt.NDArray[np.int64]) -> None:
     step = max(1, _COPY_BYTES // max(1, source.itemsize * math.prod(source.shape[1:])))
     for i in range(0, len(rows), step):
         target[to[i : i + step]] = np.take(source, rows[i : i + step], axis=0)
 
 
-def copy_ragged(
+def _copy_ragged(
     source: RaggedArray, rows: npt.NDArray[np.int64], target: RaggedArray, to: npt.NDArray[np.int64]
 ) -> None:
-    """Copy ``rows`` of ``source`` so that they begin at the elements ``to`` of ``target``."""
     begins = np.cumsum(source.lengths) - source.lengths
     mean_bytes = source.values.nbytes // max(1, len(source.lengths))
     step = max(1, _COPY_BYTES // max(1, mean_bytes))

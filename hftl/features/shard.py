@@ -10,7 +10,8 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -27,6 +28,7 @@ Digests: TypeAlias = "npt.NDArray[np.uint8]"
 SUFFIX = ".safetensors"
 DIGESTS = "digests"
 LENGTHS = ".lengths"
+_BLOCK = 1 << 20
 _FORMAT = "hftl-features-1"
 
 # name -> (safetensors' code, how numpy holds it; bfloat16 has no numpy type and travels as its bits)
@@ -144,12 +146,6 @@ def file_name(parts: Sequence[memoryview]) -> str:
     return f"{state.hexdigest()}{SUFFIX}"
 
 
-def check_bytes(data: mmap.mmap | bytes, name: str) -> None:
-    """Raise `BadShardError` unless ``data`` is exactly what ``name`` says."""
-    if xxhash.xxh3_128(data).hexdigest() + SUFFIX != name:
-        raise BadShardError("its checksum is wrong")
-
-
 def decode(data: mmap.mmap | bytes, specs: Mapping[str, ColumnSpec], space: str) -> Shard:
     """Views of the arrays in the bytes of a shard file.
 
@@ -182,13 +178,49 @@ def header_rows(path: Path) -> int:
         return 0
 
 
-def map_file(path: Path) -> tuple[mmap.mmap | bytes, tuple[int, int, int]]:
-    """Map ``path`` for reading; returns the map and the file's inode, size and mtime in ns."""
+class ShardFile:
+    """A shard file that is open for reading; use `open_shard`.
+
+    Attributes:
+        signature: inode, size and mtime in ns: another file in its place has another.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        status = os.fstat(fd)
+        self.signature = (status.st_ino, status.st_size, status.st_mtime_ns)
+
+    def check(self, name: str) -> None:
+        """Read all bytes and compare them with ``name``.
+
+        Read, not mapped: an error of the disk is then an exception, where a map would kill the process.
+        What was read is in the page cache, where the map finds it.
+
+        Raises:
+            BadShardError: they are not those that were written.
+        """
+        state = xxhash.xxh3_128()
+        buffer = memoryview(bytearray(_BLOCK))
+        try:
+            with open(self._fd, "rb", buffering=0, closefd=False) as file:
+                while size := file.readinto(buffer):
+                    state.update(buffer[:size])
+        except OSError as error:
+            raise BadShardError(f"it cannot be read ({error.strerror})") from error
+        if state.hexdigest() + SUFFIX != name:
+            raise BadShardError("its checksum is wrong")
+
+    def map(self) -> mmap.mmap | bytes:
+        """The bytes of the file, mapped."""
+        return mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ) if self.signature[1] else b""
+
+
+@contextmanager
+def open_shard(path: Path) -> Iterator[ShardFile]:
+    """Open a shard for reading."""
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
-        stat = os.fstat(fd)
-        signature = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        return (mmap.mmap(fd, 0, access=mmap.ACCESS_READ) if stat.st_size else b""), signature
+        yield ShardFile(fd)
     finally:
         os.close(fd)
 
@@ -196,7 +228,7 @@ def map_file(path: Path) -> tuple[mmap.mmap | bytes, tuple[int, int, int]]:
 def finite_rows(column: Column, spec: ColumnSpec) -> npt.NDArray[np.bool_]:
     """Which of n rows are free of NaN and Inf; bool (n,)."""
     values = column.values if isinstance(column, RaggedArray) else column
-    flat = values.reshape(len(values), -1)
+    flat = values.reshape(len(values), math.prod(values.shape[1:]))
     if spec.dtype == "bfloat16":
         exponent = np.uint16(0x7F80)
         good = (np.bitwise_and(flat.view(np.uint16), exponent) != exponent).all(axis=1)

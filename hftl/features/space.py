@@ -16,7 +16,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,29 +29,28 @@ from hftl.features.description import describe, parse_description
 from hftl.features.files import (
     Files,
     make_folders,
-    process_mark,
     remove_orphans,
+    set_aside,
     store_errors,
+    touch_file,
     write_atomically,
 )
 from hftl.features.identity import JSON, canonical_json, space_id
 from hftl.features.lease import Lease
 from hftl.features.lookup import RowIndex
-from hftl.features.rows import copy_ragged, copy_rows, ragged, split_rows
+from hftl.features.rows import gather_rows, split_rows
 from hftl.features.shard import (
     SUFFIX,
     BadShardError,
     Column,
     ColumnSpec,
     Digests,
-    RaggedArray,
     Shard,
-    check_bytes,
     decode,
     encode,
     file_name,
     finite_rows,
-    map_file,
+    open_shard,
 )
 from hftl.features.values import Ragged, Values, to_storage, to_torch
 
@@ -157,9 +156,7 @@ class Space:
         with store_errors("write", self.path):
             # root, features, space and shards: on the disk before the description says that they are there
             make_folders(self._files, self._shards, self._mode, levels=4)
-            with suppress(
-                FileExistsError
-            ):  # another process was first: what it wrote is compared by the caller
+            with suppress(FileExistsError):  # another process was first; the caller compares
                 write_atomically(self._files, self.path / "space.json", [text], self._mode & 0o666, new=True)
 
     def _load(self) -> None:
@@ -173,7 +170,7 @@ class Space:
             raise
         description = parse_description(text, path)
         if description is None:
-            self._set_aside(path, lambda data: parse_description(data, path) is not None)
+            set_aside(path, self._files, self._mode)
             return
         if description["id"] != self.id:
             raise StoreError(f"{path} describes another space; move it away and run again")
@@ -238,13 +235,15 @@ class Space:
     def gather_arrays(self, digests: Digests, columns: Collection[str] | None = None) -> dict[str, Column]:
         """`gather` without torch: numpy arrays in their storage types (bfloat16 as its bits, uint16)."""
         digests = _as_digests(digests)
+        if self.info is None:
+            self._load()
         specs = {name: spec for name, spec in self.columns.items() if columns is None or name in columns}
         self.touch()
         with self._lock:
             for _ in range(_RELISTS):
                 shard, row = self._find(digests)
                 try:
-                    return self._fill(shard, row, specs)
+                    return gather_rows(lambda number: self.read_shard(self._names[number]), shard, row, specs)
                 except ShardGoneError:
                     self._refresh()
         raise StoreError(
@@ -264,38 +263,6 @@ class Space:
             )
         return shard, row
 
-    def _fill(
-        self, shard: npt.NDArray[np.int32], row: npt.NDArray[np.int64], specs: Mapping[str, ColumnSpec]
-    ) -> dict[str, Column]:
-        """Copy rows out of their shards, one shard mapped at a time."""
-        n = len(shard)
-        order = np.argsort(shard, kind="stable")
-        cuts = np.flatnonzero(np.diff(shard[order])) + 1
-        groups = [group for group in np.split(order, cuts) if len(group)]
-        out: dict[str, Column] = {}
-        starts: dict[str, npt.NDArray[np.int64]] = {}
-        uneven = [name for name, spec in specs.items() if spec.ragged]
-        lengths = {name: np.zeros(n, np.int64) for name in uneven}
-        for group in groups if uneven else []:
-            source = self.read_shard(self._names[shard[group[0]]])
-            for name in uneven:
-                lengths[name][group] = ragged(source.columns[name]).lengths[row[group]]
-        for name, spec in specs.items():
-            if spec.ragged:
-                starts[name] = np.cumsum(lengths[name]) - lengths[name]
-                values = np.empty((int(lengths[name].sum()), *spec.shape), spec.storage)
-                out[name] = RaggedArray(values, lengths[name])
-            else:
-                out[name] = np.empty((n, *spec.shape), spec.storage)
-        for group in groups:
-            source = self.read_shard(self._names[shard[group[0]]])
-            for name, target in out.items():
-                if isinstance(target, RaggedArray):
-                    copy_ragged(ragged(source.columns[name]), row[group], target, starts[name][group])
-                else:
-                    copy_rows(source.columns[name], row[group], target, group)  # type: ignore[arg-type]
-        return out
-
     # -- shards --------------------------------------------------------------------------------------------
 
     @property
@@ -304,15 +271,32 @@ class Space:
 
     def shard_sizes(self) -> dict[str, int]:
         """The file names of the shards that stand in the folder now, and their bytes."""
-        try:
-            with os.scandir(self._shards) as entries:
-                return {entry.name: entry.stat().st_size for entry in entries if _is_shard(entry.name)}
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        except OSError as error:
-            raise StoreError(
-                f"cannot read {self._shards}: {error.strerror}; check its permissions"
-            ) from error
+        sizes = {}
+        for name in self._list():
+            with suppress(FileNotFoundError):
+                sizes[name] = (self._shards / name).stat().st_size
+        return sizes
+
+    def _list(self) -> set[str]:
+        """The shards that stand in the folder now.
+
+        A folder that is read while a merged shard appears and its sources go may show neither: it is read
+        until it shows the same twice.
+        """
+        last: set[str] | None = None
+        for _ in range(_RELISTS):
+            try:
+                names = {name for name in os.listdir(self._shards) if _is_shard(name)}  # noqa: PTH208 - names
+            except (FileNotFoundError, NotADirectoryError):
+                return set()
+            except OSError as error:
+                raise StoreError(
+                    f"cannot read {self._shards}: {error.strerror}; check its permissions"
+                ) from error
+            if names == last:
+                break
+            last = names
+        return names
 
     def write_shard(self, shard: Shard) -> str:
         """Write one shard, durably; returns its file name."""
@@ -344,38 +328,32 @@ class Space:
         """
         path = self._shards / name
         try:
-            data, signature = map_file(path)
+            with open_shard(path) as file:
+                signature = file.signature
+                try:
+                    if self._good.get(name) != signature:
+                        file.check(name)
+                    shard = decode(file.map(), self.columns, self.id)
+                except BadShardError:
+                    shard = None
         except FileNotFoundError:
             self._forget(name)
             raise ShardGoneError(name, damaged=False) from None
         except OSError as error:
-            raise StoreError(f"cannot read {path}: {error.strerror}; check the disk and run again") from error
-        try:
-            if self._good.get(name) != signature:
-                check_bytes(data, name)
-            shard = decode(data, self.columns, self.id)
-        except BadShardError:
+            raise StoreError(f"cannot read {path}: {error.strerror}; check its permissions") from error
+        if shard is None:
             self._forget(name)
             self._bad[name] = signature
-            del data
-            self._set_aside(path, lambda data: self._is_good(data, name))
-            raise ShardGoneError(name, damaged=True) from None
+            set_aside(path, self._files, self._mode)
+            raise ShardGoneError(name, damaged=True)
         self._good[name] = signature
         return shard
-
-    def _is_good(self, data: bytes, name: str) -> bool:
-        try:
-            check_bytes(data, name)
-            decode(data, self.columns, self.id)
-        except BadShardError:
-            return False
-        return True
 
     def _refresh(self) -> None:
         """Bring the index up to what stands in the folder."""
         if self.info is None:
             return
-        names = self.shard_sizes().keys()
+        names = self._list()
         for name in self._numbers.keys() - names:
             self._forget(name)
         for name in sorted(names - self._numbers.keys()):
@@ -396,38 +374,28 @@ class Space:
         if number is not None:
             self._index.drop([number])
 
-    def _set_aside(self, path: Path, is_good: Callable[[bytes], bool]) -> None:
-        """Move a damaged file to the quarantine, where a store can be written."""
-        target = self.path / "quarantine" / f"{path.name}.{process_mark()}"
-        with suppress(OSError):
-            self._files.make_folder(target.parent, self._mode)
-            path.replace(target)
-            # A network mount may have shown it half: what turns out good is given back.
-            if is_good(target.read_bytes()):
-                target.replace(path)
-
     def touch(self) -> None:
         """Note that the space is in use; a store that cannot be written is used without a note."""
         if self.info is None or time.monotonic() - self._touched < _TOUCH_SECONDS:
             return
         self._touched = time.monotonic()
-        with suppress(OSError):
-            (self.path / "last_used").touch(mode=self._mode & 0o666)
+        touch_file(self.path / "last_used", self._mode & 0o666)
         if self._lease is None:
             self._lease = Lease(self.path, self._mode)
         self._lease.renew()
 
     def _refuse_non_finite(self, shard: Shard, names: Sequence[str] | None) -> None:
-        for column, spec in self.columns.items():
-            bad = np.flatnonzero(~finite_rows(shard.columns[column], spec))
-            if len(bad):
-                shown = ", ".join(names[i] if names is not None else f"row {i}" for i in bad[:3])
-                more = f" and {len(bad) - 3} more rows" if len(bad) > 3 else ""
-                raise NonFiniteError(
-                    f"{shown}{more}: the features ({column}) are NaN or infinite and were not stored; "
-                    "look at these rows, or compute in float32",
-                    bad,
-                )
+        finite = {name: finite_rows(column, self.columns[name]) for name, column in shard.columns.items()}
+        bad = np.flatnonzero(~np.logical_and.reduce(list(finite.values())))
+        if len(bad):
+            shown = ", ".join(names[i] if names is not None else f"row {i}" for i in bad[:3])
+            more = f" and {len(bad) - 3} more rows" if len(bad) > 3 else ""
+            where = ", ".join(name for name, good in finite.items() if not good.all())
+            raise NonFiniteError(
+                f"{shown}{more}: the features ({where}) are NaN or infinite and were not stored; "
+                "look at these rows, or compute in float32",
+                bad,
+            )
 
 
 def _is_shard(name: str) -> bool:
