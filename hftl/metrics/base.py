@@ -1,0 +1,58 @@
+"""What all metrics here share: they work with no network and leave nothing on the disk."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import datasets
+import evaluate
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+Result: TypeAlias = dict[str, Any]
+
+
+class LocalMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
+    """A metric that is created by its class: ``evaluate.load`` would ask the Hub for it.
+
+    Subclasses give ``about`` and ``accepts``, and implement ``_compute``.
+
+    Args:
+        options: as of `evaluate.Metric`; predictions are kept in memory unless told otherwise.
+    """
+
+    about: str
+    accepts: Sequence[datasets.Features]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"keep_in_memory": True, **options})
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.about,
+            citation="",
+            inputs_description="",
+            features=list(self.accepts),
+        )
+
+    def _build_data_dir(self) -> str:
+        # evaluate would make a folder in the user's cache even where nothing is to be stored there.
+        return "" if self.keep_in_memory else str(super()._build_data_dir())
+
+
+def features(kind: str, *, rows_are_lists: bool = False) -> datasets.Features:
+    """Return the features of predictions and references of one kind."""
+    value = datasets.Value(kind)
+    column = datasets.Sequence(value) if rows_are_lists else value
+    return datasets.Features({"predictions": column, "references": column})
+
+
+def as_json(value: Any) -> Any:
+    """Turn NumPy values into what JSON knows; an undefined number becomes ``None``."""
+    if isinstance(value, dict):
+        return {str(key): as_json(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [as_json(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
