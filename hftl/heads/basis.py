@@ -1,9 +1,9 @@
 """The coordinates in which heads are solved: centred, scaled, rotated onto principal axes.
 
-An L2 penalty does not see a rotation, and a constant shift is absorbed by the unpenalised bias, so a head solved in
-these coordinates maps back to the raw features exactly. Here the Hessian of a linear head is close to diagonal, which
-is what makes L-BFGS fast, and directions without variance (constant or duplicated features, more features than rows)
-drop out, where the penalised optimum has zero weight anyway.
+An L2 penalty does not see a rotation, and a constant shift is absorbed by the unpenalised bias, so a head
+solved in these coordinates maps back to the raw features exactly. Here the Hessian of a linear head is close
+to diagonal, which is what makes L-BFGS fast, and directions without variance (constant or duplicated
+features, more features than rows) drop out, where the penalised optimum has zero weight anyway.
 """
 
 from collections.abc import Iterator
@@ -14,12 +14,15 @@ from torch import Tensor
 
 # Directions with less than this share of the largest variance are rounding noise of float32 features.
 _RANK_TOLERANCE = 1e-12
+# A feature that varies by less than this share of its mean is constant to the precision of float32.
+_CONSTANT = 1e-7
 BLOCK_ROWS = 2048
 
 
 @dataclass(frozen=True)
 class Basis:
-    """An affine map from raw features to the coordinates of the solver: ``z = ((x - mean) / scale) @ rotation``.
+    """An affine map from raw features to the coordinates of the solver: ``z = ((x - mean) / scale) @
+    rotation``.
 
     Attributes:
         mean: (dim,) float64.
@@ -38,14 +41,14 @@ class Basis:
         """The number of directions in which the features vary."""
         return self.rotation.shape[1]
 
-    def transform(self, features: Tensor) -> Tensor:
-        """Map raw features (n, dim) to (n, rank + 1) float32; the last column is one, for the bias."""
-        centred = ((features.double() - self.mean) / self.scale).float()
-        ones = torch.ones(len(features), 1, device=features.device)
-        return torch.cat([centred @ self.rotation.float(), ones], dim=1)
+    def transform(self, features: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Map raw features (n, dim) to (n, rank + 1); the last column is one, for the bias."""
+        centred = ((features.double() - self.mean) / self.scale).to(dtype)
+        ones = torch.ones(len(features), 1, dtype=dtype, device=features.device)
+        return torch.cat([centred @ self.rotation.to(dtype), ones], dim=1)
 
     def unfold(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Map a solution (rank + 1, outputs) back: ``weight`` (outputs, dim), ``bias`` (outputs,) on raw features."""
+        """Map (rank + 1, outputs) back to raw features: weight (outputs, dim) and bias (outputs,)."""
         weight = (self.rotation @ theta[:-1]).T / self.scale
         return weight, theta[-1] - weight @ self.mean
 
@@ -68,7 +71,7 @@ def fit_basis(features: Tensor, weights: Tensor, *, standardize: bool, device: t
     for rows, block in _blocks(features, device):
         square += weights[rows] @ (block - mean).square()
     deviation = square.sqrt()
-    constant = deviation <= 1e-7 * (mean.abs() + deviation.max())
+    constant = deviation <= _CONSTANT * mean.abs()
     scale = torch.where(constant, 1.0, deviation) if standardize else torch.ones_like(mean)
 
     if len(features) < dim:
@@ -83,7 +86,8 @@ def fit_basis(features: Tensor, weights: Tensor, *, standardize: bool, device: t
         variance, rotation = torch.linalg.eigh(covariance)
         variance, rotation = variance.flip(0), rotation.flip(1)
     kept = variance > _RANK_TOLERANCE * variance.max().clamp_min(1e-300)
-    return Basis(mean, scale, rotation[:, kept].contiguous(), variance[kept])
+    rotation = rotation[:, kept].masked_fill(constant[:, None], 0.0)
+    return Basis(mean, scale, rotation, variance[kept])
 
 
 def _blocks(features: Tensor, device: torch.device) -> Iterator[tuple[slice, Tensor]]:

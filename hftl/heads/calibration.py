@@ -1,7 +1,8 @@
 """Are the probabilities true? Temperature scaling and the numbers that show what it changed.
 
-Guo et al., *On calibration of modern neural networks*, ICML 2017: one temperature, fitted on rows that the head has not
-seen, minimises the negative log-likelihood of ``softmax(logits / temperature)``; the order of the labels stays.
+Guo et al., *On calibration of modern neural networks*, ICML 2017: one temperature, fitted on rows that the
+head has not seen, minimises the negative log-likelihood of ``softmax(logits / temperature)``; the order of
+the labels stays.
 """
 
 from typing import Any
@@ -18,39 +19,47 @@ _NEWTON_STEPS = 50
 def fit_temperature(logits: Tensor, targets: Tensor, weights: Tensor, loss: Loss) -> float:
     """Find the temperature that minimises the weighted log-loss of ``logits / temperature``.
 
-    The log-loss is convex in the inverse temperature, which safeguarded Newton steps find to rounding. Logits that are
-    perfect, or no better than chance, have no finite optimum: the inverse temperature stays within [1/20, 20].
+    The log-loss is convex in the inverse temperature, which Newton steps find, bisection taking over where
+    they leave the bracket. Logits that are perfect, or no better than chance, have no finite optimum: the
+    inverse temperature stays within [1/20, 20].
 
     Args:
         logits: (n, outputs) float32.
         targets: (n,) int64 classes for ``softmax``, (n, outputs) zeros and ones for ``sigmoid``.
-        weights: (n,) weights of the rows.
+        weights: (n, 1) or (n, outputs) weights of the losses.
         loss: which probabilities the logits stand for.
     """
-    z, w = logits.double(), weights.double()
     low, high, beta = 1 / 20, 20.0, 1.0
     for _ in range(_NEWTON_STEPS):
-        if loss == "softmax":
-            p = (beta * z).softmax(-1)
-            mean = (p * z).sum(-1)
-            slope = mean - z.gather(1, targets[:, None]).squeeze(1)
-            curvature = (p * z.square()).sum(-1) - mean.square()
-        else:
-            p = (beta * z).sigmoid()
-            slope = ((p - targets) * z).sum(-1)
-            curvature = (p * (1 - p) * z.square()).sum(-1)
-        gradient, hessian = float(w @ slope), float(w @ curvature)
+        gradient, curvature = _slope_and_curvature(logits, targets, weights, beta, loss)
         low, high = (low, beta) if gradient > 0 else (beta, high)
-        step = beta - gradient / hessian if hessian > 0 else low
+        step = beta - gradient / curvature if curvature > 0 else low
         proposal = step if low < step < high else (low * high) ** 0.5
-        if abs(proposal - beta) <= 1e-9 * beta:
+        if abs(proposal - beta) <= 1e-5 * beta:
             break
         beta = proposal
     return 1 / beta
 
 
+def _slope_and_curvature(
+    logits: Tensor, targets: Tensor, weights: Tensor, beta: float, loss: Loss
+) -> tuple[float, float]:
+    """Derivatives of the summed log-loss of ``beta * logits`` by ``beta``."""
+    if loss == "softmax":
+        probabilities = (beta * logits).softmax(-1)
+        mean = (probabilities * logits).sum(-1, keepdim=True)
+        slope = mean - logits.gather(1, targets[:, None])
+        curvature = (probabilities * (logits - mean).square()).sum(-1, keepdim=True)
+    else:
+        probabilities = (beta * logits).sigmoid()
+        slope = (probabilities - targets) * logits
+        curvature = probabilities * (1 - probabilities) * logits.square()
+    return float((weights * slope).sum()), float((weights * curvature).sum())
+
+
 def calibration_report(logits: Tensor, targets: Tensor, temperature: float, loss: Loss) -> dict[str, Any]:
-    """Expected calibration error, Brier score and log-loss on held-out rows, before and after the temperature.
+    """Expected calibration error, Brier score and log-loss on held-out rows, before and after the
+    temperature.
 
     Args:
         logits: (n, outputs) logits before the temperature.

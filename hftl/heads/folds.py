@@ -1,4 +1,4 @@
-"""Seeded folds for choosing a strength and calibrating on rows that a head has not seen."""
+"""Seeded folds, for choosing a strength and calibrating on rows that a head has not seen."""
 
 import torch
 from torch import Tensor
@@ -9,8 +9,8 @@ from hftl.heads.objective import NO_FOLD
 def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
     """Deal the rows of each class to the folds in turn, after a seeded shuffle.
 
-    Each fold gets each class in proportion, and fold sizes differ by at most one. A class with a single row stays
-    out of the folds (``NO_FOLD``), so that every head trains on every class.
+    Each fold gets each class in proportion, and fold sizes differ by at most one. A class with a single row
+    stays out of the folds (``NO_FOLD``), so that every head trains on every class.
 
     Args:
         labels: (n,) int64 class indices.
@@ -24,15 +24,15 @@ def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
     shuffled = torch.randperm(len(on_cpu), generator=torch.Generator().manual_seed(seed))
     by_class = shuffled[torch.argsort(on_cpu[shuffled], stable=True)]
     single = torch.bincount(on_cpu)[on_cpu[by_class]] == 1
-    dealt = by_class[~single]
-    result = torch.full_like(on_cpu, NO_FOLD)
-    result[dealt] = torch.arange(len(dealt)) % folds
-    return result.to(labels.device)
+    return _deal(len(on_cpu), by_class[~single], folds).to(labels.device)
 
 
 def random_folds(rows: int, folds: int, seed: int) -> Tensor:
     """Deal shuffled rows to the folds in turn: (rows,) int64 on the CPU."""
-    shuffled = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-    result = torch.empty(rows, dtype=torch.int64)
-    result[shuffled] = torch.arange(rows) % folds
+    return _deal(rows, torch.randperm(rows, generator=torch.Generator().manual_seed(seed)), folds)
+
+
+def _deal(rows: int, order: Tensor, folds: int) -> Tensor:
+    result = torch.full((rows,), NO_FOLD)
+    result[order] = torch.arange(len(order)) % folds
     return result

@@ -5,9 +5,9 @@ Algorithm 2.1, with three additions that matter here:
 
 * the initial inverse Hessian is a given diagonal, rescaled at each step (their ``M3`` scaling in its metric);
 * every problem has its own line search, and leaves the stack as soon as it has converged;
-* close to the optimum, where differences of the objective drown in rounding, a step is judged by its slope instead
-  (the approximate Wolfe condition of Hager & Zhang, *A new conjugate gradient method with guaranteed descent and
-  an efficient line search*, SIAM J. Optim. 16 (2005), eq. 4.1).
+* close to the optimum, where differences of the objective drown in rounding, a step is judged by its slope
+  instead (the approximate Wolfe condition of Hager & Zhang, *A new conjugate gradient method with guaranteed
+  descent and an efficient line search*, SIAM J. Optim. 16 (2005), eq. 4.1).
 """
 
 from collections.abc import Callable
@@ -103,8 +103,8 @@ def minimize(
 ) -> Solution:
     """Minimise ``k`` convex functions at once.
 
-    A problem has converged when its Newton decrement, ``<g, D g> / 2`` with ``D`` the given diagonal, which estimates
-    how far its value lies above the minimum, is at most ``tolerance`` times that value.
+    A problem has converged when its Newton decrement, ``<g, D g> / 2`` with ``D`` the given diagonal, which
+    estimates how far its value lies above the minimum, is at most ``tolerance`` times that value.
 
     Args:
         evaluate: values and gradients of some of the problems.

@@ -1,58 +1,35 @@
-"""Linear heads on cached features, solved exactly over a path of L2 strengths.
-
-The strengths are walked from strong to weak. At each, the heads of all folds are one stack of problems for L-BFGS,
-started from the previous solution; the rows held out from each head score the strength. The chosen strength is solved
-once more on all training rows, started from the mean of the folds' heads, to a tolerance at which the objective is
-exact in float32. Everything is mapped back to raw features at the end, so that ``logits = x @ weight.T + bias``.
-"""
+"""Linear heads on cached features, solved exactly: the one entry for every kind of task."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from hftl.errors import DataError
-from hftl.heads.basis import fit_basis
-from hftl.heads.folds import stratified_folds
-from hftl.heads.lbfgs import Solution, minimize
-from hftl.heads.objective import NO_FOLD, Loss, Objective, Rows
+from hftl.errors import ConvergenceError, UserError
+from hftl.heads.checks import (
+    ClassWeight,
+    Task,
+    check_features,
+    check_labels,
+    check_strengths,
+    loss_weights,
+)
+from hftl.heads.head import HeadFit
+from hftl.heads.logistic import Options, fit_logistic
+from hftl.heads.objective import Loss
+from hftl.heads.ridge import fit_ridge
+from hftl.heads.selection import Rule
 
-Task = Literal["single_label", "multi_label", "regression"]
-Rule = Literal["best", "one_se"]
-
-_PATH_TOLERANCE = 1e-3
-_FINAL_TOLERANCE = 1e-7
-_RESIDENT_BYTES = 8 << 30
-
-
-@dataclass(frozen=True)
-class HeadFit:
-    """A solved linear head: ``logits = x @ weight.T + bias`` on raw features.
-
-    Attributes:
-        weight: (num_labels, dim) float32, standardisation and temperature folded in.
-        bias: (num_labels,) float32.
-        report: what ``metrics.json`` tells about the head; plain JSON values.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    report: dict[str, Any]
-
-    def logits(self, features: Tensor) -> Tensor:
-        """Apply the head to raw features (n, dim): (n, num_labels) float32."""
-        return features @ self.weight.T.to(features.device) + self.bias.to(features.device)
+_GIGABYTE = 1 << 30
 
 
 def default_strengths(dim: int, count: int = 20) -> list[float]:
     """A path of L2 strengths for ``dim`` standardised features, from strong to weak.
 
-    The logits of a head drawn from the penalty's own prior have variance ``dim / strength``; the path spans standard
-    deviations from 1/10 to 30.
+    Logits of a head drawn from the penalty's own prior have variance ``dim / strength``; the path spans
+    standard deviations from 0.2 to 30.
     """
-    return [dim * 10.0 ** (2 - 5 * i / (count - 1)) for i in range(count)]
+    return [dim * 10 ** (1.5 - 4.5 * i / (count - 1)) for i in range(count)]
 
 
 def fit_linear(
@@ -64,73 +41,96 @@ def fit_linear(
     strengths: Sequence[float] | None = None,
     folds: int = 5,
     rule: Rule = "best",
-    class_weight: Literal["balanced"] | Sequence[float] | None = None,
+    class_weight: ClassWeight = None,
     sample_weight: Tensor | None = None,
     standardize: bool = True,
     calibrate: bool = True,
     validation: tuple[Tensor, Tensor] | None = None,
     seed: int = 0,
+    device: torch.device | str | None = None,
+    max_bytes: int = 8 * _GIGABYTE,
 ) -> HeadFit:
-    """Solve a linear head over a path of L2 strengths, choose one on held-out rows, and solve it on all rows."""
-    assert task == "single_label"
-    loss: Loss = "softmax"
-    device = features.device
-    if not bool(torch.isfinite(features).all()):
-        raise DataError("features contain NaN or Inf")
-    weights = torch.ones(len(features), dtype=torch.float64, device=device)
-    if sample_weight is not None:
-        weights *= sample_weight.double()
-    if class_weight == "balanced":
-        counts = torch.bincount(labels, minlength=num_labels).double()
-        weights *= (len(labels) / (num_labels * counts.clamp_min(1)))[labels]
-    elif class_weight is not None:
-        weights *= torch.tensor(list(class_weight), dtype=torch.float64, device=device)[labels]
-    basis = fit_basis(features, weights, standardize=standardize, device=device)
-    fold = stratified_folds(labels, folds, seed)
-    rows = Rows(features, labels, weights, fold, basis, device=device, budget=_RESIDENT_BYTES)
-    held_out = torch.arange(folds, device=device)
-    prior = torch.zeros(num_labels, dtype=torch.float64, device=device).index_add_(0, labels, weights)
-    theta = torch.zeros(folds, basis.rank + 1, num_labels, dtype=torch.float64, device=device)
-    theta[:, -1] = (prior.clamp_min(0.5) / prior.sum()).log()
-    theta = theta.flatten(1)
-    path, heads = [], []
-    for strength in sorted(strengths or default_strengths(features.shape[1]), reverse=True):
-        objective = Objective(
-            rows, loss, num_labels, torch.full_like(held_out, strength, dtype=torch.float64), held_out
+    """Solve a linear head over a path of L2 strengths, choose one on held-out rows, and solve that on all
+    rows.
+
+    ``single_label`` is multinomial logistic regression, ``multi_label`` one logistic regression for each
+    label with a common strength, ``regression`` ridge with exact leave-one-out errors. The objective is
+    scikit-learn's: the weighted sum of the losses plus ``strength / 2 * ||W||^2`` on (standardised) features,
+    with a free bias. So ``strength`` is ``1 / C`` of ``LogisticRegression`` (``2 / C`` for two classes of a
+    single-label task, which have two rows of weights here) and ``alpha`` of ``Ridge``.
+
+    With ``calibrate``, strengths are judged by the log-loss after the best temperature, that is, by the head
+    that would be exported; otherwise by the plain log-loss.
+
+    The same inputs and seed give the same bits on the same device and number of threads.
+
+    Args:
+        features: (n, dim) floating point, on any device.
+        labels: (n,) int64 class indices for ``single_label``, (n, num_labels) zeros and ones for
+            ``multi_label``, (n, num_labels) or (n,) numbers for ``regression``.
+        task: what the labels mean.
+        num_labels: classes, labels or targets.
+        strengths: L2 strengths to try; ``default_strengths(dim)`` where None.
+        folds: stratified folds to choose on; leave-one-out is used for regression.
+        rule: ``best``, or ``one_se`` for the strongest strength within one standard error of the best.
+        class_weight: ``balanced``, or a weight for each class (multi-label: for each label's positive rows).
+        sample_weight: (n,) non-negative weights of the rows.
+        standardize: divide features by their standard deviation before penalising; folded into the result.
+        calibrate: divide the logits by a temperature fitted on held-out rows (classification only).
+        validation: features and labels to choose and calibrate on, in place of folds.
+        seed: decides the folds.
+        device: where to compute; the features' own device where None.
+        max_bytes: transformed features beyond this size are streamed to the device in blocks.
+
+    Raises:
+        DataError: features or labels are malformed, not finite, or have only one class.
+        UserError: an option or a weight makes no sense.
+        ConvergenceError: the solution is not finite.
+    """
+    if folds < 2:
+        raise UserError(f"folds: expected at least 2, got {folds}")
+    check_features(features)
+    device = torch.device(device) if device is not None else features.device
+    labels = check_labels(labels, len(features), task, num_labels).to(device)
+    weights = loss_weights(labels, task, num_labels, class_weight, sample_weight)
+    path = check_strengths(default_strengths(features.shape[1]) if strengths is None else strengths)
+    if validation is not None:
+        validation = _check_validation(validation, features.shape[1], task, num_labels, device)
+
+    used = (weights > 0).any(1)
+    if not bool(used.all()):
+        features, labels, weights = features[used.to(features.device)], labels[used], weights[used]
+    if task == "regression":
+        head = fit_ridge(
+            features,
+            labels,
+            weights[:, 0],
+            strengths=path,
+            rule=rule,
+            standardize=standardize,
+            validation=validation,
         )
-        theta = _solve(objective, theta, _PATH_TOLERANCE).x
-        nll, accuracy = [], []
-        for index, logits in objective.held_out_logits(theta):
-            nll.append(torch.nn.functional.cross_entropy(logits, labels[index]))
-            accuracy.append((logits.argmax(1) == labels[index]).double().mean())
-        mean = torch.stack(nll).mean()
-        path.append(
-            {"strength": strength, "validation": float(mean), "accuracy": float(torch.stack(accuracy).mean())}
+    else:
+        options = Options(path, folds, rule, standardize, calibrate, seed, max_bytes)
+        loss: Loss = "softmax" if task == "single_label" else "sigmoid"
+        head = fit_logistic(features, labels, weights, loss, num_labels, options, validation)
+    if not bool(torch.isfinite(head.weight).all() and torch.isfinite(head.bias).all()):
+        raise ConvergenceError(
+            "the head's weights are not finite in float32; rescale the features, or set standardize=True"
         )
-        heads.append(theta)
-    best = min(range(len(path)), key=lambda i: path[i]["validation"])
-    start = heads[best].mean(0, keepdim=True)
-    final = Objective(
-        rows,
-        loss,
-        num_labels,
-        torch.tensor([path[best]["strength"]], dtype=torch.float64, device=device),
-        torch.tensor([NO_FOLD], device=device),
-    )
-    solution = _solve(final, start, _FINAL_TOLERANCE)
-    weight, bias = basis.unfold(solution.x[0].view(-1, num_labels))
-    report = {
-        "kind": "linear",
-        "path": path,
-        "chosen": path[best]["strength"],
-        "iterations": int(solution.iterations[0]),
-        "gradient_norm": float(solution.gradient.abs().max()),
-        "converged": bool(solution.converged[0]),
-    }
-    return HeadFit(weight.float(), bias.float(), report)
+    head.report["task"] = task
+    head.report["rows_of_zero_weight"] = int((~used).sum())
+    return head
 
 
-def _solve(objective: Objective, start: Tensor, tolerance: float) -> Solution:
-    curvature = objective.curvature(start)
-    floor = 1e-6 * curvature.amax(1, keepdim=True)
-    return minimize(objective.evaluate, start, 1 / torch.maximum(curvature, floor), tolerance=tolerance)
+def _check_validation(
+    validation: tuple[Tensor, Tensor], dim: int, task: Task, num_labels: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    features, labels = validation
+    check_features(features, "validation features")
+    if features.shape[1] != dim:
+        raise UserError(
+            f"validation features: expected {dim} columns as in training, got {features.shape[1]}"
+        )
+    labels = check_labels(labels, len(features), task, num_labels, "validation labels")
+    return features.to(device), labels.to(device)

@@ -2,8 +2,8 @@
 
     F(W, b) = sum_i w_i loss(W z_i + b, y_i) / sum_i w_i  +  strength / (2 sum_i w_i) ||W||^2
 
-which is scikit-learn's ``LogisticRegression(C=1/strength)`` divided by a constant. The problems of a stack differ in
-their strength and in the fold of rows that is held out from each. Rows are sorted by fold, so that a block of rows is
+which is scikit-learn's ``LogisticRegression(C=1/strength)`` divided by a constant. The problems of a stack
+differ in the fold of rows that is held out from each. Rows are sorted by fold, so that a block of rows is
 multiplied with the weights of exactly those problems that train on it: one matrix product for all of them.
 """
 
@@ -14,15 +14,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hftl.heads.basis import BLOCK_ROWS, Basis
+from hftl.heads.basis import Basis
 
 Loss = Literal["softmax", "sigmoid"]
-NO_FOLD = -1  # rows that every problem trains on; problems that train on every row
+NO_FOLD = -1  # of rows that every head trains on
+EVERY_ROW = -2  # "held out" by a head that trains on all rows
+_BLOCK_ROWS = 2048
+_BLOCK_LOGITS = 1 << 23
 
 
 @dataclass
 class Block:
-    """Consecutive rows of one fold: features (n, rank + 1), targets, weights (n,) float32."""
+    """Rows of one fold: features (n, rank + 1), targets, weights (n, 1) or (n, outputs), all on the
+    device."""
 
     fold: int
     rows: Tensor
@@ -34,8 +38,18 @@ class Block:
 class Rows:
     """The training rows in blocks that lie within one fold, in the coordinates of the solver.
 
-    They stay on the device when they fit into ``budget`` bytes; otherwise each pass copies and transforms them block
-    by block, with the same result to the bit.
+    They stay on the device when they fit into ``max_bytes``; otherwise each pass copies and transforms them
+    block by block, with the same result to the bit.
+
+    Args:
+        features: (n, dim) float32, raw.
+        targets: (n,) int64 classes or (n, outputs) float32.
+        weights: (n, 1) or (n, outputs) float64.
+        folds: (n,) int64, the fold of each row or ``NO_FOLD``.
+        basis: the coordinates.
+        columns: columns of the logits of all problems together, which bounds the rows of a block.
+        device: where the solver runs.
+        max_bytes: memory that the transformed features may take there.
     """
 
     def __init__(
@@ -46,22 +60,24 @@ class Rows:
         folds: Tensor,
         basis: Basis,
         *,
+        columns: int,
         device: torch.device,
-        budget: int,
+        max_bytes: int,
     ) -> None:
         self._features, self._targets, self._weights, self._basis = features, targets, weights, basis
         self._device = device
         order = torch.argsort(folds, stable=True)
+        block_rows = max(64, min(_BLOCK_ROWS, _BLOCK_LOGITS // columns))
         self._spans: list[tuple[int, Tensor]] = []
         for fold in torch.unique(folds).tolist():
             members = order[folds[order] == fold]
-            self._spans += [(fold, rows) for rows in torch.split(members, BLOCK_ROWS)]
-        resident = len(features) * (basis.rank + 1) * 4 <= budget
+            self._spans += [(fold, rows) for rows in torch.split(members, block_rows)]
+        resident = len(features) * (basis.rank + 1) * 4 <= max_bytes
         self._resident = [self._load(*span) for span in self._spans] if resident else None
-        self.total_weight = float(weights.sum())
-        self.weight_of_fold = {
-            fold: float(weights[folds == fold].sum()) for fold in torch.unique(folds).tolist()
-        }
+        row_weights = weights.mean(1)
+        self.count = len(features)
+        self.total_weight = float(row_weights.sum())
+        self.weight_of_fold = {fold: float(row_weights[folds == fold].sum()) for fold, _ in self._spans}
 
     def __iter__(self) -> Iterator[Block]:
         if self._resident is not None:
@@ -83,17 +99,18 @@ class Objective:
 
     Args:
         rows: the training rows.
-        loss: ``softmax`` with (n,) class targets or ``sigmoid`` with (n, outputs) targets, summed over outputs.
+        loss: ``softmax`` with (n,) class targets or ``sigmoid`` with (n, outputs) targets, summed over
+            outputs.
         outputs: columns of the logits.
-        strengths: (k,) float64, L2 strength of each problem.
-        held_out: (k,) int64, the fold that each problem does not train on, or ``NO_FOLD``.
+        strength: L2 strength.
+        held_out: (k,) int64, the fold that each problem does not train on, or ``EVERY_ROW``.
     """
 
-    def __init__(self, rows: Rows, loss: Loss, outputs: int, strengths: Tensor, held_out: Tensor) -> None:
+    def __init__(self, rows: Rows, loss: Loss, outputs: int, strength: float, held_out: Tensor) -> None:
         self.rows, self.loss, self.outputs, self.held_out = rows, loss, outputs, held_out
         hidden = [rows.weight_of_fold.get(fold, 0.0) for fold in held_out.tolist()]
         self.total = rows.total_weight - torch.tensor(hidden, dtype=torch.float64, device=held_out.device)
-        self.penalty = strengths / self.total
+        self.penalty = strength / self.total
 
     def evaluate(self, theta: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
         """Values (k,) and gradients (k, size) in float64 of the given problems at ``theta`` (k, size)."""
@@ -102,8 +119,8 @@ class Objective:
         gradient = torch.zeros_like(weights)
         for block, members, logits in self._logits(weights, problems):
             loss, residual = _loss_and_residual(self.loss, logits, block.targets)
-            residual *= block.weights[:, None, None]
-            value[members] += (loss * block.weights[:, None]).sum(0, dtype=torch.float64)
+            residual *= block.weights[:, None, :]
+            value[members] += (loss * block.weights[:, None, :]).sum((0, 2), dtype=torch.float64)
             product = block.features.T @ residual.flatten(1)
             gradient[members] += product.view(-1, len(members), self.outputs).transpose(0, 1).double()
         total, penalty = self.total[problems], self.penalty[problems]
@@ -119,42 +136,34 @@ class Objective:
         problems = torch.arange(len(theta), device=theta.device)
         for block, members, logits in self._logits(weights, problems):
             probabilities = logits.softmax(-1) if self.loss == "softmax" else logits.sigmoid()
-            variance = probabilities * (1 - probabilities) * block.weights[:, None, None]
+            variance = probabilities * (1 - probabilities) * block.weights[:, None, :]
             product = block.features.square().T @ variance.flatten(1)
             diagonal[members] += product.view(-1, len(members), self.outputs).transpose(0, 1).double()
         diagonal /= self.total[:, None, None]
         diagonal[:, :-1] += self.penalty[:, None, None]
         return diagonal.flatten(1)
 
-    def held_out_logits(self, theta: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each block of a fold: its row numbers and their logits (n, outputs) by the head that never saw them."""
-        weights = theta.view(len(theta), -1, self.outputs).float()
-        for block in self.rows:
-            problem = torch.nonzero(self.held_out == block.fold).flatten()
-            if block.fold != NO_FOLD and len(problem):
-                yield block.rows, block.features @ weights[problem[0]]
-
     def _logits(self, weights: Tensor, problems: Tensor) -> Iterator[tuple[Block, Tensor, Tensor]]:
-        """For each block: the members of ``problems`` that train on it and their logits (n, members, outputs)."""
+        """For each block: the members of ``problems`` that train on it, their logits (n, members,
+        outputs)."""
         flat = weights.float().transpose(0, 1).contiguous()  # (rank + 1, k, outputs)
         held_out = self.held_out[problems]
         for block in self.rows:
-            sees = (held_out != block.fold) | (held_out == NO_FOLD)
-            members = torch.nonzero(sees).flatten()
+            members = torch.nonzero(held_out != block.fold).flatten()
             if len(members):
                 chosen = flat if len(members) == len(problems) else flat[:, members]
-                yield block, members, (block.features @ chosen.flatten(1)).unflatten(1, (-1, self.outputs))
+                logits = block.features @ chosen.flatten(1)
+                yield block, members, logits.view(-1, len(members), self.outputs)
 
 
 def _loss_and_residual(loss: Loss, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses (n, k) and their derivatives by the logits (n, k, outputs); overwrites ``logits``."""
+    """Losses (n, k, 1 or outputs) and their derivatives by the logits (n, k, outputs)."""
     if loss == "softmax":
         log_probabilities = torch.log_softmax(logits, -1)
         index = targets[:, None, None].expand(-1, logits.shape[1], 1)
-        losses = -log_probabilities.gather(-1, index).squeeze(-1)
+        losses = -log_probabilities.gather(-1, index)
         residual = log_probabilities.exp_()
-        residual.scatter_add_(-1, index, torch.full_like(index, -1, dtype=residual.dtype))
+        residual.scatter_add_(-1, index, torch.full_like(losses, -1.0))
         return losses, residual
-    signed = targets[:, None, :]
-    losses = torch.nn.functional.softplus(logits) - signed * logits
-    return losses.sum(-1), logits.sigmoid_() - signed
+    truth = targets[:, None, :]
+    return torch.nn.functional.softplus(logits) - truth * logits, logits.sigmoid() - truth

@@ -1,0 +1,25 @@
+"""What every linear solver returns."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class HeadFit:
+    """A solved linear head: ``logits = x @ weight.T + bias`` on raw features.
+
+    Attributes:
+        weight: (num_labels, dim) float32, standardisation and temperature folded in.
+        bias: (num_labels,) float32.
+        report: what ``metrics.json`` tells about the head; plain JSON values.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    report: dict[str, Any]
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Apply the head to raw features (n, dim): (n, num_labels) float32."""
+        return features @ self.weight.T.to(features.device) + self.bias.to(features.device)

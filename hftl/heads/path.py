@@ -1,0 +1,156 @@
+"""The path of L2 strengths: heads of all folds at each strength, judged on the rows that they have not
+seen."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hftl.heads.calibration import fit_temperature
+from hftl.heads.lbfgs import Solution, minimize
+from hftl.heads.objective import NO_FOLD, Loss, Objective, Rows
+from hftl.heads.selection import f1_scores, standard_error
+
+# Relative suboptimality at which a head of the path stops: small beside the standard error of its validation
+# loss.
+_PATH_TOLERANCE = 1e-3
+_MAX_ITERATIONS = 2000
+_MEMORY = 10
+_HISTORY_BYTES = 2 << 30
+# Hessian diagonals are floored at this share of their largest entry: where probabilities have saturated, a
+# coordinate's curvature is no guide to the length of a step.
+_CURVATURE_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The rows that judge: indices (m,), targets (m,) or (m, outputs), weights (m, 1 or outputs), folds
+    (m,)."""
+
+    index: Tensor
+    targets: Tensor
+    weights: Tensor
+    folds: Tensor
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One strength, solved on every fold.
+
+    Attributes:
+        strength: L2 strength.
+        heads: (folds, size) float32, the solutions.
+        score: mean loss on held-out rows, after the temperature.
+        error: its standard error.
+        temperature: fitted on held-out rows, or 1.
+        entry: what the report tells of this strength.
+    """
+
+    strength: float
+    heads: Tensor
+    score: float
+    error: float
+    temperature: float
+    entry: dict[str, Any]
+
+
+def walk(
+    rows: Rows, held_out: HeldOut, loss: Loss, start: Tensor, strengths: list[float], calibrate: bool
+) -> list[Candidate]:
+    """Solve every strength on every fold, each from the solution of the stronger one before it.
+
+    Args:
+        rows: rows in folds.
+        held_out: those that are in a fold.
+        loss: the kind of head.
+        start: (rank + 1, outputs) float64, where the strongest starts.
+        strengths: from strong to weak.
+        calibrate: judge each strength after its best temperature. What matters is how good the exported,
+            calibrated probabilities are (Berta et al., *Rethinking early stopping: refine, then calibrate*,
+            2025).
+    """
+    folds = torch.unique(held_out.folds)
+    outputs = start.shape[1]
+    theta = start.flatten().repeat(len(folds), 1)
+    candidates = []
+    for strength in strengths:
+        objective = Objective(rows, loss, outputs, strength, folds)
+        solution = solve(objective, theta, _PATH_TOLERANCE)
+        theta = solution.x
+        logits = held_out_logits(objective, theta, held_out)
+        candidates.append(_judge(strength, solution, logits, held_out, loss, calibrate))
+    return candidates
+
+
+def solve(objective: Objective, start: Tensor, tolerance: float) -> Solution:
+    """Minimise ``objective`` from ``start`` (k, size), in groups where the history would be large."""
+    curvature = objective.curvature(start)
+    inverse = 1 / torch.maximum(curvature, _CURVATURE_FLOOR * curvature.amax(1, keepdim=True))
+    together = max(1, _HISTORY_BYTES // (2 * _MEMORY * start[0].nbytes))
+    parts = [
+        minimize(
+            partial(_evaluate, objective, problems),
+            start[problems],
+            inverse[problems],
+            tolerance=tolerance,
+            max_iterations=_MAX_ITERATIONS,
+            memory=_MEMORY,
+        )
+        for problems in torch.split(torch.arange(len(start), device=start.device), together)
+    ]
+    return Solution(*(torch.cat(field) for field in zip(*map(_fields, parts), strict=True)))
+
+
+def _fields(part: Solution) -> tuple[Tensor, ...]:
+    return part.x, part.value, part.gradient, part.iterations, part.converged
+
+
+def _evaluate(objective: Objective, group: Tensor, theta: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+    return objective.evaluate(theta, group[members])
+
+
+def held_out_logits(objective: Objective, theta: Tensor, held_out: HeldOut) -> Tensor:
+    """Logits (m, outputs) of the held-out rows, each by the head that has not seen it."""
+    weights = theta.view(len(theta), -1, objective.outputs).float()
+    problem_of = {fold: problem for problem, fold in enumerate(objective.held_out.tolist())}
+    logits = torch.empty(objective.rows.count, objective.outputs, device=theta.device)
+    for block in objective.rows:
+        if block.fold != NO_FOLD:
+            logits[block.rows] = block.features @ weights[problem_of[block.fold]]
+    return logits[held_out.index]
+
+
+def _judge(
+    strength: float, solution: Solution, logits: Tensor, held_out: HeldOut, loss: Loss, calibrate: bool
+) -> Candidate:
+    temperature = 1.0
+    if calibrate:
+        temperature = fit_temperature(logits, held_out.targets, held_out.weights, loss)
+    losses = _weighted_losses(logits / temperature, held_out.targets, held_out.weights, loss)
+    weights = held_out.weights.mean(1)
+    score = float(losses.sum() / weights.sum())
+    error = standard_error(losses, weights, held_out.folds)
+    entry = {
+        "strength": strength,
+        "validation": score,
+        "se": error,
+        "temperature": temperature,
+        "iterations": solution.iterations.tolist(),
+        "converged": bool(solution.converged.all()),
+    }
+    if loss == "softmax":
+        entry["accuracy"] = float((logits.argmax(1) == held_out.targets).double().mean())
+    else:
+        entry["f1_macro"] = float(f1_scores(logits > 0, held_out.targets).mean())
+    return Candidate(strength, solution.x.float(), score, error, temperature, entry)
+
+
+def _weighted_losses(logits: Tensor, targets: Tensor, weights: Tensor, loss: Loss) -> Tensor:
+    """The weighted loss of each row (m,) float64, summed over labels."""
+    if loss == "softmax":
+        losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")[:, None]
+    else:
+        losses = torch.nn.functional.softplus(logits) - targets * logits
+    return (losses * weights).sum(1)
