@@ -28,9 +28,10 @@ if TYPE_CHECKING:
         UserError,
     )
     from hftl.hookspecs import hookimpl
-    from hftl.recipe import Head, Recipe, recipe
+    from hftl.methods import Head
+    from hftl.pipeline import run
+    from hftl.recipes import Recipe, recipe
     from hftl.registry import BackboneOptions, BackboneSpec
-    from hftl.run import run
 
 _HOME = {
     "Backbone": "hftl.backbones.protocol",
@@ -41,11 +42,11 @@ _HOME = {
     "ConvergenceError": "hftl.errors",
     "DataError": "hftl.errors",
     "Encoded": "hftl.backbones.protocol",
-    "Head": "hftl.recipe",
+    "Head": "hftl.methods",
     "HftlError": "hftl.errors",
     "ImageBackbone": "hftl.backbones.vision",
     "PluginError": "hftl.errors",
-    "Recipe": "hftl.recipe",
+    "Recipe": "hftl.recipes",
     "RecipeError": "hftl.errors",
     "Source": "hftl.backbones.source",
     "SplitError": "hftl.errors",
@@ -53,8 +54,8 @@ _HOME = {
     "TextBackbone": "hftl.backbones.text",
     "UserError": "hftl.errors",
     "hookimpl": "hftl.hookspecs",
-    "recipe": "hftl.recipe",
-    "run": "hftl.run",
+    "recipe": "hftl.recipes",
+    "run": "hftl.pipeline",
 }
 
 __all__ = [
@@ -87,7 +88,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'hftl' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)
-    # `hftl.recipe` and `hftl.run` are modules as well as public names: the public name wins, once and for all.
     globals()[name] = value
     return value
 

@@ -47,7 +47,9 @@ def hub_errors(ref: str, kind: str, error_class: type[UserError], repo_type: str
         why = "offline mode is on" if offline() else "the Hub cannot be reached"
         raise error_class(f"{kind} {ref!r} is not on this machine and {why}: {ways}") from error
     except (httpx2.HTTPError, errors.HfHubHTTPError) as error:
-        raise error_class(f"{kind} {ref!r}: the Hub answered {_short(error)}; try again, or {ways}") from error
+        raise error_class(
+            f"{kind} {ref!r}: the Hub answered {_short(error)}; try again, or {ways}"
+        ) from error
 
 
 def offline() -> bool:

@@ -20,7 +20,7 @@ import pluggy
 from hftl import __version__, hookspecs
 from hftl.errors import PluginError
 
-BUILT_IN = ("hftl.backbones", "hftl.metrics.plugin")
+BUILT_IN = ("hftl.backbones",)
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,9 @@ def discover(selected: list[str] | None = None) -> list[EntryPoint]:
     missing = sorted(set(selected) - {entry.name for entry in found})
     if missing:
         names = ", ".join(entry.name for entry in found) or "none"
-        raise PluginError(f"HFTL_PLUGINS names {', '.join(missing)}, which is not installed; installed: {names}")
+        raise PluginError(
+            f"HFTL_PLUGINS names {', '.join(missing)}, which is not installed; installed: {names}"
+        )
     return [entry for entry in found if entry.name in selected]
 
 

@@ -54,7 +54,11 @@ class Progress:
             self._live.stop()
         if not self.quiet and kind is None:
             seconds = time.monotonic() - self._started
-            print(f"{self.what}: {self.done:,} rows in {seconds:.1f} s ({self.rate})", file=self.stream, flush=True)
+            print(
+                f"{self.what}: {self.done:,} rows in {seconds:.1f} s ({self.rate})",
+                file=self.stream,
+                flush=True,
+            )
 
     @property
     def rate(self) -> str:

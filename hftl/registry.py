@@ -120,7 +120,9 @@ def load(spec: BackboneSpec, options: BackboneOptions) -> Backbone:
     except HftlError:
         raise
     except Exception as error:
-        raise PluginError(f"plugin {spec.plugin!r} could not load {spec.name!r}: {one_line(error)}") from error
+        raise PluginError(
+            f"plugin {spec.plugin!r} could not load {spec.name!r}: {one_line(error)}"
+        ) from error
     if not isinstance(backbone, Backbone):
         raise PluginError(
             f"plugin {spec.plugin!r} loads {spec.name!r} as a {type(backbone).__name__}, which is no hftl.Backbone"
@@ -133,7 +135,9 @@ def suggestion(ref: str) -> str:
     names = list(backbones())
     short = {name.rsplit("/", 1)[-1]: name for name in names}
     close = difflib.get_close_matches(ref, names, n=3, cutoff=0.5)
-    close += [short[s] for s in difflib.get_close_matches(ref.rsplit("/", 1)[-1], list(short), n=3, cutoff=0.6)]
+    close += [
+        short[s] for s in difflib.get_close_matches(ref.rsplit("/", 1)[-1], list(short), n=3, cutoff=0.6)
+    ]
     close = list(dict.fromkeys(close))[:3]
     said = f"; did you mean {', '.join(close)}?" if close else "; `hftl backbones` lists those registered"
     failed = plugins().failed

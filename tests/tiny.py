@@ -18,7 +18,12 @@ TEXT: dict[str, dict[str, Any]] = {
     "electra": WIDE | {"embedding_size": 16},
     "mpnet": WIDE,
     "deberta-v2": WIDE
-    | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16, "pooler_hidden_size": 32},
+    | {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": 16,
+        "pooler_hidden_size": 32,
+    },
     "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 48},
     "modernbert": WIDE | {"global_attn_every_n_layers": 2},
     "modernbert-mean": WIDE | {"global_attn_every_n_layers": 2, "classifier_pooling": "mean"},
@@ -43,13 +48,28 @@ IMAGE: dict[str, dict[str, Any]] = {
     "deit-distilled": PATCHES,
     "dinov2": PATCHES,
     "beit": PATCHES,
-    "swin": {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4},
+    "swin": {
+        "image_size": 32,
+        "patch_size": 4,
+        "embed_dim": 16,
+        "depths": [1, 1],
+        "num_heads": [2, 2],
+        "window_size": 4,
+    },
     "convnext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2},
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
     "mobilenet_v2": {"depth_multiplier": 0.1, "image_size": 32},
-    "mobilevit": {"image_size": 64, "hidden_sizes": [16, 16, 16], "neck_hidden_sizes": [8, 8, 8, 16, 16, 16, 24]},
+    "mobilevit": {
+        "image_size": 64,
+        "hidden_sizes": [16, 16, 16],
+        "neck_hidden_sizes": [8, 8, 8, 16, 16, 16, 24],
+    },
     "efficientnet": {"image_size": 32, "width_coefficient": 0.2, "depth_coefficient": 0.2, "hidden_dim": 256},
-    "clip": {"vision_config": PATCHES, "text_config": WIDE | {"vocab_size": TEXT_VOCABULARY}, "projection_dim": 16},
+    "clip": {
+        "vision_config": PATCHES,
+        "text_config": WIDE | {"vocab_size": TEXT_VOCABULARY},
+        "projection_dim": 16,
+    },
     "siglip": {"vision_config": PATCHES, "text_config": WIDE | {"vocab_size": TEXT_VOCABULARY}},
 }
 ARCHITECTURES = {"deit-distilled": ["DeiTForImageClassificationWithTeacher"]}

@@ -37,7 +37,12 @@ IMAGE = [
     ("google/siglip-base-patch16-224", 203_155_970, "apache-2.0", "SigLIP ViT-B/16, image tower"),
 ]
 TEXT = [
-    ("sentence-transformers/all-MiniLM-L6-v2", 22_713_216, "apache-2.0", "MiniLM-L6 sentence encoder, English"),
+    (
+        "sentence-transformers/all-MiniLM-L6-v2",
+        22_713_216,
+        "apache-2.0",
+        "MiniLM-L6 sentence encoder, English",
+    ),
     ("sentence-transformers/all-mpnet-base-v2", 109_486_464, "apache-2.0", "MPNet sentence encoder, English"),
     ("intfloat/multilingual-e5-small", 117_653_760, "mit", "E5-small sentence encoder, 94 languages"),
     ("BAAI/bge-small-en-v1.5", 33_360_000, "mit", "BGE-small sentence encoder, English"),
@@ -55,14 +60,17 @@ def hftl_register_backbones(register: Callable[[BackboneSpec], None]) -> None:
     """The backbone that ships with hftl, and Hub models known to serve well."""
     register(
         BackboneSpec(
-            GLYPHS, "image", _load_sample, "small ViT for small glyphs; ships with hftl", 1_200_000, "apache-2.0"
+            GLYPHS,
+            "image",
+            _load_sample,
+            "small ViT for small glyphs; ships with hftl",
+            1_200_000,
+            "apache-2.0",
         )
     )
     for modality, models in (("image", IMAGE), ("text", TEXT)):
         for name, parameters, licence, description in models:
-            register(
-                BackboneSpec(name, modality, partial(_load_hub, name), description, parameters, licence)
-            )
+            register(BackboneSpec(name, modality, partial(_load_hub, name), description, parameters, licence))
 
 
 @hookimpl(trylast=True)
@@ -101,7 +109,9 @@ def _load_hub(ref: str, options: BackboneOptions) -> Backbone:
         source = from_hub(ref, offline=options.offline)
     except BackboneError as error:
         known = suggestion(ref)
-        raise BackboneError(f"{error}{known}" if "did you mean" in known and ref not in known else str(error)) from error
+        raise BackboneError(
+            f"{error}{known}" if "did you mean" in known and ref not in known else str(error)
+        ) from error
     return _load(source, options)
 
 

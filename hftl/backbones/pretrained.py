@@ -24,7 +24,14 @@ PROBLEM_TYPES = {
 }
 
 # Neither the labels that a checkpoint came with, nor where it lay and who saved it, can change a feature.
-NOT_IN_FEATURES = ("_name_or_path", "transformers_version", "id2label", "label2id", "problem_type", "num_labels")
+NOT_IN_FEATURES = (
+    "_name_or_path",
+    "transformers_version",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "num_labels",
+)
 
 
 class PretrainedBackbone:
@@ -89,23 +96,33 @@ class PretrainedBackbone:
         Raises:
             BackboneError: the weights do not fit the configuration.
         """
+        model, untrained = self._from_pretrained(copy.deepcopy(config), ignore_mismatched_sizes=True)
+        head = self._head(model) | untrained
+        return model, head.intersection(name for name, _ in model.named_parameters())
+
+    def load_trained(self) -> tuple[Any, set[str]]:
+        """The model as the checkpoint has it, head included, float32; and the parameters that the checkpoint lacks."""
+        return self._from_pretrained(copy.deepcopy(self.base_config))
+
+    def _from_pretrained(self, config: Any, **options: Any) -> tuple[Any, set[str]]:
         self.weight_files()
         try:
             model, loading = self.auto_class.from_pretrained(
                 self.source.folder,
-                config=copy.deepcopy(config),
+                config=config,
                 dtype=torch.float32,
-                ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
+                **options,
             )
         except (OSError, ValueError, RuntimeError, ImportError) as error:
-            raise BackboneError(f"{self.name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+            raise BackboneError(
+                f"{self.name} cannot be loaded: {' '.join(str(error).split())[:300]}"
+            ) from error
         without_generation(model.config)
-        head = self._head(model) | set(loading["missing_keys"]) | {key[0] for key in loading["mismatched_keys"]}
-        return model.eval(), head.intersection(name for name, _ in model.named_parameters())
+        return model.eval(), set(loading["missing_keys"]) | {key[0] for key in loading["mismatched_keys"]}
 
     def skeleton(self, config: Any) -> nn.Module:
         """The same model on the meta device."""

@@ -250,7 +250,9 @@ def find_split(model: nn.Module, head: set[str], probes: Sequence[Mapping[str, T
     )
 
 
-def pooled_split(model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]], pooling: str) -> Split:
+def pooled_split(
+    model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]], pooling: str
+) -> Split:
     """A cut that keeps one pooled vector of the frozen body's last output instead of what the model's own head reads.
 
     Raises:
@@ -261,7 +263,9 @@ def pooled_split(model: nn.Module, head: set[str], probes: Sequence[Mapping[str,
     split = Split("pooled", sorted(head), pooling=pooling)
     width = _pool(recorded[-1], probes[0], pooling).shape[1] if recorded else 0
     if not width:
-        raise SplitError(f"{type(model).__name__} returns nothing that pooling={pooling!r} can pool; use pooling='native'")
+        raise SplitError(
+            f"{type(model).__name__} returns nothing that pooling={pooling!r} can pool; use pooling='native'"
+        )
     return Split("pooled", split.head, pooling=pooling, width=width)
 
 
@@ -334,7 +338,9 @@ def _whole_candidate(model: nn.Module, head: set[str], probes: Sequence[Mapping[
     return _replay_split(model, head, probes[0], None)
 
 
-def _replay_split(model: nn.Module, head: set[str], batch: Mapping[str, Tensor], positions: int | None) -> Split:
+def _replay_split(
+    model: nn.Module, head: set[str], batch: Mapping[str, Tensor], positions: int | None
+) -> Split:
     recorded, gradients = _dependence(model, head, None, batch)
     if not any(g is not None for call in gradients for g in call):
         raise SplitError("the logits depend on no frozen module")
@@ -432,11 +438,15 @@ def capture(model: nn.Module, split: Split, batch: Mapping[str, Tensor]) -> dict
             model(**batch)
             recorded = frontier.recorded
         rows = _real_tokens(split, batch)
-        return _collect(split, recorded, batch, lambda value: [v[r] for v, r in zip(value, rows, strict=True)])
+        return _collect(
+            split, recorded, batch, lambda value: [v[r] for v, r in zip(value, rows, strict=True)]
+        )
     recorded, gradients = _dependence(model, head, frozen, batch)
     used = _positions(recorded, gradients)
     if used is None or bool((used.sum(1) != split.positions).any()):
-        raise SplitError("a row's logits depend on other tokens than the probe's did; fine-tune this model instead")
+        raise SplitError(
+            "a row's logits depend on other tokens than the probe's did; fine-tune this model instead"
+        )
     index = used.nonzero()[:, 1].view(len(used), split.positions)
     pick = torch.arange(len(used), device=index.device)[:, None]
     return _collect(split, recorded, batch, lambda value: value[pick, index])
@@ -536,7 +546,9 @@ class Replay:
     def _padded(self, kept: Mapping[str, Any]) -> tuple[dict[str, Tensor], int, int]:
         """Ragged columns padded on the right with zeros; the number of rows and of tokens."""
         columns = {
-            name: nn.utils.rnn.pad_sequence(list(value), batch_first=True) if isinstance(value, list) else value
+            name: nn.utils.rnn.pad_sequence(list(value), batch_first=True)
+            if isinstance(value, list)
+            else value
             for name, value in kept.items()
         }
         rows = len(next(iter(columns.values())))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hftl.backbones.protocol import Backbone, Encoded
 from hftl.backbones.split import Split, capture, find_split, pooled_split
+from hftl.backbones.weights import find_rule
 from hftl.data import Files, Texts
 from hftl.errors import BackboneError, BadRowError, StoreError
 from hftl.features.digests import digest_files, digest_texts
@@ -68,7 +69,9 @@ class Report:
     bad: dict[int, BadRowError] = field(default_factory=dict)
 
 
-def open_space(store: FeatureStore, backbone: Backbone, plugin: Mapping[str, str], pooling: str, index: StatIndex) -> Space:
+def open_space(
+    store: FeatureStore, backbone: Backbone, plugin: Mapping[str, str], pooling: str, index: StatIndex
+) -> Space:
     """The feature space of a backbone: named by everything that can change a number in it."""
     identity = {
         "extractor": EXTRACTOR_VERSION,
@@ -211,7 +214,12 @@ class _Extraction:
                 split = pooled_split(model, head, probes, self.pooling)
             columns = {name: _column(dtype, shape) for name, (dtype, shape) in split.kept().items()}
             columns["truncated"] = ColumnSpec("uint8", ())
-            info = {"architecture": type(model).__name__, "split": split.to_json()}
+            rule = find_rule(model, head, self.backbone.weight_files())
+            info = {
+                "architecture": type(model).__name__,
+                "split": split.to_json(),
+                "weights": rule.to_json() if rule else None,
+            }
             self.space.create(info, columns)
         split = Split.from_json((self.space.info or {})["split"])
         return model.to(self.device), split
@@ -223,7 +231,9 @@ class _Extraction:
             return {name: _to_cpu(value) for name, value in capture(model, split, batch).items()}
         except torch.OutOfMemoryError as error:
             if len(encoded) == 1:
-                raise BackboneError(f"{self.backbone.name}: one row alone does not fit the device's memory") from error
+                raise BackboneError(
+                    f"{self.backbone.name}: one row alone does not fit the device's memory"
+                ) from error
             del batch
             torch.cuda.empty_cache()
             half = len(encoded) // 2
@@ -251,7 +261,9 @@ class _Extraction:
         except NonFiniteError as error:
             # Keep the good rows; the bad one is named by the error.
             good = np.setdiff1d(np.arange(len(rows)), error.rows)
-            self.space.commit(digests[good], {name: _take(value, good) for name, value in columns.items()}, None)
+            self.space.commit(
+                digests[good], {name: _take(value, good) for name, value in columns.items()}, None
+            )
             if not self.skip:
                 raise
             for row in error.rows:
@@ -267,7 +279,9 @@ class _Extraction:
         if isinstance(self.inputs, Texts):
             for start in range(0, len(missing), TEXT_CHUNK):
                 rows = [int(row) for row in missing[start : start + TEXT_CHUNK]]
-                encoded = self.backbone.encode([self.inputs[row] for row in rows], [self.inputs.name(r) for r in rows])
+                encoded = self.backbone.encode(
+                    [self.inputs[row] for row in rows], [self.inputs.name(r) for r in rows]
+                )
                 # Longest first: a batch that does not fit shows at once, not at the end.
                 order = sorted(range(len(rows)), key=lambda i: -encoded[i].cost)
                 yield from self._by_tokens([(rows[i], encoded[i]) for i in order])

@@ -1,0 +1,145 @@
+"""Weight files of an exported model, copied tensor by tensor, without the model ever being in memory.
+
+How a checkpoint's tensor names become the exported model's is found once, when the backbone is loaded to compute
+features, by comparing every tensor; it is recorded in the feature space. A warm run then only copies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class NameRule:
+    """How a checkpoint's tensor names become the model's.
+
+    Attributes:
+        add: prefix put before every name.
+        drop: tensors that the model does not have (another head, a pooler it does not use).
+    """
+
+    add: str
+    drop: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return asdict(self)
+
+    def renamed(self, files: Mapping[str, Path]) -> dict[str, tuple[Path, str]]:
+        """For each tensor of the exported model that comes from the checkpoint: its file, and its name there."""
+        dropped = set(self.drop)
+        return {self.add + name: (file, name) for name, file in files.items() if name not in dropped}
+
+
+def find_rule(model: nn.Module, head: set[str], files: Mapping[str, Path]) -> NameRule | None:
+    """The rule by which a loaded model's frozen tensors came from its checkpoint, proved on every tensor.
+
+    Args:
+        model: the loaded model, float32, on the CPU.
+        head: names of the parameters that train, which are not taken from the checkpoint.
+        files: tensor names in the checkpoint and their files.
+
+    Returns:
+        None if no prefix explains all tensors; the model must then be saved by its own class.
+    """
+    state = {name: value for name, value in model.state_dict().items() if name not in head}
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    for add in ("", prefix):
+        rule = NameRule(add, sorted(name for name in files if add + name not in state))
+        if _explains(rule, state, files):
+            return rule
+    return None
+
+
+def _explains(rule: NameRule, state: Mapping[str, Tensor], files: Mapping[str, Path]) -> bool:
+    stored: set[int] = set()
+    for name, (file, source) in sorted(rule.renamed(files).items(), key=lambda item: str(item[1][0])):
+        with safe_open(file, framework="pt") as opened:
+            value = opened.get_tensor(source)
+        mine = state[name]
+        if value.shape != mine.shape or not torch.equal(value.to(mine.dtype), mine):
+            return False
+        stored.add(mine.data_ptr())
+    # Tied tensors stand under one name in a checkpoint and share their memory in the model.
+    return all(value.data_ptr() in stored for value in state.values() if value.numel())
+
+
+def write_weights(
+    target: Path, rule: NameRule, files: Mapping[str, Path], head: Mapping[str, Tensor], dtype: torch.dtype
+) -> None:
+    """Write a model's safetensors file: tensors of a checkpoint under the model's names, and a trained head.
+
+    Tensors pass through memory one at a time. Floating point tensors are written in ``dtype``, others as they are.
+
+    Args:
+        target: the file.
+        rule: how names change.
+        files: tensor names in the checkpoint and their files.
+        head: the head's tensors by the model's names, in any float dtype.
+        dtype: what floating point tensors are written in.
+    """
+    sources = rule.renamed(files)
+    for name in head:
+        sources.pop(name, None)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    plan: list[tuple[str, tuple[Path, str] | None]] = [
+        *sorted(sources.items()),
+        *((name, None) for name in sorted(head)),
+    ]
+    for name, source in plan:
+        shape, kind = _described(source) if source else (list(head[name].shape), head[name].dtype)
+        kind = dtype if kind.is_floating_point else kind
+        size = kind.itemsize * int(torch.Size(shape).numel())
+        header[name] = {"dtype": _NAMES[kind], "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with target.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, source in plan:
+            value = _read(source) if source else head[name].cpu()
+            file.write(_raw(value.to(dtype) if value.is_floating_point() else value))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_DTYPES = {name: kind for kind, name in _NAMES.items()}
+
+
+def _described(source: tuple[Path, str]) -> tuple[list[int], torch.dtype]:
+    with safe_open(source[0], framework="pt") as opened:
+        part = opened.get_slice(source[1])
+        return list(part.get_shape()), _DTYPES[part.get_dtype()]
+
+
+def _read(source: tuple[Path, str]) -> Tensor:
+    with safe_open(source[0], framework="pt") as opened:
+        value: Tensor = opened.get_tensor(source[1])
+        return value
+
+
+def _raw(value: Tensor) -> memoryview:
+    """A tensor's bytes in row-major order, without a copy; viewed as bytes because numpy has no bfloat16."""
+    return memoryview(value.contiguous().reshape(-1).view(torch.uint8).numpy())

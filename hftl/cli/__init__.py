@@ -1,0 +1,80 @@
+"""The ``hftl`` command line: one thin file for each command, heavy imports inside their functions.
+
+Exit status: 0 done, 1 failed, 2 the input is wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from hftl import __version__
+from hftl.cli import backbones, cache, doctor, plugins, predict, recipes, run
+from hftl.errors import HftlError
+from hftl.plugins import call, one_line
+from hftl.plugins import plugins as loaded_plugins
+
+HELP = """Transfer learning with Hugging Face models: features of the frozen backbone are computed once and kept, heads are solved
+exactly, and what comes out loads with plain transformers."""
+
+
+def build_app() -> typer.Typer:
+    """The command line with the commands of all loaded plugins."""
+    app = typer.Typer(
+        name="hftl", help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    )
+    app.callback()(options)
+    app.command("run", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run.run)
+    app.command("predict")(predict.predict)
+    app.command("backbones")(backbones.backbones)
+    app.command("recipes")(recipes.recipes)
+    app.command("plugins")(plugins.plugins)
+    app.add_typer(cache.app, name="cache")
+    app.command("doctor")(doctor.doctor)
+    loaded = loaded_plugins()
+    for implementation in loaded.hook.hftl_register_commands.get_hookimpls():
+        try:
+            call(implementation, app=app)
+        except Exception as error:
+            loaded.reject(
+                loaded.owner(implementation.plugin).name, f"hftl_register_commands failed: {one_line(error)}"
+            )
+    return app
+
+
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+    ] = False,
+) -> None:
+    """Options of every command; ``--debug`` is read by `main`."""
+    if version:
+        print(f"hftl {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    # A repository without safetensors may else be served from a pull request of the Hub's conversion bot, unseen.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    debug = "--debug" in sys.argv
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    try:
+        build_app()(arguments)
+    except HftlError as error:
+        if debug:
+            raise
+        print(f"hftl: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print(
+            "\nhftl: interrupted; the features computed so far are kept: run the same command again to go on",
+            file=sys.stderr,
+        )
+        sys.exit(130)

@@ -1,0 +1,38 @@
+"""Printing the same rows as a table for people or as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
+    """Print rows: all of their fields as JSON, or the given columns as a table."""
+    if as_json:
+        print(json.dumps(list(rows), indent=2, default=str))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("" if row.get(column) is None else str(row[column])) for column in columns))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        # A pipe has no width; lines must not be folded where a program reads them.
+        console.width = 200
+    console.print(table)
+
+
+def human_bytes(count: float) -> str:
+    """Bytes for a person: ``1.5 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,32 @@
+"""``hftl recipes``: recipes registered by packages, and recipe files at hand."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hftl.cli.output import show
+
+
+def recipes(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List registered recipes, and the recipe files in this folder and in ./recipes."""
+    from hftl.recipes import registered_recipes
+
+    rows = [{"recipe": name, "what": value} for name, value in sorted(registered_recipes().items())]
+    for path in sorted([*Path().glob("*.py"), *Path("recipes").glob("*.py")]):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if "@recipe" in text:
+            rows.append({"recipe": str(path), "what": _summary(text)})
+    show(rows, ["recipe", "what"], as_json=as_json)
+
+
+def _summary(text: str) -> str:
+    """The first line of a file's docstring; the file is not run."""
+    try:
+        doc = ast.get_docstring(ast.parse(text)) or ""
+    except SyntaxError as error:
+        return f"(not valid Python: line {error.lineno})"
+    return doc.splitlines()[0] if doc else ""

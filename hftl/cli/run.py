@@ -1,0 +1,156 @@
+"""``hftl run``: do what a recipe says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import click
+import typer
+
+from hftl.errors import RecipeError
+
+
+def run(
+    context: typer.Context,
+    recipe: Annotated[
+        str, typer.Argument(help="A Python file, FILE.py:FUNCTION, or a name from `hftl recipes`.")
+    ],
+    backbone: Annotated[
+        str | None, typer.Option(help="Registered name, Hub id[@revision], or folder.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Hub data set[:config], folder, file, or sample:NAME.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="head")] = None,
+    task: Annotated[str | None, typer.Option(help="single_label, multi_label or regression.")] = None,
+    input_columns: Annotated[str | None, typer.Option(help="One column, or two as a,b.")] = None,
+    label_columns: Annotated[
+        str | None, typer.Option(help="The column of labels, or several as a,b.")
+    ] = None,
+    max_length: Annotated[str | None, typer.Option(help="Tokens kept of a text.")] = None,
+    test_size: Annotated[
+        str | None, typer.Option(help="Share set aside where the data bring no test split.")
+    ] = None,
+    seed: Annotated[str | None, typer.Option(help="Seed of every random choice.")] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Any field, such as method.folds=10."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to (default runs/RECIPE/TIME).")] = None,
+    on_bad_row: Annotated[
+        Literal["error", "skip"], typer.Option(help="What to do with a row that cannot be decoded.")
+    ] = "error",
+    num_processes: Annotated[int, typer.Option(min=1, help="Processes to start.")] = 1,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> None:
+    """Do what a recipe says: features, head, evaluation, export.
+
+    After RECIPE come the recipe's own flags, one for each parameter of its function, and the fields of its method
+    (--pooling, --folds, …). `hftl run RECIPE --show` prints the resolved recipe and its flags, and runs nothing.
+    """
+    from hftl.recipes import changed, find_recipe
+
+    found = find_recipe(recipe)
+    own, fields, show = _extra(found.parameters, context.args)
+    made = found(**own)
+    named = {
+        "backbone": backbone,
+        "data": data,
+        "method": method,
+        "task": task,
+        "input_columns": input_columns,
+        "label_columns": label_columns,
+        "max_length": max_length,
+        "test_size": test_size,
+        "seed": seed,
+    }
+    changes: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    made = changed(made, changes | fields | _assignments(change or []))
+    if show:
+        print(made)
+        return
+    if num_processes > 1 and "WORLD_SIZE" not in os.environ:
+        raise typer.Exit(_launch(num_processes))
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+    from hftl.pipeline import run as do
+
+    do(made, name=found.name, out=out, offline=offline, quiet=quiet, on_bad_row=on_bad_row)
+
+
+def _extra(
+    parameters: dict[str, tuple[Any, Any]], arguments: list[str]
+) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """Read the flags that only this recipe has: values of its parameters, and changes of its method's fields."""
+    from hftl.recipes import field_names, read_as
+
+    fields = {name.removeprefix("method."): name for name in field_names() if name.startswith("method.")}
+    flags: list[click.Parameter] = [click.Option(["--show"], is_flag=True)]
+    for name in [*parameters, *(field for field in fields if field not in parameters)]:
+        flag = f"--{name.replace('_', '-')}"
+        if parameters.get(name, (None, None))[0] is bool:
+            flags.append(click.Option([f"{flag}/--no-{flag[2:]}", name], default=None))
+        else:
+            flags.append(click.Option([flag, name], default=None))
+    try:
+        read = click.Command("recipe", params=flags).make_context("hftl run RECIPE", list(arguments)).params
+    except click.UsageError as error:
+        known = ", ".join(option.opts[0] for option in flags)
+        raise RecipeError(
+            f"{error.format_message()} Flags of this recipe: {known}; see `hftl run --help`"
+        ) from error
+    own = {}
+    for name, (annotation, _) in parameters.items():
+        if read[name] is not None:
+            own[name] = read[name] if annotation is bool else read_as(annotation, read[name], f"--{name}")
+    changes = {
+        full: read[field]
+        for field, full in fields.items()
+        if field not in parameters and read[field] is not None
+    }
+    return own, changes, bool(read["show"])
+
+
+def _assignments(assignments: list[str]) -> dict[str, str]:
+    changes = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {assignment!r}: write FIELD=VALUE, such as --set method.folds=10")
+        changes[name.strip()] = value
+    return changes
+
+
+def _launch(num_processes: int) -> int:
+    """Start this very command in several processes, through the launcher that the machine's devices need."""
+    import torch
+
+    arguments = _without_option(sys.argv[1:], "--num-processes")
+    if torch.accelerator.is_available():
+        launcher = ["accelerate.commands.launch", "--num_processes", str(num_processes), "-m", "hftl"]
+    else:
+        # accelerate launch starts a single process on CPUs, whatever it is told.
+        launcher = [
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(num_processes),
+            "-m",
+            "hftl",
+        ]
+    return subprocess.run([sys.executable, "-m", *launcher, *arguments], check=False).returncode
+
+
+def _without_option(arguments: list[str], option: str) -> list[str]:
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and argument != option and not argument.startswith(f"{option}="):
+            kept.append(argument)
+        skip = not skip and argument == option
+    return kept

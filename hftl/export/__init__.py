@@ -1,0 +1,1 @@
+"""From a trained head to files that others load."""

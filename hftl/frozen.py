@@ -1,0 +1,228 @@
+"""The frozen path: data → stored features → a solved head → predictions and an exported model.
+
+Only what is missing from the store is computed; when nothing is, the backbone's weights are never read into memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from hftl.backbones.protocol import Backbone
+from hftl.backbones.split import Split, replaying
+from hftl.data import Data
+from hftl.data import Split as DataSplit
+from hftl.errors import BadRowError, HftlError, SplitError
+from hftl.export.model import export_model, export_sentence_transformer, fold
+from hftl.features.extract import Report, digest_rows, extract
+from hftl.features.shard import Digests
+from hftl.features.space import Space
+from hftl.features.stat_index import StatIndex
+from hftl.heads import fit_linear
+from hftl.methods import Head
+
+Columns = dict[str, Any]
+
+
+@dataclass
+class Part:
+    """One split of the data with its features.
+
+    Attributes:
+        split: the rows and labels, without those that could not be decoded.
+        digests: the rows' names, uint8 (n, 16).
+        columns: the stored features of the rows, in order.
+    """
+
+    split: DataSplit
+    digests: Digests
+    columns: Columns = field(default_factory=dict)
+
+
+@dataclass
+class Features:
+    """The features of all splits, and what it took to have them.
+
+    Attributes:
+        space: where they are stored.
+        split: how the backbone is cut.
+        parts: by split name: ``train``, ``validation`` if there is one, ``test``.
+        counts: rows asked for, computed now, reused; truncated rows.
+        bad: rows left out, with the reason.
+        seconds: wall time.
+    """
+
+    space: Space
+    split: Split
+    parts: dict[str, Part]
+    counts: dict[str, int]
+    bad: list[BadRowError]
+    seconds: float
+
+
+def features_of(
+    backbone: Backbone,
+    config: Any,
+    space: Space,
+    data: Data,
+    index: StatIndex,
+    *,
+    pooling: str,
+    on_bad_row: str,
+    quiet: bool,
+) -> Features:
+    """The features of every row of every split, computed where missing; each process computes its share.
+
+    Raises:
+        BadRowError: a row cannot be decoded and ``on_bad_row`` is ``"error"``.
+        SplitError: the backbone cannot be split exactly.
+        StoreError: features cannot be stored.
+    """
+    state = PartialState()
+    started = time.monotonic()
+    splits = [split for split in (data.train, data.validation, data.test) if split is not None]
+    parts, bad = [], []
+    computed = truncated = 0
+    for split in splits:
+        part, unread = _digested(split, index, on_bad_row)
+        done = _together(
+            partial(
+                extract,
+                backbone,
+                config,
+                space,
+                part.split.inputs,
+                part.digests,
+                pooling=pooling,
+                device=state.device,
+                rank=state.process_index,
+                world=state.num_processes,
+                quiet=quiet,
+                on_bad_row=on_bad_row,
+            )
+        )
+        # Each process met its own bad rows; all leave out all of them.
+        met = {row: error for report in done for row, error in report.bad.items()}
+        bad += [*unread, *(met[row] for row in sorted(met))]
+        parts.append(_without(part, met))
+        computed += sum(report.computed for report in done)
+    for part in parts:
+        part.columns = space.gather(part.digests)
+        truncated += int(part.columns.pop("truncated").sum())
+    rows = sum(len(part.digests) for part in parts)
+    counts = {"rows": rows, "computed": computed, "reused": rows - computed, "truncated": truncated}
+    return Features(
+        space,
+        Split.from_json((space.info or {})["split"]),
+        {part.split.name: part for part in parts},
+        counts,
+        bad,
+        time.monotonic() - started,
+    )
+
+
+def _together(work: Callable[[], Report]) -> list[Report]:
+    """Do one process's share and learn of everybody's; an error of one is raised by all, so that none waits for ever."""
+    try:
+        mine: Report | HftlError = work()
+    except HftlError as error:
+        mine = error
+    everybody: list[Report | HftlError] = (
+        gather_object([mine]) if PartialState().num_processes > 1 else [mine]
+    )
+    for theirs in everybody:
+        if isinstance(theirs, HftlError):
+            raise theirs
+    return [report for report in everybody if isinstance(report, Report)]
+
+
+def _digested(split: DataSplit, index: StatIndex, on_bad_row: str) -> tuple[Part, list[BadRowError]]:
+    digests, unread = digest_rows(split.inputs, index)
+    if unread and on_bad_row == "error":
+        raise next(iter(unread.values()))
+    return _without(Part(split, digests), unread), list(unread.values())
+
+
+def _without(part: Part, bad: Mapping[int, object]) -> Part:
+    if not bad:
+        return part
+    good = np.setdiff1d(np.arange(len(part.digests)), list(bad))
+    split = DataSplit(part.split.name, part.split.inputs.select(good), part.split.labels[good])
+    return Part(split, part.digests[good])
+
+
+# ── the head ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class TrainedHead:
+    """A trained head.
+
+    Attributes:
+        logits: gives logits (n, C) float32 of a split's columns.
+        export: writes the model folder.
+        report: for ``metrics.json``.
+    """
+
+    logits: Callable[[Columns], Tensor]
+    export: Callable[[Path], None]
+    report: dict[str, Any]
+
+
+def train_head(
+    method: Head,
+    backbone: Backbone,
+    config: Any,
+    features: Features,
+    data: Data,
+    seed: int,
+    device: torch.device,
+) -> TrainedHead:
+    """Solve the head on stored features.
+
+    Raises:
+        SplitError: the head cannot be solved on what this backbone's split keeps.
+        ConvergenceError: the objective is not finite.
+    """
+    split, info = features.split, features.space.info or {}
+    if split.kind == "replay":
+        raise SplitError(f"{backbone.name}: the head of {info['architecture']} is not linear")
+    train = features.parts["train"]
+    validation = features.parts.get("validation")
+    fit = fit_linear(
+        train.columns["features"].to(device),
+        torch.from_numpy(train.split.labels).to(device),
+        task=data.task,
+        num_labels=len(data.label_names),
+        strengths=method.strengths,
+        folds=method.folds,
+        rule=method.rule,
+        class_weight=method.class_weight,
+        calibrate=method.calibrate,
+        validation=_pair(validation, device) if validation else None,
+        seed=seed,
+    )
+
+    def export(folder: Path) -> None:
+        if split.kind == "pooled":
+            export_sentence_transformer(
+                backbone, config, split.pooling or "", fit.weight.cpu(), fit.bias.cpu(), folder
+            )
+        else:
+            export_model(backbone, config, info, fold(split, fit.weight.cpu(), fit.bias.cpu()), folder)
+
+    return TrainedHead(lambda columns: fit.logits(columns["features"].to(device)).cpu(), export, fit.report)
+
+
+def _pair(part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
+    return part.columns["features"].to(device), torch.from_numpy(part.split.labels).to(device)

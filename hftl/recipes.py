@@ -1,0 +1,310 @@
+"""What a run is to do: a `Recipe`, the `@recipe` that makes a Python file one, and how one is found and changed by flags."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping
+from functools import update_wrapper
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Generic, Literal, ParamSpec, get_type_hints
+
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
+
+from hftl.errors import HftlError, RecipeError
+from hftl.methods import METHODS, Head, Options
+from hftl.plugins import call, one_line, plugins
+
+P = ParamSpec("P")
+
+
+class Recipe(Options):
+    """What to do: a backbone, data, and a method.
+
+    Attributes:
+        backbone: a registered name, a Hub id ``user/name[@revision]``, or a folder.
+        data: a Hub data set ``user/name[:config][@revision]``, a folder, a file (csv, tsv, jsonl, parquet), ``sample:NAME``, or a
+            ``datasets.DatasetDict``.
+        method: how to train.
+        task: ``"single_label"``, ``"multi_label"`` or ``"regression"``; None to infer it.
+        input_columns: one column, or two for pairs of texts; None to infer.
+        label_columns: the column (or columns) of labels; None to infer.
+        max_length: tokens kept of a text; None for what the model allows.
+        test_size: share of the rows set aside where the data bring no test split.
+        seed: of every random choice.
+    """
+
+    backbone: str
+    data: Any
+    method: Head = Head()
+    task: Literal["single_label", "multi_label", "regression"] | None = None
+    input_columns: list[str] | None = Field(default=None, min_length=1, max_length=2)
+    label_columns: list[str] | None = Field(default=None, min_length=1)
+    max_length: int | None = Field(default=None, ge=1)
+    test_size: float = Field(default=0.2, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @field_validator("data")
+    @classmethod
+    def _is_data(cls, data: Any) -> Any:
+        # A DatasetDict is recognised by what it is a mapping of, so that a recipe need not import datasets.
+        if isinstance(data, (str, Path)):
+            return str(data)
+        if hasattr(data, "column_names"):
+            return data
+        raise ValueError("data is a reference (text) or a datasets.DatasetDict")
+
+
+class RecipeFunction(Generic[P]):
+    """A function decorated with `@recipe`: called, it gives a `Recipe`; its keyword parameters become flags.
+
+    Attributes:
+        name: the function's name.
+        summary: the first line of its module's (or its own) docstring.
+        parameters: each parameter's annotation and default.
+    """
+
+    def __init__(self, function: Callable[P, Recipe]) -> None:
+        update_wrapper(self, function)
+        self._function = function
+        self.name = function.__name__
+        module = sys.modules.get(function.__module__)
+        doc = inspect.getdoc(module) or inspect.getdoc(function) or ""
+        self.summary = doc.strip().splitlines()[0] if doc.strip() else ""
+        hints = get_type_hints(function)
+        self.parameters: dict[str, tuple[Any, Any]] = {}
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.default is parameter.empty or parameter.kind in (
+                parameter.VAR_KEYWORD,
+                parameter.VAR_POSITIONAL,
+            ):
+                raise RecipeError(
+                    f"recipe {self.name!r}: parameter {parameter.name!r} needs a default, for it becomes a flag"
+                )
+            self.parameters[parameter.name] = (hints.get(parameter.name, str), parameter.default)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Recipe:
+        """Call the recipe.
+
+        Raises:
+            RecipeError: it raised, or returned something that is no `Recipe`.
+        """
+        try:
+            made = self._function(*args, **kwargs)
+        except HftlError:
+            raise
+        except ValidationError as error:
+            raise RecipeError(f"recipe {self.name!r}: {first_problem(error)}") from error
+        except Exception as error:
+            raise RecipeError(f"recipe {self.name!r} failed: {one_line(error)}") from error
+        if not isinstance(made, Recipe):
+            raise RecipeError(f"recipe {self.name!r} returned a {type(made).__name__}, not a Recipe")
+        return made
+
+
+def recipe(function: Callable[P, Recipe]) -> RecipeFunction[P]:
+    """Make a function that returns a `Recipe` one that ``hftl run`` finds."""
+    return RecipeFunction(function)
+
+
+# ── finding a recipe ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def find_recipe(ref: str) -> RecipeFunction[...]:
+    """The recipe that a reference names.
+
+    Args:
+        ref: a Python file, ``file.py:function``, or the name of an entry point of the group ``hftl.recipes``.
+
+    Raises:
+        RecipeError: there is none, or it cannot be loaded.
+    """
+    path, _, function = ref.partition(".py:")
+    if function or ref.endswith(".py"):
+        return _from_file(Path(f"{path}.py" if function else ref), function)
+    known = registered_recipes()
+    if ref in known:
+        return _from_object(ref, known[ref])
+    if Path(f"{ref}.py").is_file():
+        return _from_file(Path(f"{ref}.py"), "")
+    close = difflib.get_close_matches(ref, known, n=3)
+    raise RecipeError(
+        f"no recipe is called {ref!r}; "
+        + (
+            f"did you mean {', '.join(close)}?"
+            if close
+            else "give a Python file, or a name from `hftl recipes`"
+        )
+    )
+
+
+def registered_recipes() -> dict[str, str]:
+    """Every recipe registered by an entry point or a plugin: its name and ``package.module:function``."""
+    found = {entry.name: entry.value for entry in entry_points(group="hftl.recipes")}
+    loaded = plugins()
+    for implementation in loaded.hook.hftl_register_recipes.get_hookimpls():
+        mine: dict[str, str] = {}
+        try:
+            call(implementation, register=mine.__setitem__)
+        except Exception as error:
+            loaded.reject(
+                loaded.owner(implementation.plugin).name, f"hftl_register_recipes failed: {one_line(error)}"
+            )
+            continue
+        for name, value in mine.items():
+            if found.get(name, value) != value:
+                raise RecipeError(f"recipe {name!r} is claimed twice, as {found[name]} and {value}")
+            found[name] = value
+    return found
+
+
+def _from_file(path: Path, function: str) -> RecipeFunction[...]:
+    if not path.is_file():
+        close = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=3)
+        raise RecipeError(
+            f"no recipe file {str(path)!r}"
+            + (f"; beside it: {', '.join(close)}" if close else "; check the path")
+        )
+    name = f"hftl_recipe_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise RecipeError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except HftlError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise RecipeError(
+            f"recipe {path} cannot be loaded: {one_line(error)}{_line_in(error, path)}"
+        ) from error
+    found = {f.name: f for f in vars(module).values() if isinstance(f, RecipeFunction)}
+    if function:
+        if function not in found:
+            raise RecipeError(f"{path} has no recipe {function!r}; it has: {', '.join(found) or 'none'}")
+        return found[function]
+    if len(found) != 1:
+        what = (
+            f"{len(found)} recipes ({', '.join(found)}): name one, {path}:NAME"
+            if found
+            else "no function with @recipe"
+        )
+        raise RecipeError(f"{path} has {what}")
+    return next(iter(found.values()))
+
+
+def _line_in(error: BaseException, path: Path) -> str:
+    if isinstance(error, SyntaxError):
+        return f" (line {error.lineno})"
+    trace, line = error.__traceback__, None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f" (line {line})" if line else ""
+
+
+def _from_object(name: str, value: str) -> RecipeFunction[...]:
+    module, _, attribute = value.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise RecipeError(f"recipe {name!r} ({value}) cannot be loaded: {one_line(error)}") from error
+    if not isinstance(found, RecipeFunction):
+        raise RecipeError(f"recipe {name!r} ({value}) is a {type(found).__name__}; decorate it with @recipe")
+    return found
+
+
+# ── changing a recipe by flags ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def changed(made: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """A recipe with some fields replaced.
+
+    Args:
+        made: the recipe.
+        changes: new values by dotted name, such as ``{"method.folds": "3"}``; text is read as the field's type. ``method`` itself
+            may be given as a method's name, which then starts from that method's defaults.
+
+    Raises:
+        RecipeError: a field does not exist or a value does not fit.
+    """
+    values: dict[str, Any] = {name: getattr(made, name) for name in Recipe.model_fields}
+    method = changes.get("method", made.method.name)
+    if method not in METHODS:
+        raise RecipeError(f"no method is called {method!r}; the methods are: {', '.join(METHODS)}")
+    values["method"] = dict(made.method) if method == made.method.name else {"name": method}
+    for name, value in changes.items():
+        if name == "method":
+            continue
+        outer, _, inner = name.partition(".")
+        where, key, model = (
+            (values["method"], inner, METHODS[method]) if outer == "method" else (values, name, Recipe)
+        )
+        if key not in model.model_fields:
+            raise RecipeError(f"no field {name!r}{_close_field(name)}")
+        where[key] = _parsed(value, model.model_fields[key].annotation)
+    try:
+        values["method"] = METHODS[method].model_validate(values["method"])
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(first_problem(error)) from error
+
+
+def field_names() -> list[str]:
+    """Every dotted name that `changed` takes."""
+    names = [name for name in Recipe.model_fields if name != "method"]
+    inner = [
+        f"method.{field}" for model in METHODS.values() for field in model.model_fields if field != "name"
+    ]
+    return [*names, "method", *dict.fromkeys(inner)]
+
+
+def read_as(annotation: Any, value: str, flag: str) -> Any:
+    """Text from the command line as a value of a parameter's type.
+
+    Raises:
+        RecipeError: it does not fit.
+    """
+    try:
+        return TypeAdapter(annotation).validate_python(_parsed(value, annotation))
+    except ValidationError as error:
+        raise RecipeError(f"{flag} {value!r}: {error.errors()[0]['msg']}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem that pydantic found, as one line."""
+    problem = error.errors()[0]
+    where = ".".join(
+        str(part) for part in problem["loc"] if not str(part).startswith(("literal", "list", "function"))
+    )
+    if problem["type"] == "extra_forbidden":
+        return f"no field {where!r}{_close_field(where)}"
+    given = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
+    return f"{where or 'recipe'}: {problem['msg']}{given}"
+
+
+def _close_field(name: str) -> str:
+    close = difflib.get_close_matches(name, field_names(), n=3) or difflib.get_close_matches(
+        f"method.{name}", field_names(), n=3
+    )
+    return f"; did you mean {', '.join(close)}?" if close else f"; the fields are: {', '.join(field_names())}"
+
+
+def _parsed(value: Any, annotation: Any) -> Any:
+    """Text from the command line as what a type is made of: JSON, and ``a,b`` where a list is due."""
+    if not isinstance(value, str) or annotation in (str, Any):
+        return value
+    try:
+        read = json.loads(value)
+    except ValueError:
+        read = value
+    if "list[" in str(annotation) and not isinstance(read, list) and read is not None and read != "balanced":
+        return [part.strip() for part in value.split(",")]
+    return read
