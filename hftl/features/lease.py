@@ -34,11 +34,16 @@ class Lease:
 
 
 def in_use(space: Path) -> bool:
-    """Whether a live process has ``space`` open; the leases of dead ones are removed."""
+    """Whether a live process has ``space`` open."""
+    return bool(live_leases(space))
+
+
+def live_leases(space: Path) -> list[Path]:
+    """The leases of live processes; those of dead ones are removed."""
     leases: list[Path] = []
     with suppress(OSError):
         leases = list((space / "leases").iterdir())
-    return any([_holds(path) for path in leases])  # noqa: C419 - look at all: dead leases go
+    return [path for path in leases if _holds(path)]
 
 
 def _holds(path: Path) -> bool:

@@ -36,7 +36,7 @@ from hftl.features.files import (
     write_atomically,
 )
 from hftl.features.identity import JSON, canonical_json, space_id
-from hftl.features.lease import Lease
+from hftl.features.lease import Lease, live_leases
 from hftl.features.lookup import RowIndex
 from hftl.features.rows import gather_rows, split_rows
 from hftl.features.shard import (
@@ -149,7 +149,7 @@ class Space:
                 "remove it with hftl cache clear and run again"
             )
         self.touch()
-        remove_orphans(self._shards, self._files)
+        self.remove_orphans()
 
     def _write_description(self, info: Mapping[str, JSON], columns: Mapping[str, ColumnSpec]) -> None:
         text = describe(self.identity, self.label, info, columns)
@@ -373,6 +373,11 @@ class Space:
         self._good.pop(name, None)
         if number is not None:
             self._index.drop([number])
+
+    def remove_orphans(self) -> int:
+        """Remove the temporary files and leases of dead processes; returns the number of files."""
+        live_leases(self.path)
+        return remove_orphans(self.path, self._files) + remove_orphans(self._shards, self._files)
 
     def touch(self) -> None:
         """Note that the space is in use; a store that cannot be written is used without a note."""

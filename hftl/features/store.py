@@ -194,7 +194,7 @@ class FeatureStore:
         return Space(path, description["identity"], description["label"], self._files, self._mode())
 
     def _verify(self, path: Path, summary: SpaceSummary) -> VerifyReport:
-        orphans = remove_orphans(path / "shards", self._files)
+        orphans = remove_orphans(path, self._files) + remove_orphans(path / "shards", self._files)
         space = self._open(path)
         if space is None:
             return VerifyReport(summary, rows=0, bad=["space.json"], orphans=orphans)
@@ -222,6 +222,7 @@ class FeatureStore:
         """Remove what crashed writers and removals left, and what is quarantined."""
         with store_errors("clean up", self.root):
             for path in self._space_folders():
+                remove_orphans(path, self._files)
                 remove_orphans(path / "shards", self._files)
                 shutil.rmtree(path / "quarantine", ignore_errors=True)
             for trash in self._trash():
