@@ -87,8 +87,9 @@ FILE_NAMES = (
 )
 _ROW_NUMBER_NAMES = ("", "id", "idx", "index", "unnamed: 0", "__index_level_0__", "row", "row_id")
 
+# No leading zeros: "007" is a code, and would lose them.
 _INTEGER = r"^\s*[+-]?(0|[1-9][0-9]*)\s*$"
-_NUMBER = r"^\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*$"
+_NUMBER = r"^\s*[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?\s*$"
 _MISSING = r"^\s*(|nan|NaN|NAN|NA|N/A|n/a|null|NULL|None|[+-]?[iI]nf)\s*$"
 
 

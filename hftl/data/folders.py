@@ -35,40 +35,45 @@ def _walk(folder: Path, within: PurePosixPath, above: frozenset[str]) -> Iterato
                 yield within / entry.name
 
 
-def read_class_folders(root: Path, files: list[PurePosixPath], suffixes: Collection[str]) -> Source | None:
+def read_class_folders(
+    root: Path, files: list[PurePosixPath], suffixes: Collection[str], *, beside_table: bool
+) -> Source | None:
     """Understand files as ``split/class/file`` or ``class/file``.
 
     Args:
         root: the folder.
         files: what lies in it, relative and sorted.
         suffixes: lower-case suffixes of the files wanted; all but tables if empty.
+        beside_table: whether a table lies there too, so that a single class folder is its folder of files.
 
     Returns:
         A source with the columns ``file`` (path relative to ``root``) and ``label`` (the class folder's
         name), or ``None`` if no wanted file lies in a class folder.
-    """
-    wanted = [
-        f
-        for f in files
-        if (f.suffix.lower() in suffixes if suffixes else f.suffix.lower() not in TABLE_SUFFIXES)
-    ]
-    chosen = _split_folders(wanted)
-    depth = 2 if chosen else 1  # folders above the file that mean something
-    labelled = [f for f in wanted if len(f.parts) > depth]
-    if not labelled or (not chosen and all(split_of(f.parts[0]) for f in labelled)):
-        return None  # a split folder with files directly in it has no classes; a table may name them
 
+    Raises:
+        DataError: the classes lie one folder deeper.
+    """
+    wanted = [file for file in files if _is_wanted(file, suffixes)]
+    split_folders = _split_folders(wanted)
+    depth = 2 if split_folders else 1  # folders above the file that mean something
+    labelled = [file for file in wanted if len(file.parts) > depth]
+    classes = {file.parts[depth - 1] for file in labelled}
+    if not labelled or (beside_table and len(classes) == 1):
+        return None
+    if not split_folders and all(split_of(name) for name in classes):
+        return None  # a split folder with files directly in it has no classes; a table may name them
+    if len(classes) == 1 and all(len(file.parts) > depth + 1 for file in labelled):
+        raise DataError(
+            f"{root}: only one class folder, {listing(sorted(classes))}, and it holds folders: give "
+            f"the folder that holds the classes, such as {root / labelled[0].parent.parent}"
+        )
     parts: dict[SplitName, Part] = {}
     used: list[PurePosixPath] = []
-    folders: dict[SplitName, str | None] = {**chosen} if chosen else {"train": None}
-    for split, folder in folders.items():
-        members = [f for f in labelled if folder is None or f.parts[0] == folder]
-        table = pa.table(
-            {FILE_COLUMN: [str(f) for f in members], LABEL_COLUMN: [f.parts[depth - 1] for f in members]}
-        )
-        parts[split] = Part(table, None)
+    for split, folder in (split_folders or {"train": None}).items():
+        members = [file for file in labelled if folder is None or file.parts[0] == folder]
+        names = [file.parts[depth - 1] for file in members]
+        parts[split] = Part(pa.table({FILE_COLUMN: list(map(str, members)), LABEL_COLUMN: names}), None)
         used += members
-    _check_depth(root, used, depth)
     return Source(
         parts,
         root=root,
@@ -77,21 +82,16 @@ def read_class_folders(root: Path, files: list[PurePosixPath], suffixes: Collect
     )
 
 
-def _split_folders(wanted: list[PurePosixPath]) -> dict[SplitName, str]:
+def _is_wanted(file: PurePosixPath, suffixes: Collection[str]) -> bool:
+    suffix = file.suffix.lower()
+    return suffix in suffixes if suffixes else suffix not in TABLE_SUFFIXES
+
+
+def _split_folders(wanted: list[PurePosixPath]) -> dict[SplitName, str | None]:
     """Return the split folders, if any: they have classes inside, so a class called 'train' is no split."""
     with_classes = dict.fromkeys(f.parts[0] for f in wanted if len(f.parts) > 2)
     chosen, _ = assign_splits(with_classes)
-    return chosen if "train" in chosen else {}
-
-
-def _check_depth(root: Path, used: list[PurePosixPath], depth: int) -> None:
-    """Say so if the classes lie one folder deeper than they should."""
-    classes = {f.parts[depth - 1] for f in used}
-    if len(classes) == 1 and all(len(f.parts) > depth + 1 for f in used):
-        raise DataError(
-            f"{root}: only one class folder, {listing(sorted(classes))}, and it holds folders: give "
-            f"the folder that holds the classes, such as {root / used[0].parent.parent}"
-        )
+    return {**chosen} if "train" in chosen else {}
 
 
 def _ignored(files: list[PurePosixPath], used: list[PurePosixPath]) -> list[str]:

@@ -42,6 +42,11 @@ def from_hub(ref: str, beside: str = "") -> Source:
         builder = datasets.load_dataset_builder(repo, name=config, revision=revision)
         builder.download_and_prepare()
         loaded = builder.as_dataset()
+    if revision and re.fullmatch("[0-9a-f]{40}", revision) and builder.hash != revision:
+        # Without the Hub, datasets takes whatever commit it finds in its cache.
+        raise DataError(
+            f"{ref}: the Hub cannot be reached, and the cache holds another commit, {builder.hash}"
+        )
     within = (
         constants.HF_HUB_CACHE,
         datasets.config.HF_DATASETS_CACHE,

@@ -81,9 +81,10 @@ def _open_folder(root: Path, wants: str, suffixes: Collection[str]) -> Source:
     tables = [root / file for file in files if file.suffix.lower() in TABLE_SUFFIXES]
     wanted = suffixes if wants == "file" else TEXT_SUFFIXES
     # For text a table comes first; for files, a table beside class folders is most likely a list of them.
-    source = None if wants == "text" and tables else read_class_folders(root, files, wanted)
-    if source is not None:
-        return source
+    if not (wants == "text" and tables):
+        source = read_class_folders(root, files, wanted, beside_table=bool(tables))
+        if source is not None:
+            return source
     if tables:
         return read_tables(tables, root)
     kinds = f"{', '.join(sorted(wanted))} files" if wanted else "files"
