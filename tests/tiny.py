@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+    ViTImageProcessorPil,
+)
 from transformers.modeling_utils import PreTrainedModel
 
 WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -102,3 +111,58 @@ def model(name: str, num_labels: int = 3, seed: int = 0, **overrides: Any) -> Pr
             if parameter.dim() > 1:
                 parameter.mul_(5)
     return made
+
+
+def save(name: str, folder: Path, *, seed: int = 0, head: bool = False, dtype: torch.dtype = torch.float32) -> Path:
+    """Write a tiny checkpoint with its tokenizer or image processor.
+
+    Args:
+        name: one of the architectures above.
+        folder: where to write.
+        seed: of the weights.
+        head: whether the checkpoint brings a classification head (of 7 labels); else it is one of the base model.
+        dtype: of the weights.
+    """
+    if head:
+        made = model(name, num_labels=7, seed=seed)
+    else:
+        torch.manual_seed(seed)
+        made = AutoModel.from_config(config(name))
+        with torch.no_grad():
+            for parameter in made.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(5)
+    made.to(dtype).save_pretrained(folder)
+    if name in TEXT:
+        tokenizer().save_pretrained(folder)
+    else:
+        size = getattr(made.config, "image_size", None) or getattr(
+            getattr(made.config, "vision_config", None), "image_size", 32
+        )
+        ViTImageProcessorPil(size={"height": size, "width": size}).save_pretrained(folder)
+    return folder
+
+
+WORDS = "a the one two red blue cat dog bird sat ran flew over under mat rug tree hill what where who is was not very".split()
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A word tokenizer with the special tokens whose ids the configurations above name."""
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+    vocabulary = {token: i for i, token in enumerate([*special, *WORDS])}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        pad_token="[PAD]",
+        bos_token="[CLS]",
+        cls_token="[CLS]",
+        eos_token="[SEP]",
+        sep_token="[SEP]",
+        unk_token="[UNK]",
+        model_max_length=32,
+        model_input_names=["input_ids", "attention_mask"],
+    )

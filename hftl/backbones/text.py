@@ -22,7 +22,10 @@ PROBES = [
     ("A short one.",),
     ("A somewhat longer sentence, with a comma and a few more words than the others have.",),
     ("Two words",),
+]
+PAIR_PROBES = [
     ("What is asked here?", "What is answered there, at somewhat greater length."),
+    ("One", "Two, three"),
 ]
 
 
@@ -117,9 +120,10 @@ class TextBackbone(PretrainedBackbone):
         return self._padded(rows, self.tokenizer.padding_side)
 
     def probes(self) -> list[dict[str, Tensor]]:
-        """Sentences and a pair of ragged lengths, padded on the right and on the left; and one that fills the model."""
-        rows = [self.encode([probe], ["probe"])[0] for probe in PROBES]
+        """Ragged texts padded on the right and on the left, pairs, and one text that fills the model."""
+        rows = self.encode(PROBES, ["probe"] * len(PROBES))
         probes = [self._padded(rows, side) for side in ("right", "left")]
+        probes.append(self.collate(self.encode(PAIR_PROBES, ["probe"] * len(PAIR_PROBES))))
         if self.max_length <= 1024:
             probes.append(self.collate(self.encode([("word " * self.max_length,)], ["probe"])))
         return probes
