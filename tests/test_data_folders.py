@@ -124,6 +124,22 @@ def test_folders_that_cannot_be_used(tmp_path: Path, files: list[str], message: 
         load_files(tmp_path)
 
 
+def test_a_file_name_that_is_not_utf8_is_said(tmp_path: Path) -> None:
+    plant(tmp_path, "a/0.png", "b/0.png")
+    (tmp_path / "a" / os.fsdecode(b"caf\xe9.png")).write_bytes(png(1))
+    with pytest.raises(DataError, match=r"caf\\xe9.png' is not UTF-8; rename it"):
+        load_files(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="cannot be listed: Permission denied"):
+        load_files(tmp_path)
+
+
 def test_folders_of_texts(tmp_path: Path) -> None:
     for split, size in (("train", 4), ("test", 2)):
         for label in ("pos", "neg"):

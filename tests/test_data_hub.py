@@ -1,6 +1,8 @@
 """Data sets of the `datasets` library: given in Python, and read through its loader without the Hub."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -250,6 +252,12 @@ def test_the_real_loader_reads_a_repository_in_a_folder(
     assert sorted(hash(b) for b in (*data.train.inputs, *data.test.inputs)) == sorted(
         hash(cell["bytes"]) for cell in image_dataset().with_format("arrow")[:]["image"].to_pylist()
     )
+
+
+def test_local_data_need_neither_datasets_nor_torch() -> None:
+    script = "import sys, hftl.data; print(sorted({'datasets', 'torch', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_row_names_span_sources() -> None:

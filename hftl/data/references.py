@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from hftl import samples
-from hftl.data.folders import list_files, read_class_folders
+from hftl.data.folders import list_files, read_class_folders, suffix_of
 from hftl.data.source import Part, Source, SplitName, did_you_mean, listing, plural
 from hftl.data.tables import TABLE_SUFFIXES, read_tables
 from hftl.errors import DataError
@@ -78,7 +78,7 @@ def _open_sample(name: str) -> Source:
 
 def _open_folder(root: Path, wants: str, suffixes: Collection[str]) -> Source:
     files = list_files(root)
-    tables = [root / file for file in files if file.suffix.lower() in TABLE_SUFFIXES]
+    tables = [root / file for file in files if suffix_of(file) in TABLE_SUFFIXES]
     wanted = suffixes if wants == "file" else TEXT_SUFFIXES
     # For text a table comes first; for files, a table beside class folders is most likely a list of them.
     if not (wants == "text" and tables):
