@@ -159,8 +159,8 @@ def make_folders(files: Files, path: Path, mode: int, levels: int = 1) -> None:
     """
     if levels > 1 or not path.parent.is_dir():
         make_folders(files, path.parent, mode, levels - 1)
-    files.make_folder(path, mode)
-    files.fsync_folder(path.parent)
+    _uninterrupted(lambda: files.make_folder(path, mode))
+    _uninterrupted(lambda: files.fsync_folder(path.parent))
 
 
 @contextmanager

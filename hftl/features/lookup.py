@@ -14,7 +14,10 @@ import numpy.typing as npt
 
 from hftl.features.shard import Digests
 
-_ODD = np.uint64(0x9E3779B97F4A7C15)
+_MIX = [
+    (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
+    (np.uint64(27), np.uint64(0x94D049BB133111EB)),
+]
 
 
 class _Run(NamedTuple):
@@ -73,10 +76,14 @@ class RowIndex:
 
 
 def _split(digests: Digests) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """Two halves that together are the digest; the first depends on all of it and spreads rows."""
+    """Two halves that together are the digest; rows that differ anywhere almost surely differ in the first."""
     halves = np.ascontiguousarray(digests).view(np.uint64)
     low = np.ascontiguousarray(halves[:, 1])
-    return halves[:, 0] ^ (low * _ODD), low
+    mixed = low.copy()  # splitmix64
+    for shift, factor in _MIX:
+        mixed ^= mixed >> shift
+        mixed *= factor
+    return halves[:, 0] ^ mixed ^ (mixed >> np.uint64(31)), low
 
 
 def _sorted(runs: list[_Run]) -> _Run:

@@ -200,7 +200,7 @@ class ShardFile:
             BadShardError: they are not those that were written.
         """
         state = xxhash.xxh3_128()
-        buffer = memoryview(bytearray(_BLOCK))
+        buffer = memoryview(bytearray(min(_BLOCK, self.signature[1] + 1)))
         try:
             with open(self._fd, "rb", buffering=0, closefd=False) as file:
                 while size := file.readinto(buffer):

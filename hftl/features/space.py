@@ -353,14 +353,23 @@ class Space:
         """Bring the index up to what stands in the folder."""
         if self.info is None:
             return
-        names = self._list()
-        for name in self._numbers.keys() - names:
-            self._forget(name)
-        for name in sorted(names - self._numbers.keys()):
-            if name in self._bad and self._bad[name] == _signature(self._shards / name):
-                continue
-            with suppress(ShardGoneError):
-                self._add(name, self.read_shard(name).digests)
+        for _ in range(_RELISTS):
+            names = self._list()
+            for name in self._numbers.keys() - names:
+                self._forget(name)
+            taken = [self._take_in(name) for name in sorted(names - self._numbers.keys())]
+            if all(taken):
+                return
+
+    def _take_in(self, name: str) -> bool:
+        """Add a listed shard to the index; False where it went meanwhile, so that its rows are elsewhere now."""
+        if name in self._bad and self._bad[name] == _signature(self._shards / name):
+            return True
+        try:
+            self._add(name, self.read_shard(name).digests)
+        except ShardGoneError as error:
+            return error.damaged
+        return True
 
     def _add(self, name: str, digests: Digests) -> None:
         if name not in self._numbers:
