@@ -28,7 +28,7 @@ from hftl.frozen import Features, TrainedHead, features_of, train_head
 from hftl.metrics import evaluate_predictions
 from hftl.plugins import plugins
 from hftl.recipes import Recipe
-from hftl.registry import BackboneOptions, BackboneSpec, find, load
+from hftl.registry import BackboneOptions, BackboneSpec, add_metrics, find, load
 from hftl.run_folder import RunFolder
 
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "safetensors", "numpy")
@@ -95,7 +95,7 @@ def run(
         folder = (RunFolder(out) if out else RunFolder.under(Path("runs"), name)) if main else None
         if folder:
             folder.write_json("recipe.json", resolved)
-            plugins().hook.hftl_run_start(recipe=resolved, folder=str(folder.path))
+            plugins().tell("hftl_run_start", recipe=resolved, folder=str(folder.path))
 
         index = StatIndex(cache_root() / "digests" / "files.safetensors")
         plugin = {"name": spec.plugin, "version": spec.plugin_version}
@@ -144,7 +144,7 @@ def run(
             folder.write_json("skipped.json", [{"row": bad.row, "why": bad.why} for bad in features.bad])
         # Last, for where metrics.json stands a run is complete.
         folder.write_json("metrics.json", metrics)
-        plugins().hook.hftl_run_end(metrics=metrics, folder=str(folder.path))
+        plugins().tell("hftl_run_end", metrics=metrics, folder=str(folder.path))
         folder.close()
     report(say, data, metrics, folder.path)
     return Run(folder.path, metrics)
@@ -155,6 +155,7 @@ def evaluate(folder: RunFolder, head: TrainedHead, features: Features, data: Dat
     test = features.parts["test"]
     logits = head.logits(test.columns)
     computed = evaluate_predictions(data.task, logits.numpy(), test.split.labels, data.label_names)
+    add_metrics(computed, logits.numpy(), test.split.labels, data.task)
     folder.log("eval", **{key: value for key, value in computed.items() if isinstance(value, float)})
     names = [test.split.inputs.name(i) for i in range(len(test.split))]
     folder.write_predictions(names, test.split.labels, scores(data.task, logits), data.label_names, data.task)

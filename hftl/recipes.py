@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from hftl.errors import HftlError, RecipeError
 from hftl.methods import METHODS, Head, Options
-from hftl.plugins import call, one_line, plugins
+from hftl.plugins import one_line, plugins
 
 P = ParamSpec("P")
 
@@ -145,21 +145,15 @@ def find_recipe(ref: str) -> RecipeFunction[...]:
 
 def registered_recipes() -> dict[str, str]:
     """Every recipe registered by an entry point or a plugin: its name and ``package.module:function``."""
-    found = {entry.name: entry.value for entry in entry_points(group="hftl.recipes")}
-    loaded = plugins()
-    for implementation in loaded.hook.hftl_register_recipes.get_hookimpls():
-        mine: dict[str, str] = {}
-        try:
-            call(implementation, register=mine.__setitem__)
-        except Exception as error:
-            loaded.reject(
-                loaded.owner(implementation.plugin).name, f"hftl_register_recipes failed: {one_line(error)}"
+    claims = [(entry.name, entry.value) for entry in entry_points(group="hftl.recipes")]
+    for _, theirs in plugins().collect("hftl_register_recipes", lambda name, value: (str(name), str(value))):
+        claims += theirs
+    found: dict[str, str] = {}
+    for name, value in claims:
+        if found.setdefault(name, value) != value:
+            raise RecipeError(
+                f"recipe {name!r} is claimed twice, as {found[name]} and {value}; uninstall one of the two packages"
             )
-            continue
-        for name, value in mine.items():
-            if found.get(name, value) != value:
-                raise RecipeError(f"recipe {name!r} is claimed twice, as {found[name]} and {value}")
-            found[name] = value
     return found
 
 

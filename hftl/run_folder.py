@@ -64,7 +64,7 @@ class RunFolder:
         line = {"event": event, "seconds": round(time.monotonic() - self._started, 4), **values}
         self._events.write(json.dumps(line, default=str) + "\n")
         self._events.flush()
-        plugins().hook.hftl_log(event=line)
+        plugins().tell("hftl_log", event=line)
 
     def write_json(self, name: str, value: Mapping[str, Any] | Sequence[Any]) -> None:
         """Write one JSON file, whole or not at all."""

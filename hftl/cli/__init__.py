@@ -14,8 +14,6 @@ import typer
 from hftl import __version__
 from hftl.cli import backbones, cache, doctor, plugins, predict, recipes, run
 from hftl.errors import HftlError
-from hftl.plugins import call, one_line
-from hftl.plugins import plugins as loaded_plugins
 
 HELP = """Transfer learning with Hugging Face models: features of the frozen backbone are computed once and kept, heads are solved
 exactly, and what comes out loads with plain transformers."""
@@ -34,14 +32,7 @@ def build_app() -> typer.Typer:
     app.command("plugins")(plugins.plugins)
     app.add_typer(cache.app, name="cache")
     app.command("doctor")(doctor.doctor)
-    loaded = loaded_plugins()
-    for implementation in loaded.hook.hftl_register_commands.get_hookimpls():
-        try:
-            call(implementation, app=app)
-        except Exception as error:
-            loaded.reject(
-                loaded.owner(implementation.plugin).name, f"hftl_register_commands failed: {one_line(error)}"
-            )
+    plugins.add_commands(app)
     return app
 
 
