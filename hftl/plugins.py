@@ -74,7 +74,7 @@ class Plugins:
         return [plugin for plugin in self.loaded if plugin.error]
 
     def each(
-        self, hook: str, let_through: tuple[type[Exception], ...] = (), **arguments: object
+        self, hook: str, let_through: tuple[type[Exception], ...] = (), **arguments: Any
     ) -> Iterator[tuple[Plugin, Any]]:
         """Call a hook plugin by plugin, so that a failure is pinned on its author; one that raises is left out.
 
@@ -110,7 +110,7 @@ class Plugins:
             if called:
                 yield owner, mine
 
-    def tell(self, hook: str, **arguments: object) -> None:
+    def tell(self, hook: str, **arguments: Any) -> None:
         """Tell every plugin of an event; what they return is not looked at."""
         for _ in self.each(hook, **arguments):
             pass
@@ -136,12 +136,13 @@ class Plugins:
     ) -> tuple[bool, Any]:
         """Whether the implementation returned, and what."""
         hook = implementation.function.__name__
+        passing: tuple[type[BaseException], ...] = (*let_through, KeyboardInterrupt)
         if self.tracing:
             _say(f"{hook} of {_whose(owner)}")
         try:
             with self._watched(owner):
                 return True, implementation.function(*(arguments[name] for name in implementation.argnames))
-        except (*let_through, KeyboardInterrupt):
+        except passing:
             raise
         # A stranger's function may raise anything, SystemExit included; only an interrupt is ours to pass on.
         except BaseException as error:
