@@ -61,6 +61,11 @@ def test_a_class_number_without_a_name_is_an_error() -> None:
         load_data(dataset, wants="text")
 
 
+def test_a_column_with_named_classes_is_the_label_whatever_its_name() -> None:
+    dataset = text_dataset().rename_column("label", "kind").add_column("votes", [3, 4] * 6)
+    assert load_data(dataset, wants="text").label_names == ["zebra", "ant"]
+
+
 def test_lists_of_class_labels_are_multi_label() -> None:
     features = datasets.Features(
         {

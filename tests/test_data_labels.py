@@ -365,6 +365,11 @@ def test_a_made_split_leaves_every_class_and_label_to_training(load: Any) -> Non
         )
         assert len(np.unique(single.train.labels)) == 15
         assert len(single.test) == 12
+        rare = load(
+            {"text": texts(49), "label": ["a"] * 40 + [f"c{i}" for i in range(9)]}, seed=seed, test_size=0.3
+        )
+        assert set(rare.test.labels) == {0}
+        assert len(rare.test) == 12
         labels = [["often"] if i else ["once", "often"] for i in range(12)]
         multi = load({"text": texts(12), "labels": labels}, seed=seed, test_size=0.5)
         assert multi.train.labels.sum(axis=0).min() >= 1

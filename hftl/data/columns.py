@@ -207,7 +207,8 @@ def _named_label(kinds: Mapping[str, Kind]) -> tuple[str, ...]:
     if named := _by_name(LABEL_NAMES, candidates):
         return (named,)
     suffixed = [c for c in candidates if re.search(r"(^|[_ ])(label|class|category)$", c.lower())]
-    return (suffixed[0],) if len(suffixed) == 1 else ()
+    named_classes = [c for c in candidates if kinds[c] == "class"]
+    return next((tuple(found) for found in (named_classes, suffixed) if len(found) == 1), ())
 
 
 def _infer_labels(kinds: Mapping[str, Kind], inputs: tuple[str, ...], where: str) -> tuple[str, ...]:

@@ -118,7 +118,6 @@ def _draw_by_class(labels: Labels, share: float, rng: np.random.Generator) -> In
         if left_over > 0 and take[c] < min(most[c], np.ceil(quota[c])):
             take[c] += 1
             left_over -= 1
-    take = np.minimum(take, most)
     drawn = [rng.permutation(np.flatnonzero(labels == c))[: take[c]] for c in range(len(counts))]
     return np.concatenate(drawn)
 
