@@ -1,18 +1,112 @@
-"""What can go wrong on the way to the Hub, in one line each."""
+"""Talking to the Hub: who we are, trying again where that helps, and what went wrong in one line."""
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, TypeVar
 
-from hftl.errors import HftlError, UserError
+from hftl import __version__
+from hftl.errors import HftlError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+T = TypeVar("T")
 
 OFFLINE_WAYS = "give a local folder, or fetch it once with a network: hf download {ref}"
+TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
+ATTEMPTS = 5
+FIRST_WAIT = 0.5  # seconds, doubled with each further attempt
+LONGEST_WAIT = 300.0  # seconds; a server that asks for more is not waited for
+
+
+def hub_api() -> HfApi:
+    """The Hub's client, under our name; it finds endpoint and token in huggingface_hub's usual places."""
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="hftl", library_version=__version__)
+
+
+def with_retries(call: Callable[[], T], *, also: frozenset[int] = frozenset()) -> T:
+    """Call, and call again after what may pass: a busy or failing server, a lost connection.
+
+    huggingface_hub retries some of its requests, but neither making a repository, a commit or a question about one,
+    nor a download that ends in an error of the server or a reset connection.
+
+    Args:
+        call: what to do; it must be safe to do twice.
+        also: further statuses to try again after, such as 412 for a commit on a parent that is no longer the head.
+
+    Raises:
+        Exception: what the last attempt, or one that cannot be helped, raised.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return call()
+        except Exception as error:
+            wait = _wait_after(error, attempt, TRANSIENT | also)
+            if wait is None or attempt == ATTEMPTS:
+                raise
+        time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def _wait_after(error: BaseException, attempt: int, statuses: frozenset[int]) -> float | None:
+    """Seconds to wait before the next attempt; None if another would fail as well."""
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever release it uses
+
+    backoff = FIRST_WAIT * 2 ** (attempt - 1)
+    answered = answer_in(error)
+    if answered is not None:
+        if answered.response.status_code not in statuses:
+            return None
+        asked = _asked_wait(answered)
+        return backoff if asked is None else asked if asked <= LONGEST_WAIT else None
+    lost = (httpx.TimeoutException, httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
+    return backoff if any(isinstance(cause, lost) for cause in causes(error)) else None
+
+
+def _asked_wait(error: HfHubHTTPError) -> float | None:
+    """Seconds that a server's answer asks to wait: ``Retry-After`` (seconds or a date), or a rate limit's reset."""
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+
+    headers = error.response.headers
+    asked = headers.get("Retry-After", "").strip()
+    if asked.isdigit():
+        return float(asked)
+    if asked:
+        try:
+            return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+        except ValueError:
+            return None
+    limit = parse_ratelimit_headers(headers)
+    return float(limit.reset_in_seconds) if limit is not None and limit.remaining == 0 else None
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from, the last first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def answer_in(error: BaseException) -> HfHubHTTPError | None:
+    """The Hub's answer that an error comes from, if it answered."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return next((cause for cause in causes(error) if isinstance(cause, HfHubHTTPError)), None)
 
 
 @contextmanager
-def hub_errors(ref: str, kind: str, error_class: type[UserError], repo_type: str = "model") -> Iterator[None]:
+def hub_errors(
+    ref: str, kind: str, error_class: type[HftlError], repo_type: str = "model", ways: str | None = None
+) -> Iterator[None]:
     """Turn the Hub client's exceptions into one line of ``error_class``.
 
     Args:
@@ -20,42 +114,72 @@ def hub_errors(ref: str, kind: str, error_class: type[UserError], repo_type: str
         kind: what it is for a person, such as ``"backbone"``.
         error_class: the error to raise.
         repo_type: ``"model"`` or ``"dataset"``.
+        ways: what a person can do without the Hub; by default how to read without it.
     """
-    import httpx2
-    from huggingface_hub import errors
-
-    option = "" if repo_type == "model" else f" --repo-type {repo_type}"
-    ways = OFFLINE_WAYS.format(ref=ref) + option
     try:
         yield
     except HftlError:
         raise
-    except errors.GatedRepoError as error:
-        page = f"https://huggingface.co/{'' if repo_type == 'model' else repo_type + 's/'}{ref}"
-        raise error_class(
-            f"{kind} {ref!r} is gated: ask for access at {page}, then log in with `hf auth login`; or {ways}"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise error_class(f"{kind} {ref!r} has no such revision on the Hub") from error
-    except errors.RepositoryNotFoundError as error:
-        raise error_class(
-            f"{kind} {ref!r} is not on the Hub, or it is private and you are not logged in (`hf auth login`)"
-        ) from error
-    except errors.HFValidationError as error:
-        raise error_class(f"{ref!r} is neither a folder here nor a valid Hub id: {_short(error)}") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        why = "offline mode is on" if offline() else "the Hub cannot be reached"
-        raise error_class(f"{kind} {ref!r} is not on this machine and {why}: {ways}") from error
-    except (httpx2.HTTPError, errors.HfHubHTTPError) as error:
-        raise error_class(
-            f"{kind} {ref!r}: the Hub answered {_short(error)}; try again, or {ways}"
-        ) from error
+    except Exception as error:
+        option = "" if repo_type == "model" else f" --repo-type {repo_type}"
+        why = explain(error, ref, repo_type, OFFLINE_WAYS.format(ref=ref) + option if ways is None else ways)
+        if why is None:
+            raise
+        raise error_class(f"{kind} {ref!r} {why}") from error
+
+
+def explain(error: BaseException, ref: str, repo_type: str, ways: str) -> str | None:
+    """What went wrong on the way to the Hub and what to do, as the end of a sentence; None if it is something else."""
+    from huggingface_hub import constants, errors
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    chain = list(causes(error))
+    met = next((c for c in chain if isinstance(c, OSError) and c.errno in (errno.ENOSPC, errno.EDQUOT)), None)
+    if met is not None:
+        return f"does not fit on the disk of {constants.HF_HOME}: free some space, or set HF_HOME to a folder with more"
+    answered = answer_in(error)
+    if answered is not None:
+        return _explain_answer(answered, ref, repo_type, ways)
+    for cause in chain:
+        if isinstance(cause, errors.HFValidationError):
+            return f"is neither a folder here nor a valid Hub id: {short(cause)}"
+        if isinstance(cause, (httpx.HTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
+            why = "offline mode is on" if offline() else "the Hub cannot be reached"
+            return f"is not on this machine and {why}: {ways}"
+    return None
+
+
+def _explain_answer(error: HfHubHTTPError, ref: str, repo_type: str, ways: str) -> str:
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.GatedRepoError):
+        page = f"{constants.ENDPOINT}/{'' if repo_type == 'model' else repo_type + 's/'}{ref}"
+        return f"is gated: ask for access at {page}, then log in with `hf auth login`; or {ways}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "has no such revision on the Hub"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "is not on the Hub, or it is private and you are not logged in (`hf auth login`)"
+    status = error.response.status_code
+    if status == 401:
+        return (
+            "cannot be asked for: the Hub does not accept your token; log in again with `hf auth login` or fix HF_TOKEN"
+        )
+    if status == 403:
+        said = error.response.headers.get("X-Error-Message", "")
+        return (
+            f"is refused to your token ({short(said) or 'forbidden'}): use one with the right to it (`hf auth login`)"
+        )
+    if status == 429:
+        return "cannot be asked for: the Hub allows no more requests for now; log in, or try again later"
+    return f"failed: the Hub answered {short(error)}; try again later, or {ways}"
 
 
 def offline() -> bool:
-    """Whether ``HF_HUB_OFFLINE`` is set."""
+    """Whether the Hub must not be asked: ``HF_HUB_OFFLINE``."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def short(error: object) -> str:
+    """A message on one line without control characters, cut to what a person reads."""
+    said = "".join(c if c.isprintable() else " " for c in str(error))
+    return " ".join(said.split())[:200] or type(error).__name__

@@ -31,10 +31,12 @@ class BackboneOptions:
     Attributes:
         max_length: tokens kept of a text; None for what the model allows.
         offline: use only what is already on this machine.
+        allow_pickle: read weights that are there only as a pickle, as nothing but tensors.
     """
 
     max_length: int | None = None
     offline: bool = False
+    allow_pickle: bool = False
 
 
 @dataclass(frozen=True)

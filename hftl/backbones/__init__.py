@@ -106,7 +106,7 @@ def _load_hub(ref: str, options: BackboneOptions) -> Backbone:
     from hftl.backbones.source import from_hub
 
     try:
-        source = from_hub(ref, offline=options.offline)
+        source = from_hub(ref, offline=options.offline, allow_pickle=options.allow_pickle)
     except BackboneError as error:
         known = suggestion(ref)
         raise BackboneError(

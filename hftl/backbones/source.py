@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from hftl import __version__
 from hftl.errors import BackboneError
-from hftl.hub import hub_errors
+from hftl.hub import hub_errors, with_retries
 
-# Weights in safetensors only, and what configuration, tokenizers and processors are stored in.
-WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-UNWANTED = ["onnx/*", "openvino/*", "coreml/*", "original/*", "checkpoint-*/*", "runs/*"]
+# Weights in safetensors only, what configurations, tokenizers and processors are stored in, and the card.
+WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
+# Folders hold other formats and checkpoints. An adapter's configuration names another model, which transformers would
+# load in place of this one, from wherever it says.
+UNWANTED = ["*/*", "adapter_*"]
 WEIGHTS = "model.safetensors"
+PICKLE = "pytorch_model.bin"
 
 
 @dataclass(frozen=True)
@@ -24,11 +30,13 @@ class Source:
         id: the Hub id, or the folder's name.
         folder: where the files are.
         commit: the resolved commit for a Hub repository; None for a folder, which is identified by its contents.
+        pickled: the repository's weights are a pickle, from which the safetensors in ``folder`` were made.
     """
 
     id: str
     folder: Path
     commit: str | None = None
+    pickled: bool = False
 
     def weight_files(self) -> dict[str, Path]:
         """Each tensor's name in the checkpoint and the safetensors file that holds it.
@@ -41,8 +49,7 @@ class Source:
         index = self.folder / f"{WEIGHTS}.index.json"
         single = self.folder / WEIGHTS
         if index.exists() and not single.exists():
-            names = json.loads(index.read_text())["weight_map"]
-            files = {name: self.folder / Path(file).name for name, file in names.items()}
+            files = listed_files(self, index)
         elif single.exists():
             try:
                 with safe_open(single, framework="pt") as opened:
@@ -51,22 +58,49 @@ class Source:
                 raise BackboneError(f"{self.id}: {WEIGHTS} is damaged ({error}); fetch it again") from error
         else:
             raise BackboneError(
-                f"{self.id} has no {WEIGHTS}; hftl reads safetensors only: convert it once with "
-                "AutoModel.from_pretrained(…).save_pretrained(FOLDER) and give that folder"
+                f"{self.id} has no {WEIGHTS}; hftl reads safetensors: convert it once with "
+                "AutoModel.from_pretrained(…).save_pretrained(FOLDER) and give that folder, or give --allow-pickle "
+                f"to read a Hub repository's {PICKLE} as nothing but tensors"
             )
         missing = sorted({file.name for file in files.values() if not file.exists()})
         if missing:
             raise BackboneError(f"{self.id}: {missing[0]} is named by {index.name} but missing")
         return files
 
+    def license(self) -> dict[str, str]:
+        """The licence that the model's card states: ``license``, ``license_name``, ``license_link``, those given."""
+        from huggingface_hub import ModelCard
+
+        try:
+            card = ModelCard.load(self.folder / "README.md", ignore_metadata_errors=True).data
+        except Exception:  # no card, or one that is no card: whatever is in there, it states no licence
+            return {}
+        given = {name: getattr(card, name, None) for name in ("license", "license_name", "license_link")}
+        return {name: value for name, value in given.items() if isinstance(value, str)}
+
+
+def listed_files(source: Source, index: Path) -> dict[str, Path]:
+    """The tensors of a sharded checkpoint and their files, which can only be beside the index.
+
+    Raises:
+        BackboneError: the index is damaged.
+    """
+    try:
+        names: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {name: source.folder / Path(file).name for name, file in names.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BackboneError(f"{source.id}: {index.name} is damaged ({error}); fetch it again") from error
+
 
 def local(folder: Path) -> Source:
     """A folder that transformers can load.
 
     Raises:
-        BackboneError: it holds no ``config.json``.
+        BackboneError: it holds no ``config.json``, or an adapter.
     """
     folder = folder.expanduser().resolve()
+    if (folder / "adapter_config.json").exists():
+        raise BackboneError(f"folder {folder.name!r} holds a PEFT adapter: merge it into its base model and give that")
     if not (folder / "config.json").exists():
         raise BackboneError(f"folder {folder.name!r} holds no config.json, so it is no transformers model")
     return Source(folder.name, folder)
@@ -77,30 +111,43 @@ def is_hub_id(ref: str) -> bool:
     return re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?(@[\w.\-/]+)?", ref) is not None
 
 
-def from_hub(ref: str, *, offline: bool = False) -> Source:
+def from_hub(ref: str, *, offline: bool = False, allow_pickle: bool = False) -> Source:
     """Bring a Hub repository's configuration, preprocessing files and safetensors weights to the local cache.
 
     Args:
         ref: ``user/name`` or ``user/name@revision``.
         offline: use only what the cache holds.
+        allow_pickle: where a repository has no safetensors, read its pickle with ``weights_only`` and convert it once.
 
     Raises:
         BackboneError: unknown, private or gated, or not reachable and not in the cache.
     """
+    repo, _, revision = ref.partition("@")
+    source = _fetched(repo, revision or None, WANTED, offline)
+    if not (source.folder / "config.json").exists():
+        raise BackboneError(f"{repo} on the Hub holds no config.json, so it is no transformers model")
+    if allow_pickle and not any(source.folder.glob("*.safetensors")):
+        from hftl.backbones.pickles import converted
+
+        # The commit that was found, for the branch may move in between.
+        return converted(_fetched(repo, source.commit, [*WANTED, "pytorch_model*"], offline))
+    return source
+
+
+def _fetched(repo: str, revision: str | None, patterns: Sequence[str], offline: bool) -> Source:
     from huggingface_hub import snapshot_download
 
-    repo, _, revision = ref.partition("@")
-    with hub_errors(repo, "backbone", BackboneError):
-        folder = Path(
-            snapshot_download(
-                repo,
-                revision=revision or None,
-                allow_patterns=WANTED,
-                ignore_patterns=UNWANTED,
-                local_files_only=offline,
-                library_name="hftl",
-            )
+    def fetch() -> str:
+        return snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=list(patterns),
+            ignore_patterns=UNWANTED,
+            local_files_only=offline,
+            library_name="hftl",
+            library_version=__version__,
         )
-    if not (folder / "config.json").exists():
-        raise BackboneError(f"{repo} on the Hub holds no config.json, so it is no transformers model")
+
+    with hub_errors(repo, "backbone", BackboneError):
+        folder = Path(with_retries(fetch))
     return Source(repo, folder, commit=folder.name)

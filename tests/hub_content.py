@@ -1,0 +1,77 @@
+"""What the tests' Hub holds: tiny random models and small data sets under the names that recipes use."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import tiny
+from hub_server import Hub
+from PIL import Image
+from transformers import BertTokenizerFast, ViTImageProcessorPil
+
+VIT, FLOWERS = "google/vit-base-patch16-224-in21k", "nelorth/oxford-flowers"
+BERT, REVIEWS = "google-bert/bert-base-uncased", "someone/reviews"
+WORDS = ["good", "bad", "film", "the", "a", "plot", "actor", "is", "was", "very"]
+
+
+def add_vit(hub: Hub, folder: Path, name: str = VIT, **options: Any) -> None:
+    """A tiny ViT without a head, its image processor and a card with a licence."""
+    tiny.model("vit").base_model.save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\ntags: [vision]\n---\n# ViT\n")
+    hub.add(name, folder, **options)
+
+
+def add_bert(hub: Hub, folder: Path, name: str = BERT, **options: Any) -> None:
+    """A tiny BERT without a head, and its tokenizer."""
+    tiny.model("bert").base_model.save_pretrained(folder)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=32).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# BERT\n")
+    hub.add(name, folder, **options)
+
+
+def flower(kind: int, number: int) -> bytes:
+    """A PNG of a kind's colour with noise."""
+    noise = np.random.default_rng([kind, number])
+    colour = np.array([[250, 40, 40], [40, 250, 40], [40, 40, 250], [230, 230, 40]])[kind]
+    pixels = np.clip(colour + noise.normal(0, 40, (40, 30, 3)), 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def flower_table(split: str, rows: int) -> datasets.Dataset:
+    """Images of four kinds, as the Hub's image sets are: encoded bytes and class labels."""
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["rose", "fern", "iris", "sun flower"])}
+    )
+    first = 1000 if split == "test" else 0
+    images = [{"bytes": flower(i % 4, first + i), "path": None} for i in range(rows)]
+    return datasets.Dataset.from_dict({"image": images, "label": [i % 4 for i in range(rows)]}, features)
+
+
+def add_flowers(hub: Hub, folder: Path, name: str = FLOWERS, rows: int = 48, **options: Any) -> None:
+    """A parquet data set of images with train and test splits."""
+    files = {"README.md": b"---\nlicense: cc0-1.0\n---\n# Flowers\n"}
+    for split, count in (("train", rows), ("test", 20)):
+        path = folder / f"{split}.parquet"
+        flower_table(split, count).to_parquet(path)
+        files[f"data/{split}-00000-of-00001.parquet"] = path.read_bytes()
+    hub.add(name, files, type="datasets", **options)
+
+
+def add_reviews(hub: Hub, name: str = REVIEWS, rows: int = 60, **options: Any) -> None:
+    """A csv data set of texts with a train split only."""
+    random = np.random.default_rng(0)
+    lines = ["text,label"]
+    for i in range(rows):
+        kind = "good" if i % 2 else "bad"
+        words = [*random.choice(WORDS[2:], 4), kind]
+        lines.append(f"{' '.join(random.permutation(words))},{kind}")
+    hub.add(name, {"train.csv": "\n".join(lines).encode()}, type="datasets", **options)
