@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -190,12 +191,12 @@ def host_tag() -> str:
 
     Containers may share a host name and a cache but not their process ids; a reboot starts the ids afresh.
     """
-    parts = [socket.gethostname()]
+    parts = [socket.gethostname().encode()]
     with suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_bytes())
     with suppress(OSError):
-        parts.append(os.readlink("/proc/self/ns/pid"))  # noqa: PTH115 - not a path
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=4).hexdigest()
+        parts.append(os.readlink("/proc/self/ns/pid").encode())  # noqa: PTH115 - not a path
+    return hashlib.blake2b(b"\0".join(parts), digest_size=4).hexdigest()
 
 
 def alive(mark: str) -> bool | None:
@@ -210,6 +211,14 @@ def alive(mark: str) -> bool | None:
     except OSError:  # it belongs to another user
         return True
     return True
+
+
+def mode_of(root: Path) -> int:
+    """The permission bits for everything in the cache folder ``root``: its own, private (0700) while it is new."""
+    try:
+        return stat.S_IMODE(root.stat().st_mode)
+    except OSError:
+        return 0o700
 
 
 def touch_file(path: Path, mode: int) -> None:

@@ -8,7 +8,7 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 
-from hftl.features.files import FILES, alive, make_folders, process_mark
+from hftl.features.files import FILES, alive, make_folders, process_mark, touch_file
 
 LEASE_SECONDS = 24 * 3600.0
 """A process of another host that gave no sign for this long is taken for gone."""
@@ -24,7 +24,7 @@ class Lease:
         self._path = space / "leases" / process_mark()
         with suppress(OSError):
             make_folders(FILES, self._path.parent, mode)
-            self._path.touch(mode=mode & 0o666)
+            touch_file(self._path, mode & 0o666)
         weakref.finalize(self, _give_back, self._path, os.getpid())
 
     def renew(self) -> None:

@@ -25,7 +25,7 @@ import xxhash
 
 from hftl.errors import StoreError
 from hftl.features.digests import read_digest
-from hftl.features.files import FILES, make_folders, remove_orphans, write_atomically
+from hftl.features.files import FILES, make_folders, mode_of, remove_orphans, write_atomically
 from hftl.features.lookup import RowIndex
 from hftl.features.shard import Digests
 
@@ -162,9 +162,10 @@ class StatIndex:
         entries = entries.take(entries.day >= int(new.day.max()) - FORGET_DAYS).plus(new)
         data = safetensors.numpy.save(entries._asdict(), {"checksum": entries.checksum()})
         with suppress(OSError):
-            make_folders(FILES, self.path.parent, 0o700)
+            mode = mode_of(self.path.parent.parent)
+            make_folders(FILES, self.path.parent, mode)
             remove_orphans(self.path.parent)
-            write_atomically(FILES, self.path, [data], 0o600)
+            write_atomically(FILES, self.path, [data], mode & 0o666)
 
 
 def _now_ns() -> int:

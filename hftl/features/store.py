@@ -10,14 +10,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from hftl.errors import StoreError
 from hftl.features.compaction import compact
 from hftl.features.description import read_description
-from hftl.features.files import FILES, Files, alive, process_mark, remove_orphans, store_errors
+from hftl.features.files import FILES, Files, alive, mode_of, process_mark, remove_orphans, store_errors
 from hftl.features.identity import JSON, space_id
 from hftl.features.lease import in_use
 from hftl.features.shard import ColumnSpec
@@ -79,7 +78,7 @@ class FeatureStore:
         digits = space_id(identity)[:16]
         existing = [path for path in self._space_folders() if path.name.endswith(f"-{digits}")]
         path = existing[0] if existing else self._folder / f"{_slug(label)}-{digits}"
-        space = Space(path, identity, label, self._files, self._mode())
+        space = Space(path, identity, label, self._files, mode_of(self.root))
         space.touch()
         return space
 
@@ -170,12 +169,6 @@ class FeatureStore:
     def _folder(self) -> Path:
         return self.root / "features"
 
-    def _mode(self) -> int:
-        try:
-            return stat.S_IMODE(self.root.stat().st_mode)
-        except OSError:
-            return 0o700
-
     def _space_folders(self) -> list[Path]:
         try:
             return sorted(path for path in self._folder.iterdir() if not path.name.startswith("."))
@@ -191,7 +184,7 @@ class FeatureStore:
         description = read_description(path / "space.json")
         if description is None:
             return None
-        return Space(path, description["identity"], description["label"], self._files, self._mode())
+        return Space(path, description["identity"], description["label"], self._files, mode_of(self.root))
 
     def _verify(self, path: Path, summary: SpaceSummary) -> VerifyReport:
         orphans = remove_orphans(path, self._files) + remove_orphans(path / "shards", self._files)
