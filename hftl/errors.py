@@ -3,6 +3,8 @@
     HftlError                   something failed (exit status 1)
     ├── StoreError              the feature store cannot be read or written
     ├── ConvergenceError        a head has no usable solution
+    ├── HubError                the Hub cannot be reached, or goes on failing
+    ├── Interrupted             training was asked to stop and saved its state (exit status 130)
     └── UserError               the input is wrong (exit status 2)
         ├── RecipeError         a recipe file, a field of a Recipe, or a flag
         ├── DataError           a data reference, a column, labels
@@ -27,6 +29,16 @@ class StoreError(HftlError):
 
 class ConvergenceError(HftlError):
     """A head has no usable solution: the objective is not finite."""
+
+
+class Interrupted(HftlError):  # noqa: N818 (nothing went wrong)
+    """Training was asked to stop, by SIGTERM or SIGINT, and saved its state; the command ends with exit status 130."""
+
+    exit_code = 130
+
+
+class HubError(HftlError):
+    """The Hub cannot be reached, goes on failing, or does not hold what was pushed."""
 
 
 class UserError(HftlError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ OFFLINE_WAYS = "give a local folder, or fetch it once with a network: hf downloa
 TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 ATTEMPTS = 5
 FIRST_WAIT = 0.5  # seconds, doubled with each further attempt
+MOST_RACES = 60
 LONGEST_WAIT = 300.0  # seconds; a server that asks for more is not waited for
 
 
@@ -33,38 +35,45 @@ def hub_api() -> HfApi:
     return HfApi(library_name="hftl", library_version=__version__)
 
 
-def with_retries(call: Callable[[], T], *, also: frozenset[int] = frozenset()) -> T:
-    """Call, and call again after what may pass: a busy or failing server, a lost connection.
+def with_retries(call: Callable[[], T], *, races: frozenset[int] = frozenset()) -> T:
+    """Call, and call again after what may pass: a busy or failing server, a lost connection, a lost race.
 
     huggingface_hub retries some of its requests, but neither making a repository, a commit or a question about one,
     nor a download that ends in an error of the server or a reset connection.
 
     Args:
         call: what to do; it must be safe to do twice.
-        also: further statuses to try again after, such as 412 for a commit on a parent that is no longer the head.
+        races: statuses that say that somebody else was faster, such as 412 for a commit on what is no longer the head.
 
     Raises:
         Exception: what the last attempt, or one that cannot be helped, raised.
     """
-    for attempt in range(1, ATTEMPTS + 1):
+    failed = lost = 0
+    while True:
         try:
             return call()
         except Exception as error:
-            wait = _wait_after(error, attempt, TRANSIENT | also)
-            if wait is None or attempt == ATTEMPTS:
+            answered = answer_in(error)
+            if answered is not None and answered.response.status_code in races:
+                lost += 1
+                wait: float | None = random.uniform(0, 1) if lost < MOST_RACES else None
+            else:
+                failed += 1
+                wait = _wait_after(error, answered, failed) if failed < ATTEMPTS else None
+            if wait is None:
                 raise
         time.sleep(wait)
-    raise AssertionError("unreachable")
 
 
-def _wait_after(error: BaseException, attempt: int, statuses: frozenset[int]) -> float | None:
+def _wait_after(error: Exception, answered: HfHubHTTPError | None, failed: int) -> float | None:
     """Seconds to wait before the next attempt; None if another would fail as well."""
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever release it uses
 
-    backoff = FIRST_WAIT * 2 ** (attempt - 1)
-    answered = answer_in(error)
+    backoff = FIRST_WAIT * 2 ** (failed - 1)
+    if isinstance(error, HftlError):
+        return None
     if answered is not None:
-        if answered.response.status_code not in statuses:
+        if answered.response.status_code not in TRANSIENT:
             return None
         asked = _asked_wait(answered)
         return backoff if asked is None else asked if asked <= LONGEST_WAIT else None
