@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,30 +12,20 @@ from typing import Annotated, Any, Literal
 import click
 import typer
 
-from hftl.errors import RecipeError
+from hftl.errors import Interrupted, RecipeError
 
 
 def run(
     context: typer.Context,
-    recipe: Annotated[
-        str, typer.Argument(help="A Python file, FILE.py:FUNCTION, or a name from `hftl recipes`.")
-    ],
-    backbone: Annotated[
-        str | None, typer.Option(help="Registered name, Hub id[@revision], or folder.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Hub data set[:config], folder, file, or sample:NAME.")
-    ] = None,
-    method: Annotated[str | None, typer.Option(help="head")] = None,
+    recipe: Annotated[str, typer.Argument(help="A Python file, FILE.py:FUNCTION, or a name from `hftl recipes`.")],
+    backbone: Annotated[str | None, typer.Option(help="Registered name, Hub id[@revision], or folder.")] = None,
+    data: Annotated[str | None, typer.Option(help="Hub data set[:config], folder, file, or sample:NAME.")] = None,
+    method: Annotated[str | None, typer.Option(help="head, full, lora or partial.")] = None,
     task: Annotated[str | None, typer.Option(help="single_label, multi_label or regression.")] = None,
     input_columns: Annotated[str | None, typer.Option(help="One column, or two as a,b.")] = None,
-    label_columns: Annotated[
-        str | None, typer.Option(help="The column of labels, or several as a,b.")
-    ] = None,
+    label_columns: Annotated[str | None, typer.Option(help="The column of labels, or several as a,b.")] = None,
     max_length: Annotated[str | None, typer.Option(help="Tokens kept of a text.")] = None,
-    test_size: Annotated[
-        str | None, typer.Option(help="Share set aside where the data bring no test split.")
-    ] = None,
+    test_size: Annotated[str | None, typer.Option(help="Share set aside where the data bring no test split.")] = None,
     seed: Annotated[str | None, typer.Option(help="Seed of every random choice.")] = None,
     change: Annotated[
         list[str] | None,
@@ -44,11 +35,18 @@ def run(
     on_bad_row: Annotated[
         Literal["error", "skip"], typer.Option(help="What to do with a row that cannot be decoded.")
     ] = "error",
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with fine-tuning where the newest unfinished run (or --out) stopped."),
+    ] = False,
+    track: Annotated[
+        list[str] | None, typer.Option(help="Also log fine-tuning to tensorboard, trackio, wandb or mlflow.")
+    ] = None,
     num_processes: Annotated[int, typer.Option(min=1, help="Processes to start.")] = 1,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Do what a recipe says: features, head, evaluation, export.
+    """Do what a recipe says: features, head or fine-tuning, evaluation, export.
 
     After RECIPE come the recipe's own flags, one for each parameter of its function, and the fields of its method
     (--pooling, --folds, …). `hftl run RECIPE --show` prints the resolved recipe and its flags, and runs nothing.
@@ -79,14 +77,29 @@ def run(
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
+    from hftl.registry import find
+
+    # A name that nobody knows is said at once, not after seconds of importing.
+    find(made.backbone)
     from hftl.pipeline import run as do
 
-    do(made, name=found.name, out=out, offline=offline, quiet=quiet, on_bad_row=on_bad_row)
+    try:
+        do(
+            made,
+            name=found.name,
+            out=out,
+            offline=offline,
+            quiet=quiet,
+            on_bad_row=on_bad_row,
+            resume=resume,
+            track=track or [],
+        )
+    except Interrupted as stopped:
+        again = [argument for argument in sys.argv[1:] if argument != "--resume"]
+        raise Interrupted(f"{stopped}; to go on: {shlex.join(['hftl', *again, '--resume'])}") from stopped
 
 
-def _extra(
-    parameters: dict[str, tuple[Any, Any]], arguments: list[str]
-) -> tuple[dict[str, Any], dict[str, Any], bool]:
+def _extra(parameters: dict[str, tuple[Any, Any]], arguments: list[str]) -> tuple[dict[str, Any], dict[str, Any], bool]:
     """Read the flags that only this recipe has: values of its parameters, and changes of its method's fields."""
     from hftl.recipes import field_names, read_as
 
@@ -102,17 +115,13 @@ def _extra(
         read = click.Command("recipe", params=flags).make_context("hftl run RECIPE", list(arguments)).params
     except click.UsageError as error:
         known = ", ".join(option.opts[0] for option in flags)
-        raise RecipeError(
-            f"{error.format_message()} Flags of this recipe: {known}; see `hftl run --help`"
-        ) from error
+        raise RecipeError(f"{error.format_message()} Flags of this recipe: {known}; see `hftl run --help`") from error
     own = {}
     for name, (annotation, _) in parameters.items():
         if read[name] is not None:
             own[name] = read[name] if annotation is bool else read_as(annotation, read[name], f"--{name}")
     changes = {
-        full: read[field]
-        for field, full in fields.items()
-        if field not in parameters and read[field] is not None
+        full: read[field] for field, full in fields.items() if field not in parameters and read[field] is not None
     }
     return own, changes, bool(read["show"])
 
