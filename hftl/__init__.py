@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ConvergenceError,
         DataError,
         HftlError,
+        Interrupted,
         PluginError,
         RecipeError,
         SplitError,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
         UserError,
     )
     from hftl.hookspecs import hookimpl
-    from hftl.methods import Head
+    from hftl.methods import Full, Head, LoRA, Partial
     from hftl.pipeline import run
     from hftl.recipes import Recipe, recipe
     from hftl.registry import BackboneOptions, BackboneSpec
@@ -42,9 +43,13 @@ _HOME = {
     "ConvergenceError": "hftl.errors",
     "DataError": "hftl.errors",
     "Encoded": "hftl.backbones.protocol",
+    "Full": "hftl.methods",
     "Head": "hftl.methods",
     "HftlError": "hftl.errors",
     "ImageBackbone": "hftl.backbones.vision",
+    "Interrupted": "hftl.errors",
+    "LoRA": "hftl.methods",
+    "Partial": "hftl.methods",
     "PluginError": "hftl.errors",
     "Recipe": "hftl.recipes",
     "RecipeError": "hftl.errors",
@@ -67,9 +72,13 @@ __all__ = [
     "ConvergenceError",
     "DataError",
     "Encoded",
+    "Full",
     "Head",
     "HftlError",
     "ImageBackbone",
+    "Interrupted",
+    "LoRA",
+    "Partial",
     "PluginError",
     "Recipe",
     "RecipeError",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,10 @@ class Features:
     counts: dict[str, int]
     bad: list[BadRowError]
     seconds: float
+
+    def of(self, data: Data) -> Data:
+        """The data without the rows that could not be decoded."""
+        return replace(data, **{name: part.split for name, part in self.parts.items()})
 
 
 def features_of(
@@ -137,9 +141,7 @@ def _together(work: Callable[[], Report]) -> list[Report]:
         mine: Report | HftlError = work()
     except HftlError as error:
         mine = error
-    everybody: list[Report | HftlError] = (
-        gather_object([mine]) if PartialState().num_processes > 1 else [mine]
-    )
+    everybody: list[Report | HftlError] = gather_object([mine]) if PartialState().num_processes > 1 else [mine]
     for theirs in everybody:
         if isinstance(theirs, HftlError):
             raise theirs
@@ -169,14 +171,16 @@ class TrainedHead:
     """A trained head.
 
     Attributes:
-        logits: gives logits (n, C) float32 of a split's columns.
+        logits: (n, C) float32 of the test split.
         export: writes the model folder.
         report: for ``metrics.json``.
+        parameters: the head's parameters by the model's names, for fine-tuning to start from; empty for a pooled head.
     """
 
-    logits: Callable[[Columns], Tensor]
+    logits: Tensor
     export: Callable[[Path], None]
     report: dict[str, Any]
+    parameters: dict[str, Tensor] = field(default_factory=dict)
 
 
 def train_head(
@@ -215,13 +219,13 @@ def train_head(
 
     def export(folder: Path) -> None:
         if split.kind == "pooled":
-            export_sentence_transformer(
-                backbone, config, split.pooling or "", fit.weight.cpu(), fit.bias.cpu(), folder
-            )
+            export_sentence_transformer(backbone, config, split.pooling or "", fit.weight.cpu(), fit.bias.cpu(), folder)
         else:
-            export_model(backbone, config, info, fold(split, fit.weight.cpu(), fit.bias.cpu()), folder)
+            export_model(backbone, config, info, parameters, folder)
 
-    return TrainedHead(lambda columns: fit.logits(columns["features"].to(device)).cpu(), export, fit.report)
+    parameters = {} if split.kind == "pooled" else fold(split, fit.weight.cpu(), fit.bias.cpu())
+    logits = fit.logits(features.parts["test"].columns["features"].to(device)).cpu()
+    return TrainedHead(logits, export, fit.report, parameters)
 
 
 def _pair(part: Part, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -42,4 +42,112 @@ class Head(Options):
         return strengths
 
 
-METHODS: dict[str, type[Head]] = {"head": Head}
+class FineTune(Options):
+    """What full, LoRA and partial fine-tuning have in common.
+
+    Attributes:
+        epochs: passes over the training rows.
+        lr: learning rate just below the head, or ``"auto"`` for a range test that chooses one.
+        head_lr: learning rate of the head; None for ``lr``.
+        batch_size: rows of one optimizer step over all processes; ``"auto"`` for 32, in the largest micro-batches that fit.
+        micro_batch: most rows of one forward on one process, the rest is accumulated; None for all of the process's share, ``"auto"``
+            for the most that fit.
+        init: start of the head: ``"probe"`` solves it on cached features first (LP-FT, Kumar et al. 2022), ``"random"`` takes it as
+            the checkpoint has it or draws it.
+        schedule: how the learning rate falls after the warm-up.
+        warmup: share of the steps in which it rises.
+        layer_decay: what the learning rate is multiplied with for each block further from the head.
+        weight_decay: of AdamW (Loshchilov & Hutter 2019); never on norms and biases.
+        clip: largest norm of the gradient; None for no clipping.
+        label_smoothing: share of the target that is spread over all labels.
+        class_weight: ``"balanced"``, or one weight for each class in the order of the label names.
+        gradient_checkpointing: compute activations again in the backward pass, to save memory.
+        ema: decay of an average of the weights that is evaluated and exported in their place; None for off.
+        compile: compile the model with ``torch.compile``.
+        unfreeze: train the head alone in the first epoch, and one more block in each that follows (Howard & Ruder 2018).
+        patience: stop after so many epochs without a better validation result; None for never. Without a validation split of the
+            data's own, a tenth of the training rows is set aside.
+        mixed_precision: of the forward and backward pass; weights stay float32.
+        keep: newest checkpoints to keep.
+        save_every: steps between checkpoints; None for the ends of epochs only.
+        flip: mirror pictures at random.
+        crop: smallest share of a picture's area that a random crop keeps; None for no cropping.
+        mixup: parameter of mixup's Beta distribution (0.2 is usual); 0 for off.
+        cutmix: parameter of CutMix's Beta distribution (1 is usual); 0 for off.
+    """
+
+    epochs: int = Field(default=3, ge=1)
+    lr: Annotated[float, Field(gt=0)] | Literal["auto"] = 5e-5
+    head_lr: float | None = Field(default=None, gt=0)
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    init: Literal["probe", "random"] = "probe"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip: float | None = Field(default=1.0, gt=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    class_weight: Literal["balanced"] | list[float] | None = None
+    gradient_checkpointing: bool = False
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    compile: bool = False
+    unfreeze: bool = False
+    patience: int | None = Field(default=None, ge=1)
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    keep: int = Field(default=2, ge=1)
+    save_every: int | None = Field(default=None, ge=1)
+    flip: bool = False
+    crop: float | None = Field(default=None, gt=0, le=1)
+    mixup: float = Field(default=0.0, ge=0)
+    cutmix: float = Field(default=0.0, ge=0)
+
+    @property
+    def probe(self) -> Head:
+        """How the head is solved that training starts from."""
+        return Head(class_weight=self.class_weight)
+
+
+class Full(FineTune):
+    """Train every parameter."""
+
+    name: Literal["full"] = "full"
+
+
+class LoRA(FineTune):
+    """Train low-rank updates of all linear layers (Hu et al. 2022) and the head, through PEFT.
+
+    Attributes:
+        r: rank of the updates.
+        alpha: their scale; None for ``r``.
+        dropout: on the input of the updates.
+        rslora: scale by ``alpha / sqrt(r)`` (Kalajdzievski 2023) instead of ``alpha / r``.
+        dora: learn magnitude and direction apart (Liu et al. 2024).
+        pissa: start from the principal components of the weights (Meng et al. 2024).
+        lora: any other fields of ``peft.LoraConfig``, such as ``{"target_modules": ["query", "value"]}``.
+    """
+
+    name: Literal["lora"] = "lora"
+    lr: Annotated[float, Field(gt=0)] | Literal["auto"] = 2e-4
+    r: int = Field(default=16, ge=1)
+    alpha: float | None = Field(default=None, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    rslora: bool = True
+    dora: bool = False
+    pissa: bool = False
+    lora: dict[str, Any] = Field(default_factory=dict)
+
+
+class Partial(FineTune):
+    """Freeze the embeddings and the first blocks, train the rest.
+
+    Attributes:
+        freeze: blocks to freeze; negative counts from the end: -2 trains the last two.
+    """
+
+    name: Literal["partial"] = "partial"
+    freeze: int = -2
+
+
+Method = Annotated[Head | Full | LoRA | Partial, Field(discriminator="name")]
+METHODS: dict[str, type[Head | Full | LoRA | Partial]] = {"head": Head, "full": Full, "lora": LoRA, "partial": Partial}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,17 +21,24 @@ from rich.table import Table
 from hftl import __version__
 from hftl.backbones.protocol import Backbone
 from hftl.data import Data, load_data
+from hftl.errors import SplitError
 from hftl.export.card import write_card
 from hftl.features.extract import open_space
 from hftl.features.stat_index import StatIndex
 from hftl.features.store import FeatureStore, cache_root
+from hftl.finetune.parallel import on_main, share
 from hftl.frozen import Features, TrainedHead, features_of, train_head
+from hftl.methods import Head
 from hftl.metrics import evaluate_predictions
 from hftl.plugins import plugins
 from hftl.recipes import Recipe
 from hftl.registry import BackboneOptions, BackboneSpec, add_metrics, find, load
 from hftl.run_folder import RunFolder
 
+if TYPE_CHECKING:
+    from hftl.finetune.train import Trained
+
+NO_FEATURES = {"rows": 0, "computed": 0, "reused": 0}
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "safetensors", "numpy")
 
 
@@ -55,6 +63,8 @@ def run(
     offline: bool = False,
     quiet: bool = False,
     on_bad_row: str = "error",
+    resume: bool = False,
+    track: Sequence[str] = (),
 ) -> Run | None:
     """Do what a recipe says.
 
@@ -65,6 +75,8 @@ def run(
         offline: use only what is on this machine.
         quiet: print nothing but errors.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded and list them in the run's folder.
+        resume: go on with fine-tuning from the newest checkpoint in ``out``, or else in the recipe's newest unfinished run.
+        track: trackers of accelerate that fine-tuning logs to as well: ``tensorboard``, ``trackio``, ``wandb``, ``mlflow``.
 
     Returns:
         The finished run; None on every process but the main one.
@@ -72,9 +84,11 @@ def run(
     Raises:
         UserError: the recipe, its data or its backbone cannot be used.
         HftlError: something failed.
+        Interrupted: fine-tuning was asked to stop; its state is saved.
     """
     started = time.monotonic()
-    state = PartialState()
+    # On CPUs accelerate joins the processes of a launcher only if it is told that CPUs are meant.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     main = state.is_main_process
     say = Console(quiet=quiet or not main, highlight=False)
     with quiet_libraries():
@@ -92,55 +106,82 @@ def run(
         )
         describe(say, backbone, data)
         resolved = as_json(recipe, spec, backbone, data)
-        folder = (RunFolder(out) if out else RunFolder.under(Path("runs"), name)) if main else None
+        folder: RunFolder | None = on_main(lambda: open_folder(out, name, resume))
+        log = folder.log if folder else _log_nothing
         if folder:
             folder.write_json("recipe.json", resolved)
             plugins().tell("hftl_run_start", recipe=resolved, folder=str(folder.path))
 
-        index = StatIndex(cache_root() / "digests" / "files.safetensors")
-        plugin = {"name": spec.plugin, "version": spec.plugin_version}
-        space = open_space(FeatureStore(cache_root()), backbone, plugin, recipe.method.pooling, index)
+        method = recipe.method
+        probe = method if isinstance(method, Head) else method.probe
         config = backbone.config(data.task, data.label_names)
-        features = features_of(
-            backbone,
-            config,
-            space,
-            data,
-            index,
-            pooling=recipe.method.pooling,
-            on_bad_row=on_bad_row,
-            quiet=quiet,
-        )
-        if folder is None:
-            return None
-        folder.log("features", **features.counts, space=space.id)
-        for note in _feature_notes(features):
-            say.print(note)
+        features = None
+        if isinstance(method, Head) or method.init == "probe":
+            index = StatIndex(cache_root() / "digests" / "files.safetensors")
+            plugin = {"name": spec.plugin, "version": spec.plugin_version}
+            space = open_space(FeatureStore(cache_root()), backbone, plugin, probe.pooling, index)
+            features = features_of(
+                backbone,
+                config,
+                space,
+                data,
+                index,
+                pooling=probe.pooling,
+                on_bad_row=on_bad_row,
+                quiet=quiet,
+            )
+            data = features.of(data)
+            log("features", **features.counts, space=space.id)
+            for note in _feature_notes(features):
+                say.print(note)
 
         fitting = time.monotonic()
-        head = train_head(recipe.method, backbone, config, features, data, recipe.seed, state.device)
-        for step in head.report.get("path", []):
+        trained: TrainedHead | Trained | None
+        if isinstance(method, Head):
+            assert features is not None
+            trained = train_head(probe, backbone, config, features, data, recipe.seed, state.device) if main else None
+        else:
+            # Brought only here: PEFT takes a second to import.
+            from hftl.finetune.train import finetune
+
+            start = partial(start_of, probe, backbone, config, features, data, recipe.seed, say)
+            trained = finetune(
+                method,
+                backbone,
+                config,
+                data,
+                start=on_main(start) if features else None,
+                seed=recipe.seed,
+                folder=Path(share(str(folder.path) if folder else None)),
+                resume=resume,
+                track=track,
+                log=log,
+                say=partial(say.print, markup=False, soft_wrap=True),
+            )
+        if folder is None or trained is None:
+            return None
+        for step in trained.report.get("path", []):
             folder.log("strength", **step)
         train_seconds = time.monotonic() - fitting
 
-        metrics = evaluate(folder, head, features, data)
-        metrics["features"] = {**features.counts, "space": space.id}
-        metrics["head"] = head.report
-        head.export(folder.model)
+        metrics = evaluate(folder, trained.logits, data)
+        metrics["features"] = features.counts | {"space": features.space.id} if features else dict(NO_FEATURES)
+        metrics["head" if isinstance(method, Head) else "finetune"] = trained.report
+        trained.export(folder.model)
         write_card(
             folder.model,
             backbone=backbone.name,
             commit=backbone.commit,
             pipeline_tag=backbone.pipeline_tag,
-            library="transformers" if features.split.kind != "pooled" else "sentence-transformers",
-            facts=facts(name, recipe, data, features, metrics),
+            library="transformers" if probe.pooling == "native" else "sentence-transformers",
+            facts=facts(name, recipe, data, metrics),
         )
         metrics["seconds"] = {
-            "extract": round(features.seconds, 3),
+            "extract": round(features.seconds if features else 0.0, 3),
             "train": round(train_seconds, 3),
             "total": round(time.monotonic() - started, 3),
         }
-        if features.bad:
+        if features and features.bad:
             folder.write_json("skipped.json", [{"row": bad.row, "why": bad.why} for bad in features.bad])
         # Last, for where metrics.json stands a run is complete.
         folder.write_json("metrics.json", metrics)
@@ -150,15 +191,40 @@ def run(
     return Run(folder.path, metrics)
 
 
-def evaluate(folder: RunFolder, head: TrainedHead, features: Features, data: Data) -> dict[str, Any]:
+def open_folder(out: Path | None, name: str, resume: bool) -> RunFolder:
+    """The run's folder: the one asked for, the one to go on with, or a new one."""
+    if out:
+        return RunFolder(out, resume=resume)
+    return RunFolder.unfinished(Path("runs"), name) if resume else RunFolder.under(Path("runs"), name)
+
+
+def start_of(
+    probe: Head, backbone: Backbone, config: Any, features: Features, data: Data, seed: int, say: Console
+) -> dict[str, torch.Tensor]:
+    """The solved head's parameters, for fine-tuning to start from; empty where this backbone's head cannot be solved."""
+    try:
+        head = train_head(probe, backbone, config, features, data, seed, PartialState().device)
+    except SplitError as error:
+        say.print(f"start     a random head, for {error}", markup=False, soft_wrap=True)
+        return {}
+    computed = evaluate_predictions(data.task, head.logits.numpy(), data.test.labels, data.label_names)
+    name = next(iter(computed))
+    say.print(f"start     the head solved on the features: {name} {computed[name]:.4f}", markup=False, soft_wrap=True)
+    return head.parameters
+
+
+def _log_nothing(event: str, **values: Any) -> None:
+    """What processes other than the main one log."""
+
+
+def evaluate(folder: RunFolder, logits: torch.Tensor, data: Data) -> dict[str, Any]:
     """Metrics on the test split; its predictions go to ``predictions.parquet``."""
-    test = features.parts["test"]
-    logits = head.logits(test.columns)
-    computed = evaluate_predictions(data.task, logits.numpy(), test.split.labels, data.label_names)
-    add_metrics(computed, logits.numpy(), test.split.labels, data.task)
+    test = data.test
+    computed = evaluate_predictions(data.task, logits.numpy(), test.labels, data.label_names)
+    add_metrics(computed, logits.numpy(), test.labels, data.task)
     folder.log("eval", **{key: value for key, value in computed.items() if isinstance(value, float)})
-    names = [test.split.inputs.name(i) for i in range(len(test.split))]
-    folder.write_predictions(names, test.split.labels, scores(data.task, logits), data.label_names, data.task)
+    names = [test.inputs.name(i) for i in range(len(test))]
+    folder.write_predictions(names, test.labels, scores(data.task, logits), data.label_names, data.task)
     return {"eval": computed}
 
 
@@ -209,9 +275,7 @@ def sizes(data: Data) -> dict[str, int]:
     return {split.name: len(split) for split in (data.train, data.validation, data.test) if split is not None}
 
 
-def facts(
-    name: str, recipe: Recipe, data: Data, features: Features, metrics: Mapping[str, Any]
-) -> dict[str, Any]:
+def facts(name: str, recipe: Recipe, data: Data, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """What the model card tells."""
     return {
         "name": name,
@@ -219,9 +283,9 @@ def facts(
         "task": data.task,
         "label_names": data.label_names,
         "method": recipe.method.model_dump()
-        | {"seed": recipe.seed, "chosen strength": metrics["head"].get("chosen")},
+        | {"seed": recipe.seed, "chosen strength": metrics.get("head", {}).get("chosen")},
         "metrics": metrics["eval"],
-        "sizes": {name: len(part.split) for name, part in features.parts.items()},
+        "sizes": sizes(data),
         "versions": versions(),
     }
 
@@ -260,9 +324,7 @@ def report(say: Console, data: Data, metrics: Mapping[str, Any], folder: Path) -
             table.add_row(name, f"{value:.4f}")
     say.print(table)
     seconds = metrics["seconds"]
-    say.print(
-        f"seconds   extract {seconds['extract']:.1f}, train {seconds['train']:.1f}, total {seconds['total']:.1f}"
-    )
+    say.print(f"seconds   extract {seconds['extract']:.1f}, train {seconds['train']:.1f}, total {seconds['total']:.1f}")
     say.print(f"run       {folder}", markup=False, soft_wrap=True)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, ParamSpec, get_type_hints
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from hftl.errors import HftlError, RecipeError
-from hftl.methods import METHODS, Head, Options
+from hftl.methods import METHODS, Head, Method, Options
 from hftl.plugins import one_line, plugins
 
 P = ParamSpec("P")
@@ -41,7 +41,7 @@ class Recipe(Options):
 
     backbone: str
     data: Any
-    method: Head = Head()
+    method: Method = Head()
     task: Literal["single_label", "multi_label", "regression"] | None = None
     input_columns: list[str] | None = Field(default=None, min_length=1, max_length=2)
     label_columns: list[str] | None = Field(default=None, min_length=1)
@@ -135,11 +135,7 @@ def find_recipe(ref: str) -> RecipeFunction[...]:
     close = difflib.get_close_matches(ref, known, n=3)
     raise RecipeError(
         f"no recipe is called {ref!r}; "
-        + (
-            f"did you mean {', '.join(close)}?"
-            if close
-            else "give a Python file, or a name from `hftl recipes`"
-        )
+        + (f"did you mean {', '.join(close)}?" if close else "give a Python file, or a name from `hftl recipes`")
     )
 
 
@@ -161,8 +157,7 @@ def _from_file(path: Path, function: str) -> RecipeFunction[...]:
     if not path.is_file():
         close = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=3)
         raise RecipeError(
-            f"no recipe file {str(path)!r}"
-            + (f"; beside it: {', '.join(close)}" if close else "; check the path")
+            f"no recipe file {str(path)!r}" + (f"; beside it: {', '.join(close)}" if close else "; check the path")
         )
     name = f"hftl_recipe_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -175,9 +170,7 @@ def _from_file(path: Path, function: str) -> RecipeFunction[...]:
     except HftlError:
         raise
     except (Exception, SystemExit) as error:
-        raise RecipeError(
-            f"recipe {path} cannot be loaded: {one_line(error)}{_line_in(error, path)}"
-        ) from error
+        raise RecipeError(f"recipe {path} cannot be loaded: {one_line(error)}{_line_in(error, path)}") from error
     found = {f.name: f for f in vars(module).values() if isinstance(f, RecipeFunction)}
     if function:
         if function not in found:
@@ -185,9 +178,7 @@ def _from_file(path: Path, function: str) -> RecipeFunction[...]:
         return found[function]
     if len(found) != 1:
         what = (
-            f"{len(found)} recipes ({', '.join(found)}): name one, {path}:NAME"
-            if found
-            else "no function with @recipe"
+            f"{len(found)} recipes ({', '.join(found)}): name one, {path}:NAME" if found else "no function with @recipe"
         )
         raise RecipeError(f"{path} has {what}")
     return next(iter(found.values()))
@@ -238,12 +229,17 @@ def changed(made: Recipe, changes: Mapping[str, Any]) -> Recipe:
         if name == "method":
             continue
         outer, _, inner = name.partition(".")
-        where, key, model = (
-            (values["method"], inner, METHODS[method]) if outer == "method" else (values, name, Recipe)
-        )
+        where, key, model = (values["method"], inner, METHODS[method]) if outer == "method" else (values, name, Recipe)
+        key, _, entry = key.partition(".")
         if key not in model.model_fields:
+            if name in field_names():
+                raise RecipeError(f"the method {method!r} has no field {key!r}; choose another with --method")
             raise RecipeError(f"no field {name!r}{_close_field(name)}")
-        where[key] = _parsed(value, model.model_fields[key].annotation)
+        if entry:
+            # One entry of a field that is a mapping, such as method.lora.target_modules.
+            where[key] = {**(where.get(key) or {}), entry: _parsed(value, object)}
+        else:
+            where[key] = _parsed(value, model.model_fields[key].annotation)
     try:
         values["method"] = METHODS[method].model_validate(values["method"])
         return Recipe.model_validate(values)
@@ -254,9 +250,7 @@ def changed(made: Recipe, changes: Mapping[str, Any]) -> Recipe:
 def field_names() -> list[str]:
     """Every dotted name that `changed` takes."""
     names = [name for name in Recipe.model_fields if name != "method"]
-    inner = [
-        f"method.{field}" for model in METHODS.values() for field in model.model_fields if field != "name"
-    ]
+    inner = [f"method.{field}" for model in METHODS.values() for field in model.model_fields if field != "name"]
     return [*names, "method", *dict.fromkeys(inner)]
 
 
@@ -275,9 +269,7 @@ def read_as(annotation: Any, value: str, flag: str) -> Any:
 def first_problem(error: ValidationError) -> str:
     """The first problem that pydantic found, as one line."""
     problem = error.errors()[0]
-    where = ".".join(
-        str(part) for part in problem["loc"] if not str(part).startswith(("literal", "list", "function"))
-    )
+    where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("literal", "list", "function")))
     if problem["type"] == "extra_forbidden":
         return f"no field {where!r}{_close_field(where)}"
     given = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"

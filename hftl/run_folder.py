@@ -21,12 +21,13 @@ class RunFolder:
 
     Args:
         path: the folder; made if missing.
+        resume: go on with an unfinished run: its events are kept.
 
     Raises:
         UserError: a finished run, or something else, is already there.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, resume: bool = False) -> None:
         self.path = path
         if (path / "metrics.json").exists():
             raise UserError(f"{path} holds a finished run; give another folder with --out, or remove it")
@@ -35,11 +36,9 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"cannot make the folder {path}: {error.strerror}; give another with --out"
-            ) from error
+            raise UserError(f"cannot make the folder {path}: {error.strerror}; give another with --out") from error
         self.model = path / "model"
-        self._events = (path / "events.jsonl").open("w", encoding="utf-8")
+        self._events = (path / "events.jsonl").open("a" if resume else "w", encoding="utf-8")
         self._started = time.monotonic()
 
     @classmethod
@@ -53,11 +52,24 @@ class RunFolder:
             except FileExistsError:
                 continue
             except OSError as error:
-                raise UserError(
-                    f"cannot make the folder {path}: {error.strerror}; give one with --out"
-                ) from error
+                raise UserError(f"cannot make the folder {path}: {error.strerror}; give one with --out") from error
             return cls(path)
         raise UserError(f"{root / name} holds too many runs of one second; give a folder with --out")
+
+    @classmethod
+    def unfinished(cls, root: Path, name: str) -> RunFolder:
+        """The newest folder of a recipe's run that began and did not finish.
+
+        Raises:
+            UserError: there is none.
+        """
+        begun = [path for path in sorted((root / name).glob("*")) if (path / "recipe.json").exists()]
+        open_ = [path for path in begun if not (path / "metrics.json").exists()]
+        if not open_:
+            raise UserError(
+                f"{root / name} holds no unfinished run to resume; leave out --resume, or give its folder with --out"
+            )
+        return cls(open_[-1], resume=True)
 
     def log(self, event: str, **values: Any) -> None:
         """Append one line to ``events.jsonl`` and tell the plugins."""
@@ -69,9 +81,7 @@ class RunFolder:
     def write_json(self, name: str, value: Mapping[str, Any] | Sequence[Any]) -> None:
         """Write one JSON file, whole or not at all."""
         temporary = self.path / f".{name}.tmp"
-        temporary.write_text(
-            json.dumps(value, indent=2, default=str, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(json.dumps(value, indent=2, default=str, allow_nan=False) + "\n", encoding="utf-8")
         temporary.replace(self.path / name)
 
     def write_predictions(
@@ -96,9 +106,7 @@ class RunFolder:
             columns["scores"] = list(probabilities)
         elif task == "multi_label":
             columns["label"] = [[label_names[i] for i in np.flatnonzero(row)] for row in labels]
-            columns["prediction"] = [
-                [label_names[i] for i in np.flatnonzero(row > 0.5)] for row in probabilities
-            ]
+            columns["prediction"] = [[label_names[i] for i in np.flatnonzero(row > 0.5)] for row in probabilities]
             columns["scores"] = list(probabilities)
         else:
             columns["label"] = list(labels)

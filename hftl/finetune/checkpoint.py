@@ -1,0 +1,197 @@
+"""Checkpoints of a training run: safetensors and JSON, whole or not at all, newest good one first.
+
+A checkpoint is a folder ``step-00000012``. Its files are written into a hidden folder and flushed to disk; ``manifest.json`` with the
+size and hash of each comes last, and only then does the folder get its name. So a folder with this name was once whole, and the
+manifest tells whether it still is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+from xxhash import xxh3_128_hexdigest
+
+from hftl.errors import HftlError, UserError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read back.
+
+    Attributes:
+        step: the number of optimizer steps done.
+        state: the JSON part.
+        tensors: by file name without ending (``model``, ``optimizer``, ``ema``): named tensors on the CPU.
+    """
+
+    step: int
+    state: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+
+
+class DamagedError(Exception):
+    """A checkpoint is not what was written."""
+
+
+def write_checkpoint(
+    folder: Path, name: str, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]
+) -> Path:
+    """Write a checkpoint ``folder/name``, replacing one of the same name.
+
+    Args:
+        folder: where checkpoints are; made if missing.
+        name: such as ``step-00000012``.
+        state: plain JSON values.
+        tensors: by file name without ending, named tensors.
+
+    Raises:
+        HftlError: it cannot be written; earlier ones are untouched.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        manifest: dict[str, Any] = {"format": FORMAT, "files": {}}
+        files = {f"{part}.safetensors": save(dict(named)) for part, named in tensors.items()}
+        for file, content in {**files, STATE: _json(state)}.items():
+            _write(temporary / file, content)
+            manifest["files"][file] = {"bytes": len(content), "xxh3_128": xxh3_128_hexdigest(content)}
+        _write(temporary / MANIFEST, _json(manifest))
+        _flush_folder(temporary)
+        _rename(temporary, folder / name)
+        _flush_folder(folder)
+    except OSError as error:
+        raise HftlError(f"the checkpoint {folder / name} cannot be written: {error.strerror or error}") from error
+    return folder / name
+
+
+def step_name(step: int) -> str:
+    """The folder of the checkpoint after so many steps."""
+    return f"{PREFIX}{step:08d}"
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest checkpoints, and what an interrupted write left behind."""
+    for stale in folder.glob(".*.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)
+    for old in _newest_first(folder)[keep:]:
+        # First the name goes, so that a removal cut short leaves nothing that looks like a checkpoint.
+        hidden = folder / f".{old.name}.tmp"
+        old.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def read_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole.
+
+    Returns:
+        The checkpoint, None if there never was one; and for each newer one that is damaged a line that says so.
+
+    Raises:
+        UserError: there are checkpoints, and all are damaged.
+    """
+    problems: list[str] = []
+    for path in _newest_first(folder):
+        try:
+            return read_checkpoint(path), problems
+        except DamagedError as error:
+            problems.append(f"checkpoint {path.name} is damaged and not used: {error}")
+    if problems:
+        raise UserError(f"{folder} holds no whole checkpoint ({'; '.join(problems)}); start anew without --resume")
+    return None, []
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint and verify every byte.
+
+    Raises:
+        DamagedError: a file is missing, cut, or changed.
+    """
+    manifest = _parsed(path / MANIFEST, _bytes(path / MANIFEST))
+    try:
+        if manifest["format"] != FORMAT:
+            raise DamagedError(f"{MANIFEST} has format {manifest['format']!r}, not {FORMAT}")
+        listed = {str(file): (int(is_["bytes"]), str(is_["xxh3_128"])) for file, is_ in manifest["files"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedError(f"{MANIFEST} is not a manifest") from error
+    if STATE not in listed:
+        raise DamagedError(f"{MANIFEST} does not list {STATE}")
+    state: dict[str, Any] = {}
+    tensors = {}
+    for file, (size, digest) in listed.items():
+        content = _bytes(path / file)
+        if len(content) != size:
+            raise DamagedError(f"{file} has {len(content):,} bytes, not {size:,}")
+        if xxh3_128_hexdigest(content) != digest:
+            raise DamagedError(f"{file} is not what was written")
+        if file == STATE:
+            state = _parsed(path / file, content)
+        else:
+            tensors[file.removesuffix(".safetensors")] = load(content)
+    return Checkpoint(int(state["step"]), state, tensors)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.glob(f"{PREFIX}*") if path.is_dir()), reverse=True)
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DamagedError(f"{path.name} cannot be read: {error.strerror}") from error
+
+
+def _parsed(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        parsed = json.loads(content)
+    except ValueError as error:
+        raise DamagedError(f"{path.name} is no JSON") from error
+    if not isinstance(parsed, dict):
+        raise DamagedError(f"{path.name} is no JSON object")
+    return parsed
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _rename(source: Path, target: Path) -> None:
+    if target.exists():
+        # A folder cannot replace one that is not empty; a step that was reached twice is the same step.
+        old = target.with_name(f".{target.name}.old.tmp")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        source.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        source.rename(target)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

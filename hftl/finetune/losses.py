@@ -1,0 +1,105 @@
+"""Losses as sums over rows, so that a mean over the effective batch is right however the batch is cut into parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hftl.errors import DataError, RecipeError
+
+ClassWeight = Literal["balanced"] | Sequence[float] | None
+
+
+class Loss:
+    """The loss of one kind of task: the functions that transformers' own classification models use.
+
+    ``single_label`` is cross-entropy, ``multi_label`` binary cross-entropy and ``regression`` the squared error, the last two
+    averaged over the labels of a row. The mean over rows is ``loss(...) / loss.weight(...)``, equal to that of
+    `torch.nn.functional.cross_entropy` with ``weight`` and ``label_smoothing``.
+
+    Args:
+        task: what the labels are.
+        num_labels: classes, labels or targets.
+        smoothing: share of the target that is spread evenly (Szegedy et al. 2016).
+        class_weights: (C,) for ``single_label``, (2, C) for the negatives and positives of ``multi_label``; None for ones.
+    """
+
+    def __init__(self, task: str, num_labels: int, smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
+        self.task = task
+        self.num_labels = num_labels
+        self.smoothing = smoothing
+        self.class_weights = class_weights
+
+    def __call__(self, logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+        """The sum over rows, a scalar.
+
+        Args:
+            logits: (n, C).
+            targets: (n,) int64 class numbers or (n, C) probabilities for ``single_label``, else (n, C).
+            counted: (n,) 1 for a row that counts, 0 for one that only fills a batch up.
+        """
+        logits = logits.float()
+        if self.task == "regression":
+            rows = (logits.view(targets.shape) - targets).square().mean(1)
+        elif self.task == "multi_label":
+            smooth = targets * (1 - self.smoothing) + self.smoothing / 2
+            each = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
+            rows = (each * self._of_labels(targets)).mean(1)
+        else:
+            rows = F.cross_entropy(
+                logits,
+                targets,
+                weight=None if self.class_weights is None else self.class_weights.to(logits),
+                label_smoothing=self.smoothing,
+                reduction="none",
+            )
+        return (rows * counted).sum()
+
+    def weight(self, targets: Tensor) -> float:
+        """What a sum of losses over rows with these targets is divided by: their number, or their classes' weights."""
+        if self.task != "single_label" or self.class_weights is None:
+            return float(len(targets))
+        if targets.dim() == 1:
+            return float(self.class_weights[targets].double().sum())
+        return float((targets.double() @ self.class_weights.double()).sum())
+
+    def _of_labels(self, targets: Tensor) -> Tensor | float:
+        if self.class_weights is None:
+            return 1.0
+        negative, positive = self.class_weights.to(targets)
+        return negative + targets * (positive - negative)
+
+
+def class_weights(given: ClassWeight, labels: Tensor, task: str, num_labels: int) -> Tensor | None:
+    """The weight of each class, float32 as `Loss` takes it.
+
+    Args:
+        given: ``"balanced"`` for the same total weight of every class (scikit-learn's formula), or one number for each class
+            (``multi_label``: for the rows that have the label).
+        labels: of the training rows.
+        task: what they are.
+        num_labels: classes or labels.
+
+    Raises:
+        RecipeError: a regression has no classes.
+        DataError: the number of weights is wrong.
+    """
+    if given is None:
+        return None
+    if task == "regression":
+        raise RecipeError("method.class_weight: a regression has no classes; leave it out")
+    if given == "balanced":
+        if task == "single_label":
+            counts = torch.bincount(labels, minlength=num_labels).double()
+            return (len(labels) / (num_labels * counts.clamp(min=1))).float()
+        positive = labels.double().sum(0)
+        counts = torch.stack([len(labels) - positive, positive])
+        return (len(labels) / (2 * counts.clamp(min=1))).float()
+    weights = torch.tensor([float(weight) for weight in given])
+    if len(weights) != num_labels:
+        raise DataError(f"method.class_weight has {len(weights)} numbers for {num_labels} labels; give one for each")
+    return weights if task == "single_label" else torch.stack([torch.ones_like(weights), weights])

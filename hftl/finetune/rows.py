@@ -1,0 +1,226 @@
+"""Which rows a step trains on, and how they become tensors: a function of (seed, epoch, row) and of nothing else."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hftl.backbones.protocol import Backbone, Encoded
+from hftl.data import Split
+from hftl.finetune.augment import CHANGES, PARTNER, Augmentation, Mixing, mixed, stream
+from hftl.finetune.losses import Loss
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+HOLD_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward sees.
+
+    Attributes:
+        inputs: keyword arguments of the model.
+        targets: (n,) int64 class numbers, or (n, C) float32.
+        counted: (n,) float32: 1 for a row, 0 for a copy that only fills the batch up.
+    """
+
+    inputs: dict[str, Tensor]
+    targets: Tensor
+    counted: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(
+            {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()},
+            self.targets.to(device, non_blocking=True),
+            self.counted.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step.
+
+    Attributes:
+        rows: all rows of the step, of all processes.
+        weight: what the sum of their losses is divided by.
+        micro_batches: this process's share; every process has the same number.
+    """
+
+    rows: Sequence[int]
+    weight: float
+    micro_batches: list[Batch]
+
+
+class Encoder:
+    """Encodes rows of one split; rows that do not change are kept encoded while they fit ``HOLD_BYTES``."""
+
+    def __init__(self, backbone: Backbone, split: Split) -> None:
+        self.backbone = backbone
+        self.split = split
+        # A tokenizer must not be used by two threads at once.
+        self.workers = 1 if backbone.wants == "text" else min(os.cpu_count() or 1, 8)
+        self._held: dict[int, Encoded] = {}
+        self._bytes = 0
+
+    def __call__(self, rows: Sequence[int]) -> list[Encoded]:
+        """Rows as the backbone's own preprocessing gives them."""
+        missing = [row for row in dict.fromkeys(rows) if row not in self._held]
+        inputs = self.split.inputs
+        made = self.backbone.encode([inputs[row] for row in missing], [inputs.name(row) for row in missing])
+        new = dict(zip(missing, made, strict=True))
+        for row, encoded in new.items():
+            if self._bytes < HOLD_BYTES:
+                self._bytes += _nbytes(encoded)
+                self._held[row] = encoded
+        return [new[row] if row in new else self._held[row] for row in rows]
+
+    def changed(self, row: int, augmentation: Augmentation, random: np.random.Generator) -> Encoded:
+        """One row, augmented before preprocessing."""
+        name = self.split.inputs.name(row)
+        return self.backbone.encode([augmentation(self.split.inputs[row], name, random)], [name])[0]  # type: ignore[arg-type]
+
+
+class TrainRows:
+    """The training rows in the order of their steps.
+
+    Args:
+        encoder: of the training split.
+        loss: says what targets weigh.
+        seed: of order, augmentation and mixing.
+        batch_size: rows of one step, over all processes.
+        micro_batch: most rows of one forward.
+        rank: this process among ``world``.
+        world: number of processes.
+        augmentation: of each row.
+        mixing: of pairs of rows.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        loss: Loss,
+        *,
+        seed: int,
+        batch_size: int,
+        micro_batch: int,
+        rank: int = 0,
+        world: int = 1,
+        augmentation: Augmentation | None = None,
+        mixing: Mixing | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self.loss = loss
+        self.seed = seed
+        self.batch_size = batch_size
+        self.micro_batch = micro_batch
+        self.rank = rank
+        self.world = world
+        self.augmentation = augmentation or Augmentation()
+        self.mixing = mixing or Mixing()
+        self.labels = torch.from_numpy(encoder.split.labels)
+
+    def __len__(self) -> int:
+        return len(self.encoder.split)
+
+    @property
+    def steps(self) -> int:
+        """Steps of one epoch; the last may have fewer rows."""
+        return math.ceil(len(self) / self.batch_size)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """All rows in the order in which an epoch sees them."""
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self))
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Step]:
+        """The steps of an epoch from the ``start``-th on, encoded ahead in worker threads."""
+        order = self.order(epoch)
+        steps = [order[i : i + self.batch_size].tolist() for i in range(0, len(self), self.batch_size)][start:]
+        shares = [(rows, share) for rows in steps for share in self.shares(rows)]
+        batches = ahead(lambda item: self._batch(epoch, *item[1]), shares, self.encoder.workers)
+        for rows in steps:
+            micro_batches = [next(batches) for _ in self.shares(rows)]
+            yield Step(rows, self.loss.weight(self.targets(epoch, rows)), micro_batches)
+
+    def shares(self, rows: Sequence[int]) -> list[tuple[list[int], int]]:
+        """This process's micro-batches of a step: rows, and how many of them count.
+
+        All processes have equally many micro-batches of equal size: a process that has a row less repeats one that does not count.
+        The micro-batches of a process are of even size, so that none is left with a single row.
+        """
+        mine = list(rows[self.rank :: self.world])
+        size = math.ceil(len(rows) / self.world)
+        count = math.ceil(size / self.micro_batch)
+        filled = mine + [rows[0]] * (size - len(mine))
+        shares = []
+        start = 0
+        for i in range(count):
+            stop = start + size // count + (i < size % count)
+            shares.append((filled[start:stop], min(max(len(mine) - start, 0), stop - start)))
+            start = stop
+        return shares
+
+    def targets(self, epoch: int, rows: Sequence[int]) -> Tensor:
+        """Targets of rows in an epoch: labels, or a mixture of two rows' labels."""
+        labels = self.labels[list(rows)]
+        if not self.mixing:
+            return labels
+        mixes = [self.mixing.draw(self.seed, epoch, row, len(self)) for row in rows]
+        share = torch.tensor([mix.share for mix in mixes], dtype=torch.float32)[:, None]
+        mine, theirs = self._soft(labels), self._soft(self.labels[[mix.partner for mix in mixes]])
+        return share * mine + (1 - share) * theirs
+
+    def _soft(self, labels: Tensor) -> Tensor:
+        return F.one_hot(labels, self.loss.num_labels).float() if labels.dim() == 1 else labels
+
+    def _batch(self, epoch: int, rows: list[int], counted: int) -> Batch:
+        encoded = self._encode(epoch, rows, CHANGES)
+        if self.mixing:
+            mixes = [self.mixing.draw(self.seed, epoch, row, len(self)) for row in rows]
+            partners = self._encode(epoch, [mix.partner for mix in mixes], PARTNER, rows)
+            encoded = [mixed(*three) for three in zip(encoded, partners, mixes, strict=True)]
+        counts = (torch.arange(len(rows)) < counted).float()
+        return Batch(self.encoder.backbone.collate(encoded), self.targets(epoch, rows), counts)
+
+    def _encode(self, epoch: int, rows: Sequence[int], purpose: int, of: Sequence[int] | None = None) -> list[Encoded]:
+        if not self.augmentation:
+            return self.encoder(rows)
+        return [
+            self.encoder.changed(row, self.augmentation, stream(self.seed, epoch, of_row, purpose))
+            for row, of_row in zip(rows, of or rows, strict=True)
+        ]
+
+
+def ahead(work: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
+    """Do ``work`` on each item in worker threads, a few items ahead; results in order."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _nbytes(encoded: Encoded) -> int:
+    return sum(_size(value) for value in encoded.inputs.values())
+
+
+def _size(value: Any) -> int:
+    return int(value.nbytes) if isinstance(value, Tensor) else 8 * len(value)
