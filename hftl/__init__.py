@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from hftl.backbones.pretrained import PretrainedBackbone
     from hftl.backbones.protocol import Backbone, Encoded
     from hftl.backbones.source import Source
     from hftl.backbones.text import TextBackbone
@@ -51,6 +52,7 @@ _HOME = {
     "LoRA": "hftl.methods",
     "Partial": "hftl.methods",
     "PluginError": "hftl.errors",
+    "PretrainedBackbone": "hftl.backbones.pretrained",
     "Recipe": "hftl.recipes",
     "RecipeError": "hftl.errors",
     "Source": "hftl.backbones.source",
@@ -80,6 +82,7 @@ __all__ = [
     "LoRA",
     "Partial",
     "PluginError",
+    "PretrainedBackbone",
     "Recipe",
     "RecipeError",
     "Source",

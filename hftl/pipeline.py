@@ -173,7 +173,7 @@ def run(
             backbone=backbone.name,
             commit=backbone.commit,
             pipeline_tag=backbone.pipeline_tag,
-            library="transformers" if probe.pooling == "native" else "sentence-transformers",
+            library=backbone.library if probe.pooling == "native" else "sentence-transformers",
             facts=facts(name, recipe, data, metrics),
         )
         metrics["seconds"] = {

@@ -42,6 +42,7 @@ class PretrainedBackbone:
     """
 
     modality: str
+    library = "transformers"
     auto_class: Any
 
     def __init__(self, source: Source) -> None:

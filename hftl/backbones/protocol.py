@@ -38,6 +38,7 @@ class Backbone(Protocol):
         wants: how a row arrives: ``"file"`` (encoded bytes) or ``"text"`` (a tuple of one or two strings).
         suffixes: the file name endings that a folder of data may hold, such as ``.png``; empty for text.
         pipeline_tag: the Hub's task name of the exported model, such as ``"image-classification"``.
+        library: the Hub's name of the library that loads the exported model, such as ``"transformers"``.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Backbone(Protocol):
     wants: Literal["file", "text"]
     suffixes: frozenset[str]
     pipeline_tag: str
+    library: str
 
     def identity(self) -> dict[str, Any]:
         """Everything about model and preprocessing that can change a feature, as JSON.

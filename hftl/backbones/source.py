@@ -38,6 +38,20 @@ class Source:
     commit: str | None = None
     pickled: bool = False
 
+    @classmethod
+    def of(cls, ref: str | Path, *, offline: bool = False) -> Source:
+        """The files of a folder, or of a Hub repository brought to the local cache.
+
+        Args:
+            ref: a folder, or ``user/name[@revision]``.
+            offline: use only what the cache holds.
+
+        Raises:
+            BackboneError: there is no such model, or it cannot be fetched.
+        """
+        folder = Path(ref).expanduser()
+        return local(folder) if folder.is_dir() else from_hub(str(ref), offline=offline)
+
     def weight_files(self) -> dict[str, Path]:
         """Each tensor's name in the checkpoint and the safetensors file that holds it.
 
