@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
@@ -150,7 +150,7 @@ def _rows(backbone: PretrainedBackbone, inputs: Sequence[str]) -> list[tuple[Any
     for given in inputs:
         path = Path(given).expanduser()
         if path.is_dir():
-            found = [path / file for file in list_files(path) if file.suffix.lower() in backbone.suffixes]
+            found = [path / file for file in list_files(path) if PurePath(file).suffix.lower() in backbone.suffixes]
             if not found:
                 raise DataError(
                     f"folder {given!r} holds no file that {backbone.name} reads ({', '.join(sorted(backbone.suffixes))})"

@@ -20,3 +20,12 @@ def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     monkeypatch.setenv("HFTL_CACHE", str(tmp_path / "hftl-cache"))
     monkeypatch.delenv("HFTL_PLUGINS", raising=False)
     yield
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """The command line, in a folder of its own."""
+    from runs import Cli
+
+    monkeypatch.chdir(tmp_path)
+    return Cli(monkeypatch, capsys)

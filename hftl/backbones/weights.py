@@ -1,7 +1,7 @@
 """Weight files of an exported model, copied tensor by tensor, without the model ever being in memory.
 
 How a checkpoint's tensor names become the exported model's is found once, when the backbone is loaded to compute
-features, by comparing every tensor; it is recorded in the feature space. A warm run then only copies.
+features, by loading them back; it is recorded in the feature space. A warm run then only copies.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -40,37 +40,33 @@ class NameRule:
         return {self.add + name: (file, name) for name, file in files.items() if name not in dropped}
 
 
-def find_rule(model: nn.Module, head: set[str], files: Mapping[str, Path]) -> NameRule | None:
-    """The rule by which a loaded model's frozen tensors came from its checkpoint, proved on every tensor.
+def find_rule(model: Any, head: set[str], files: Mapping[str, Path]) -> NameRule | None:
+    """The rule by which an exported file is to be named, proved by loading such a file through the model's own class.
 
     Args:
-        model: the loaded model, float32, on the CPU.
+        model: the loaded model (a ``PreTrainedModel``), float32, on the CPU.
         head: names of the parameters that train, which are not taken from the checkpoint.
         files: tensor names in the checkpoint and their files.
 
     Returns:
-        None if no prefix explains all tensors; the model must then be saved by its own class.
+        None if the tensors so named do not load as the very model; it must then be saved by its own class.
     """
-    state = {name: value for name, value in model.state_dict().items() if name not in head}
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    for add in ("", prefix):
-        rule = NameRule(add, sorted(name for name in files if add + name not in state))
-        if _explains(rule, state, files):
-            return rule
-    return None
-
-
-def _explains(rule: NameRule, state: Mapping[str, Tensor], files: Mapping[str, Path]) -> bool:
-    stored: set[int] = set()
-    for name, (file, source) in sorted(rule.renamed(files).items(), key=lambda item: str(item[1][0])):
-        with safe_open(file, framework="pt") as opened:
-            value = opened.get_tensor(source)
-        mine = state[name]
-        if value.shape != mine.shape or not torch.equal(value.to(mine.dtype), mine):
-            return False
-        stored.add(mine.data_ptr())
-    # Tied tensors stand under one name in a checkpoint and share their memory in the model.
-    return all(value.data_ptr() in stored for value in state.values() if value.numel())
+    state = model.state_dict()
+    prefix = f"{model.base_model_prefix}."
+    # A checkpoint of the base model has its names without the prefix under which the classification model holds it.
+    inside = hasattr(model, model.base_model_prefix) and not any(name.startswith(prefix) for name in files)
+    rule = NameRule(prefix if inside else "", sorted(head.intersection(files)))
+    named = {name: _read(source) for name, source in rule.renamed(files).items()} | {name: state[name] for name in head}
+    loaded, loading = type(model).from_pretrained(
+        None, config=model.config, state_dict=dict(named), dtype=torch.float32, output_loading_info=True
+    )
+    if loading["missing_keys"] or loading["mismatched_keys"]:
+        return None
+    again = loaded.state_dict()
+    if not all(torch.equal(value, again[name]) for name, value in state.items()):
+        return None
+    unused = {name.removeprefix(rule.add) for name in loading["unexpected_keys"]}
+    return NameRule(rule.add, sorted({*rule.drop, *unused.intersection(files)}))
 
 
 def write_weights(

@@ -1,0 +1,95 @@
+"""Running hftl as a user does, and making small data for it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from hftl.cli import main
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+class Cli:
+    """The command line in this process: exit status, output, and one line of error."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch = monkeypatch
+        self.capsys = capsys
+        self.out = self.err = ""
+
+    def __call__(self, *arguments: str | Path) -> int:
+        self.monkeypatch.setattr(sys, "argv", ["hftl", *map(str, arguments)])
+        self.capsys.readouterr()
+        try:
+            main()
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        self.out, self.err = self.capsys.readouterr()
+        return status
+
+    def ok(self, *arguments: str | Path) -> str:
+        """Run a command that must succeed; its output."""
+        status = self(*arguments)
+        assert status == 0, self.err
+        return self.out
+
+    def refused(self, *arguments: str | Path) -> str:
+        """Run a command whose input is wrong; the one line that says so."""
+        status = self(*arguments)
+        assert status == 2, (status, self.out, self.err)
+        lines = [line for line in self.err.splitlines() if line.startswith("hftl: ")]
+        assert len(lines) == 1, self.err
+        assert "Traceback" not in self.err
+        return lines[0]
+
+
+def metrics(run: Path) -> dict[str, Any]:
+    """A run's metrics.json."""
+    read: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    return read
+
+
+def predictions(run: Path) -> dict[str, list[Any]]:
+    """A run's predictions.parquet, by column."""
+    read: dict[str, list[Any]] = pq.read_table(run / "predictions.parquet").to_pydict()
+    return read
+
+
+def write_images(folder: Path, per_class: int = 6, classes: int = 3, seed: int = 0, size: int = 20) -> Path:
+    """A folder ``class/file.png`` of noise around a colour for each class."""
+    rng = np.random.default_rng(seed)
+    for label in range(classes):
+        (folder / f"class{label}").mkdir(parents=True, exist_ok=True)
+        for i in range(per_class):
+            pixels = rng.integers(0, 90, (size, size, 3)) + np.eye(3, dtype=int)[label % 3] * 150
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"class{label}" / f"{i}.png")
+    return folder
+
+
+SUBJECTS = {"cats": ["cat", "red cat", "blue cat"], "dogs": ["dog", "red dog", "blue dog"], "birds": ["bird", "two bird"]}
+VERBS = ["sat", "ran", "flew"]
+PLACES = ["under the tree", "over a rug", "under two mat", "over the hill", "under one red tree"]
+
+
+def write_texts(path: Path, rows: int, *, pairs: bool = False, seed: int = 0) -> Path:
+    """A csv of short sentences (or pairs) in the tiny tokenizer's words; the subject is the label."""
+    rng = random.Random(seed)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sentence1", "sentence2", "label"] if pairs else ["text", "label"])
+        for _ in range(rows):
+            label = rng.choice(sorted(SUBJECTS))
+            text = f"the {rng.choice(SUBJECTS[label])} {rng.choice(VERBS)} {rng.choice(PLACES)}"
+            writer.writerow([text, f"who {rng.choice(VERBS)}", label] if pairs else [text, label])
+    return path

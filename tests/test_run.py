@@ -1,0 +1,229 @@
+"""The main job: what a run leaves behind is right, standard, reused, and repeatable."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import runs
+import tiny
+import transformers
+from PIL import Image
+from runs import RECIPES, metrics, predictions
+
+from hftl import samples
+
+RECIPE = '''"""A recipe of a test.   hftl run here.py"""
+from hftl import Head, Recipe, recipe
+
+
+@recipe
+def here() -> Recipe:
+    return Recipe(backbone={backbone!r}, data={data!r}, method=Head(folds=3))
+'''
+
+
+def write_recipe(folder: Path, backbone: Path, data: Path) -> Path:
+    path = folder / "here.py"
+    path.write_text(RECIPE.format(backbone=str(backbone), data=str(data)))
+    return path
+
+
+def in_plain_transformers(task: str, model: Path, inputs: list, **options) -> list[dict[str, float]]:
+    """Scores by label from a process that never imports hftl."""
+    code = (
+        "import json, sys\n"
+        "from transformers import pipeline\n"
+        "task, model, inputs, options = json.load(sys.stdin)\n"
+        "found = pipeline(task, model=model)(inputs, top_k=1000, **options)\n"
+        "assert 'hftl' not in sys.modules\n"
+        "print('FOUND', json.dumps([{f['label']: f['score'] for f in row} for row in found]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps([task, str(model), inputs, options]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.split("FOUND", 1)[1])
+
+
+def assert_same_predictions(run: Path, scores: list[dict[str, float]]) -> None:
+    mine = predictions(run)
+    names = sorted(scores[0])
+    table = np.array([[row[name] for name in names] for row in scores])
+    assert [names[i] for i in table.argmax(1)] == mine["prediction"]
+    config = json.loads((run / "model" / "config.json").read_text())
+    order = [config["id2label"][str(i)] for i in range(len(names))]
+    expected = np.array([[row[name] for name in order] for row in scores])
+    np.testing.assert_allclose(np.array(mine["scores"]), expected, atol=1e-5)
+
+
+def test_digits_end_to_end(cli, tmp_path: Path):
+    out = cli.ok("run", RECIPES / "digits.py", "--out", "run")
+    assert "accuracy" in out
+    assert out.strip().splitlines()[-1].split() == ["run", "run"]
+    found = metrics(Path("run"))
+    assert found["features"]["rows"] == found["features"]["computed"] == 1797
+    assert found["eval"]["accuracy"] > 0.95
+    assert {"extract", "train", "total"} <= found["seconds"].keys()
+    rows = samples.DATASETS["digits"]()["test"]
+    assert predictions(Path("run"))["label"] == [row.label for row in rows]
+    for i, row in enumerate(rows):
+        Image.open(io.BytesIO(row.encoded)).save(tmp_path / f"{i}.png")
+    paths = [str(tmp_path / f"{i}.png") for i in range(len(rows))]
+    assert_same_predictions(Path("run"), in_plain_transformers("image-classification", Path("run/model"), paths))
+    recipe = json.loads(Path("run/recipe.json").read_text())
+    assert recipe["recipe"]["backbone"] == "hftl/glyph-vit-tiny"
+    assert recipe["versions"]["torch"]
+    events = [json.loads(line) for line in Path("run/events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events if event["event"] != "strength"] == ["features", "eval"]
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["texts", "pairs"])
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_texts_end_to_end(cli, tmp_path: Path, name: str, pairs: bool):
+    backbone = tiny.save(name, tmp_path / "backbone")
+    data = runs.write_texts(tmp_path / "data.csv", 1000, pairs=pairs)
+    cli.ok("run", write_recipe(tmp_path, backbone, data), "--out", "run")
+    found = metrics(Path("run"))
+    assert found["eval"]["accuracy"] > 0.8
+    # The sentences are built of few words, so that many are equal: equal rows are computed once.
+    assert 0 < found["features"]["computed"] < found["features"]["rows"] == 1000
+    lines = [line.rsplit(",", 1)[0].split(",") for line in data.read_text().splitlines()[1:]]
+    kept = [int(row.split(" row ")[1]) - 1 for row in predictions(Path("run"))["row"]]
+    inputs = [{"text": lines[i][0], "text_pair": lines[i][1]} if pairs else lines[i][0] for i in kept]
+    assert_same_predictions(Path("run"), in_plain_transformers("text-classification", Path("run/model"), inputs))
+
+
+def test_a_second_run_computes_nothing_and_reads_no_weights(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    backbone = tiny.save("vit", tmp_path / "backbone")
+    recipe = write_recipe(tmp_path, backbone, runs.write_images(tmp_path / "data"))
+    cli.ok("run", recipe, "--out", "first")
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the weights were read")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(transformers.PreTrainedModel, "from_pretrained", refuse)
+        patched.setattr(Image.Image, "load", refuse)
+        cli.ok("run", recipe, "--out", "second")
+        cli.ok("run", recipe, "--out", "third", "--folds", "2", "--set", "method.strengths=[1,10]", "--seed", "3")
+    for run, computed in (("first", 18), ("second", 0), ("third", 0)):
+        assert metrics(Path(run))["features"]["computed"] == computed
+        assert metrics(Path(run))["features"]["reused"] == 18 - computed
+    first, second = (Path(run, "model", "model.safetensors").read_bytes() for run in ("first", "second"))
+    assert first == second
+
+
+def test_exactly_what_changed_is_computed_again(cli, tmp_path: Path):
+    backbone = tiny.save("vit", tmp_path / "backbone")
+    data = runs.write_images(tmp_path / "data")
+    recipe = write_recipe(tmp_path, backbone, data)
+    count = iter(range(100))
+
+    def computed(*flags: str) -> int:
+        out = f"run{next(count)}"
+        cli.ok("run", recipe, "--out", out, *flags)
+        return metrics(Path(out))["features"]["computed"]
+
+    assert computed() == 18
+    image = data / "class1" / "0.png"
+    Image.open(image).rotate(90).save(image)
+    assert computed() == 1
+    shutil.copy(image, data / "class1" / "copy.png")
+    assert computed() == 0, "a copy has the same content"
+    shutil.move(backbone, tmp_path / "elsewhere")
+    assert computed("--backbone", str(tmp_path / "elsewhere")) == 0, "a folder's name is not its identity"
+    shutil.move(tmp_path / "elsewhere", backbone)
+    processor = backbone / "preprocessor_config.json"
+    settings = json.loads(processor.read_text())
+    settings["image_mean"] = [0.4, 0.4, 0.4]
+    processor.write_text(json.dumps(settings))
+    assert computed() == 18, "the processor changed (its 19th row is a copy)"
+    tiny.save("vit", backbone, seed=1)
+    processor.write_text(json.dumps(settings))
+    assert computed() == 18, "the weights changed"
+
+
+def test_pooled_heads_are_exported_for_sentence_transformers(cli, tmp_path: Path):
+    from sentence_transformers import SentenceTransformer
+
+    backbone = tiny.save("bert", tmp_path / "backbone")
+    data = runs.write_texts(tmp_path / "data.csv", 200)
+    recipe = write_recipe(tmp_path, backbone, data)
+    cli.ok("run", recipe, "--out", "native")
+    for pooling in ("mean", "cls"):
+        cli.ok("run", recipe, "--out", pooling, "--pooling", pooling)
+        assert metrics(Path(pooling))["features"]["computed"] > 0, "another pooling is another feature"
+        lines = [line.rsplit(",", 1)[0] for line in data.read_text().splitlines()[1:]]
+        mine = predictions(Path(pooling))
+        texts = [lines[int(row.split(" row ")[1]) - 1] for row in mine["row"]]
+        logits = SentenceTransformer(str(Path(pooling, "model").absolute()), device="cpu").encode(texts)
+        scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        np.testing.assert_allclose(np.array(mine["scores"]), scores, atol=1e-5)
+
+
+def test_one_seed_gives_one_result(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    backbone = tiny.save("resnet", tmp_path / "backbone")
+    recipe = write_recipe(tmp_path, backbone, runs.write_images(tmp_path / "data"))
+    for run in ("one", "two"):
+        monkeypatch.setenv("HFTL_CACHE", str(tmp_path / f"cache-{run}"))
+        cli.ok("run", recipe, "--out", run)
+    one, two = (metrics(Path(run)) for run in ("one", "two"))
+    del one["seconds"], two["seconds"]
+    assert one == two
+    assert Path("one/model/model.safetensors").read_bytes() == Path("two/model/model.safetensors").read_bytes()
+
+
+def test_weights_of_half_precision_are_exported_as_they_were_used(cli, tmp_path: Path):
+    import torch
+
+    backbone = tiny.save("vit", tmp_path / "backbone", dtype=torch.float16)
+    data = runs.write_images(tmp_path / "data")
+    cli.ok("run", write_recipe(tmp_path, backbone, data), "--out", "run")
+    paths = [str(data / row) for row in predictions(Path("run"))["row"]]
+    assert_same_predictions(Path("run"), in_plain_transformers("image-classification", Path("run/model"), paths))
+
+
+def test_two_processes_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    backbone = tiny.save("vit", tmp_path / "backbone")
+    recipe = write_recipe(tmp_path, backbone, runs.write_images(tmp_path / "data"))
+    command = [sys.executable, "-m", "hftl", "run", str(recipe), "--out", str(tmp_path / "run"), "--num-processes", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("accuracy") == 1, "only the main process speaks"
+    assert metrics(tmp_path / "run")["features"] | {"space": ""} == {
+        "rows": 18,
+        "computed": 18,
+        "reused": 0,
+        "truncated": 0,
+        "space": "",
+    }
+
+
+def test_predict(cli, tmp_path: Path):
+    backbone = tiny.save("vit", tmp_path / "backbone")
+    data = runs.write_images(tmp_path / "data")
+    cli.ok("run", write_recipe(tmp_path, backbone, data), "--out", "run")
+    mine = predictions(Path("run"))
+    rows = [json.loads(line) for line in cli.ok("predict", "run", data, "--json").splitlines()]
+    by_name = {str(Path(row["input"]).relative_to(data)): row for row in rows}
+    assert len(rows) == 18
+    for name, label, score in zip(mine["row"], mine["prediction"], mine["score"], strict=True):
+        assert by_name[name]["label"] == label
+        assert by_name[name]["score"] == pytest.approx(score, abs=1e-5)
+    assert "class0" in cli.ok("predict", "run/model", data / "class0" / "0.png")
+    (data / "class0" / "bad.png").write_bytes(b"no image")
+    assert "bad.png" in cli.refused("predict", "run", data)
+    rows = [json.loads(line) for line in cli.ok("predict", "run", data, "--json", "--on-bad-row", "skip").splitlines()]
+    assert [row["label"] for row in rows if row["input"].endswith("bad.png")] == [None]
+    assert "no trained head" in cli.refused("predict", backbone, data)
