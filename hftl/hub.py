@@ -67,8 +67,6 @@ def with_retries(call: Callable[[], T], *, races: frozenset[int] = frozenset()) 
 
 def _wait_after(error: Exception, answered: HfHubHTTPError | None, failed: int) -> float | None:
     """Seconds to wait before the next attempt; None if another would fail as well."""
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever release it uses
-
     backoff = FIRST_WAIT * 2 ** (failed - 1)
     if isinstance(error, HftlError):
         return None
@@ -77,8 +75,15 @@ def _wait_after(error: Exception, answered: HfHubHTTPError | None, failed: int) 
             return None
         asked = _asked_wait(answered)
         return backoff if asked is None else asked if asked <= LONGEST_WAIT else None
+    return backoff if connection_lost(error) else None
+
+
+def connection_lost(error: BaseException) -> bool:
+    """Whether a connection was lost that had been made; what was asked may have been done."""
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever release it uses
+
     lost = (httpx.TimeoutException, httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
-    return backoff if any(isinstance(cause, lost) for cause in causes(error)) else None
+    return any(isinstance(cause, lost) for cause in causes(error))
 
 
 def _asked_wait(error: HfHubHTTPError) -> float | None:
@@ -106,10 +111,13 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def answer_in(error: BaseException) -> HfHubHTTPError | None:
-    """The Hub's answer that an error comes from, if it answered."""
+    """The Hub's answer that an error comes from; None if it comes from something else, such as a lost connection."""
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-    return next((cause for cause in causes(error) if isinstance(cause, HfHubHTTPError)), None)
+    answers = (c for c in causes(error) if isinstance(c, (HfHubHTTPError, httpx.TransportError)))
+    nearest = next(answers, None)
+    return nearest if isinstance(nearest, HfHubHTTPError) else None
 
 
 @contextmanager

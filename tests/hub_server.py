@@ -581,11 +581,13 @@ def branch(self: HubHandler, match: re.Match[str]) -> Answer:
 def preupload(self: HubHandler, match: re.Match[str]) -> Answer:
     repo = self.repo(match, contents=True, write="create_pr" not in self.query)
     commit = self.commit_of(repo, match["rev"])
+    ignored = commit.files[".gitignore"].content.decode().split() if ".gitignore" in commit.files else []
     told = []
     for file in json.loads(self.body)["files"]:
         mode = "lfs" if file["path"].endswith(LFS_SUFFIXES) or file["size"] > 5_000_000 else "regular"
         now = commit.files.get(file["path"])
-        told.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": now and now.etag})
+        entry = {"path": file["path"], "uploadMode": mode, "shouldIgnore": file["path"] in ignored}
+        told.append(entry | {"oid": now and now.etag})
     return Answer(200, {"files": told, "commitOid": commit.sha})
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from hashlib import sha1, sha256
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, get_token
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -18,7 +18,7 @@ from huggingface_hub.utils.sha import sha_fileobj
 
 from hftl import __version__
 from hftl.errors import HftlError, HubError, UserError
-from hftl.hub import answer_in, explain, hub_api, offline, with_retries
+from hftl.hub import answer_in, connection_lost, explain, hub_api, offline, with_retries
 
 # Whatever else lies in the folder stays at home: optimizer states, logs, notes, credentials.
 ALLOWED = (
@@ -53,6 +53,8 @@ ALLOWED = (
 PLACEHOLDER = "PATH_OR_REPO_ID"
 # Somebody else made a commit first, or is making one.
 RACES = frozenset({409, 412})
+# Something between us and the Hub answered; whether the Hub did what was asked is not known.
+UNSURE = frozenset({500, 502, 504})
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def push(
         raise UserError(f"cannot push to {repo_id!r} without a token: log in with `hf auth login`, or set HF_TOKEN")
     api = hub_api()
     try:
-        notes = _prepare(api, repo_id, public, None if create_pr else revision)
+        notes = [] if create_pr else _prepare(api, repo_id, public, revision)
         commit = with_retries(lambda: _commit(api, repo_id, uploads, create_pr, revision), races=RACES)
         differing = _differing(api, repo_id, uploads, commit.oid)
     except HftlError:
@@ -195,8 +197,8 @@ def push(
         raise
     if differing:
         raise HubError(
-            f"pushed to {repo_id!r}, but {len(differing)} files, {differing[0]} among them, are not there as they are here: "
-            "push again"
+            f"pushed to {repo_id!r}, but {len(differing)} files, {differing[0]} among them, "
+            "are not there as they are here: push again"
         )
     return Pushed(commit.pr_url or commit.commit_url, commit.oid, uploads, notes)
 
@@ -217,19 +219,24 @@ def check_repo_id(repo_id: str) -> None:
 
 def _prepare(api: HfApi, repo_id: str, public: bool, branch: str | None) -> list[str]:
     """Make the repository and the branch where they are missing; what a person should know of it."""
-    notes = []
-    try:
-        if with_retries(lambda: api.repo_info(repo_id)).private and public:
-            notes = [f"{repo_id} was there already and stays private; its settings page makes it public"]
-    except RepositoryNotFoundError:
+    there = _info(api, repo_id)
+    if there is None:
         # Nothing there, or nothing that this token may see; the answer to this tells.
         with_retries(lambda: api.create_repo(repo_id, private=not public, exist_ok=True))
-    if branch is not None:
-        try:
-            with_retries(lambda: api.repo_info(repo_id, revision=branch))
-        except RevisionNotFoundError:
-            with_retries(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
-    return notes
+    if branch is not None and _info(api, repo_id, branch) is None:
+        with_retries(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
+    if there is not None and there.private and public:
+        return [f"{repo_id} was there already and stays private; its settings page makes it public"]
+    return []
+
+
+def _info(api: HfApi, repo_id: str, revision: str | None = None) -> ModelInfo | None:
+    try:
+        return with_retries(lambda: api.model_info(repo_id, revision=revision))
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        if isinstance(error, GatedRepoError):
+            raise
+        return None
 
 
 def _commit(api: HfApi, repo_id: str, uploads: Sequence[Upload], create_pr: bool, revision: str | None) -> CommitInfo:
@@ -257,7 +264,7 @@ def _commit(api: HfApi, repo_id: str, uploads: Sequence[Upload], create_pr: bool
         )
     except Exception as error:
         answered = answer_in(error)
-        if create_pr and (answered is None or answered.response.status_code in (500, 502, 504)):
+        if create_pr and (connection_lost(error) if answered is None else answered.response.status_code in UNSURE):
             # Doing it again might open a second one.
             page = f"{api.endpoint}/{repo_id}/discussions"
             raise HubError(f"the answer to the pull request got lost; see at {page} whether it is there") from error
