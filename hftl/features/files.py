@@ -123,16 +123,16 @@ def write_atomically(
     """
     temp = path.with_name(f".tmp-{process_mark()}")
     try:
-        fd = _uninterrupted(lambda: files.open(temp, mode))
+        fd = uninterrupted(lambda: files.open(temp, mode))
         try:
             for part in parts:
                 _write_all(files, fd, memoryview(part).cast("B"))
             # Before the rename: a name must never reach the disk ahead of the bytes it stands for.
-            _uninterrupted(lambda: files.fsync(fd))
+            uninterrupted(lambda: files.fsync(fd))
         finally:
             files.close(fd)
-        _uninterrupted(lambda: files.place(temp, path) if new else files.replace(temp, path))
-        _uninterrupted(lambda: files.fsync_folder(path.parent))
+        uninterrupted(lambda: files.place(temp, path) if new else files.replace(temp, path))
+        uninterrupted(lambda: files.fsync_folder(path.parent))
     except BaseException:
         with suppress(OSError):
             files.unlink(temp)
@@ -142,10 +142,10 @@ def write_atomically(
 def _write_all(files: Files, fd: int, data: memoryview) -> None:
     at = 0
     while at < len(data):
-        at += _uninterrupted(functools.partial(files.write, fd, data[at:]))
+        at += uninterrupted(functools.partial(files.write, fd, data[at:]))
 
 
-def _uninterrupted(call: Callable[[], T]) -> T:
+def uninterrupted(call: Callable[[], T]) -> T:
     """Repeat a call that a signal interrupted: Python itself does so for most calls, not for all (rename)."""
     for _ in range(_INTERRUPTED_TRIES - 1):
         with suppress(InterruptedError):
@@ -160,8 +160,8 @@ def make_folders(files: Files, path: Path, mode: int, levels: int = 1) -> None:
     """
     if levels > 1 or not path.parent.is_dir():
         make_folders(files, path.parent, mode, levels - 1)
-    _uninterrupted(lambda: files.make_folder(path, mode))
-    _uninterrupted(lambda: files.fsync_folder(path.parent))
+    uninterrupted(lambda: files.make_folder(path, mode))
+    uninterrupted(lambda: files.fsync_folder(path.parent))
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from hftl.features.files import (
     set_aside,
     store_errors,
     touch_file,
+    uninterrupted,
     write_atomically,
 )
 from hftl.features.identity import JSON, canonical_json, space_id
@@ -121,6 +122,7 @@ class Space:
         self._bad: dict[str, tuple[int, int, int]] = {}
         self._touched = float("-inf")
         self._lease: Lease | None = None
+        self._settled = False  # space.json is known to be on the disk
         self._load()
 
     # -- what the space is ---------------------------------------------------------------------------------
@@ -305,6 +307,7 @@ class Space:
         path = self._shards / name
         with store_errors("write features to", self._shards):
             try:
+                self._settle()
                 write_atomically(self._files, path, parts, self._mode & 0o666)
             except FileNotFoundError:
                 # Somebody cleared the space, or the file that was being written, under us: start over once.
@@ -313,6 +316,12 @@ class Space:
         with self._lock:
             self._add(name, shard.digests)
         return name
+
+    def _settle(self) -> None:
+        """Bring space.json to the disk: whoever wrote it may have been killed before it could do so."""
+        if not self._settled:
+            uninterrupted(lambda: self._files.fsync_folder(self.path))
+            self._settled = True
 
     def remove_shard(self, name: str) -> None:
         """Remove one shard, whose rows stand in another."""

@@ -126,13 +126,15 @@ def _apply(entries: dict, change: dict) -> None:
             entries[path] = inode
 
 
-def states(log: list[tuple]) -> Iterator[tuple[int, dict[Path, bytes | None]]]:
-    """For every prefix of ``log``, its length and states that a power cut may leave."""
+def states(log: list[tuple], worst_only: bool = False) -> Iterator[tuple[int, dict[Path, bytes | None]]]:
+    """For every prefix of ``log``, its length and states that a power cut may leave; the first is the worst."""
     disk = Disk()
     for length in range(len(log) + 1):
         if length:
             disk.do(log[length - 1])
         yield length, {p: i if i is None else i.after_the_cut("empty") for p, i in disk.safe.items()}
+        if worst_only:
+            continue
         for luck in ("empty", "zeros", "half", "hole", "all"):
             yield length, disk.after_the_cut([luck], None)
         for seed in range(3):
