@@ -108,10 +108,10 @@ def _load_hub(ref: str, options: BackboneOptions) -> Backbone:
     try:
         source = from_hub(ref, offline=options.offline, allow_pickle=options.allow_pickle)
     except BackboneError as error:
+        if any(ref == name for name, *_ in (*IMAGE, *TEXT)):
+            raise
         known = suggestion(ref)
-        raise BackboneError(
-            f"{error}{known}" if "did you mean" in known and ref not in known else str(error)
-        ) from error
+        raise type(error)(f"{error}{known}" if "did you mean" in known else str(error)) from error
     return _load(source, options)
 
 

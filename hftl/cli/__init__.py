@@ -62,11 +62,17 @@ def main() -> None:
             raise
         print(f"hftl: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except OSError as error:
+        # A full disk or a forbidden folder, met outside the rooms that expect it.
         if debug:
             raise
-        print(
-            "\nhftl: interrupted; the features computed so far are kept: run the same command again to go on",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+        print(f"hftl: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        sys.exit(1)
+    except SystemExit as stop:
+        # Typer turns an interrupt into an exit with this cause; a child's status comes without it.
+        if isinstance(getattr(stop.__context__, "__cause__", None), KeyboardInterrupt):
+            print(
+                "\nhftl: interrupted; what was computed so far is kept: run the same command again to go on",
+                file=sys.stderr,
+            )
+        raise
