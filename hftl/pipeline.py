@@ -61,6 +61,7 @@ def run(
     name: str = "recipe",
     out: Path | None = None,
     offline: bool = False,
+    allow_pickle: bool = False,
     quiet: bool = False,
     on_bad_row: str = "error",
     resume: bool = False,
@@ -73,6 +74,7 @@ def run(
         name: the recipe's name, for the folder ``runs/<name>/<time>``.
         out: another folder to write to.
         offline: use only what is on this machine.
+        allow_pickle: read a backbone's weights that are there only as a pickle, as nothing but tensors.
         quiet: print nothing but errors.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded and list them in the run's folder.
         resume: go on with fine-tuning from the newest checkpoint in ``out``, or else in the recipe's newest unfinished run.
@@ -93,7 +95,7 @@ def run(
     say = Console(quiet=quiet or not main, highlight=False)
     with quiet_libraries():
         spec = find(recipe.backbone)
-        backbone = load(spec, BackboneOptions(recipe.max_length, offline))
+        backbone = load(spec, BackboneOptions(recipe.max_length, offline, allow_pickle))
         data = load_data(
             recipe.data,
             wants=backbone.wants,
@@ -186,7 +188,6 @@ def run(
         # Last, for where metrics.json stands a run is complete.
         folder.write_json("metrics.json", metrics)
         plugins().tell("hftl_run_end", metrics=metrics, folder=str(folder.path))
-        folder.close()
     report(say, data, metrics, folder.path)
     return Run(folder.path, metrics)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hftl.cli.output import human_bytes, show
+
+if TYPE_CHECKING:
+    from hftl.export.push import Pushed
 
 
 def push(
@@ -30,7 +33,11 @@ def push(
         rows = [{"file": upload.path, "size": human_bytes(upload.size)} for upload in uploads_of(run, repo_id)]
         show(rows, ["file", "size"], as_json=False)
         return
-    pushed = do(run, repo_id, public=public, create_pr=create_pr, revision=revision)
+    say(do(run, repo_id, public=public, create_pr=create_pr, revision=revision))
+
+
+def say(pushed: Pushed) -> None:
+    """Print where a push went."""
     for note in pushed.notes:
         print(note)
     print(f"pushed    {pushed.url}")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import click
 import typer
 
-from hftl.errors import Interrupted, RecipeError
+from hftl.errors import HftlError, Interrupted, RecipeError
 
 
 def run(
@@ -43,6 +43,13 @@ def run(
         list[str] | None, typer.Option(help="Also log fine-tuning to tensorboard, trackio, wandb or mlflow.")
     ] = None,
     num_processes: Annotated[int, typer.Option(min=1, help="Processes to start.")] = 1,
+    push: Annotated[
+        str | None, typer.Option(metavar="REPO_ID", help="Push what comes out to the Hub: user/name.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see what is pushed.")] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read weights that are only a pickle, as nothing but tensors.")
+    ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
@@ -53,6 +60,9 @@ def run(
     """
     from hftl.recipes import changed, find_recipe
 
+    if offline:
+        # Before anything imports the Hub's client, which reads it then.
+        os.environ["HF_HUB_OFFLINE"] = "1"
     found = find_recipe(recipe)
     own, fields, show = _extra(found.parameters, context.args)
     made = found(**own)
@@ -74,8 +84,10 @@ def run(
         return
     if num_processes > 1 and "WORLD_SIZE" not in os.environ:
         raise typer.Exit(_launch(num_processes))
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
+    if push is not None:
+        from hftl.export.push import check_can_push
+
+        check_can_push(push)
 
     from hftl.registry import find
 
@@ -84,11 +96,12 @@ def run(
     from hftl.pipeline import run as do
 
     try:
-        do(
+        done = do(
             made,
             name=found.name,
             out=out,
             offline=offline,
+            allow_pickle=allow_pickle,
             quiet=quiet,
             on_bad_row=on_bad_row,
             resume=resume,
@@ -97,6 +110,22 @@ def run(
     except Interrupted as stopped:
         again = [argument for argument in sys.argv[1:] if argument != "--resume"]
         raise Interrupted(f"{stopped}; to go on: {shlex.join(['hftl', *again, '--resume'])}") from stopped
+    if push is not None and done is not None:
+        _push(done.folder, push, public, quiet)
+
+
+def _push(folder: Path, repo_id: str, public: bool, quiet: bool) -> None:
+    """Push a finished run; if that fails, say that the run is there."""
+    from hftl.cli.push import say
+    from hftl.export.push import push
+
+    try:
+        pushed = push(folder, repo_id, public=public)
+    except HftlError as error:
+        later = shlex.join(["hftl", "push", str(folder), repo_id, *(["--public"] if public else [])])
+        raise type(error)(f"{error} (the run is finished; to push it later: {later})") from error
+    if not quiet:
+        say(pushed)
 
 
 def _extra(parameters: dict[str, tuple[Any, Any]], arguments: list[str]) -> tuple[dict[str, Any], dict[str, Any], bool]:

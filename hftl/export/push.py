@@ -179,12 +179,8 @@ def push(
         UserError: there is nothing to push, no token, or no right to push there.
         HubError: the Hub cannot be reached or goes on failing, or what it holds afterwards is not what was pushed.
     """
-    check_repo_id(repo_id)
+    check_can_push(repo_id)
     uploads = uploads_of(run, repo_id)
-    if offline():
-        raise UserError(f"cannot push to {repo_id!r}: offline mode is on (HF_HUB_OFFLINE)")
-    if get_token() is None:
-        raise UserError(f"cannot push to {repo_id!r} without a token: log in with `hf auth login`, or set HF_TOKEN")
     api = hub_api()
     try:
         notes = [] if create_pr else _prepare(api, repo_id, public, revision)
@@ -201,6 +197,19 @@ def push(
             "are not there as they are here: push again"
         )
     return Pushed(commit.pr_url or commit.commit_url, commit.oid, uploads, notes)
+
+
+def check_can_push(repo_id: str) -> None:
+    """Refuse early what cannot end well.
+
+    Raises:
+        UserError: the name is none, there is no token, or the Hub must not be asked.
+    """
+    check_repo_id(repo_id)
+    if offline():
+        raise UserError(f"cannot push to {repo_id!r}: offline mode is on (HF_HUB_OFFLINE)")
+    if get_token() is None:
+        raise UserError(f"cannot push to {repo_id!r} without a token: log in with `hf auth login`, or set HF_TOKEN")
 
 
 def check_repo_id(repo_id: str) -> None:
