@@ -1,0 +1,155 @@
+"""The backbone under test: its rows, its model, and copies of it that may be tampered with."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hftl.backbones.protocol import Backbone, Encoded
+from hftl.backbones.split import Split, capture, find_split
+from hftl.features.extract import open_space
+from hftl.features.stat_index import StatIndex
+from hftl.features.store import FeatureStore
+from hftl.registry import BackboneOptions, find, load
+from hftl.testing.tampering import linked_copy, made_anew
+
+Plain: TypeAlias = Callable[[Path, Sequence[Any]], np.ndarray]
+
+LABELS = ["first", "second", "third"]
+TEXTS: list[Any] = [
+    ("One.",),
+    ("Who is it that reads the words which nobody else would have thought worth reading, and why?",),
+    ("A sentence of middling length.",),
+    ("Ten words are enough for a sentence that says nothing.",),
+]
+
+
+class CheckError(AssertionError):
+    """A backbone does not keep one of the promises that hftl is built on."""
+
+
+class Subject:
+    """The backbone under test, its rows, and what the checks share."""
+
+    def __init__(
+        self, ref: str, rows: Sequence[Any] | None, plain: Plain | None, tolerance: float, folder: Path
+    ) -> None:
+        self.ref = ref
+        self.tolerance = tolerance
+        self.folder = folder
+        self.plain = plain
+        self._rows = rows
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The backbone as a run loads it, once."""
+        return self.load()
+
+    def load(self) -> Backbone:
+        """The backbone as a run loads it, anew."""
+        return load(find(self.ref), BackboneOptions())
+
+    @cached_property
+    def rows(self) -> list[Any]:
+        """The raw rows: given, or made up."""
+        if self._rows is not None:
+            return list(self._rows)
+        if self.backbone.wants == "text":
+            return TEXTS
+        if ".png" in self.backbone.suffixes:
+            return images()
+        raise CheckError("give check_backbone rows=[…]: at least three encoded files of different sizes")
+
+    @cached_property
+    def config(self) -> Any:
+        """The exported model's configuration for three labels."""
+        return self.backbone.config("single_label", LABELS)
+
+    @cached_property
+    def parts(self) -> tuple[nn.Module, set[str], Split]:
+        """The model with a random head, the head's parameters, and the cut."""
+        model, head = self.backbone.build(self.config)
+        return model, head, find_split(model, head, self.backbone.probes())
+
+    def encode(self, backbone: Backbone, rows: Sequence[Any]) -> list[Encoded]:
+        """Rows made ready, named by their position."""
+        return backbone.encode(list(rows), [f"row {i}" for i in range(len(rows))])
+
+    def logits(self, rows: Sequence[Any]) -> Tensor:
+        """The model's logits of one batch of rows."""
+        batch = self.backbone.collate(self.encode(self.backbone, rows))
+        with torch.no_grad():
+            logits: Tensor = self.parts[0](**batch).logits
+        return logits
+
+    def features(self, rows: Sequence[Any], backbone: Backbone | None = None, model: Any = None) -> list[list[Tensor]]:
+        """What is kept of each row, computed in one batch."""
+        used = backbone or self.backbone
+        kept = capture(model or self.parts[0], self.parts[2], used.collate(self.encode(used, rows)))
+        return [[kept[name][i] for name in sorted(kept)] for i in range(len(rows))]
+
+    def space(self, backbone: Backbone) -> str:
+        """The name of the backbone's feature space."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            index = StatIndex(Path(folder) / "index.safetensors")
+            return open_space(FeatureStore(Path(folder)), backbone, {"name": "test"}, "native", index).id
+
+    @contextmanager
+    def moved(self) -> Iterator[tuple[Path, Callable[[], Any]]]:
+        """A copy of the backbone's folder whose files may be changed, and what makes the backbone of it anew."""
+        source = getattr(self.backbone, "source", None)
+        if source is None:
+            raise NotImplementedError("the backbone has no attribute `source`, as hftl.PretrainedBackbone has")
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            target = Path(folder) / "model"
+            linked_copy(Path(source.folder), target)
+            yield target, lambda: made_anew(self.backbone, replace(source, folder=target, commit=None))
+
+    def same(self, left: Sequence[Sequence[Tensor]], right: Sequence[Sequence[Tensor]]) -> float | None:
+        """The largest difference as a share of the largest value; None if it is within the tolerance."""
+        worst = 0.0
+        for ours, theirs in zip(left, right, strict=True):
+            for a, b in zip(ours, theirs, strict=True):
+                if a.shape != b.shape:
+                    return float("inf")
+                scale = max(1.0, float(b.float().abs().max())) if b.numel() else 1.0
+                worst = max(worst, float((a.float() - b.float()).abs().max()) / scale if b.numel() else 0.0)
+        return None if worst <= self.tolerance else worst
+
+
+def images() -> list[bytes]:
+    """Four images of different sizes, as PNG."""
+    from PIL import Image
+
+    noise = np.random.default_rng(0)
+    encoded = []
+    for height, width in ((48, 64), (64, 48), (33, 90), (50, 50)):
+        # Smooth, for noise of single pixels says little once it is resized.
+        small = Image.fromarray(noise.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        file = io.BytesIO()
+        small.resize((width, height), Image.Resampling.BICUBIC).save(file, "PNG")
+        encoded.append(file.getvalue())
+    return encoded
+
+
+def fingerprint(subject: Subject, backbone: Backbone) -> list[Any]:
+    """What a backbone makes of the rows, in a form that can be compared."""
+    return sums(subject.encode(backbone, subject.rows))
+
+
+def sums(encoded: Sequence[Encoded]) -> list[Any]:
+    """Rows in a form that can be compared."""
+    return [
+        {name: torch.as_tensor(value).double().flatten().tolist() for name, value in row.inputs.items()}
+        for row in encoded
+    ]
