@@ -45,6 +45,8 @@ def add_lora(model: nn.Module, method: LoRA, head: set[str], backbone: Backbone)
         "base_model_name_or_path": base_name(backbone),
         "revision": backbone.commit,
     }
+    # PEFT records what the model says it was loaded from, which is a folder of this machine.
+    model.name_or_path = base_name(backbone)  # type: ignore[assignment]
     try:
         return get_peft_model(model, LoraConfig(**fields | method.lora))  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
