@@ -6,7 +6,7 @@ Only what is missing from the store is computed; when nothing is, the backbone's
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from hftl.data import Data
 from hftl.data import Split as DataSplit
 from hftl.errors import BadRowError, HftlError, SplitError
 from hftl.export.model import export_model, export_sentence_transformer, fold
-from hftl.features.extract import Report, digest_rows, extract
+from hftl.features.extract import Report, Rows, digest_rows, extract
 from hftl.features.shard import Digests
 from hftl.features.space import Space
 from hftl.features.stat_index import StatIndex
@@ -82,8 +82,9 @@ def features_of(
     index: StatIndex,
     *,
     pooling: str,
-    on_bad_row: str,
-    quiet: bool,
+    precision: str = "no",
+    on_bad_row: str = "error",
+    quiet: bool = False,
 ) -> Features:
     """The features of every row of every split, computed where missing; each process computes its share.
 
@@ -94,32 +95,35 @@ def features_of(
     """
     state = PartialState()
     started = time.monotonic()
-    splits = [split for split in (data.train, data.validation, data.test) if split is not None]
-    parts, bad = [], []
-    computed = truncated = 0
-    for split in splits:
-        part, unread = _digested(split, index, on_bad_row)
-        done = _together(
-            partial(
-                extract,
-                backbone,
-                config,
-                space,
-                part.split.inputs,
-                part.digests,
-                pooling=pooling,
-                device=state.device,
-                rank=state.process_index,
-                world=state.num_processes,
-                quiet=quiet,
-                on_bad_row=on_bad_row,
-            )
+    bad: list[BadRowError] = []
+    parts = []
+    for split in (data.train, data.validation, data.test):
+        if split is not None:
+            part, unread = _digested(split, index, on_bad_row)
+            parts.append(part)
+            bad += unread
+    done = _together(
+        partial(
+            extract,
+            backbone,
+            config,
+            {pooling: space},
+            Rows([part.split.inputs for part in parts]),
+            np.concatenate([part.digests for part in parts]),
+            device=state.device,
+            precision=precision,
+            rank=state.process_index,
+            world=state.num_processes,
+            quiet=quiet,
+            on_bad_row=on_bad_row,
         )
-        # Each process met its own bad rows; all leave out all of them.
-        met = {row: error for report in done for row, error in report.bad.items()}
-        bad += [*unread, *(met[row] for row in sorted(met))]
-        parts.append(_without(part, met))
-        computed += sum(report.computed for report in done)
+    )
+    # Each process met its own bad rows; all leave out all of them.
+    met = {row: error for report in done for row, error in report.bad.items()}
+    bad += [met[row] for row in sorted(met)]
+    computed = sum(report.computed for report in done)
+    parts = _without_all(parts, met)
+    truncated = 0
     for part in parts:
         part.columns = space.gather(part.digests)
         truncated += int(part.columns.pop("truncated").sum())
@@ -153,6 +157,15 @@ def _digested(split: DataSplit, index: StatIndex, on_bad_row: str) -> tuple[Part
     if unread and on_bad_row == "error":
         raise next(iter(unread.values()))
     return _without(Part(split, digests), unread), list(unread.values())
+
+
+def _without_all(parts: Sequence[Part], bad: Mapping[int, BadRowError]) -> list[Part]:
+    """The parts without bad rows, which are numbered through all of them; copies of a bad row are as bad."""
+    digests = np.concatenate([part.digests for part in parts])
+    named = {digests[row].tobytes() for row in bad}
+    if not named:
+        return list(parts)
+    return [_without(part, {i: None for i, row in enumerate(part.digests) if row.tobytes() in named}) for part in parts]
 
 
 def _without(part: Part, bad: Mapping[int, object]) -> Part:

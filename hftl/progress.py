@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Live
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -26,7 +29,7 @@ class Progress:
         self.quiet = quiet
         self.stream = stream or sys.stderr
         self.done = 0
-        self._live = None
+        self._live: Live | None = None
         self._started = self._last = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -64,6 +67,13 @@ class Progress:
     def rate(self) -> str:
         """Rows per second so far, for a person."""
         return f"{self.done / max(time.monotonic() - self._started, 1e-9):,.0f} rows/s"
+
+    def say(self, line: str) -> None:
+        """Print a line among the progress."""
+        if self._live is not None:
+            self._live.console.print(line, markup=False, highlight=False)
+        elif not self.quiet:
+            print(line, file=self.stream, flush=True)
 
     def advance(self, rows: int) -> None:
         """Say that so many more rows are done."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hftl.backbones import hftl_resolve_backbone
-from hftl.backbones.split import Split, capture, find_split, prove, replaying
+from hftl.backbones.split import Capture, Split, find_split, prove, replaying
 from hftl.errors import SplitError
 from hftl.registry import BackboneOptions
 
@@ -50,7 +50,7 @@ def test_replayed_logits_are_the_models(name: str, head: bool, tmp_path: Path):
         flipped = {key: value.flip(0) for key, value in batch.items()}
         with torch.no_grad():
             expected = model(**flipped).logits
-        kept = capture(model, split, flipped)
+        kept = Capture(model, [split])(flipped)[0]
         if split.kind == "linear":
             linear = model.get_submodule(split.linear)
             actual = nn.functional.linear(kept["features"], linear.weight, linear.bias)
@@ -69,7 +69,7 @@ def test_the_replay_needs_no_frozen_weights(name: str, tmp_path: Path):
     split = find_split(model, trainable, [batch])
     with torch.no_grad():
         expected = model(**batch).logits
-    kept = capture(model, split, batch)
+    kept = Capture(model, [split])(batch)[0]
     head = {key: value.detach() for key, value in model.named_parameters() if key in trainable}
     skeleton = backbone.skeleton(config)
     # A class may allocate some tensors in its own way; none holds the checkpoint's weights.

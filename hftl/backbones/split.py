@@ -70,7 +70,7 @@ class Split:
         linear: the name of the Linear that is the head, for kind ``linear``.
         bias: whether that Linear has a bias.
         pooling: ``"mean"`` or ``"cls"`` for kind ``pooled``.
-        calls: the frontier's calls in the order in which they run.
+        calls: the frontier's calls in the order in which they run (for ``pooled`` only the last, which is pooled).
         tokens: names of integer inputs kept beside the features because the forward outside the frontier may read them.
         blanks: per-row shape and dtype of every other input; the replay gives zeros for them.
         positions: token positions kept of each row; None for all.
@@ -184,7 +184,7 @@ class Frontier:
                 return self.answers(self._count - 1)
             self._depth += 1
             try:
-                with torch.no_grad():
+                with torch.inference_mode():
                     output = original(*args, **kwargs)
             finally:
                 self._depth -= 1
@@ -201,9 +201,11 @@ def _owner(parameter: str) -> str:
 
 
 def _graph_leaf(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.detach().requires_grad_()
-    return value
+    if not isinstance(value, Tensor) or not torch.is_grad_enabled():
+        return value
+    # A copy, for autograd cannot save what inference mode made.
+    value = value.clone()
+    return value.requires_grad_() if value.is_floating_point() else value
 
 
 def _frozen_modules(modules: Mapping[str, nn.Module], head: set[str]) -> list[str]:
@@ -258,15 +260,13 @@ def pooled_split(
     Raises:
         SplitError: the body returns nothing that can be pooled.
     """
-    randomize(model, head)
     recorded = _record(model, head, probes[0])
-    split = Split("pooled", sorted(head), pooling=pooling)
     width = _pool(recorded[-1], probes[0], pooling).shape[1] if recorded else 0
     if not width:
         raise SplitError(
             f"{type(model).__name__} returns nothing that pooling={pooling!r} can pool; use pooling='native'"
         )
-    return Split("pooled", split.head, pooling=pooling, width=width)
+    return Split("pooled", sorted(head), pooling=pooling, calls=[Call(recorded[-1].module, "", [])], width=width)
 
 
 def randomize(model: nn.Module, head: set[str], seed: int = 0) -> None:
@@ -290,7 +290,7 @@ def prove(model: nn.Module, split: Split, probes: Sequence[Mapping[str, Tensor]]
     for batch in probes:
         with torch.no_grad():
             expected = model(**batch).logits
-        kept = capture(model, split, batch)
+        kept = Capture(model, [split])(batch)[0]
         if split.kind == "linear":
             module = model.get_submodule(split.linear or "")
             with torch.no_grad():
@@ -309,23 +309,20 @@ def _record(model: nn.Module, head: set[str], batch: Mapping[str, Tensor]) -> li
         return frontier.recorded
 
 
-def _linear_candidate(model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]]) -> Split:
+def _linear_candidate(model: nn.Module, head: set[str], _: Sequence[Mapping[str, Tensor]]) -> Split:
     owners = {_owner(name) for name in head}
     name = owners.pop() if len(owners) == 1 else ""
     module = model.get_submodule(name)
     if not name or not isinstance(module, nn.Linear):
         raise SplitError("the head is not one linear layer")
     split = Split("linear", sorted(head), linear=name, bias=module.bias is not None, width=module.in_features)
-    for batch in probes:
-        _linear_features(model, split, batch)
     return split
 
 
 def _reduced_candidate(model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]]) -> Split:
     counts = set()
     for batch in probes:
-        recorded, gradients = _dependence(model, head, None, batch)
-        used = _positions(recorded, gradients)
+        used = _positions(_dependence(model, head, batch)[1])
         if used is None:
             raise SplitError("no token dimension to reduce")
         counts.update(used.sum(1).tolist())
@@ -341,13 +338,13 @@ def _whole_candidate(model: nn.Module, head: set[str], probes: Sequence[Mapping[
 def _replay_split(
     model: nn.Module, head: set[str], batch: Mapping[str, Tensor], positions: int | None
 ) -> Split:
-    recorded, gradients = _dependence(model, head, None, batch)
+    recorded, gradients = _dependence(model, head, batch)
     if not any(g is not None for call in gradients for g in call):
         raise SplitError("the logits depend on no frozen module")
     tokens = _token_inputs(batch)
     lengths = {batch[name].shape[1] for name in tokens}
     if positions is not None:
-        used = _positions(recorded, gradients)
+        used = _positions(gradients)
         lengths = {used.shape[1]} if used is not None else lengths
     rows = len(next(iter(batch.values())))
     calls = []
@@ -379,24 +376,30 @@ def _token_inputs(batch: Mapping[str, Tensor]) -> list[str]:
 
 
 def _dependence(
-    model: nn.Module, head: set[str], frozen: Sequence[str] | None, batch: Mapping[str, Tensor]
+    model: nn.Module, head: set[str], batch: Mapping[str, Tensor]
 ) -> tuple[list[Recorded], list[list[Tensor | None]]]:
-    """Run the model with its frontier recorded, and ask the logits' gradient with respect to every recorded tensor."""
-    with Frontier(model, head, frozen) as frontier, torch.enable_grad():
+    """Run the model with its frontier recorded, and ask what of it the logits depend on."""
+    with Frontier(model, head) as frontier, torch.enable_grad():
         logits = model(**batch).logits
         recorded = frontier.recorded
+    return recorded, _gradients(logits, recorded)
+
+
+def _gradients(logits: Tensor, recorded: list[Recorded]) -> list[list[Tensor | None]]:
+    """The logits' gradient with respect to every recorded tensor; None where it is zero or there can be none."""
     floats = [leaf for call in recorded for leaf in call.floats()]
     # A random cotangent, for a plain sum may cancel.
     cotangent = torch.randn(logits.shape[1:], generator=torch.Generator().manual_seed(0)).to(logits)
-    found = iter(torch.autograd.grad((logits * cotangent).sum(), floats, allow_unused=True) if floats else ())
+    total = (logits * cotangent).sum()
+    found = iter(torch.autograd.grad(total, floats, allow_unused=True, retain_graph=True) if floats else ())
     gradients = [
         [next(found) if isinstance(v, Tensor) and v.is_floating_point() else None for v in call.leaves]
         for call in recorded
     ]
-    return recorded, [[g if g is not None and bool(g.any()) else None for g in call] for call in gradients]
+    return [[g if g is not None and bool(g.any()) else None for g in call] for call in gradients]
 
 
-def _positions(recorded: list[Recorded], gradients: list[list[Tensor | None]]) -> Tensor | None:
+def _positions(gradients: list[list[Tensor | None]]) -> Tensor | None:
     """Which token positions each row's logits depend on: (n, t) bool; None if the kept outputs share no token dimension."""
     used: Tensor | None = None
     for call_gradients in gradients:
@@ -413,43 +416,74 @@ def _positions(recorded: list[Recorded], gradients: list[list[Tensor | None]]) -
 # ── capture: what is kept of a batch ─────────────────────────────────────────────────────────────────────────────────
 
 
-def capture(model: nn.Module, split: Split, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Run a model on a batch and return what is kept of it.
+class Capture:
+    """Runs a model on batches and returns what its splits keep, in one forward pass for all of them.
 
     Args:
-        model: the model that the split was made for.
-        split: the cut.
-        batch: keyword arguments of the forward, first dimension n.
-
-    Returns:
-        For each column of ``split.kept()`` a tensor of shape (n, …), or for a ragged column a list of n tensors (length, …).
-
-    Raises:
-        SplitError: a row depends on other token positions than the split allows.
+        model: the model that the splits were made for.
+        splits: the cuts, of one head.
+        autocast: compute in this dtype where torch deems it safe; None for float32 throughout.
     """
-    if split.kind == "linear":
-        return {"features": _linear_features(model, split, batch)}
-    head = set(split.head)
-    if split.kind == "pooled":
-        return {"features": _pool(_record(model, head, batch)[-1], batch, split.pooling or "")}
-    frozen = list(dict.fromkeys(call.module for call in split.calls))
-    if split.positions is None:
-        with Frontier(model, head, frozen) as frontier, torch.no_grad():
-            model(**batch)
-            recorded = frontier.recorded
-        rows = _real_tokens(split, batch)
-        return _collect(
-            split, recorded, batch, lambda value: [v[r] for v, r in zip(value, rows, strict=True)]
-        )
-    recorded, gradients = _dependence(model, head, frozen, batch)
-    used = _positions(recorded, gradients)
-    if used is None or bool((used.sum(1) != split.positions).any()):
-        raise SplitError(
-            "a row's logits depend on other tokens than the probe's did; fine-tune this model instead"
-        )
-    index = used.nonzero()[:, 1].view(len(used), split.positions)
-    pick = torch.arange(len(used), device=index.device)[:, None]
-    return _collect(split, recorded, batch, lambda value: value[pick, index])
+
+    def __init__(self, model: nn.Module, splits: Sequence[Split], autocast: torch.dtype | None = None) -> None:
+        self.model = model
+        self.splits = splits
+        self.autocast = autocast
+        frozen = list(dict.fromkeys(call.module for split in splits for call in split.calls))
+        self.frontier = Frontier(model, set(splits[0].head), frozen)
+        self.linear = next((split.linear for split in splits if split.kind == "linear"), None)
+        # Only a reduced replay asks, batch by batch, which tokens the logits depend on.
+        self.asks = any(split.kind == "replay" and split.positions is not None for split in splits)
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+        """What each split keeps of a batch.
+
+        Args:
+            batch: keyword arguments of the forward, first dimension n.
+
+        Returns:
+            For each split, its columns: a tensor (n, …) each, or for a ragged column a list of n tensors (length, …).
+
+        Raises:
+            SplitError: a row depends on other token positions than a split allows.
+        """
+        device = next(iter(batch.values())).device.type
+        with (
+            torch.set_grad_enabled(self.asks),
+            torch.autocast(device, self.autocast, enabled=self.autocast is not None),
+            self.frontier,
+            _linear_noted(self.model, self.linear) as noted,
+        ):
+            logits = self.model(**batch).logits
+            recorded = self.frontier.recorded
+        gradients = _gradients(logits, recorded) if self.asks else []
+        return [self._kept(split, batch, logits, recorded, gradients, noted) for split in self.splits]
+
+    def _kept(
+        self,
+        split: Split,
+        batch: Mapping[str, Tensor],
+        logits: Tensor,
+        recorded: list[Recorded],
+        gradients: list[list[Tensor | None]],
+        noted: list[tuple[Tensor, Tensor]],
+    ) -> dict[str, Any]:
+        if split.kind == "linear":
+            return {"features": _mixed(logits, noted)}
+        mine = {call.module for call in split.calls}
+        chosen = [i for i, call in enumerate(recorded) if call.module in mine]
+        calls = [recorded[i] for i in chosen]
+        if split.kind == "pooled":
+            return {"features": _pool(calls[-1], batch, split.pooling or "")}
+        if split.positions is None:
+            rows = _real_tokens(split, batch)
+            return _collect(split, calls, batch, lambda value: [v[r] for v, r in zip(value, rows, strict=True)])
+        used = _positions([gradients[i] for i in chosen])
+        if used is None or bool((used.sum(1) != split.positions).any()):
+            raise SplitError("a row's logits depend on other tokens than the probe's did; fine-tune this model instead")
+        index = used.nonzero()[:, 1].view(len(used), split.positions)
+        pick = torch.arange(len(used), device=index.device)[:, None]
+        return _collect(split, calls, batch, lambda value: value[pick, index])
 
 
 def _collect(
@@ -459,7 +493,8 @@ def _collect(
     for call, record in zip(split.calls, recorded, strict=True):
         for leaf, value in zip(call.leaves, record.leaves, strict=True):
             if leaf is not None and leaf.column is not None:
-                kept[leaf.column] = reduce(value.detach()) if leaf.tokens else value.detach()
+                value = value.detach().to(getattr(torch, leaf.dtype))
+                kept[leaf.column] = reduce(value) if leaf.tokens else value
     return kept | {name: reduce(batch[name]) for name in split.tokens}
 
 
@@ -471,36 +506,42 @@ def _real_tokens(split: Split, batch: Mapping[str, Tensor]) -> list[Tensor]:
     return [] if first is None else [torch.arange(first.shape[1], device=first.device)] * len(first)
 
 
-def _linear_features(model: nn.Module, split: Split, batch: Mapping[str, Tensor]) -> Tensor:
+@contextmanager
+def _linear_noted(model: nn.Module, linear: str | None) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Note the input of a Linear, and its output, which becomes a leaf of the graph where it runs over tokens."""
+    noted: list[tuple[Tensor, Tensor]] = []
+
+    def note(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        leaf = output.detach()
+        if output.dim() == 3:
+            torch.set_grad_enabled(True)
+            leaf.requires_grad_()
+        noted.append((args[0].detach(), leaf))
+        return leaf
+
+    handle = model.get_submodule(linear).register_forward_hook(note) if linear is not None else None
+    try:
+        yield noted
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _mixed(logits: Tensor, noted: list[tuple[Tensor, Tensor]]) -> Tensor:
     """The vectors (n, d) with ``logits = features @ weight.T + bias``: the Linear's input, mixed over tokens.
 
     The mixing weights are the gradient of the logits with respect to the Linear's output: one-hot where a model gathers
     its last token, 1/t where it averages.
     """
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def note(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        leaf = output.detach().requires_grad_(output.dim() == 3)
-        seen.append((args[0].detach(), leaf))
-        torch.set_grad_enabled(output.dim() == 3)
-        return leaf
-
-    handle = model.get_submodule(split.linear or "").register_forward_hook(note)
-    try:
-        with torch.no_grad():
-            logits = model(**batch).logits
-    finally:
-        handle.remove()
-    if len(seen) != 1:
+    if len(noted) != 1:
         raise SplitError("the head runs more than once")
-    features, output = seen[0]
+    features, output = noted[0]
     if output.dim() == 2:
-        return features
-    with torch.enable_grad():
-        mixing = torch.autograd.grad(logits.sum(), output)[0]
+        return features.float()
+    mixing = torch.autograd.grad(logits.sum(), output, retain_graph=True)[0]
     if not torch.equal(mixing, mixing[..., :1].expand_as(mixing)):
         raise SplitError("the logits mix the classes of the head's output")
-    return torch.einsum("nt,ntd->nd", mixing[..., 0], features)
+    return torch.einsum("nt,ntd->nd", mixing[..., 0].float(), features.float())
 
 
 def _pool(record: Recorded, batch: Mapping[str, Tensor], pooling: str) -> Tensor:

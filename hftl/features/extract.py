@@ -6,6 +6,7 @@ batched, run through the backbone, and committed every few seconds. Whatever is 
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections import deque
@@ -19,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from hftl.backbones.protocol import Backbone, Encoded
-from hftl.backbones.split import Split, capture, find_split, pooled_split
+from hftl.backbones.split import Capture, Split, find_split, pooled_split
 from hftl.backbones.weights import find_rule
 from hftl.data import Files, Texts
-from hftl.errors import BackboneError, BadRowError, StoreError
+from hftl.errors import BackboneError, BadRowError
+from hftl.features.budget import Ramp, ramp_for, remember
 from hftl.features.digests import digest_files, digest_texts
 from hftl.features.shard import ColumnSpec, Digests
 from hftl.features.space import NonFiniteError, Space
@@ -37,19 +39,8 @@ EXTRACTOR_VERSION = 1
 TEXT_CHUNK = 20_000
 COMMIT_SECONDS = 20.0
 COMMIT_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much goes into one batch on a device: tokens where rows differ in length, else rows."""
-
-    tokens: int
-    rows: int
-
-    @classmethod
-    def of(cls, device: torch.device) -> Budget:
-        """Batches that fit a CPU's caches, or keep an accelerator busy."""
-        return cls(1024, 16) if device.type == "cpu" else cls(32_768, 128)
+# How long to measure before saying what the whole will cost, and from how many seconds on that is worth a line.
+PREVIEW_AFTER, PREVIEW_FROM = 1.0, 10.0
 
 
 @dataclass
@@ -57,28 +48,64 @@ class Report:
     """What an extraction did.
 
     Attributes:
-        rows: rows asked for.
         computed: distinct rows that went through the backbone.
-        truncated: rows that were longer than the model reads (all rows asked for, computed now or before).
-        bad: names of the rows that could not be decoded, and why, by position.
+        bad: the rows that could not be decoded, by position.
     """
 
-    rows: int = 0
     computed: int = 0
-    truncated: int = 0
     bad: dict[int, BadRowError] = field(default_factory=dict)
 
 
+class Rows:
+    """The rows of several splits, one after the other."""
+
+    def __init__(self, parts: Sequence[Files | Texts]) -> None:
+        self.parts = parts
+        self.starts = [0, *itertools.accumulate(len(part) for part in parts)]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, row: int) -> Any:
+        """The row's content: encoded bytes, read now, or strings."""
+        part, inside = self._where(row)
+        return part[inside]
+
+    def name(self, row: int) -> str:
+        """The row's name for a person."""
+        part, inside = self._where(row)
+        return part.name(inside)
+
+    def _where(self, row: int) -> tuple[Files | Texts, int]:
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.parts[number], row - self.starts[number]
+
+
 def open_space(
-    store: FeatureStore, backbone: Backbone, plugin: Mapping[str, str], pooling: str, index: StatIndex
+    store: FeatureStore,
+    backbone: Backbone,
+    plugin: Mapping[str, str],
+    pooling: str,
+    index: StatIndex,
+    precision: str = "no",
 ) -> Space:
-    """The feature space of a backbone: named by everything that can change a number in it."""
+    """The feature space of a backbone: named by everything that can change a number in it.
+
+    Args:
+        store: where features are kept.
+        backbone: the pretrained network.
+        plugin: name and version of the package that registered it.
+        pooling: ``"native"``, ``"mean"`` or ``"cls"``.
+        index: remembers the digests of weight files.
+        precision: ``"no"`` for float32 throughout, ``"bf16"`` or ``"fp16"`` for autocast.
+    """
     identity = {
         "extractor": EXTRACTOR_VERSION,
         "plugin": dict(plugin),
         **backbone.identity(),
         "weights": None,
         "pooling": pooling,
+        "precision": precision,
         "storage": "float32",
         "view": "none",
     }
@@ -113,12 +140,12 @@ def digest_rows(inputs: Files | Texts, index: StatIndex) -> tuple[Digests, dict[
 def extract(
     backbone: Backbone,
     config: Any,
-    space: Space,
-    inputs: Files | Texts,
+    views: Mapping[str, Space],
+    rows: Rows,
     digests: Digests,
     *,
-    pooling: str = "native",
     device: torch.device,
+    precision: str = "no",
     rank: int = 0,
     world: int = 1,
     quiet: bool = False,
@@ -129,11 +156,12 @@ def extract(
     Args:
         backbone: the pretrained network; its weights are read only if a row is missing.
         config: the configuration to build it with.
-        space: where features are kept.
-        inputs: the rows.
+        views: for each pooling (``"native"`` for what the model's own head reads, ``"mean"``, ``"cls"``) where its features are kept;
+            one pass computes all of them.
+        rows: the rows.
         digests: their names, uint8 (n, 16).
-        pooling: ``"native"`` for what the model's own head reads, ``"mean"`` or ``"cls"``.
         device: where the backbone runs.
+        precision: ``"no"`` for float32 throughout, ``"bf16"`` or ``"fp16"`` for autocast.
         rank: this process among ``world``, which take disjoint shares of the missing rows.
         world: number of processes.
         quiet: print no progress.
@@ -144,16 +172,15 @@ def extract(
         SplitError: the backbone cannot be split exactly.
         StoreError: features cannot be written, or a feature is NaN or Inf.
     """
-    report = Report(rows=len(inputs))
-    known = space.known(digests)
+    lacking = {pooling: ~space.known(digests) for pooling, space in views.items()}
     _, first = np.unique(digests, axis=0, return_index=True)
-    missing = np.sort(first[~known[first]])[rank::world]
-    if space.info is None or len(missing):
+    wanted = np.logical_or.reduce(list(lacking.values()))[first]
+    missing = np.sort(first[wanted])[rank::world]
+    work = _Extraction(backbone, config, views, rows, digests, lacking, device, precision, on_bad_row == "skip")
+    if len(missing) or any(space.info is None for space in views.values()):
         with Progress("features", len(missing), quiet=quiet or rank > 0) as progress:
-            _Extraction(backbone, config, space, inputs, digests, pooling, device, on_bad_row, report).run(
-                missing, progress
-            )
-    return report
+            work.run(missing, progress)
+    return work.report
 
 
 class _Extraction:
@@ -163,162 +190,191 @@ class _Extraction:
         self,
         backbone: Backbone,
         config: Any,
-        space: Space,
-        inputs: Files | Texts,
+        views: Mapping[str, Space],
+        rows: Rows,
         digests: Digests,
-        pooling: str,
+        lacking: Mapping[str, np.ndarray],
         device: torch.device,
-        on_bad_row: str,
-        report: Report,
+        precision: str,
+        skip: bool,
     ) -> None:
         self.backbone = backbone
         self.config = config
-        self.space = space
-        self.inputs = inputs
+        self.views = views
+        self.rows = rows
         self.digests = digests
-        self.pooling = pooling
+        self.lacking = lacking
         self.device = device
-        self.skip = on_bad_row == "skip"
-        self.report = report
-        self.budget = Budget.of(device)
-        self.rows: list[int] = []
-        self.kept: list[dict[str, Any]] = []
+        self.autocast = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self.skip = skip
+        self.report = Report()
+        space = next(iter(views.values()))
+        self.memory = space.path.parent.parent / "batches.json"
+        self.key = f"{space.id} {_device_name(device)}"
+        self.ramp: Ramp = ramp_for(device, by_tokens=backbone.wants == "text", key=self.key, memory=self.memory)
+        self.held: list[int] = []
+        self.kept: dict[str, list[dict[str, Any]]] = {pooling: [] for pooling in views}
         self.bytes = 0
         self.committed = time.monotonic()
 
-    def run(self, missing: Sequence[int] | np.ndarray, progress: Progress) -> None:
+    def run(self, missing: np.ndarray, progress: Progress) -> None:
         batches = self._batches(missing)
         # The first batch is encoded before the weights are read: nothing but bad rows must not cost a model.
-        first = next(batches, None)
-        if first is None and self.space.info is not None:
+        batch = next(batches, None)
+        if batch is None and all(space.info is not None for space in self.views.values()):
             return
-        model, split = self._prepare()
+        capture = self._prepare()
+        started, said = time.monotonic(), False
         try:
-            while first is not None:
-                rows, encoded = first
-                self._add(rows, encoded, self._forward(model, split, encoded))
-                progress.advance(len(rows))
-                first = next(batches, None)
+            while batch is not None:
+                held, encoded = batch
+                before = time.monotonic()
+                self._hold(held, encoded, self._forward(capture, encoded))
+                self.ramp.saw(sum(row.cost for row in encoded), time.monotonic() - before)
+                progress.advance(len(held))
+                if not said and time.monotonic() - started > PREVIEW_AFTER:
+                    said = True
+                    self._preview(progress, time.monotonic() - started)
+                batch = next(batches, None)
         finally:
             # An interrupt or a bad row must not cost what is already computed.
-            self._commit(split)
+            self._commit()
+        remember(self.ramp, self.key, self.memory)
 
-    def _prepare(self) -> tuple[nn.Module, Split]:
-        """The model on its device, and the split that the space records (made and proved now if the space is new)."""
+    def _prepare(self) -> Capture:
+        """The model on its device, cut as the spaces record (the cuts are made and proved now where a space is new)."""
         model, head = self.backbone.build(self.config)
-        if self.space.info is None:
+        new = {pooling: space for pooling, space in self.views.items() if space.info is None}
+        if new:
             probes = self.backbone.probes()
-            if self.pooling == "native":
-                split = find_split(model, head, probes)
-            else:
-                split = pooled_split(model, head, probes, self.pooling)
-            columns = {name: _column(dtype, shape) for name, (dtype, shape) in split.kept().items()}
-            columns["truncated"] = ColumnSpec("uint8", ())
             rule = find_rule(model, head, self.backbone.weight_files())
-            info = {
-                "architecture": type(model).__name__,
-                "split": split.to_json(),
-                "weights": rule.to_json() if rule else None,
-            }
-            self.space.create(info, columns)
-        split = Split.from_json((self.space.info or {})["split"])
-        return model.to(self.device), split
+            for pooling, space in new.items():
+                split = _make_split(model, head, probes, pooling)
+                columns = {name: _column(dtype, shape) for name, (dtype, shape) in split.kept().items()}
+                columns["truncated"] = ColumnSpec("uint8", ())
+                info = {
+                    "architecture": type(model).__name__,
+                    "split": split.to_json(),
+                    "weights": rule.to_json() if rule else None,
+                }
+                space.create(info, columns)
+        splits = [Split.from_json((space.info or {})["split"]) for space in self.views.values()]
+        return Capture(model.to(self.device), splits, self.autocast)
 
-    def _forward(self, model: nn.Module, split: Split, encoded: Sequence[Encoded]) -> dict[str, Any]:
-        """Run a batch; halve it while the device is out of memory."""
+    def _forward(self, capture: Capture, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
+        """Run a batch and bring what is kept to the CPU; halve it while the device is out of memory."""
         batch = {name: value.to(self.device) for name, value in self.backbone.collate(encoded).items()}
         try:
-            return {name: _to_cpu(value) for name, value in capture(model, split, batch).items()}
+            return [{name: _to_cpu(value) for name, value in kept.items()} for kept in capture(batch)]
         except torch.OutOfMemoryError as error:
             if len(encoded) == 1:
-                raise BackboneError(
-                    f"{self.backbone.name}: one row alone does not fit the device's memory"
-                ) from error
-            del batch
+                raise BackboneError(f"{self.backbone.name}: one row alone does not fit the device's memory") from error
+            self.ramp.too_large(sum(row.cost for row in encoded))
+        del batch
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
-            half = len(encoded) // 2
-            self.budget = Budget(max(self.budget.tokens // 2, 1), max(self.budget.rows // 2, 1))
-        parts = [self._forward(model, split, part) for part in (encoded[:half], encoded[half:])]
-        return {name: _join([part[name] for part in parts]) for name in parts[0]}
+        half = len(encoded) // 2
+        parts = [self._forward(capture, part) for part in (encoded[:half], encoded[half:])]
+        return [
+            {name: _join([one[name], other[name]]) for name in one} for one, other in zip(*parts, strict=True)
+        ]
 
-    def _add(self, rows: list[int], encoded: Sequence[Encoded], kept: dict[str, Any]) -> None:
-        kept["truncated"] = torch.tensor([row.truncated for row in encoded], dtype=torch.uint8)
-        self.rows += rows
-        self.kept.append(kept)
-        self.bytes += sum(_nbytes(value) for value in kept.values())
+    def _hold(self, held: list[int], encoded: Sequence[Encoded], views: list[dict[str, Any]]) -> None:
+        truncated = torch.tensor([row.truncated for row in encoded], dtype=torch.uint8)
+        self.held += held
+        for columns, kept in zip(self.kept.values(), views, strict=True):
+            columns.append({**kept, "truncated": truncated})
+            self.bytes += sum(_nbytes(value) for value in kept.values())
         if self.bytes >= COMMIT_BYTES or time.monotonic() - self.committed >= COMMIT_SECONDS:
-            self._commit(None)
+            self._commit()
 
-    def _commit(self, _split: Split | None) -> None:
-        if not self.rows:
+    def _commit(self) -> None:
+        if not self.held:
             return
-        columns = {name: _pack([kept[name] for kept in self.kept]) for name in self.kept[0]}
-        names = [self.inputs.name(row) for row in self.rows]
-        digests = self.digests[self.rows]
-        rows, self.rows, self.kept, self.bytes = self.rows, [], [], 0
+        held, self.held, self.bytes = np.array(self.held), [], 0
+        bad: set[int] = set()
+        for pooling, space in self.views.items():
+            parts, self.kept[pooling] = self.kept[pooling], []
+            columns = {name: _pack([part[name] for part in parts]) for name in parts[0]}
+            bad |= self._commit_view(space, held, columns, np.flatnonzero(self.lacking[pooling][held]))
+        self.report.computed += len(held) - len(bad)
+        self.committed = time.monotonic()
+
+    def _commit_view(
+        self, space: Space, held: np.ndarray, columns: dict[str, Tensor | Ragged], chosen: np.ndarray
+    ) -> set[int]:
+        """Commit the chosen ones of the held rows; returns those whose features are not finite."""
+        names = [self.rows.name(int(row)) for row in held[chosen]]
         try:
-            self.space.commit(digests, columns, names)
+            space.commit(self.digests[held[chosen]], {n: _take(v, chosen) for n, v in columns.items()}, names)
         except NonFiniteError as error:
-            # Keep the good rows; the bad one is named by the error.
-            good = np.setdiff1d(np.arange(len(rows)), error.rows)
-            self.space.commit(
-                digests[good], {name: _take(value, good) for name, value in columns.items()}, None
-            )
+            # The good rows are kept; the bad ones are named by the error.
+            bad = {int(held[chosen[row]]): names[row] for row in error.rows}
+            good = np.array([i for i in chosen if int(held[i]) not in bad], dtype=np.int64)
+            space.commit(self.digests[held[good]], {n: _take(v, good) for n, v in columns.items()})
             if not self.skip:
                 raise
-            for row in error.rows:
-                self.report.bad[rows[row]] = BadRowError(names[row], "its features are NaN or infinite")
-            rows = [rows[i] for i in good]
-        self.report.computed += len(rows)
-        self.committed = time.monotonic()
+            for row, name in bad.items():
+                self.report.bad[row] = BadRowError(name, "its features are NaN or infinite")
+            return set(bad)
+        return set()
+
+    def _preview(self, progress: Progress, seconds: float) -> None:
+        """Say what the whole will cost, before most of it is done."""
+        left = seconds / progress.done * (progress.total - progress.done)
+        if left >= PREVIEW_FROM:
+            size = self.bytes / progress.done * progress.total / 1e6
+            progress.say(f"features: {progress.total:,} rows to compute, about {left:,.0f} s and {size:,.1f} MB")
 
     # ── batches ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _batches(self, missing: Sequence[int] | np.ndarray) -> Iterator[tuple[list[int], list[Encoded]]]:
+    def _batches(self, missing: np.ndarray) -> Iterator[tuple[list[int], list[Encoded]]]:
         """Encoded rows in batches: rows of like length together, as many as the budget allows."""
-        if isinstance(self.inputs, Texts):
+        if self.backbone.wants == "text":
             for start in range(0, len(missing), TEXT_CHUNK):
-                rows = [int(row) for row in missing[start : start + TEXT_CHUNK]]
-                encoded = self.backbone.encode(
-                    [self.inputs[row] for row in rows], [self.inputs.name(r) for r in rows]
-                )
+                chosen = [int(row) for row in missing[start : start + TEXT_CHUNK]]
+                encoded = self.backbone.encode([self.rows[row] for row in chosen], [self.rows.name(r) for r in chosen])
                 # Longest first: a batch that does not fit shows at once, not at the end.
-                order = sorted(range(len(rows)), key=lambda i: -encoded[i].cost)
-                yield from self._by_tokens([(rows[i], encoded[i]) for i in order])
-            return
+                order = sorted(range(len(chosen)), key=lambda i: -encoded[i].cost)
+                yield from self._filled((chosen[i], encoded[i]) for i in order)
+        else:
+            yield from self._filled(self._decoded(missing))
+
+    def _filled(self, rows: Iterator[tuple[int, Encoded]]) -> Iterator[tuple[list[int], list[Encoded]]]:
+        """Rows gathered until the budget is full, padding included."""
         batch: list[tuple[int, Encoded]] = []
-        for row, done in _ahead(self._encode_file, missing):
-            if isinstance(done, BadRowError):
-                self._bad(row, done)
-                continue
-            batch.append((row, done))
-            if len(batch) >= self.budget.rows:
+        longest = 0
+        for row, encoded in rows:
+            longest = max(longest, encoded.cost)
+            if batch and longest * (len(batch) + 1) > self.ramp.budget:
                 yield _unzip(batch)
-                batch = []
+                batch, longest = [], encoded.cost
+            batch.append((row, encoded))
         if batch:
             yield _unzip(batch)
 
-    def _by_tokens(self, rows: Sequence[tuple[int, Encoded]]) -> Iterator[tuple[list[int], list[Encoded]]]:
-        start = 0
-        while start < len(rows):
-            longest = max(rows[start][1].cost, 1)
-            stop = start + max(self.budget.tokens // longest, 1)
-            yield _unzip(rows[start:stop])
-            start = stop
+    def _decoded(self, missing: np.ndarray) -> Iterator[tuple[int, Encoded]]:
+        """Files decoded and preprocessed in worker threads, a bounded number ahead; bad ones raised or reported."""
+        for row, done in _ahead(self._encode_file, missing):
+            if isinstance(done, Encoded):
+                yield row, done
+            elif self.skip:
+                self.report.bad[row] = done
+            else:
+                raise done
 
     def _encode_file(self, row: int) -> Encoded | BadRowError:
         try:
-            return self.backbone.encode([self.inputs.read(row)], [self.inputs.name(row)])[0]  # type: ignore[union-attr]
+            return self.backbone.encode([self.rows[row]], [self.rows.name(row)])[0]
         except BadRowError as error:
             return error
 
-    def _bad(self, row: int, error: BadRowError) -> None:
-        if not self.skip:
-            raise error
-        self.report.bad[row] = error
+
+def _make_split(model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]], pooling: str) -> Split:
+    return find_split(model, head, probes) if pooling == "native" else pooled_split(model, head, probes, pooling)
 
 
-def _ahead(work: Callable[[int], Any], rows: Sequence[int] | np.ndarray) -> Iterator[tuple[int, Any]]:
+def _ahead(work: Callable[[int], Any], rows: np.ndarray) -> Iterator[tuple[int, Any]]:
     """Do ``work`` on each row in worker threads, a bounded number of rows ahead; results in order."""
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
@@ -335,6 +391,10 @@ def _ahead(work: Callable[[int], Any], rows: Sequence[int] | np.ndarray) -> Iter
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def _unzip(batch: Sequence[tuple[int, Encoded]]) -> tuple[list[int], list[Encoded]]:
     return [row for row, _ in batch], [encoded for _, encoded in batch]
 
@@ -344,27 +404,33 @@ def _column(dtype: str, shape: Sequence[int]) -> ColumnSpec:
     return ColumnSpec(dtype, tuple(shape[1:] if ragged else shape), ragged)
 
 
-def _to_cpu(value: Any) -> Any:
+# A kept column is a tensor (n, …), or while it is ragged a list of n tensors.
+Kept = Tensor | list[Tensor]
+
+
+def _to_cpu(value: Kept) -> Kept:
     return [v.cpu() for v in value] if isinstance(value, list) else value.cpu()
 
 
-def _join(parts: Sequence[Any]) -> Any:
-    return sum(parts, []) if isinstance(parts[0], list) else torch.cat(list(parts))
-
-
-def _nbytes(value: Any) -> int:
+def _nbytes(value: Kept) -> int:
     return sum(v.nbytes for v in value) if isinstance(value, list) else value.nbytes
 
 
-def _pack(parts: Sequence[Any]) -> Tensor | Ragged:
+def _join(parts: Sequence[Kept]) -> Kept:
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    return torch.cat(tensors) if tensors else [value for part in parts for value in part]
+
+
+def _pack(parts: Sequence[Kept]) -> Tensor | Ragged:
     joined = _join(parts)
-    if not isinstance(joined, list):
+    if isinstance(joined, Tensor):
         return joined
-    return Ragged(torch.cat(joined), torch.tensor([len(v) for v in joined], dtype=torch.int64))
+    return Ragged(torch.cat(joined), torch.tensor([len(value) for value in joined], dtype=torch.int64))
 
 
 def _take(value: Tensor | Ragged, rows: np.ndarray) -> Tensor | Ragged:
-    if isinstance(value, Ragged):
-        parts = value.values.split(value.lengths.tolist())
-        return Ragged(torch.cat([parts[i] for i in rows]), value.lengths[rows])
-    return value[torch.from_numpy(rows)]
+    if isinstance(value, Tensor):
+        return value[torch.from_numpy(rows)]
+    parts = torch.split(value.values, value.lengths.tolist())
+    empty = value.values[:0]
+    return Ragged(torch.cat([empty, *(parts[i] for i in rows)]), value.lengths[torch.from_numpy(rows)])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hftl.backbones.protocol import Backbone, Encoded
-from hftl.backbones.split import Split, capture, find_split
+from hftl.backbones.split import Capture, Split, find_split
 from hftl.features.extract import open_space
 from hftl.features.stat_index import StatIndex
 from hftl.features.store import FeatureStore
@@ -95,7 +95,7 @@ class Subject:
     def features(self, rows: Sequence[Any], backbone: Backbone | None = None, model: Any = None) -> list[list[Tensor]]:
         """What is kept of each row, computed in one batch."""
         used = backbone or self.backbone
-        kept = capture(model or self.parts[0], self.parts[2], used.collate(self.encode(used, rows)))
+        kept = Capture(model or self.parts[0], [self.parts[2]])(used.collate(self.encode(used, rows)))[0]
         return [[kept[name][i] for name in sorted(kept)] for i in range(len(rows))]
 
     def space(self, backbone: Backbone) -> str:
