@@ -270,9 +270,7 @@ def _use(index, folder, seed):
 
 def test_concurrent_processes(tmp_path, files, later, reads):
     context = multiprocessing.get_context("spawn")
-    workers = [
-        context.Process(target=_use, args=(tmp_path / "index", files[0].parent, seed)) for seed in range(4)
-    ]
+    workers = [context.Process(target=_use, args=(tmp_path / "index", files[0].parent, seed)) for seed in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:

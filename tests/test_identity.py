@@ -43,9 +43,7 @@ CHANGES = {
     "one number deep in the processor": {
         "processor": {"size": {"height": 224, "width": 225}, "resample": 2, "image_mean": [0.5, 0.5, 0.5]}
     },
-    "the last digit of a float": {
-        "processor": {**IDENTITY["processor"], "image_mean": [0.5, 0.5, 0.5000001]}
-    },
+    "the last digit of a float": {"processor": {**IDENTITY["processor"], "image_mean": [0.5, 0.5, 0.5000001]}},
     "config": {"config": "0f3b9d"},
     "max_length": {"max_length": 129},
     "max_length none": {"max_length": None},
@@ -76,9 +74,7 @@ def test_the_order_of_keys_does_not_matter():
 
 
 def test_twenty_processes_agree():
-    code = (
-        "import json,sys; from hftl.features.identity import space_id; print(space_id(json.load(sys.stdin)))"
-    )
+    code = "import json,sys; from hftl.features.identity import space_id; print(space_id(json.load(sys.stdin)))"
     processes = [
         subprocess.Popen(
             [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}"],

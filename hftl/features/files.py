@@ -76,9 +76,7 @@ class Files:
         """Bring a folder's entries (a rename, a new file) to the disk."""
         try:
             fd = os.open(path, os.O_RDONLY)
-        except (
-            PermissionError
-        ):  # one may create in a folder that one may not read; there is no other way to sync it
+        except PermissionError:  # one may create in a folder that one may not read; there is no other way to sync it
             return
         try:
             os.fsync(fd)
@@ -106,9 +104,7 @@ class Files:
 FILES = Files()
 
 
-def write_atomically(
-    files: Files, path: Path, parts: Iterable[Buffer], mode: int, *, new: bool = False
-) -> None:
+def write_atomically(files: Files, path: Path, parts: Iterable[Buffer], mode: int, *, new: bool = False) -> None:
     """Make ``path`` appear with all of ``parts`` in it, on the disk, or not at all.
 
     Args:

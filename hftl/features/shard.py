@@ -256,10 +256,7 @@ def _arrays(data: mmap.mmap | bytes, space: str) -> dict[str, tuple[str, Array]]
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
         storage = storages[entry["dtype"]]
-        if (
-            not 0 <= begin <= end <= len(data) - 8 - size
-            or math.prod(entry["shape"]) * storage.itemsize != end - begin
-        ):
+        if not 0 <= begin <= end <= len(data) - 8 - size or math.prod(entry["shape"]) * storage.itemsize != end - begin:
             raise BadShardError("it is cut short")
         flat = np.frombuffer(data, storage, (end - begin) // storage.itemsize, offset=8 + size + begin)
         arrays[name] = (entry["dtype"], flat.reshape(entry["shape"]))

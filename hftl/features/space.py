@@ -191,9 +191,7 @@ class Space:
             found: npt.NDArray[np.bool_] = self._index.find(digests)[0] >= 0
         return found
 
-    def commit(
-        self, digests: Digests, columns: Mapping[str, Values], names: Sequence[str] | None = None
-    ) -> None:
+    def commit(self, digests: Digests, columns: Mapping[str, Values], names: Sequence[str] | None = None) -> None:
         """Store n rows for good: when this returns, they survive a crash of the machine.
 
         Args:
@@ -214,9 +212,7 @@ class Space:
             self.write_shard(part)
         self.touch()
 
-    def gather(
-        self, digests: Digests, columns: Collection[str] | None = None
-    ) -> dict[str, torch.Tensor | Ragged]:
+    def gather(self, digests: Digests, columns: Collection[str] | None = None) -> dict[str, torch.Tensor | Ragged]:
         """Read n rows in the order asked; a digest may be asked for more than once.
 
         Args:
@@ -230,8 +226,7 @@ class Space:
             MissingRowsError: rows are not stored, or their shard turned out to be damaged and was set aside.
         """
         return {
-            name: to_torch(column, self.columns[name])
-            for name, column in self.gather_arrays(digests, columns).items()
+            name: to_torch(column, self.columns[name]) for name, column in self.gather_arrays(digests, columns).items()
         }
 
     def gather_arrays(self, digests: Digests, columns: Collection[str] | None = None) -> dict[str, Column]:
@@ -248,9 +243,7 @@ class Space:
                     return gather_rows(lambda number: self.read_shard(self._names[number]), shard, row, specs)
                 except ShardGoneError:
                     self._refresh()
-        raise StoreError(
-            f"{self.path} keeps changing while it is read; run again when nothing else cleans it up"
-        )
+        raise StoreError(f"{self.path} keeps changing while it is read; run again when nothing else cleans it up")
 
     def _find(self, digests: Digests) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         shard, row = self._index.find(digests)
@@ -292,9 +285,7 @@ class Space:
             except (FileNotFoundError, NotADirectoryError):
                 return set()
             except OSError as error:
-                raise StoreError(
-                    f"cannot read {self._shards}: {error.strerror}; check its permissions"
-                ) from error
+                raise StoreError(f"cannot read {self._shards}: {error.strerror}; check its permissions") from error
             if names == last:
                 break
             last = names

@@ -130,12 +130,8 @@ class StatIndex:
         with ThreadPoolExecutor(_THREADS) as pool:
             for i in range(0, len(todo), _CHUNK):
                 some = todo[i : i + _CHUNK]
-                read = list(
-                    pool.map(_read_at_rest, [paths[j] for j in some], stats[some], itertools.repeat(now))
-                )
-                digests[some] = np.frombuffer(b"".join(digest for digest, _ in read), np.uint8).reshape(
-                    -1, 16
-                )
+                read = list(pool.map(_read_at_rest, [paths[j] for j in some], stats[some], itertools.repeat(now)))
+                digests[some] = np.frombuffer(b"".join(digest for digest, _ in read), np.uint8).reshape(-1, 16)
                 pending.append(some[[at_rest for _, at_rest in read]])
                 if time.monotonic() - saved > _SAVE_SECONDS or i + _CHUNK >= len(todo):
                     rest = np.concatenate(pending)

@@ -15,8 +15,17 @@ from pathlib import Path
 
 from hftl.errors import StoreError
 from hftl.features.compaction import compact
-from hftl.features.description import read_description
-from hftl.features.files import FILES, Files, alive, mode_of, process_mark, remove_orphans, store_errors
+from hftl.features.description import parse_description, read_description
+from hftl.features.files import (
+    FILES,
+    Files,
+    alive,
+    mode_of,
+    process_mark,
+    remove_orphans,
+    set_aside,
+    store_errors,
+)
 from hftl.features.identity import JSON, space_id
 from hftl.features.lease import in_use
 from hftl.features.shard import ColumnSpec
@@ -115,9 +124,7 @@ class FeatureStore:
 
     def compact(self) -> int:
         """Merge the small shards of every space; returns how many were merged away."""
-        return sum(
-            compact(space, worthwhile=2) for path in self._space_folders() if (space := self._open(path))
-        )
+        return sum(compact(space, worthwhile=2) for path in self._space_folders() if (space := self._open(path)))
 
     def gc(self, max_bytes: int) -> list[SpaceSummary]:
         """Remove spaces, the least recently used first, until the store has at most ``max_bytes``.
@@ -175,9 +182,7 @@ class FeatureStore:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
-            raise StoreError(
-                f"cannot read {self._folder}: {error.strerror}; check its permissions"
-            ) from error
+            raise StoreError(f"cannot read {self._folder}: {error.strerror}; check its permissions") from error
 
     def _open(self, path: Path) -> Space | None:
         """The space at ``path``; None where its description is missing or damaged."""
@@ -190,12 +195,21 @@ class FeatureStore:
         orphans = remove_orphans(path, self._files) + remove_orphans(path / "shards", self._files)
         space = self._open(path)
         if space is None:
-            return VerifyReport(summary, rows=0, bad=["space.json"], orphans=orphans)
+            bad = ["space.json"] if self._set_aside_description(path / "space.json") else []
+            return VerifyReport(summary, rows=0, bad=bad, orphans=orphans)
         rows = {name: _verified_rows(space, name) for name in sorted(space.shard_sizes())}
         bad = [name for name, count in rows.items() if count is None]
-        return VerifyReport(
-            summary, rows=sum(count or 0 for count in rows.values()), bad=bad, orphans=orphans
-        )
+        return VerifyReport(summary, rows=sum(count or 0 for count in rows.values()), bad=bad, orphans=orphans)
+
+    def _set_aside_description(self, path: Path) -> bool:
+        """Move a space.json that is damaged, not merely missing or of another format; the next run writes it."""
+        try:
+            damaged = parse_description(path.read_bytes(), path) is None
+        except (OSError, StoreError):
+            return False
+        if damaged:
+            set_aside(path, self._files, mode_of(self.root))
+        return damaged
 
     def _remove(self, path: Path, *, force: bool = False) -> bool:
         """Remove a space's folder; False where it is in use."""

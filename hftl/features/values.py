@@ -57,9 +57,7 @@ def to_storage(
             stored[name] = array
         if shape != wanted or not fits:
             kind = "ragged" if spec.ragged else "even"
-            raise StoreError(
-                f"column {name!r} of {place} holds {kind} rows of {spec.shape}; {n} rows got {shape}"
-            )
+            raise StoreError(f"column {name!r} of {place} holds {kind} rows of {spec.shape}; {n} rows got {shape}")
     return stored
 
 
@@ -88,9 +86,7 @@ def _to_numpy(value: torch.Tensor | Array, dtype: str, name: str) -> Array:
 
     tensor = value.detach().cpu()
     if tensor.dtype != getattr(torch, dtype):
-        raise StoreError(
-            f"column {name!r} is stored as {dtype}, not {str(tensor.dtype).removeprefix('torch.')}"
-        )
+        raise StoreError(f"column {name!r} is stored as {dtype}, not {str(tensor.dtype).removeprefix('torch.')}")
     if dtype == "bfloat16":
         tensor = tensor.contiguous().view(torch.uint16)
     array: Array = tensor.numpy()
