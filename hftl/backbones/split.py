@@ -291,6 +291,10 @@ def prove(model: nn.Module, split: Split, probes: Sequence[Mapping[str, Tensor]]
         with torch.no_grad():
             expected = model(**batch).logits
         kept = Capture(model, [split])(batch)[0]
+        for name, (_, shape) in split.kept().items():
+            value = kept[name]
+            if isinstance(value, Tensor) and list(value.shape[1:]) != list(shape):
+                raise SplitError(f"{name} has another size in each batch, and no mask says which of it is a row's own")
         if split.kind == "linear":
             module = model.get_submodule(split.linear or "")
             with torch.no_grad():
