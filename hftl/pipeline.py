@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from rich.table import Table
 
 from hftl import __version__
 from hftl.backbones.protocol import Backbone
+from hftl.backbones.source import Source
 from hftl.data import Data, load_data
 from hftl.errors import SplitError
 from hftl.export.card import write_card
@@ -107,7 +109,7 @@ def run(
             test_size=recipe.test_size,
         )
         describe(say, backbone, data)
-        resolved = as_json(recipe, spec, backbone, data)
+        resolved = as_json(name, recipe, spec, backbone, data)
         folder: RunFolder | None = on_main(lambda: open_folder(out, name, resume))
         log = folder.log if folder else _log_nothing
         if folder:
@@ -169,20 +171,17 @@ def run(
         metrics = evaluate(folder, trained.logits, data)
         metrics["features"] = features.counts | {"space": features.space.id} if features else dict(NO_FEATURES)
         metrics["head" if isinstance(method, Head) else "finetune"] = trained.report
+        metrics["rows"] = sizes(data)
         trained.export(folder.model)
-        write_card(
-            folder.model,
-            backbone=backbone.name,
-            commit=backbone.commit,
-            pipeline_tag=backbone.pipeline_tag,
-            library=backbone.library if probe.pooling == "native" else "sentence-transformers",
-            facts=facts(name, recipe, data, metrics),
-        )
         metrics["seconds"] = {
             "extract": round(features.seconds if features else 0.0, 3),
             "train": round(train_seconds, 3),
             "total": round(time.monotonic() - started, 3),
         }
+        library = backbone.library if probe.pooling == "native" else "sentence-transformers"
+        write_card(folder.model, resolved, metrics, library)
+        if (folder.path / "adapter").is_dir():
+            write_card(folder.path / "adapter", resolved, metrics, "peft")
         if features and features.bad:
             folder.write_json("skipped.json", [{"row": bad.row, "why": bad.why} for bad in features.bad])
         # Last, for where metrics.json stands a run is complete.
@@ -238,16 +237,22 @@ def scores(task: str, logits: torch.Tensor) -> np.ndarray:
     return np.asarray(logits.float().numpy())
 
 
-def as_json(recipe: Recipe, spec: BackboneSpec, backbone: Backbone, data: Data) -> dict[str, Any]:
+def as_json(name: str, recipe: Recipe, spec: BackboneSpec, backbone: Backbone, data: Data) -> dict[str, Any]:
     """Everything that a run was made of: every value, the backbone's commit, the data's identity, versions."""
     fields = {name: getattr(recipe, name) for name in Recipe.model_fields if name not in ("method", "data")}
+    source = getattr(backbone, "source", None)
+    stated = {"license": spec.license} if spec.license else {}
     return {
+        "name": name,
         "recipe": {**fields, "data": data.ref, "method": recipe.method.model_dump()},
         "backbone": {
             "name": backbone.name,
             "commit": backbone.commit,
             "plugin": spec.plugin,
             "plugin_version": spec.plugin_version,
+            "pipeline_tag": backbone.pipeline_tag,
+            "license": (source.license() if isinstance(source, Source) else {}) or stated,
+            "pickled": isinstance(source, Source) and source.pickled,
             "identity": backbone.identity(),
         },
         "data": {
@@ -259,7 +264,20 @@ def as_json(recipe: Recipe, spec: BackboneSpec, backbone: Backbone, data: Data) 
         },
         "versions": versions(),
         "platform": platform.platform(),
+        "hardware": hardware(),
     }
+
+
+def hardware() -> str:
+    """What the run computes on, for people."""
+    state = PartialState()
+    if state.device.type == "cuda":
+        name = torch.cuda.get_device_name(state.device)
+    elif state.device.type == "cpu":
+        name = f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    else:
+        name = state.device.type
+    return name if state.num_processes == 1 else f"{state.num_processes} processes, each on {name}"
 
 
 def versions() -> dict[str, str]:
@@ -274,21 +292,6 @@ def versions() -> dict[str, str]:
 def sizes(data: Data) -> dict[str, int]:
     """Rows of each split."""
     return {split.name: len(split) for split in (data.train, data.validation, data.test) if split is not None}
-
-
-def facts(name: str, recipe: Recipe, data: Data, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """What the model card tells."""
-    return {
-        "name": name,
-        "data": data.ref,
-        "task": data.task,
-        "label_names": data.label_names,
-        "method": recipe.method.model_dump()
-        | {"seed": recipe.seed, "chosen strength": metrics.get("head", {}).get("chosen")},
-        "metrics": metrics["eval"],
-        "sizes": sizes(data),
-        "versions": versions(),
-    }
 
 
 def describe(say: Console, backbone: Backbone, data: Data) -> None:

@@ -1,57 +1,358 @@
-"""The model card: what a model is, how it is used, how it was made and how well it does."""
+"""The model card: what a model is, how it is used, how it was made, how well it does and where that ends.
+
+Everything in it comes from ``recipe.json`` and ``metrics.json``, so a card can be made again from a run's folder. Names
+of labels, columns and data were written by other people: none of it may become YAML, Markdown, HTML or a terminal's
+commands.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from hftl.methods import METHODS
 
-def write_card(
-    folder: Path,
-    *,
-    backbone: str,
-    commit: str | None,
-    pipeline_tag: str,
-    library: str,
-    facts: Mapping[str, Any],
-) -> None:
-    """Write ``README.md`` into a model folder.
+MOST_LABELS = 200
+MOST_CLASSES_IN_TABLE = 12
+MOST_ROWS = 20
+
+# The Hub's ids of metrics, and what they are called there.
+METRICS = {
+    "accuracy": ("accuracy", "Accuracy"),
+    "subset_accuracy": ("accuracy", "Subset accuracy"),
+    "f1_macro": ("f1", "F1 (macro)"),
+    "f1_micro": ("f1", "F1 (micro)"),
+    "f1_weighted": ("f1", "F1 (weighted)"),
+    "map": ("mean_average_precision", "Mean average precision"),
+    "mse": ("mse", "Mean squared error"),
+    "mae": ("mae", "Mean absolute error"),
+    "r2": ("r_squared", "R²"),
+    "pearson": ("pearsonr", "Pearson's correlation"),
+    "spearman": ("spearmanr", "Spearman's correlation"),
+}
+PROBLEM_TYPES = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+AUTO_CLASSES = {
+    "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor", "image_processor"),
+    "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer", "tokenizer"),
+}
+HOW = {
+    "head": "the backbone stays as it was, and a new head was solved on its features",
+    "full": "all of its parameters were fine-tuned with a new head",
+    "partial": "its last blocks were fine-tuned with a new head",
+    "lora": "low-rank updates of its layers (LoRA) and a new head were trained",
+}
+
+
+def write_card(folder: Path, made: Mapping[str, Any], metrics: Mapping[str, Any], library: str) -> None:
+    """Write ``README.md`` into a folder with a model or an adapter.
 
     Args:
-        folder: the exported model.
-        backbone: what the user calls the backbone; a Hub id where ``commit`` is given.
-        commit: the backbone's commit on the Hub.
-        pipeline_tag: the Hub's task name.
-        library: ``"transformers"`` or ``"sentence-transformers"``.
-        facts: what the template prints: name, data, task, label_names, method, metrics, sizes, versions.
+        folder: where.
+        made: what ``recipe.json`` holds.
+        metrics: what ``metrics.json`` holds.
+        library: the Hub's name of the library that loads it, such as ``"transformers"`` or ``"peft"``.
     """
-    metadata = ModelCardData(
-        base_model=backbone if commit else None,
-        pipeline_tag=pipeline_tag,
-        library_name=library,
-        tags=["hftl", "transfer-learning"],
-        # One metric of many stands for the model in the Hub's lists.
-        metrics=[name for name in ("accuracy", "f1_macro", "r2") if name in facts["metrics"]][:1],
-    )
+    (folder / "README.md").write_text(card(made, metrics, library), encoding="utf-8")
+
+
+def card(made: Mapping[str, Any], metrics: Mapping[str, Any], library: str) -> str:
+    """The card's text, metadata included; ``"PATH_OR_REPO_ID"`` in it stands for where the model will be."""
     environment = Environment(
         loader=PackageLoader("hftl.export", "."),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # HTML is escaped by `cell`, with Markdown, wherever text is not our own
     )
-    environment.filters["cell"] = escape_cell
-    text = environment.get_template("card.md.jinja").render(
-        backbone=backbone, commit=commit, pipeline_tag=pipeline_tag, library=library, **facts
-    )
-    (folder / "README.md").write_text(f"---\n{metadata.to_yaml()}\n---\n\n{text}\n", encoding="utf-8")
+    environment.filters |= {"cell": cell, "python": python, "number": number}
+    text = environment.get_template("card.md.jinja").render(_facts(made, metrics, library))
+    text = re.sub(r"\n{4,}", "\n\n", re.sub(r" +\n", "\n", text))
+    return f"---\n{metadata(made, metrics, library).to_yaml()}\n---\n\n{text}"
 
 
-def escape_cell(value: object) -> str:
-    """Text for a cell of a Markdown table: nothing in it is markup, HTML or a line break."""
+# ── metadata ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def metadata(made: Mapping[str, Any], metrics: Mapping[str, Any], library: str) -> ModelCardData:
+    """What the Hub indexes."""
+    backbone, identity = made["backbone"], made["data"]["identity"]
+    on_hub = backbone["commit"] is not None and is_repo_id(backbone["name"])
+    known = [METRICS[name][0] for name in metrics["eval"] if name in METRICS]
+    relation: dict[str, Any] = {"base_model_relation": "adapter" if library == "peft" else "finetune"} if on_hub else {}
+    return ModelCardData(
+        base_model=backbone["name"] if on_hub else None,
+        datasets=[identity["repo"]] if is_repo_id(identity.get("repo")) else None,
+        eval_results=_eval_results(made, metrics),
+        library_name=library,
+        metrics=list(dict.fromkeys(known)) or None,
+        model_name=made["name"],
+        pipeline_tag=backbone["pipeline_tag"],
+        tags=["hftl", "transfer-learning", made["recipe"]["method"]["name"]],
+        **_license(backbone["license"]),
+        **relation,
+    )
+
+
+def _license(stated: Mapping[str, str]) -> dict[str, Any]:
+    """The backbone's licence, if it is one that the Hub takes: an identifier, or ``other`` with a name or a link."""
+    if not re.fullmatch(r"[\w.-]+", stated.get("license", "")):
+        return {}
+    return {name: printable(value) for name, value in stated.items()}
+
+
+def _eval_results(made: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[EvalResult]:
+    identity = made["data"]["identity"]
+    repo = identity.get("repo")
+    return [
+        EvalResult(
+            task_type=made["backbone"]["pipeline_tag"],
+            dataset_type=repo if is_repo_id(repo) else "custom",
+            dataset_name=printable(data_name(made)),
+            dataset_config=identity.get("config"),
+            dataset_revision=identity.get("commit") if is_repo_id(repo) else None,
+            metric_type=METRICS[name][0],
+            metric_name=METRICS[name][1],
+            metric_value=value,
+        )
+        for name, value in metrics["eval"].items()
+        if name in METRICS and value is not None
+    ]
+
+
+def is_repo_id(name: object) -> bool:
+    """Whether a name can be one of a repository on the Hub."""
+    return isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII) is not None
+
+
+# ── text ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _facts(made: Mapping[str, Any], metrics: Mapping[str, Any], library: str) -> dict[str, Any]:
+    """What the template tells."""
+    backbone, data, method = made["backbone"], made["data"], made["recipe"]["method"]
+    task, names, identity = data["task"], data["label_names"], data["identity"]
+    tag = backbone["pipeline_tag"]
+    auto_model, auto_processor, processor_argument = AUTO_CLASSES.get(tag, ("", "", ""))
+    computed, columns = metrics["eval"], identity.get("columns", {})
+    report = metrics.get("head", {})
+    return {
+        "name": made["name"],
+        "what": _what(task, len(names), tag),
+        "base": _base(backbone),
+        "how": HOW[method["name"]],
+        "library": library,
+        "pipeline_tag": tag,
+        "auto_model": auto_model,
+        "auto_processor": auto_processor,
+        "processor_argument": processor_argument,
+        "backbone": backbone["name"],
+        "commit": backbone["commit"],
+        "problem_type": PROBLEM_TYPES[task],
+        "example": _example(tag, task, len(columns.get("inputs", ()))),
+        "reading": "logits" if task == "regression" else "[labels[row.argmax()] for row in logits]",
+        "task": task,
+        "task_said": task.replace("_", " "),
+        "label_names": names,
+        "most_labels": MOST_LABELS,
+        "data": data_name(made),
+        "data_commit": identity.get("commit") if is_repo_id(identity.get("repo")) else None,
+        "sizes": metrics.get("rows", data["rows"]),
+        "notes": [_at_home(note, made) for note in data["notes"]],
+        "scores": {name: value for name, value in computed.items() if value is None or isinstance(value, (int, float))},
+        **_by_class(computed, names),
+        "calibration": report.get("calibration"),
+        "settings": _settings(made, report),
+        "recipe": recipe_source(made),
+        "hardware": made["hardware"],
+        "seconds_said": ", ".join(f"{name} {value:,.1f} s" for name, value in metrics["seconds"].items()),
+        "versions": made["versions"],
+        "limitations": list(_limitations(made, metrics)),
+    }
+
+
+def _what(task: str, labels: int, tag: str) -> str:
+    things = {"image-classification": "images", "text-classification": "texts"}.get(tag, "inputs")
+    if task == "single_label":
+        return f"It gives {things} one of {labels:,} labels."
+    if task == "multi_label":
+        return f"It gives {things} any of {labels:,} labels, each decided on its own."
+    return f"It predicts {'a number' if labels == 1 else f'{labels:,} numbers'} from {things}."
+
+
+def _base(backbone: Mapping[str, Any]) -> str:
+    if backbone["commit"] and is_repo_id(backbone["name"]):
+        name = backbone["name"]
+        return f"[{cell(name)}](https://huggingface.co/{name}) at commit `{backbone['commit']}`"
+    return cell(backbone["name"])
+
+
+def _example(tag: str, task: str, inputs: int) -> str:
+    """The arguments of a pipeline for one example."""
+    more = ", top_k=None" if task != "single_label" else ""
+    if tag == "image-classification":
+        # The image pipeline knows nothing of regressions.
+        return f'"photo.jpg"{more}' + (', function_to_apply="none"' if task == "regression" else "")
+    text = '{"text": "some text", "text_pair": "another text"}' if inputs == 2 else '"some text"'
+    return f"{text}{more}, truncation=True"
+
+
+def _by_class(computed: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Tables of classes and of their confusion, or of the worst of them where there are many."""
+    classes = list(computed.get("per_class", {}).items())
+    title = "By label:"
+    if len(classes) > MOST_ROWS:
+        classes = sorted(classes, key=lambda item: item[1]["f1"])[:MOST_ROWS]
+        title = f"The {MOST_ROWS} labels with the lowest F1:"
+    confusion = computed.get("confusion")
+    confused = []
+    if confusion and len(names) > MOST_CLASSES_IN_TABLE:
+        wrong = [(n, i, j) for i, row in enumerate(confusion) for j, n in enumerate(row) if n and i != j]
+        confused = [(n, names[i], names[j]) for n, i, j in sorted(wrong, reverse=True)[:MOST_ROWS]]
+        confusion = None
+    return {"per_class": classes, "per_class_title": title, "confusion": confusion, "confused": confused}
+
+
+def _settings(made: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+    """Every field of the recipe, and what was chosen by the data."""
+    fields = {name: value for name, value in made["recipe"].items() if name not in ("method", "data", "backbone")}
+    options = made["recipe"]["method"]
+    method = {"method": options["name"]} | {f"method.{n}": value for n, value in options.items() if n != "name"}
+    chosen = {
+        f"chosen {name}": report[key] for name, key in (("strength", "chosen"), ("on", "chosen_on")) if key in report
+    }
+    return {**method, **chosen, **fields}
+
+
+def _limitations(made: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+    backbone, task = made["backbone"], made["data"]["task"]
+    rows = metrics.get("rows", made["data"]["rows"])
+    found = [
+        f"The results are of {rows['test']:,} rows of the same data; other sources and times were not measured.",
+        f"What {_base(backbone)} gets wrong about people and things, this model gets wrong too; see its card.",
+    ]
+    if task == "single_label":
+        found.append("It always answers with one of its labels, also for what is none of them.")
+    rare = [n for n, row in metrics["eval"].get("per_class", {}).items() if row["support"] < 10]
+    if rare:
+        found.append(f"{len(rare):,} labels have fewer than 10 test rows, so their numbers are rough.")
+    if metrics["eval"].get("accuracy") == 1.0:
+        found.append(
+            "No test row was predicted wrong: the test split is too small or too easy to tell how often it errs."
+        )
+    truncated = metrics.get("features", {}).get("truncated")
+    if truncated:
+        found.append(
+            f"{truncated:,} texts were longer than the model reads; what is beyond {_max_length(made)} was not read."
+        )
+    if made["backbone"].get("pickled"):
+        found.append("The backbone's weights were published as a pickle; they were read as nothing but tensors.")
+    if task != "regression" and not metrics.get("head", {}).get("calibration"):
+        found.append("The scores were not calibrated: they rank labels, but are no probabilities.")
+    return found
+
+
+def _max_length(made: Mapping[str, Any]) -> str:
+    length = made["backbone"]["identity"].get("processor", {}).get("max_length")
+    return f"{length:,} tokens" if length else "its limit"
+
+
+# ── the recipe ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def recipe_source(made: Mapping[str, Any]) -> str:
+    """A recipe file that does the same again: commits are pinned, and what has its default value is left out."""
+    fields, method = made["recipe"], made["recipe"]["method"]
+    kind = METHODS[method["name"]]
+    options = {
+        n: v
+        for n, v in method.items()
+        if n != "name" and v != kind.model_fields[n].get_default(call_default_factory=True)
+    }
+    backbone, identity = made["backbone"], made["data"]["identity"]
+    lines = {
+        "backbone": f"{backbone['name']}@{backbone['commit']}" if backbone["commit"] else backbone["name"],
+        "data": f"{data_name(made)}@{identity['commit']}" if is_repo_id(identity.get("repo")) else data_name(made),
+    }
+    defaults = {
+        "task": None,
+        "input_columns": None,
+        "label_columns": None,
+        "max_length": None,
+        "test_size": 0.2,
+        "seed": 0,
+    }
+    lines |= {name: fields[name] for name, default in defaults.items() if fields.get(name, default) != default}
+    call = f"{kind.__name__}({', '.join(f'{name}={python(value)}' for name, value in options.items())})"
+    name = made["name"] if made["name"].isidentifier() else "made"
+    return "\n".join(
+        [
+            f"from hftl import {', '.join(sorted([kind.__name__, 'Recipe'], key=str.lower))}, recipe",
+            "",
+            "",
+            "@recipe",
+            f"def {name}() -> Recipe:",
+            "    return Recipe(",
+            *(f"        {field}={python(value)}," for field, value in lines.items()),
+            f"        method={call},",
+            "    )",
+        ]
+    )
+
+
+def data_name(made: Mapping[str, Any]) -> str:
+    """What the data are called: of files here only the last name, for the folders above are nobody's business."""
+    ref = str(made["recipe"]["data"])
+    identity = made["data"]["identity"]
+    if is_repo_id(identity.get("repo")):
+        config = f":{identity['config']}" if ":" in ref.partition("@")[0] else ""
+        return f"{identity['repo']}{config}"
+    return ref if ref.startswith("sample:") else Path(ref).name or "data"
+
+
+def _at_home(note: str, made: Mapping[str, Any]) -> str:
+    """A note without the folders that this machine's files are in."""
+    ref = str(made["recipe"]["data"])
+    return note.replace(ref, data_name(made)) if "/" in ref else note
+
+
+# ── escaping ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# Joiners that emoji and scripts are written with; everything else that cannot be seen is no part of a name.
+JOINERS = "\u200c\u200d"
+ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+# What has a meaning inside a line of Markdown; what makes an address a link; what begins a list, a rule or a title.
+MARKUP = re.compile(r"[<>&]|[\\`*_{}\[\]#|~$^@]|:(?=\S)|(?<=www)\.|^[-+=]|^\d+[.)]", re.IGNORECASE)
+
+
+def printable(value: object) -> str:
+    """Text on one line, with a mark in place of what cannot be printed: control characters, changes of direction."""
     text = " ".join(str(value).split())
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return "".join(f"\\{c}" if c in "\\`*_{}[]()#+!|~" else c for c in text)
+    return "".join(c if c.isprintable() or c in JOINERS else "\ufffd" for c in text)
+
+
+def cell(value: object) -> str:
+    """Text for a cell of a Markdown table or the middle of a line: no markup, HTML, link or line break is in it."""
+    return MARKUP.sub(lambda found: ENTITIES.get(found[0], f"{found[0][:-1]}\\{found[0][-1]}"), printable(value))
+
+
+def python(value: object) -> str:
+    """A value as Python source on one line, with the quotes that formatters prefer."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(python, value))}]"
+    text = repr(value)
+    return f'"{text[1:-1]}"' if isinstance(value, str) and text[0] == "'" and not set("\"'") & set(value) else text
+
+
+def number(value: float | None) -> str:
+    """A number with four digits; what is undefined is said to be."""
+    return "undefined" if value is None else f"{value:.4f}" if abs(value) < 1000 else f"{value:,.1f}"
