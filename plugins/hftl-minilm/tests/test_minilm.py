@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+
 from hftl.testing import check_backbone
 
 
@@ -22,7 +24,11 @@ INTENTS = {
     "top_up": ["how do I top up", "my top up failed", "can I top up by cheque", "add money to my account"],
     "exchange_rate": ["what is the exchange rate", "the rate was wrong", "your dollar rate today", "rates for euros"],
 }
-HELD_OUT = {"lost_card": "where is my card, it is gone", "top_up": "topping up does not work", "exchange_rate": "euro rate"}
+HELD_OUT = {
+    "lost_card": "where is my card, it is gone",
+    "top_up": "topping up does not work",
+    "exchange_rate": "euro rate",
+}
 
 
 def test_recipe_on_a_folder_of_csv(tmp_path: Path) -> None:
@@ -34,7 +40,10 @@ def test_recipe_on_a_folder_of_csv(tmp_path: Path) -> None:
             csv.writer(file).writerows([("text", "label"), *rows])
     out = tmp_path / "run"
     command = ["run", "minilm", "--data", str(tmp_path), "--folds", "2", "--offline", "--quiet", "--out", str(out)]
-    done = subprocess.run([sys.executable, "-m", "hftl", *command], capture_output=True, text=True, check=False)
+    environment = {**os.environ, "HFTL_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-m", "hftl", *command], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((out / "metrics.json").read_text())["eval"]["accuracy"] == 1.0
 
