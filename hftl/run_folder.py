@@ -38,7 +38,8 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"cannot make the folder {path}: {error.strerror}; give another with --out") from error
         self.model = path / "model"
-        self._events = (path / "events.jsonl").open("a" if resume else "w", encoding="utf-8")
+        if not resume:
+            (path / "events.jsonl").unlink(missing_ok=True)
         self._started = time.monotonic()
 
     @classmethod
@@ -74,8 +75,8 @@ class RunFolder:
     def log(self, event: str, **values: Any) -> None:
         """Append one line to ``events.jsonl`` and tell the plugins."""
         line = {"event": event, "seconds": round(time.monotonic() - self._started, 4), **values}
-        self._events.write(json.dumps(line, default=str) + "\n")
-        self._events.flush()
+        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, default=str) + "\n")
         plugins().tell("hftl_log", event=line)
 
     def write_json(self, name: str, value: Mapping[str, Any] | Sequence[Any]) -> None:
@@ -112,7 +113,3 @@ class RunFolder:
             columns["label"] = list(labels)
             columns["prediction"] = list(probabilities)
         pq.write_table(pa.table(columns), self.path / "predictions.parquet")
-
-    def close(self) -> None:
-        """Close ``events.jsonl``."""
-        self._events.close()
