@@ -19,17 +19,19 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from hftl.backbones.protocol import Backbone
-from hftl.backbones.split import Split, replaying
+from hftl.backbones.split import Split
 from hftl.data import Data
 from hftl.data import Split as DataSplit
 from hftl.errors import BadRowError, HftlError, SplitError
 from hftl.export.model import export_model, export_sentence_transformer, fold
-from hftl.features.extract import Report, Rows, digest_rows, extract
+from hftl.features.extract import Report, Rows, digest_rows, extract, open_space
 from hftl.features.shard import Digests
 from hftl.features.space import Space
 from hftl.features.stat_index import StatIndex
+from hftl.features.store import FeatureStore, cache_root
 from hftl.heads import fit_linear
 from hftl.methods import Head
+from hftl.registry import BackboneSpec
 
 Columns = dict[str, Any]
 
@@ -75,24 +77,39 @@ class Features:
 
 
 def features_of(
+    spec: BackboneSpec,
     backbone: Backbone,
     config: Any,
-    space: Space,
     data: Data,
-    index: StatIndex,
     *,
-    pooling: str,
+    pooling: str = "native",
+    also: Sequence[str] = (),
     precision: str = "no",
     on_bad_row: str = "error",
     quiet: bool = False,
 ) -> Features:
     """The features of every row of every split, computed where missing; each process computes its share.
 
+    Args:
+        spec: who registered the backbone.
+        backbone: the pretrained network.
+        config: the configuration to build it with.
+        data: the rows.
+        pooling: which features: ``"native"`` for what the model's own head reads, ``"mean"`` or ``"cls"``.
+        also: other poolings to store from the same pass.
+        precision: ``"no"`` for float32 throughout, ``"bf16"`` or ``"fp16"`` for autocast.
+        on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
+        quiet: print no progress.
+
     Raises:
         BadRowError: a row cannot be decoded and ``on_bad_row`` is ``"error"``.
         SplitError: the backbone cannot be split exactly.
         StoreError: features cannot be stored.
     """
+    store, index = FeatureStore(cache_root()), StatIndex(cache_root() / "digests" / "files.safetensors")
+    plugin = {"name": spec.plugin, "version": spec.plugin_version}
+    views = {view: open_space(store, backbone, plugin, view, index, precision) for view in (pooling, *also)}
+    space = views[pooling]
     state = PartialState()
     started = time.monotonic()
     bad: list[BadRowError] = []
@@ -107,7 +124,7 @@ def features_of(
             extract,
             backbone,
             config,
-            {pooling: space},
+            views,
             Rows([part.split.inputs for part in parts]),
             np.concatenate([part.digests for part in parts]),
             device=state.device,

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,31 +13,26 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from rich.console import Console
-from rich.table import Table
 
-from hftl import __version__
 from hftl.backbones.protocol import Backbone
-from hftl.backbones.source import Source
+from hftl.console import describe, describe_features, quiet_libraries, report
 from hftl.data import Data, load_data
 from hftl.errors import SplitError
 from hftl.export.card import write_card
-from hftl.features.extract import open_space
-from hftl.features.stat_index import StatIndex
-from hftl.features.store import FeatureStore, cache_root
 from hftl.finetune.parallel import on_main, share
 from hftl.frozen import Features, TrainedHead, features_of, train_head
 from hftl.methods import Head
 from hftl.metrics import evaluate_predictions
 from hftl.plugins import plugins
+from hftl.provenance import as_json, sizes
 from hftl.recipes import Recipe
-from hftl.registry import BackboneOptions, BackboneSpec, add_metrics, find, load
+from hftl.registry import BackboneOptions, add_metrics, find, load
 from hftl.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from hftl.finetune.train import Trained
 
 NO_FEATURES = {"rows": 0, "computed": 0, "reused": 0}
-LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "safetensors", "numpy")
 
 
 @dataclass(frozen=True)
@@ -98,16 +89,7 @@ def run(
     with quiet_libraries():
         spec = find(recipe.backbone)
         backbone = load(spec, BackboneOptions(recipe.max_length, offline, allow_pickle))
-        data = load_data(
-            recipe.data,
-            wants=backbone.wants,
-            suffixes=backbone.suffixes,
-            input_columns=recipe.input_columns,
-            label_columns=recipe.label_columns,
-            task=recipe.task,
-            seed=recipe.seed,
-            test_size=recipe.test_size,
-        )
+        data = data_of(recipe, backbone)
         describe(say, backbone, data)
         resolved = as_json(name, recipe, spec, backbone, data)
         folder: RunFolder | None = on_main(lambda: open_folder(out, name, resume))
@@ -121,23 +103,12 @@ def run(
         config = backbone.config(data.task, data.label_names)
         features = None
         if isinstance(method, Head) or method.init == "probe":
-            index = StatIndex(cache_root() / "digests" / "files.safetensors")
-            plugin = {"name": spec.plugin, "version": spec.plugin_version}
-            space = open_space(FeatureStore(cache_root()), backbone, plugin, probe.pooling, index)
             features = features_of(
-                backbone,
-                config,
-                space,
-                data,
-                index,
-                pooling=probe.pooling,
-                on_bad_row=on_bad_row,
-                quiet=quiet,
+                spec, backbone, config, data, pooling=probe.pooling, on_bad_row=on_bad_row, quiet=quiet
             )
             data = features.of(data)
-            log("features", **features.counts, space=space.id)
-            for note in _feature_notes(features):
-                say.print(note)
+            log("features", **features.counts, space=features.space.id)
+            describe_features(say, features)
 
         fitting = time.monotonic()
         trained: TrainedHead | Trained | None
@@ -191,6 +162,20 @@ def run(
     return Run(folder.path, metrics)
 
 
+def data_of(recipe: Recipe, backbone: Backbone) -> Data:
+    """The data that a recipe names, as its backbone reads them."""
+    return load_data(
+        recipe.data,
+        wants=backbone.wants,
+        suffixes=backbone.suffixes,
+        input_columns=recipe.input_columns,
+        label_columns=recipe.label_columns,
+        task=recipe.task,
+        seed=recipe.seed,
+        test_size=recipe.test_size,
+    )
+
+
 def open_folder(out: Path | None, name: str, resume: bool) -> RunFolder:
     """The run's folder: the one asked for, the one to go on with, or a new one."""
     if out:
@@ -235,122 +220,3 @@ def scores(task: str, logits: torch.Tensor) -> np.ndarray:
     elif task == "multi_label":
         logits = logits.sigmoid()
     return np.asarray(logits.float().numpy())
-
-
-def as_json(name: str, recipe: Recipe, spec: BackboneSpec, backbone: Backbone, data: Data) -> dict[str, Any]:
-    """Everything that a run was made of: every value, the backbone's commit, the data's identity, versions."""
-    fields = {name: getattr(recipe, name) for name in Recipe.model_fields if name not in ("method", "data")}
-    source = getattr(backbone, "source", None)
-    stated = {"license": spec.license} if spec.license else {}
-    return {
-        "name": name,
-        "recipe": {**fields, "data": data.ref, "method": recipe.method.model_dump()},
-        "backbone": {
-            "name": backbone.name,
-            "commit": backbone.commit,
-            "plugin": spec.plugin,
-            "plugin_version": spec.plugin_version,
-            "pipeline_tag": backbone.pipeline_tag,
-            "license": (source.license() if isinstance(source, Source) else {}) or stated,
-            "pickled": isinstance(source, Source) and source.pickled,
-            "identity": backbone.identity(),
-        },
-        "data": {
-            "identity": data.identity,
-            "task": data.task,
-            "label_names": data.label_names,
-            "rows": sizes(data),
-            "notes": data.notes,
-        },
-        "versions": versions(),
-        "platform": platform.platform(),
-        "hardware": hardware(),
-    }
-
-
-def hardware() -> str:
-    """What the run computes on, for people."""
-    state = PartialState()
-    if state.device.type == "cuda":
-        name = torch.cuda.get_device_name(state.device)
-    elif state.device.type == "cpu":
-        name = f"{os.cpu_count()} CPU cores ({platform.machine()})"
-    else:
-        name = state.device.type
-    return name if state.num_processes == 1 else f"{state.num_processes} processes, each on {name}"
-
-
-def versions() -> dict[str, str]:
-    """The versions of hftl and of the libraries it stands on."""
-    return {
-        "hftl": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in LIBRARIES},
-    }
-
-
-def sizes(data: Data) -> dict[str, int]:
-    """Rows of each split."""
-    return {split.name: len(split) for split in (data.train, data.validation, data.test) if split is not None}
-
-
-def describe(say: Console, backbone: Backbone, data: Data) -> None:
-    """Print what was found and inferred before any long work."""
-    commit = f" at {backbone.commit[:12]}" if backbone.commit else ""
-    say.print(f"backbone  {backbone.name}{commit} ({backbone.modality})", markup=False, soft_wrap=True)
-    counts = ", ".join(f"{name} {rows:,}" for name, rows in sizes(data).items())
-    classes = f", {len(data.label_names):,} labels" if data.task != "regression" else ""
-    say.print(
-        f"data      {data.ref}: {counts} rows; {data.task.replace('_', ' ')}{classes}",
-        markup=False,
-        soft_wrap=True,
-    )
-    for note in data.notes:
-        say.print(f"          {note}", markup=False, soft_wrap=True)
-
-
-def _feature_notes(features: Features) -> Iterator[str]:
-    counts = features.counts
-    yield f"features  {counts['computed']:,} computed, {counts['reused']:,} reused"
-    if counts["truncated"]:
-        yield f"          {counts['truncated']:,} texts were longer than the model reads and were cut (--max-length)"
-    if features.bad:
-        yield f"          {len(features.bad):,} rows could not be decoded and were left out; skipped.json lists them"
-
-
-def report(say: Console, data: Data, metrics: Mapping[str, Any], folder: Path) -> None:
-    """Print the table of results and where everything is."""
-    table = Table()
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for name, value in metrics["eval"].items():
-        if isinstance(value, float):
-            table.add_row(name, f"{value:.4f}")
-    say.print(table)
-    seconds = metrics["seconds"]
-    say.print(f"seconds   extract {seconds['extract']:.1f}, train {seconds['train']:.1f}, total {seconds['total']:.1f}")
-    say.print(f"run       {folder}", markup=False, soft_wrap=True)
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Silence the chatter of transformers and datasets (load reports, progress bars) while a run speaks for itself."""
-    import datasets
-    from transformers.utils import logging
-
-    level, bars, data_bars = (
-        logging.get_verbosity(),
-        logging.is_progress_bar_enabled(),
-        datasets.are_progress_bars_disabled(),
-    )
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-        if not data_bars:
-            datasets.enable_progress_bars()

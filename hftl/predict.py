@@ -18,7 +18,7 @@ from hftl.data.columns import TEXT_NAMES
 from hftl.data.folders import list_files
 from hftl.data.tables import read_tables
 from hftl.errors import BackboneError, BadRowError, DataError
-from hftl.pipeline import quiet_libraries
+from hftl.console import quiet_libraries
 from hftl.registry import BackboneOptions, find, load
 
 TABLES = {".csv", ".tsv", ".jsonl", ".json", ".parquet"}

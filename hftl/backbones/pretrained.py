@@ -119,9 +119,7 @@ class PretrainedBackbone:
                 **options,
             )
         except (OSError, ValueError, RuntimeError, ImportError) as error:
-            raise BackboneError(
-                f"{self.name} cannot be loaded: {' '.join(str(error).split())[:300]}"
-            ) from error
+            raise BackboneError(f"{self.name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
         without_generation(model.config)
         return model.eval(), set(loading["missing_keys"]) | {key[0] for key in loading["mismatched_keys"]}
 

@@ -252,9 +252,7 @@ def find_split(model: nn.Module, head: set[str], probes: Sequence[Mapping[str, T
     )
 
 
-def pooled_split(
-    model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]], pooling: str
-) -> Split:
+def pooled_split(model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]], pooling: str) -> Split:
     """A cut that keeps one pooled vector of the frozen body's last output instead of what the model's own head reads.
 
     Raises:
@@ -339,9 +337,7 @@ def _whole_candidate(model: nn.Module, head: set[str], probes: Sequence[Mapping[
     return _replay_split(model, head, probes[0], None)
 
 
-def _replay_split(
-    model: nn.Module, head: set[str], batch: Mapping[str, Tensor], positions: int | None
-) -> Split:
+def _replay_split(model: nn.Module, head: set[str], batch: Mapping[str, Tensor], positions: int | None) -> Split:
     recorded, gradients = _dependence(model, head, batch)
     if not any(g is not None for call in gradients for g in call):
         raise SplitError("the logits depend on no frozen module")
@@ -591,9 +587,7 @@ class Replay:
     def _padded(self, kept: Mapping[str, Any]) -> tuple[dict[str, Tensor], int, int]:
         """Ragged columns padded on the right with zeros; the number of rows and of tokens."""
         columns = {
-            name: nn.utils.rnn.pad_sequence(list(value), batch_first=True)
-            if isinstance(value, list)
-            else value
+            name: nn.utils.rnn.pad_sequence(list(value), batch_first=True) if isinstance(value, list) else value
             for name, value in kept.items()
         }
         rows = len(next(iter(columns.values())))

@@ -60,17 +60,13 @@ class TextBackbone(PretrainedBackbone):
                 self.source.folder, trust_remote_code=False, local_files_only=True
             )
         except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-            raise BackboneError(
-                f"{self.name} has no usable tokenizer: {' '.join(str(error).split())[:200]}"
-            ) from error
+            raise BackboneError(f"{self.name} has no usable tokenizer: {' '.join(str(error).split())[:200]}") from error
         if not tokenizer.is_fast:
             raise BackboneError(f"{self.name} has only a slow tokenizer; hftl needs a tokenizer.json")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         if tokenizer.pad_token is None:
-            raise BackboneError(
-                f"{self.name}: its tokenizer has no padding, end or unknown token to pad with"
-            )
+            raise BackboneError(f"{self.name}: its tokenizer has no padding, end or unknown token to pad with")
         return tokenizer
 
     def processor_identity(self) -> dict[str, Any]:
@@ -162,10 +158,6 @@ class TextBackbone(PretrainedBackbone):
         # so with a padding index on its position embedding.
         model = self.skeleton(super().config("single_label", ["a", "b"]))
         for name, module in model.named_modules():
-            if (
-                "position" in name
-                and isinstance(module, torch.nn.Embedding)
-                and module.padding_idx is not None
-            ):
+            if "position" in name and isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
                 return limit - module.padding_idx - 1
         return limit

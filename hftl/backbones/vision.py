@@ -20,9 +20,7 @@ from hftl.data.images import decode_image
 from hftl.errors import BackboneError
 
 # What Pillow reads without plugins and people keep photographs in.
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"}
-)
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"})
 
 
 class ImageBackbone(PretrainedBackbone):

@@ -275,9 +275,7 @@ class _Extraction:
             torch.cuda.empty_cache()
         half = len(encoded) // 2
         parts = [self._forward(capture, part) for part in (encoded[:half], encoded[half:])]
-        return [
-            {name: _join([one[name], other[name]]) for name in one} for one, other in zip(*parts, strict=True)
-        ]
+        return [{name: _join([one[name], other[name]]) for name in one} for one, other in zip(*parts, strict=True)]
 
     def _hold(self, held: list[int], encoded: Sequence[Encoded], views: list[dict[str, Any]]) -> None:
         truncated = torch.tensor([row.truncated for row in encoded], dtype=torch.uint8)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hftl.pipeline import quiet_libraries
+from hftl.console import quiet_libraries
 from hftl.plugins import one_line
 from hftl.testing.checks import CHECKS
 from hftl.testing.subject import CheckError, Plain, Subject

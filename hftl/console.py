@@ -1,0 +1,83 @@
+"""What a run prints: what it found and inferred first, the table of results and where everything is last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from hftl.backbones.protocol import Backbone
+from hftl.data import Data
+from hftl.frozen import Features
+from hftl.provenance import sizes
+
+
+def describe(say: Console, backbone: Backbone, data: Data) -> None:
+    """Print what was found and inferred before any long work."""
+    commit = f" at {backbone.commit[:12]}" if backbone.commit else ""
+    say.print(f"backbone  {backbone.name}{commit} ({backbone.modality})", markup=False, soft_wrap=True)
+    counts = ", ".join(f"{name} {rows:,}" for name, rows in sizes(data).items())
+    classes = f", {len(data.label_names):,} labels" if data.task != "regression" else ""
+    say.print(
+        f"data      {data.ref}: {counts} rows; {data.task.replace('_', ' ')}{classes}",
+        markup=False,
+        soft_wrap=True,
+    )
+    for note in data.notes:
+        say.print(f"          {note}", markup=False, soft_wrap=True)
+
+
+def describe_features(say: Console, features: Features) -> None:
+    """Print what was computed and what was known, cut or left out."""
+    counts = features.counts
+    say.print(f"features  {counts['computed']:,} computed, {counts['reused']:,} reused")
+    if counts["truncated"]:
+        say.print(
+            f"          {counts['truncated']:,} texts were longer than the model reads and were cut (--max-length)"
+        )
+    if features.bad:
+        say.print(
+            f"          {len(features.bad):,} rows could not be decoded and were left out; skipped.json lists them"
+        )
+
+
+def report(say: Console, data: Data, metrics: Mapping[str, Any], folder: Path) -> None:
+    """Print the table of results and where everything is."""
+    table = Table()
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics["eval"].items():
+        if isinstance(value, float):
+            table.add_row(name, f"{value:.4f}")
+    say.print(table)
+    seconds = metrics["seconds"]
+    say.print(f"seconds   extract {seconds['extract']:.1f}, train {seconds['train']:.1f}, total {seconds['total']:.1f}")
+    say.print(f"run       {folder}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence the chatter of transformers and datasets (load reports, progress bars) while a run speaks for itself."""
+    import datasets
+    from transformers.utils import logging
+
+    level, bars, data_bars = (
+        logging.get_verbosity(),
+        logging.is_progress_bar_enabled(),
+        datasets.are_progress_bars_disabled(),
+    )
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+        if not data_bars:
+            datasets.enable_progress_bars()
