@@ -20,8 +20,9 @@ from torch import Tensor
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _SUFFICIENT_DECREASE = 1e-4
-_ROUNDING = 1e-7  # relative error of an objective whose logits are float32
+_ROUNDING = 1e-8  # of a mean loss whose logits are float32
 _MAX_BACKTRACKS = 25
+_PATIENCE = 300  # steps without a smaller decrement after which rounding is all that is left
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class _Stack:
     index: Tensor
     x: Tensor
     value: Tensor
+    lowest: Tensor  # value so far
     gradient: Tensor
     inverse_hessian: Tensor
     steps: list[Tensor]  # s_k = x_{k+1} - x_k, newest last
@@ -58,7 +60,8 @@ class _Stack:
 
     def keep(self, rows: Tensor) -> None:
         """Drop every problem that is not in ``rows``."""
-        self.index, self.x, self.value = self.index[rows], self.x[rows], self.value[rows]
+        self.index, self.x = self.index[rows], self.x[rows]
+        self.value, self.lowest = self.value[rows], self.lowest[rows]
         self.gradient, self.inverse_hessian = self.gradient[rows], self.inverse_hessian[rows]
         self.steps = [s[rows] for s in self.steps]
         self.changes = [y[rows] for y in self.changes]
@@ -116,7 +119,7 @@ def minimize(
     """
     index = torch.arange(len(start), device=start.device)
     value, gradient = evaluate(start, index)
-    stack = _Stack(index, start.clone(), value, gradient, inverse_hessian, [], [], [])
+    stack = _Stack(index, start.clone(), value, value.clone(), gradient, inverse_hessian, [], [], [])
     result = Solution(
         x=start.clone(),
         value=value.clone(),
@@ -125,9 +128,15 @@ def minimize(
         converged=torch.zeros_like(index, dtype=torch.bool),
     )
     stuck = torch.zeros_like(index, dtype=torch.bool)
+    smallest = torch.full_like(value, torch.inf)  # decrement of each problem so far, and when it was reached
+    reached = torch.zeros_like(index)
     for iteration in range(max_iterations + 1):
         decrement = _dot(stack.gradient, stack.inverse_hessian * stack.gradient) / 2
         converged = decrement <= tolerance * stack.value.abs()
+        progress = stack.index[decrement < 0.9 * smallest[stack.index]]
+        reached[progress] = iteration
+        smallest[stack.index] = torch.minimum(smallest[stack.index], decrement)
+        stuck |= iteration - reached[stack.index] > _PATIENCE
         stop = converged | stuck | ~torch.isfinite(stack.value) | (iteration == max_iterations)
         if bool(stop.any()):
             ended = stack.index[stop]
@@ -157,7 +166,10 @@ def _advance(evaluate: Evaluate, stack: _Stack, memory: int) -> Tensor:
         trial = stack.x[rows] + length[rows, None] * direction[rows]
         trial_value, trial_gradient = evaluate(trial, stack.index[rows])
         trial_slope = _dot(trial_gradient, direction[rows])
-        accepted = _acceptable(stack.value[rows], trial_value, length[rows], slope[rows], trial_slope)
+        decreased = trial_value <= stack.value[rows] + _SUFFICIENT_DECREASE * length[rows] * slope[rows]
+        near = trial_value <= stack.lowest[rows] + _ROUNDING * (1 + stack.lowest[rows].abs())
+        flatter = trial_slope <= (2 * _SUFFICIENT_DECREASE - 1) * slope[rows]
+        accepted = decreased | (near & flatter)
         good = rows[accepted]
         x[good], value[good], gradient[good] = (
             trial[accepted],
@@ -172,15 +184,8 @@ def _advance(evaluate: Evaluate, stack: _Stack, memory: int) -> Tensor:
     stuck[rows] = True
     stack.remember(x - stack.x, gradient - stack.gradient, memory)
     stack.x, stack.value, stack.gradient = x, value, gradient
+    stack.lowest = torch.minimum(stack.lowest, value)
     return stuck
-
-
-def _acceptable(value: Tensor, trial: Tensor, length: Tensor, slope: Tensor, trial_slope: Tensor) -> Tensor:
-    """Armijo's condition, or its form in slopes where the values differ by no more than rounding."""
-    decrease = trial <= value + _SUFFICIENT_DECREASE * length * slope
-    near = trial <= value + _ROUNDING * (1 + value.abs())
-    flatter = trial_slope <= (2 * _SUFFICIENT_DECREASE - 1) * slope
-    return decrease | (near & flatter)
 
 
 def _shrink(value: Tensor, trial: Tensor, length: Tensor, slope: Tensor) -> Tensor:

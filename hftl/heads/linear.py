@@ -46,6 +46,7 @@ def fit_linear(
     standardize: bool = True,
     calibrate: bool = True,
     validation: tuple[Tensor, Tensor] | None = None,
+    tolerance: float = 1e-10,
     seed: int = 0,
     device: torch.device | str | None = None,
     max_bytes: int = 8 * _GIGABYTE,
@@ -78,6 +79,8 @@ def fit_linear(
         standardize: divide features by their standard deviation before penalising; folded into the result.
         calibrate: divide the logits by a temperature fitted on held-out rows (classification only).
         validation: features and labels to choose and calibrate on, in place of folds.
+        tolerance: relative distance from the minimum at which the exported head stops; the report says
+            whether it was reached.
         seed: decides the folds.
         device: where to compute; the features' own device where None.
         max_bytes: transformed features beyond this size are streamed to the device in blocks.
@@ -111,7 +114,7 @@ def fit_linear(
             validation=validation,
         )
     else:
-        options = Options(path, folds, rule, standardize, calibrate, seed, max_bytes)
+        options = Options(path, folds, rule, standardize, calibrate, tolerance, seed, max_bytes)
         loss: Loss = "softmax" if task == "single_label" else "sigmoid"
         head = fit_logistic(features, labels, weights, loss, num_labels, options, validation)
     if not bool(torch.isfinite(head.weight).all() and torch.isfinite(head.bias).all()):

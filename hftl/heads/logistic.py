@@ -20,8 +20,6 @@ from hftl.heads.objective import EVERY_ROW, NO_FOLD, Loss, Objective, Rows
 from hftl.heads.path import Candidate, HeldOut, held_out_logits, solve, walk
 from hftl.heads.selection import Rule, best_thresholds, choose, f1_scores
 
-# Relative suboptimality of the exported head.
-_FINAL_TOLERANCE = 1e-8
 # The bias of a class that has no training row: its probability is zero, and the number fits into float16.
 _NEVER = -1e4
 
@@ -35,6 +33,7 @@ class Options:
     rule: Rule
     standardize: bool
     calibrate: bool
+    tolerance: float
     seed: int
     max_bytes: int
 
@@ -113,7 +112,7 @@ def fit_logistic(
 
     problem = torch.tensor([everything], device=device)
     solution = solve(
-        Objective(rows, loss, outputs, strength, problem), start.flatten()[None], _FINAL_TOLERANCE
+        Objective(rows, loss, outputs, strength, problem), start.flatten()[None], options.tolerance
     )
     if not bool(torch.isfinite(solution.value).all()):
         raise ConvergenceError(

@@ -1,0 +1,388 @@
+"""Heads that have no exact solution, trained on cached features: a class's own head module, or any forward.
+
+Several learning rates and weight decays are trained at once: their parameters are stacked,
+``torch.func.vmap`` runs the caller's forward over the stack, and AdamW (Loshchilov & Hutter, *Decoupled
+weight decay regularization*, ICLR 2019, Algorithm 2) updates it with a learning rate and a decay for each.
+Held-out rows choose the setting and when to stop; then that setting is trained on all rows for as long.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hftl.errors import ConvergenceError, DataError, UserError
+from hftl.heads.calibration import calibration_report, fit_temperature
+from hftl.heads.checks import ClassWeight, Task, check_labels, loss_weights
+from hftl.heads.folds import random_folds, stratified_folds
+from hftl.heads.objective import Loss
+
+Params = dict[str, Tensor]
+Features = dict[str, Tensor]
+# (parameters, features with rows first, whether training) -> logits (rows, num_labels)
+Forward = Callable[[Params, Features, bool], Tensor]
+
+_BETAS = (0.9, 0.999)
+_EPSILON = 1e-8
+_WARM_UP = 0.05  # share of all steps
+_STEPS_PER_ROUND = 20  # at least, however few rows there are
+_HELD_OUT_FOLDS = 5  # one of them is held out where no validation split is given
+_EVALUATION_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class NativeFit:
+    """A trained head.
+
+    Attributes:
+        params: as given to ``fit_native``, trained.
+        report: what ``metrics.json`` tells about the head; plain JSON values.
+    """
+
+    params: Params
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows on the device: features by name, labels, and weights (n, 1 or num_labels) with mean one."""
+
+    features: Features
+    labels: Tensor
+    weights: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> "_Rows":
+        features = {name: value[index] for name, value in self.features.items()}
+        return _Rows(features, self.labels[index], self.weights[index])
+
+
+@dataclass(frozen=True)
+class _Setting:
+    learning_rate: float
+    weight_decay: float
+
+
+def fit_native(
+    forward: Forward,
+    params: Params,
+    features: Features,
+    labels: Tensor,
+    *,
+    task: Task,
+    num_labels: int,
+    learning_rates: Sequence[float] = (3e-4, 1e-3, 3e-3),
+    weight_decays: Sequence[float] = (0.01, 0.1),
+    rounds: int = 30,
+    patience: int = 6,
+    batch_size: int = 128,
+    class_weight: ClassWeight = None,
+    sample_weight: Tensor | None = None,
+    validation: tuple[Features, Tensor] | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> NativeFit:
+    """Train a head whose forward the caller gives, from the parameters that the caller gives.
+
+    A round is one pass over the rows (at least 20 steps). The learning rate warms up and then follows a
+    cosine over all rounds; biases and norms are not decayed. Without a validation split, a fifth of the rows
+    is held out to choose the setting and the round, and the chosen one is trained anew on all rows; with a
+    split, the best parameters are kept as they are. The same inputs and seed give the same bits on the same
+    device and number of threads.
+
+    Args:
+        forward: ``forward(params, features, train)`` gives logits (n, num_labels) for features whose first
+            dimension is n. Where vmap cannot run it, it is called for one setting after another.
+        params: the initial parameters; not changed.
+        features: tensors with rows first, on any device.
+        labels: as for ``fit_linear``.
+        task: what the labels mean.
+        num_labels: classes, labels or targets.
+        learning_rates: to try, each with each weight decay.
+        weight_decays: to try.
+        rounds: at most so many.
+        patience: rounds without improvement of any setting before stopping.
+        batch_size: rows a step.
+        class_weight: as for ``fit_linear``.
+        sample_weight: as for ``fit_linear``.
+        validation: features and labels to choose on.
+        seed: decides the held-out rows, the order of the batches and dropout.
+        device: where to train; that of the first feature where None.
+
+    Raises:
+        DataError: features or labels are malformed or not finite.
+        UserError: an option or a weight makes no sense.
+        ConvergenceError: no setting gives a finite validation loss.
+    """
+    settings = [_Setting(rate, decay) for rate in learning_rates for decay in weight_decays]
+    if not settings or rounds < 1 or batch_size < 1:
+        raise UserError(
+            "fit_native: give at least one learning rate and weight decay, one round, one row a batch"
+        )
+    device = torch.device(device) if device is not None else next(iter(features.values())).device
+    rows = _rows(features, labels, task, num_labels, class_weight, sample_weight, device)
+    params = {name: value.detach().to(device) for name, value in params.items()}
+    if validation is None:
+        training, judging = _hold_out(rows, task, seed)
+    else:
+        training, judging = rows, _rows(*validation, task, num_labels, None, None, device)
+    generators = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=generators):
+        torch.manual_seed(seed)
+        search = _Search(_vmap_or_loop(forward, params, training, len(settings)), task, settings, rounds)
+        best, history = _choose(search, params, training, judging, patience, batch_size, seed)
+        if validation is None:
+            torch.manual_seed(seed)
+            final = _Search(_looped(forward), task, [settings[best.setting]], rounds)
+            trained = final.train(params, rows, batch_size, seed, until=best.round)
+            refitted = {name: value[0] for name, value in trained.items()}
+        else:
+            refitted = best.params
+    report = {
+        "kind": "native",
+        "task": task,
+        "chosen_on": "validation split"
+        if validation
+        else f"{len(judging)} held-out rows, then trained on all rows",
+        "settings": history,
+        "chosen": {
+            "learning_rate": settings[best.setting].learning_rate,
+            "weight_decay": settings[best.setting].weight_decay,
+            "rounds": best.round,
+        },
+        "validation": best.score,
+        "converged": best.round < rounds,
+        "stacked": search.stacked,
+        "parameters": sum(value.numel() for value in params.values()),
+    }
+    if task != "regression":
+        report["calibration"] = _calibration(best.logits, judging, task)
+    return NativeFit(refitted, report)
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The best validation loss of a search: which setting, after how many rounds, and what it was then."""
+
+    score: float
+    setting: int
+    round: int
+    params: Params
+    logits: Tensor
+
+
+class _Search:
+    """AdamW on stacked parameters, one setting of learning rate and weight decay for each."""
+
+    def __init__(self, forward: "_Stacked", task: Task, settings: list[_Setting], rounds: int) -> None:
+        self.forward, self.task, self.settings, self.rounds = forward.run, task, settings, rounds
+        self.stacked = forward.vmapped
+
+    def train(self, params: Params, rows: _Rows, batch_size: int, seed: int, until: int) -> Params:
+        """Train for ``until`` rounds: stacked parameters."""
+        *_, last = self.walk(params, rows, batch_size, seed, until)
+        return last
+
+    def walk(self, params: Params, rows: _Rows, batch_size: int, seed: int, until: int) -> Iterator[Params]:
+        """Train from ``params``, yielding the stacked parameters after each round."""
+        count, device = len(self.settings), rows.labels.device
+        stack = {name: value.expand(count, *value.shape).clone() for name, value in params.items()}
+        moments = {name: (torch.zeros_like(value), torch.zeros_like(value)) for name, value in stack.items()}
+        rates = torch.tensor([s.learning_rate for s in self.settings], device=device)
+        decays = torch.tensor([s.weight_decay for s in self.settings], device=device)
+        steps = max(math.ceil(len(rows) / batch_size), _STEPS_PER_ROUND)
+        batches = _batches(len(rows), batch_size, seed)
+        for step in range(1, until * steps + 1):
+            batch = rows.take(next(batches).to(device))
+            gradients = self._gradients(stack, batch)
+            rate = rates * _schedule(step, self.rounds * steps)
+            for name, value in stack.items():
+                _adamw(value, gradients[name], *moments[name], rate, decays, step)
+            if step % steps == 0:
+                yield stack
+
+    def _gradients(self, stack: Params, batch: _Rows) -> Params:
+        leaves = {name: value.requires_grad_() for name, value in stack.items()}
+        logits = self.forward(leaves, batch.features, True)  # (settings, rows, num_labels)
+        losses = _losses(logits, batch.labels, batch.weights, self.task)
+        # The settings share nothing, so the gradient of the sum holds the gradient of each.
+        gradients = torch.autograd.grad(losses.mean(1).sum(), list(leaves.values()), materialize_grads=True)
+        for value in stack.values():
+            value.requires_grad_(False)
+        return dict(zip(leaves, gradients, strict=True))
+
+    @torch.no_grad()
+    def logits(self, stack: Params, rows: _Rows) -> Tensor:
+        """Logits (settings, rows, num_labels) without dropout."""
+        index = torch.arange(len(rows), device=rows.labels.device)
+        blocks = [rows.take(block).features for block in torch.split(index, _EVALUATION_ROWS)]
+        return torch.cat([self.forward(stack, features, False) for features in blocks], dim=1)
+
+
+def _choose(
+    search: _Search,
+    params: Params,
+    training: _Rows,
+    judging: _Rows,
+    patience: int,
+    batch_size: int,
+    seed: int,
+) -> tuple[_Best, list[dict[str, Any]]]:
+    """Train all settings until none improves any more; return the best and the history of each."""
+    count = len(search.settings)
+    lowest, reached = torch.full((count,), torch.inf), torch.zeros(count, dtype=torch.int64)
+    best: _Best | None = None
+    for finished, stack in enumerate(search.walk(params, training, batch_size, seed, search.rounds), start=1):
+        logits = search.logits(stack, judging)
+        losses = _losses(logits, judging.labels, judging.weights, search.task).mean(1).cpu()
+        improved = losses < lowest  # False for NaN
+        lowest[improved], reached[improved] = losses[improved], finished
+        setting = int(lowest.argmin())
+        if improved[setting] and (best is None or float(lowest[setting]) < best.score):
+            copy = {name: value[setting].clone() for name, value in stack.items()}
+            best = _Best(float(lowest[setting]), setting, finished, copy, logits[setting])
+        if finished - int(reached.max()) >= patience:
+            break
+    if best is None:
+        raise ConvergenceError(
+            "native head: no learning rate gives a finite loss; try smaller learning rates"
+        )
+    history = [
+        {
+            "learning_rate": setting.learning_rate,
+            "weight_decay": setting.weight_decay,
+            "validation": float(loss) if math.isfinite(loss) else None,
+            "rounds": int(when),
+        }
+        for setting, loss, when in zip(search.settings, lowest.tolist(), reached, strict=True)
+    ]
+    return best, history
+
+
+@dataclass(frozen=True)
+class _Stacked:
+    """A forward on stacked parameters, and whether vmap runs it."""
+
+    run: Forward
+    vmapped: bool
+
+
+def _vmap_or_loop(forward: Forward, params: Params, rows: _Rows, count: int) -> _Stacked:
+    """Run ``forward`` over a stack with vmap where that gives what one call after another gives."""
+
+    def run(stack: Params, features: Features, train: bool) -> Tensor:
+        one = torch.func.vmap(lambda p: forward(p, features, train), randomness="different")
+        logits: Tensor = one(stack)
+        return logits
+
+    few = rows.take(torch.arange(min(4, len(rows)), device=rows.labels.device))
+    stack = {name: value.expand(count, *value.shape).clone() for name, value in params.items()}
+    try:
+        with torch.no_grad():
+            run(stack, few.features, True)
+            stacked, alone = run(stack, few.features, False)[0], forward(params, few.features, False)
+            same = torch.allclose(stacked, alone, rtol=1e-3, atol=1e-4)
+    except Exception:  # vmap refuses with many kinds of errors; a real fault shows again in the loop
+        same = False
+    return _Stacked(run, vmapped=True) if same else _looped(forward)
+
+
+def _looped(forward: Forward) -> _Stacked:
+    def run(stack: Params, features: Features, train: bool) -> Tensor:
+        count = len(next(iter(stack.values())))
+        each = ({name: value[i] for name, value in stack.items()} for i in range(count))
+        return torch.stack([forward(params, features, train) for params in each])
+
+    return _Stacked(run, vmapped=False)
+
+
+def _adamw(
+    value: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, rate: Tensor, decay: Tensor, step: int
+) -> None:
+    """One AdamW update in place; the leading dimension of all tensors is that of ``rate`` and ``decay``."""
+    shape = (-1, *[1] * (value.ndim - 1))
+    rate, decay = rate.view(shape), decay.view(shape)
+    if value.ndim > 2:  # a matrix in each setting: biases and norms are not decayed
+        value.mul_(1 - rate * decay)
+    mean.lerp_(gradient, 1 - _BETAS[0])
+    square.lerp_(gradient.square(), 1 - _BETAS[1])
+    unbiased = (square / (1 - _BETAS[1] ** step)).sqrt_().add_(_EPSILON)
+    value.sub_(rate / (1 - _BETAS[0] ** step) * mean / unbiased)
+
+
+def _schedule(step: int, total: int) -> float:
+    """Linear warm-up, then a cosine to zero: the factor of the learning rate at ``step`` of ``total``."""
+    warm = max(1.0, _WARM_UP * total)
+    if step < warm:
+        return step / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, total - warm)))
+
+
+def _batches(rows: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Row indices of batches for ever: seeded permutations, one after another; a rest is its own batch."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.split(torch.randperm(rows, generator=generator), batch_size)
+
+
+def _losses(logits: Tensor, labels: Tensor, weights: Tensor, task: Task) -> Tensor:
+    """Weighted losses (settings, rows) of logits (settings, rows, num_labels)."""
+    if task == "single_label":
+        target = labels.expand(len(logits), -1).flatten()
+        losses = F.cross_entropy(logits.flatten(0, 1), target, reduction="none").view(*logits.shape[:2], 1)
+    elif task == "multi_label":
+        losses = F.binary_cross_entropy_with_logits(logits, labels.expand_as(logits), reduction="none")
+    else:
+        losses = (logits - labels).square()
+    return (losses * weights).mean(-1)
+
+
+def _rows(
+    features: Features,
+    labels: Tensor,
+    task: Task,
+    num_labels: int,
+    class_weight: ClassWeight,
+    sample_weight: Tensor | None,
+    device: torch.device,
+) -> _Rows:
+    count = len(labels)
+    for name, value in features.items():
+        if len(value) != count:
+            raise DataError(f"features {name!r}: {len(value)} rows, but {count} labels")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise DataError(f"features {name!r} contain NaN or Inf; recompute those rows")
+    labels = check_labels(labels, count, task, num_labels).to(device)
+    if task == "regression":
+        labels = labels.float()
+    weights = loss_weights(labels, task, num_labels, class_weight, sample_weight)
+    weights = (weights / weights.mean()).float()
+    return _Rows({name: value.to(device) for name, value in features.items()}, labels, weights)
+
+
+def _hold_out(rows: _Rows, task: Task, seed: int) -> tuple[_Rows, _Rows]:
+    """A fifth of the rows, stratified by class, to judge on; classes of one row stay in training."""
+    if task == "single_label":
+        folds = stratified_folds(rows.labels, _HELD_OUT_FOLDS, seed)
+    else:
+        folds = random_folds(len(rows), _HELD_OUT_FOLDS, seed).to(rows.labels.device)
+    held = folds == 0
+    if not bool(held.any()) or bool(held.all()):
+        raise DataError(
+            f"native head: {len(rows)} rows are too few to hold some out; give a validation split"
+        )
+    return rows.take(torch.nonzero(~held).flatten()), rows.take(torch.nonzero(held).flatten())
+
+
+def _calibration(logits: Tensor, judging: _Rows, task: Task) -> dict[str, Any]:
+    """How true the held-out probabilities are; the temperature is told, not folded: the last layer is not
+    ours."""
+    loss: Loss = "softmax" if task == "single_label" else "sigmoid"
+    temperature = fit_temperature(logits, judging.labels, judging.weights, loss)
+    return {**calibration_report(logits, judging.labels, temperature, loss), "folded": False}
