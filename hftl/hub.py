@@ -120,6 +120,11 @@ def answer_in(error: BaseException) -> HfHubHTTPError | None:
     return nearest if isinstance(nearest, HfHubHTTPError) else None
 
 
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error comes from a full disk or a used-up quota."""
+    return any(isinstance(c, OSError) and c.errno in (errno.ENOSPC, errno.EDQUOT) for c in causes(error))
+
+
 @contextmanager
 def hub_errors(
     ref: str, kind: str, error_class: type[HftlError], repo_type: str = "model", ways: str | None = None
@@ -151,8 +156,7 @@ def explain(error: BaseException, ref: str, repo_type: str, ways: str) -> str | 
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
     chain = list(causes(error))
-    met = next((c for c in chain if isinstance(c, OSError) and c.errno in (errno.ENOSPC, errno.EDQUOT)), None)
-    if met is not None:
+    if disk_is_full(error):
         return f"does not fit on the disk of {constants.HF_HOME}: free some space, or set HF_HOME to a folder with more"
     answered = answer_in(error)
     if answered is not None:

@@ -1,7 +1,7 @@
 """The leaf that knows `datasets`: data sets on the Hub, and data sets that somebody made in Python."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ import pyarrow as pa
 from datasets.exceptions import DatasetsError
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever release it uses
 
 from hftl.data.rows import RowNames
 from hftl.data.source import Part, Source, SplitName, assign_splits, listing, require_train
 from hftl.data.tables import class_label_names, plain_columns
 from hftl.errors import DataError
+from hftl.hub import answer_in, causes, disk_is_full, explain, with_retries
 
 OFFLINE_WAYS = (
     "without the Hub, give a folder, a .csv/.tsv/.jsonl/.parquet file, or sample:digits; "
@@ -38,15 +40,19 @@ def from_hub(ref: str, beside: str = "") -> Source:
     if match is None:
         raise DataError(f"{ref}: not of the form user/name, user/name:config or user/name@revision")
     repo, config, revision = match["repo"], match["config"], match["revision"]
-    with _hub_errors(ref, repo, beside):
+
+    def load() -> tuple[datasets.DatasetBuilder, datasets.DatasetDict]:
         builder = datasets.load_dataset_builder(repo, name=config, revision=revision)
         builder.download_and_prepare()
-        loaded = builder.as_dataset()
-    if revision and re.fullmatch("[0-9a-f]{40}", revision) and builder.hash != revision:
-        # Without the Hub, datasets takes whatever commit it finds in its cache.
-        raise DataError(
-            f"{ref}: the Hub cannot be reached, and the cache holds another commit, {builder.hash}"
-        )
+        return builder, builder.as_dataset()
+
+    with _hub_errors(ref, repo, beside):
+        builder, loaded = with_retries(load)
+    # Without the Hub, datasets takes whatever commit it finds in its cache.
+    from_cache = type(builder).__module__ == "datasets.packaged_modules.cache.cache"
+    expected = _commit_in_cache(repo, revision) if revision and from_cache else revision
+    if expected and re.fullmatch("[0-9a-f]{40}", expected) and builder.hash != expected:
+        raise DataError(f"{ref}: the Hub cannot be reached, and the cache holds another commit, {builder.hash}")
     within = (
         constants.HF_HUB_CACHE,
         datasets.config.HF_DATASETS_CACHE,
@@ -58,8 +64,20 @@ def from_hub(ref: str, beside: str = "") -> Source:
         identity={"repo": repo, "config": builder.config.name, "commit": builder.hash},
         # What stands in somebody else's table must not make us read this machine's files.
         foreign=True,
+        notes=[f"from the cache, for the Hub cannot be asked: commit {builder.hash}"] if from_cache else [],
         within=tuple(Path(folder).resolve() for folder in within),
     )
+
+
+def _commit_in_cache(repo: str, revision: str) -> str:
+    """The commit that a branch or tag named when the Hub was last asked; zeros if it never was."""
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="dataset")
+    try:
+        return (folder / "refs" / revision).read_text()
+    except OSError:
+        return "0" * 40
 
 
 def from_datasets(data: datasets.DatasetDict | datasets.Dataset) -> Source:
@@ -82,7 +100,9 @@ def _fingerprints(data: datasets.DatasetDict) -> dict[str, str]:
     return {split: str(part._fingerprint) for split, part in data.items()}
 
 
-def _source(data: datasets.DatasetDict, name: str, identity: dict[str, Any], **more: Any) -> Source:
+def _source(
+    data: datasets.DatasetDict, name: str, identity: dict[str, Any], notes: Sequence[str] = (), **more: Any
+) -> Source:
     chosen, others = assign_splits(data)
     if not chosen and len(data) == 1:
         chosen, others = {"train": next(iter(data))}, []
@@ -94,7 +114,7 @@ def _source(data: datasets.DatasetDict, name: str, identity: dict[str, Any], **m
     return Source(
         parts,
         class_names=class_label_names(data[chosen["train"]].features.to_dict()),
-        notes=[f"ignored other splits: {listing(others)}"] if others else [],
+        notes=[*notes, *([f"ignored other splits: {listing(others)}"] if others else [])],
         identity=identity,
         **more,
     )
@@ -114,7 +134,7 @@ def _hub_errors(ref: str, repo: str, beside: str) -> Iterator[None]:
     try:
         yield
     except (DatasetsError, HfHubHTTPError, httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
-        chain = list(_causes(error))
+        chain = list(causes(error))
         said = " ".join(str(error).split())
         if any(isinstance(e, GatedRepoError) for e in chain) or "gated" in said:
             why = (
@@ -128,12 +148,8 @@ def _hub_errors(ref: str, repo: str, beside: str) -> Iterator[None]:
                 f"no such file or folder here{beside}, and no such data set or revision on the Hub, or it is "
                 f"private (log in with 'hf auth login'); {OFFLINE_WAYS}"
             )
+        elif answer_in(error) is not None or disk_is_full(error):
+            why = str(explain(error, repo, "dataset", OFFLINE_WAYS))
         else:
             why = f"cannot be loaded from the Hub: {said[:500]}"
         raise DataError(f"{ref}: {why}") from error
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
