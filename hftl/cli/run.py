@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import click
 import typer
 
+from hftl.cli.launch import is_first_process, launch, line_to_resume
 from hftl.errors import HftlError, Interrupted, RecipeError
 
 
@@ -83,7 +82,7 @@ def run(
         print(made)
         return
     if num_processes > 1 and "WORLD_SIZE" not in os.environ:
-        raise typer.Exit(_launch(num_processes))
+        raise typer.Exit(launch(num_processes))
     if push is not None:
         from hftl.export.push import check_can_push
 
@@ -108,8 +107,9 @@ def run(
             track=track or [],
         )
     except Interrupted as stopped:
-        again = [argument for argument in sys.argv[1:] if argument != "--resume"]
-        raise Interrupted(f"{stopped}; to go on: {shlex.join(['hftl', *again, '--resume'])}") from stopped
+        if not is_first_process():
+            raise typer.Exit(stopped.exit_code) from stopped
+        raise Interrupted(f"{stopped}; to go on: {line_to_resume()}") from stopped
     if push is not None and done is not None:
         _push(done.folder, push, public, quiet)
 
@@ -163,32 +163,3 @@ def _assignments(assignments: list[str]) -> dict[str, str]:
             raise RecipeError(f"--set {assignment!r}: write FIELD=VALUE, such as --set method.folds=10")
         changes[name.strip()] = value
     return changes
-
-
-def _launch(num_processes: int) -> int:
-    """Start this very command in several processes, through the launcher that the machine's devices need."""
-    import torch
-
-    arguments = _without_option(sys.argv[1:], "--num-processes")
-    if torch.accelerator.is_available():
-        launcher = ["accelerate.commands.launch", "--num_processes", str(num_processes), "-m", "hftl"]
-    else:
-        # accelerate launch starts a single process on CPUs, whatever it is told.
-        launcher = [
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(num_processes),
-            "-m",
-            "hftl",
-        ]
-    return subprocess.run([sys.executable, "-m", *launcher, *arguments], check=False).returncode
-
-
-def _without_option(arguments: list[str], option: str) -> list[str]:
-    kept, skip = [], False
-    for argument in arguments:
-        if not skip and argument != option and not argument.startswith(f"{option}="):
-            kept.append(argument)
-        skip = not skip and argument == option
-    return kept
