@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     )
     from hftl.hookspecs import hookimpl
     from hftl.methods import Full, Head, LoRA, Partial
-    from hftl.pipeline import run
+    from hftl.pipeline import compute_features, run
     from hftl.recipes import Recipe, recipe
     from hftl.registry import BackboneOptions, BackboneSpec
 
@@ -60,6 +60,7 @@ _HOME = {
     "StoreError": "hftl.errors",
     "TextBackbone": "hftl.backbones.text",
     "UserError": "hftl.errors",
+    "compute_features": "hftl.pipeline",
     "hookimpl": "hftl.hookspecs",
     "recipe": "hftl.recipes",
     "run": "hftl.pipeline",
@@ -90,6 +91,7 @@ __all__ = [
     "StoreError",
     "TextBackbone",
     "UserError",
+    "compute_features",
     "hookimpl",
     "recipe",
     "run",

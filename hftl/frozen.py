@@ -24,6 +24,7 @@ from hftl.data import Data
 from hftl.data import Split as DataSplit
 from hftl.errors import BadRowError, HftlError, SplitError
 from hftl.export.model import export_model, export_sentence_transformer, fold
+from hftl.export.matrix import Matrix, flat
 from hftl.features.extract import Report, Rows, digest_rows, extract, open_space
 from hftl.features.shard import Digests
 from hftl.features.space import Space
@@ -153,6 +154,23 @@ def features_of(
         counts,
         bad,
         time.monotonic() - started,
+    )
+
+
+def matrix_of(features: Features, data: Data) -> Matrix:
+    """All splits' features as one matrix with labels and row names.
+
+    Raises:
+        RecipeError: rows have features of different lengths.
+    """
+    kept = [name for name in features.split.kept() if name not in features.split.tokens]
+    parts = list(features.parts.values())
+    return Matrix(
+        torch.cat([flat(part.columns, kept) for part in parts]),
+        torch.cat([torch.from_numpy(part.split.labels) for part in parts]),
+        [part.split.inputs.name(i) for part in parts for i in range(len(part.split))],
+        [name for name, part in features.parts.items() for _ in range(len(part.split))],
+        data.label_names,
     )
 
 

@@ -20,7 +20,8 @@ from hftl.data import Data, load_data
 from hftl.errors import SplitError
 from hftl.export.card import write_card
 from hftl.finetune.parallel import on_main, share
-from hftl.frozen import Features, TrainedHead, features_of, train_head
+from hftl.export.matrix import Matrix
+from hftl.frozen import Features, TrainedHead, features_of, matrix_of, train_head
 from hftl.methods import Head
 from hftl.metrics import evaluate_predictions
 from hftl.plugins import plugins
@@ -160,6 +161,53 @@ def run(
         plugins().tell("hftl_run_end", metrics=metrics, folder=str(folder.path))
     report(say, data, metrics, folder.path)
     return Run(folder.path, metrics)
+
+
+def compute_features(
+    recipe: Recipe,
+    *,
+    pooling: str | None = None,
+    also: Sequence[str] = (),
+    offline: bool = False,
+    allow_pickle: bool = False,
+    quiet: bool = False,
+    on_bad_row: str = "error",
+) -> Matrix:
+    """Compute what is missing of a recipe's features and return all of them, without training.
+
+    Args:
+        recipe: the backbone and the data.
+        pooling: ``"native"``, ``"mean"`` or ``"cls"``; None for the recipe's own.
+        also: other poolings to store from the same pass.
+        offline: use only what is on this machine.
+        allow_pickle: read a backbone's weights that are there only as a pickle, as nothing but tensors.
+        quiet: print nothing but errors.
+        on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
+
+    Raises:
+        UserError: the recipe, its data or its backbone cannot be used.
+        StoreError: features cannot be stored.
+    """
+    main = PartialState(cpu=not torch.accelerator.is_available()).is_main_process
+    say = Console(quiet=quiet or not main, highlight=False)
+    probe = recipe.method if isinstance(recipe.method, Head) else recipe.method.probe
+    with quiet_libraries():
+        spec = find(recipe.backbone)
+        backbone = load(spec, BackboneOptions(recipe.max_length, offline, allow_pickle))
+        data = data_of(recipe, backbone)
+        describe(say, backbone, data)
+        features = features_of(
+            spec,
+            backbone,
+            backbone.config(data.task, data.label_names),
+            data,
+            pooling=pooling or probe.pooling,
+            also=also,
+            on_bad_row=on_bad_row,
+            quiet=quiet,
+        )
+    describe_features(say, features)
+    return matrix_of(features, data)
 
 
 def data_of(recipe: Recipe, backbone: Backbone) -> Data:

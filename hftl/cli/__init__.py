@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from hftl import __version__
-from hftl.cli import backbones, cache, doctor, plugins, predict, push, recipes, run
+from hftl.cli import backbones, cache, doctor, features, plugins, predict, push, recipes, run
 from hftl.errors import HftlError
 
 HELP = """Transfer learning with Hugging Face models: features of the frozen backbone are computed once and kept, heads are solved
@@ -26,6 +26,9 @@ def build_app() -> typer.Typer:
     )
     app.callback()(options)
     app.command("run", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run.run)
+    app.command("features", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+        features.features
+    )
     app.command("predict")(predict.predict)
     app.command("push")(push.push)
     app.command("backbones")(backbones.backbones)

@@ -7,11 +7,11 @@ import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import click
 import typer
 
+from hftl.cli.flags import changes_of, read_flags
 from hftl.cli.launch import is_first_process, launch, line_to_resume
-from hftl.errors import HftlError, Interrupted, RecipeError
+from hftl.errors import HftlError, Interrupted
 
 
 def run(
@@ -63,7 +63,7 @@ def run(
         # Before anything imports the Hub's client, which reads it then.
         os.environ["HF_HUB_OFFLINE"] = "1"
     found = find_recipe(recipe)
-    own, fields, show = _extra(found.parameters, context.args)
+    own, fields, show = read_flags(found.parameters, context.args)
     made = found(**own)
     named = {
         "backbone": backbone,
@@ -77,7 +77,7 @@ def run(
         "seed": seed,
     }
     changes: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
-    made = changed(made, changes | fields | _assignments(change or []))
+    made = changed(made, changes | fields | changes_of(change or []))
     if show:
         print(made)
         return
@@ -126,40 +126,3 @@ def _push(folder: Path, repo_id: str, public: bool, quiet: bool) -> None:
         raise type(error)(f"{error} (the run is finished; to push it later: {later})") from error
     if not quiet:
         say(pushed)
-
-
-def _extra(parameters: dict[str, tuple[Any, Any]], arguments: list[str]) -> tuple[dict[str, Any], dict[str, Any], bool]:
-    """Read the flags that only this recipe has: values of its parameters, and changes of its method's fields."""
-    from hftl.recipes import field_names, read_as
-
-    fields = {name.removeprefix("method."): name for name in field_names() if name.startswith("method.")}
-    flags: list[click.Parameter] = [click.Option(["--show"], is_flag=True)]
-    for name in [*parameters, *(field for field in fields if field not in parameters)]:
-        flag = f"--{name.replace('_', '-')}"
-        if parameters.get(name, (None, None))[0] is bool:
-            flags.append(click.Option([f"{flag}/--no-{flag[2:]}", name], default=None))
-        else:
-            flags.append(click.Option([flag, name], default=None))
-    try:
-        read = click.Command("recipe", params=flags).make_context("hftl run RECIPE", list(arguments)).params
-    except click.UsageError as error:
-        known = ", ".join(option.opts[0] for option in flags)
-        raise RecipeError(f"{error.format_message()} Flags of this recipe: {known}; see `hftl run --help`") from error
-    own = {}
-    for name, (annotation, _) in parameters.items():
-        if read[name] is not None:
-            own[name] = read[name] if annotation is bool else read_as(annotation, read[name], f"--{name}")
-    changes = {
-        full: read[field] for field, full in fields.items() if field not in parameters and read[field] is not None
-    }
-    return own, changes, bool(read["show"])
-
-
-def _assignments(assignments: list[str]) -> dict[str, str]:
-    changes = {}
-    for assignment in assignments:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise RecipeError(f"--set {assignment!r}: write FIELD=VALUE, such as --set method.folds=10")
-        changes[name.strip()] = value
-    return changes

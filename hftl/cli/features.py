@@ -1,0 +1,67 @@
+"""``hftl features``: compute and hand over features, without training."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from hftl.cli.flags import changes_of, read_flags
+
+
+def features(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="A Python file, FILE.py:FUNCTION, or a name from `hftl recipes`.")],
+    export: Annotated[
+        Path | None, typer.Option(help="Also write the matrix, ids and labels: FILE.parquet, .safetensors or .npy.")
+    ] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the recipe.")
+    ] = None,
+    pooling: Annotated[
+        str | None, typer.Option(help="native, mean or cls; several as a,b are stored from one pass.")
+    ] = None,
+    on_bad_row: Annotated[
+        Literal["error", "skip"], typer.Option(help="What to do with a row that cannot be decoded.")
+    ] = "error",
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> None:
+    """Compute the features of a recipe's data that are not stored yet.
+
+    After RECIPE come its own flags and any field of a recipe, as for `hftl run` (--backbone, --data, …).
+    """
+    from hftl.recipes import changed, find_recipe
+
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    found = find_recipe(recipe)
+    own, fields, _ = read_flags(found.parameters, context.args)
+    first, *also = _poolings(pooling) if pooling else (None,)
+    made = changed(found(**own), fields | changes_of(change or []))
+
+    from hftl.export.matrix import check_format, write_matrix
+    from hftl.pipeline import compute_features
+
+    if export is not None:
+        check_format(export)
+    matrix = compute_features(
+        made, pooling=first, also=also, offline=offline, quiet=quiet, on_bad_row=on_bad_row
+    )
+    if export is not None:
+        rows, width = matrix.features.shape
+        written = " and ".join(str(path) for path in write_matrix(matrix, export))
+        if not quiet:
+            print(f"wrote     {rows:,} × {width:,} float32 to {written}")
+
+
+def _poolings(text: str) -> list[str]:
+    from hftl.errors import RecipeError
+
+    asked = [part.strip() for part in text.split(",")]
+    wrong = [part for part in asked if part not in ("native", "mean", "cls")]
+    if wrong:
+        raise RecipeError(f"--pooling {wrong[0]!r}: the poolings are native, mean and cls")
+    return list(dict.fromkeys(asked))
