@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,16 @@ def find_rule(model: Any, head: set[str], files: Mapping[str, Path]) -> NameRule
     """The rule by which an exported file is to be named, proved by loading such a file through the model's own class.
 
     Args:
-        model: the loaded model (a ``PreTrainedModel``), float32, on the CPU.
+        model: the loaded model, float32, on the CPU.
         head: names of the parameters that train, which are not taken from the checkpoint.
         files: tensor names in the checkpoint and their files.
 
     Returns:
-        None if the tensors so named do not load as the very model; it must then be saved by its own class.
+        None if the tensors so named do not load as the very model, or it is no ``PreTrainedModel``; it must then be
+        saved by its own class.
     """
+    if not isinstance(model, PreTrainedModel):
+        return None
     state = model.state_dict()
     prefix = f"{model.base_model_prefix}."
     # A checkpoint of the base model has its names without the prefix under which the classification model holds it.
