@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 from hftl.backbones import hftl_resolve_backbone
-from hftl.backbones.split import Capture, Split, find_split, prove, replaying
+from hftl.backbones.capture import Capture
+from hftl.backbones.replay import replaying
+from hftl.backbones.search import find_split, prove
+from hftl.backbones.split import Split
 from hftl.errors import SplitError
 from hftl.registry import BackboneOptions
 

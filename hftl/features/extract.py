@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hftl.backbones.capture import Capture
 from hftl.backbones.protocol import Backbone, Encoded
-from hftl.backbones.split import Capture, Split, find_split, pooled_split
+from hftl.backbones.search import find_split, pooled_split
+from hftl.backbones.split import Split
 from hftl.backbones.weights import find_rule
 from hftl.data import Files, Texts
 from hftl.errors import BackboneError, BadRowError
@@ -33,7 +35,7 @@ from hftl.features.store import FeatureStore
 from hftl.features.values import Ragged
 from hftl.progress import Progress
 
-# Raised whenever a change here or in hftl.backbones.split can change a stored number.
+# Raised whenever a change here or in hftl.backbones can change a stored number.
 EXTRACTOR_VERSION = 1
 
 TEXT_CHUNK = 20_000

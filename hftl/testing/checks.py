@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hftl.backbones.split import prove
+from hftl.backbones.search import prove
 from hftl.backbones.weights import find_rule
 from hftl.errors import BadRowError, HftlError
 from hftl.export.model import export_model

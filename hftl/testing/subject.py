@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from hftl.backbones.protocol import Backbone, Encoded
-from hftl.backbones.split import Capture, Split, find_split
+from hftl.backbones.capture import Capture
+from hftl.backbones.search import find_split
+from hftl.backbones.split import Split
 from hftl.features.extract import open_space
 from hftl.features.stat_index import StatIndex
 from hftl.features.store import FeatureStore

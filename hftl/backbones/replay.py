@@ -1,0 +1,95 @@
+"""A model's forward on what was kept: its frozen modules answer, and need no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# A structure that was written with treespec_dumps names only registered classes; loading one imports nothing.
+from torch.utils import _pytree as pytree
+
+from hftl.backbones.frontier import Frontier, owner
+from hftl.backbones.split import Split
+
+
+class Replay:
+    """A model whose frozen modules answer from kept columns; made by `replaying`."""
+
+    def __init__(self, model: nn.Module, split: Split, frontier: Frontier) -> None:
+        self.model = model
+        self.split = split
+        self.frontier = frontier
+        self.structures = [pytree.treespec_loads(call.structure) for call in split.calls]
+
+    def __call__(self, kept: Mapping[str, Any], parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Logits (n, C) of a batch of kept columns; ``parameters`` stand in for the head's own, by name."""
+        kept, rows, length = self._padded(kept)
+        device = next(iter(kept.values())).device
+        inputs = {name: kept[name] for name in self.split.tokens}
+        for name, (shape, dtype) in self.split.blanks.items():
+            inputs[name] = torch.zeros((), dtype=getattr(torch, dtype), device=device).expand(rows, *shape)
+        self.frontier.answers = lambda index: self._answer(index, kept, rows, length)
+        if parameters is None:
+            return self.model(**inputs).logits
+        return torch.func.functional_call(self.model, dict(parameters), (), inputs).logits
+
+    def _padded(self, kept: Mapping[str, Any]) -> tuple[dict[str, Tensor], int, int]:
+        """Ragged columns padded on the right with zeros; the number of rows and of tokens."""
+        columns = {
+            name: nn.utils.rnn.pad_sequence(list(value), batch_first=True) if isinstance(value, list) else value
+            for name, value in kept.items()
+        }
+        rows = len(next(iter(columns.values())))
+        if self.split.tokens:
+            return columns, rows, columns[self.split.tokens[0]].shape[1]
+        return columns, rows, self.split.positions or 0
+
+    def _answer(self, index: int, kept: Mapping[str, Tensor], rows: int, length: int) -> Any:
+        leaves: list[Any] = []
+        for leaf in self.split.calls[index].leaves:
+            if leaf is None:
+                leaves.append(None)
+            elif leaf.column is not None:
+                leaves.append(kept[leaf.column])
+            else:
+                device = next(iter(kept.values())).device
+                zero = torch.zeros((), dtype=getattr(torch, leaf.dtype), device=device)
+                leaves.append(zero.expand(rows, *(length if size == -1 else size for size in leaf.shape)))
+        return pytree.tree_unflatten(leaves, self.structures[index])
+
+
+@contextmanager
+def replaying(model: nn.Module, split: Split) -> Iterator[Replay]:
+    """Enter a model's replay; its frozen modules need no weights (they may be on the meta device)."""
+    frozen = list(dict.fromkeys(call.module for call in split.calls))
+    with Frontier(model, set(split.head), frozen) as frontier:
+        yield Replay(model, split, frontier)
+
+
+def initial_head(model: nn.Module, head: set[str], seed: int) -> dict[str, Tensor]:
+    """Initial values of the head's parameters, drawn as the model's class draws them, for a model on the meta device.
+
+    Args:
+        model: the skeleton; the modules that own the head's parameters get real tensors.
+        head: names of the parameters that train.
+        seed: of the draw.
+
+    Returns:
+        float32 tensors on the CPU, by name.
+    """
+    draw = getattr(model, "_init_weights", None)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for name in sorted({owner(parameter) for parameter in head}):
+            module = model.get_submodule(name)
+            module.to_empty(device="cpu", recurse=False)
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+            if draw is not None:
+                draw(module)
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name].detach().clone() for name in sorted(head)}
