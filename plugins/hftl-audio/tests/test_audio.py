@@ -115,7 +115,7 @@ def test_base_wav2vec2_is_refused_for_a_head_and_says_so(wav2vec2: Path, tmp_pat
     Wav2Vec2ForSequenceClassification.from_pretrained(wav2vec2).wav2vec2.save_pretrained(tmp_path)
     from hftl_audio.backbone import AudioBackbone
 
-    from hftl.backbones.split import find_split
+    from hftl.backbones.search import find_split
 
     backbone = AudioBackbone(hftl.Source.of(tmp_path))
     model, head = backbone.build(backbone.config("single_label", ["a", "b"]))
