@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import hub_client
 import pytest
+from hub_client import Client
 from hub_server import Hub
 
 from hftl.errors import HubError, UserError
@@ -71,33 +70,13 @@ def no_faults_left(request: pytest.FixtureRequest, hub: Hub) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecutor]:
-    """A process whose environment is all it knows the Hub by; one for all tests, for starting one takes seconds."""
-    environment = hub.environment(tmp_path_factory.mktemp("home"))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=replace_environment, initargs=(environment,)) as pool:
-        yield pool
+def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    with Client(hub, tmp_path_factory.mktemp("home"), TOKEN) as running:
+        yield running
 
 
-def replace_environment(environment: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
-
-
-def do_push(run: Path, repo_id: str, token: str | None, options: dict[str, Any]) -> dict[str, Any]:
-    from hftl.export.push import push
-
-    os.environ.pop("HF_TOKEN", None)
-    if token:
-        os.environ["HF_TOKEN"] = token
-    done = push(run, repo_id, **options)
-    return {"url": done.url, "commit": done.commit, "notes": done.notes}
-
-
-def push(
-    client: ProcessPoolExecutor, run: Path, repo_id: str, token: str | None = TOKEN, **options: Any
-) -> dict[str, Any]:
-    return client.submit(do_push, run, repo_id, token, options).result(timeout=120)
+def push(client: Client, run: Path, repo_id: str, token: str = TOKEN, **options: Any) -> dict[str, Any]:
+    return client(hub_client.push, run, repo_id, token=token, **options)
 
 
 def command(
@@ -143,7 +122,7 @@ def test_a_dry_run_lists_files_with_sizes_and_asks_the_hub_nothing(hub: Hub, tmp
 
 
 def test_public_is_said_and_a_repository_that_is_there_keeps_who_sees_it(
-    hub: Hub, client: ProcessPoolExecutor, tmp_path: Path
+    hub: Hub, client: Client, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "run")
     push(client, run, "me/open", public=True)
@@ -154,7 +133,7 @@ def test_public_is_said_and_a_repository_that_is_there_keeps_who_sees_it(
 
 
 def test_the_same_run_again_changes_nothing_and_another_run_replaces_it(
-    hub: Hub, client: ProcessPoolExecutor, tmp_path: Path
+    hub: Hub, client: Client, tmp_path: Path
 ) -> None:
     first = push(client, make_run(tmp_path / "a"), "me/again")
     repo = hub.repos["models", "me/again"]
@@ -176,7 +155,7 @@ def test_the_same_run_again_changes_nothing_and_another_run_replaces_it(
 
 
 def test_a_branch_is_made_and_a_pull_request_leaves_the_main_branch_alone(
-    hub: Hub, client: ProcessPoolExecutor, tmp_path: Path
+    hub: Hub, client: Client, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "run")
     hub.add("you/model", {"config.json": b"theirs", "README.md": b"theirs"})
@@ -192,9 +171,7 @@ def test_a_branch_is_made_and_a_pull_request_leaves_the_main_branch_alone(
     assert set(mine.head.files) == {".gitattributes"}
 
 
-def test_a_run_that_is_unfinished_empty_or_a_link_to_elsewhere_is_not_pushed(
-    client: ProcessPoolExecutor, tmp_path: Path
-) -> None:
+def test_a_run_that_is_unfinished_empty_or_a_link_to_elsewhere_is_not_pushed(client: Client, tmp_path: Path) -> None:
     unfinished = make_run(tmp_path / "a")
     (unfinished / "metrics.json").unlink()
     with pytest.raises(UserError, match="not finished"):
@@ -218,7 +195,7 @@ def test_a_run_that_is_unfinished_empty_or_a_link_to_elsewhere_is_not_pushed(
     ["flowers", "../flowers", "me/../you/x", "me/a b", "me/x\n", "me/[red]x", "me/", "/etc/passwd", "me/x/y", ""],
 )
 def test_what_is_no_name_of_a_repository_is_refused_before_anything_is_sent(
-    hub: Hub, client: ProcessPoolExecutor, tmp_path: Path, repo_id: str
+    hub: Hub, client: Client, tmp_path: Path, repo_id: str
 ) -> None:
     before = len(hub.requests)
     with pytest.raises(UserError, match="write user/name") as caught:
@@ -230,9 +207,9 @@ def test_what_is_no_name_of_a_repository_is_refused_before_anything_is_sent(
 # ── what goes wrong ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_twenty_pushes_at_once_are_twenty_commits(hub: Hub, client: ProcessPoolExecutor, tmp_path: Path) -> None:
+def test_twenty_pushes_at_once_are_twenty_commits(hub: Hub, client: Client, tmp_path: Path) -> None:
     runs = [make_run(tmp_path / str(i), value=i) for i in range(20)]
-    commits = client.submit(push_all, runs, "me/race").result(timeout=120)
+    commits = client(hub_client.push_at_once, runs, "me/race")
     repo = hub.repos["models", "me/race"]
     history = repo.history()
     assert len(set(commits)) == 20
@@ -241,11 +218,6 @@ def test_twenty_pushes_at_once_are_twenty_commits(hub: Hub, client: ProcessPoolE
         weights(i) for i in range(20)
     ]
     assert sum(r.status == 412 for r in hub.requests) > 0
-
-
-def push_all(runs: list[Path], repo_id: str) -> list[str]:
-    with ThreadPoolExecutor(len(runs)) as pool:
-        return list(pool.map(lambda run: do_push(run, repo_id, TOKEN, {})["commit"], runs))
 
 
 FAULTS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
@@ -279,7 +251,7 @@ FAULTS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_passes_is_waited_for_and_the_run_is_there_once(
-    hub: Hub, client: ProcessPoolExecutor, tmp_path: Path, fault: str
+    hub: Hub, client: Client, tmp_path: Path, fault: str
 ) -> None:
     repo_id = f"me/{fault.replace(' ', '-').replace(',', '')}"
     value = 100 + list(FAULTS).index(fault)
@@ -302,7 +274,7 @@ def test_what_passes_is_waited_for_and_the_run_is_there_once(
     ],
 )
 def test_what_does_not_pass_is_one_line_after_a_bounded_number_of_tries(
-    hub: Hub, client: ProcessPoolExecutor, tmp_path: Path, status: int, says: str, kind: type[Exception]
+    hub: Hub, client: Client, tmp_path: Path, status: int, says: str, kind: type[Exception]
 ) -> None:
     run, repo_id = make_run(tmp_path / "run"), f"me/never-{status}"
     hub.fail("POST", "/commit/", status=status, times=1000, retry_after=0)
@@ -314,15 +286,13 @@ def test_what_does_not_pass_is_one_line_after_a_bounded_number_of_tries(
     assert set(hub.repos["models", repo_id].head.files) == {".gitattributes"}
 
 
-def test_a_server_that_asks_to_wait_for_too_long_is_not_waited_for(
-    hub: Hub, client: ProcessPoolExecutor, tmp_path: Path
-) -> None:
+def test_a_server_that_asks_to_wait_for_too_long_is_not_waited_for(hub: Hub, client: Client, tmp_path: Path) -> None:
     hub.fail("GET", "/api/models/me/busy", status=429, retry_after=86_400)
     with pytest.raises(HubError, match="allows no more requests"):
         push(client, make_run(tmp_path / "run"), "me/busy")
 
 
-def test_the_wait_that_a_server_asks_for_is_kept(hub: Hub, client: ProcessPoolExecutor, tmp_path: Path) -> None:
+def test_the_wait_that_a_server_asks_for_is_kept(hub: Hub, client: Client, tmp_path: Path) -> None:
     hub.fail("POST", "/repos/create", status=429, retry_after=2)
     started = time.monotonic()
     push(client, make_run(tmp_path / "run"), "me/waited")
@@ -330,11 +300,11 @@ def test_the_wait_that_a_server_asks_for_is_kept(hub: Hub, client: ProcessPoolEx
 
 
 def test_without_the_right_to_push_there_nothing_is_made_and_the_line_says_why(
-    hub: Hub, client: ProcessPoolExecutor, tmp_path: Path
+    hub: Hub, client: Client, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "run")
     for token, repo_id, says in [
-        (None, "me/x", "without a token: log in with `hf auth login`"),
+        ("", "me/x", "without a token: log in with `hf auth login`"),
         ("hf_unknown", "me/x", "does not accept your token"),
         ("hf_reader", "me/x", "refused to your token"),
         (TOKEN, "you/x", "refused to your token"),
@@ -349,15 +319,13 @@ def test_without_the_right_to_push_there_nothing_is_made_and_the_line_says_why(
     assert ("models", "me/x") not in hub.repos
 
 
-def test_a_file_that_did_not_arrive_is_no_success(hub: Hub, client: ProcessPoolExecutor, tmp_path: Path) -> None:
+def test_a_file_that_did_not_arrive_is_no_success(hub: Hub, client: Client, tmp_path: Path) -> None:
     hub.add("me/ignoring", {".gitignore": b"config.json"})
     with pytest.raises(HubError, match=r"1 files, config\.json among them, are not there"):
         push(client, make_run(tmp_path / "run"), "me/ignoring")
 
 
-def test_a_pull_request_whose_answer_was_lost_is_not_opened_twice(
-    hub: Hub, client: ProcessPoolExecutor, tmp_path: Path
-) -> None:
+def test_a_pull_request_whose_answer_was_lost_is_not_opened_twice(hub: Hub, client: Client, tmp_path: Path) -> None:
     hub.add("you/asked", {"README.md": b""})
     hub.fail("POST", "/commit/", cut="after")
     with pytest.raises(HubError, match="/you/asked/discussions whether it is there"):
@@ -365,7 +333,7 @@ def test_a_pull_request_whose_answer_was_lost_is_not_opened_twice(
     assert [ref for ref in hub.repos["models", "you/asked"].refs if ref.startswith("refs/pr/")] == ["refs/pr/1"]
 
 
-def test_an_interrupted_push_goes_on_where_it_was(hub: Hub, client: ProcessPoolExecutor, tmp_path: Path) -> None:
+def test_an_interrupted_push_goes_on_where_it_was(hub: Hub, client: Client, tmp_path: Path) -> None:
     more = {f"model/model-0000{i}-of-00003.safetensors": weights(200 + i) for i in (1, 2, 3)}
     run = make_run(tmp_path / "run", value=200, **more)
     hub.fail("POST", "/commit/", status=403)

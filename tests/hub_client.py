@@ -1,0 +1,91 @@
+"""A process whose environment is all it knows the Hub by, for clients read their settings once, when imported.
+
+What tests call in it stands here too, because the process imports the module of what it calls, and most are heavy.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from hub_server import Hub
+
+
+def environment_set(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def with_token(token: str | None, function: Callable[..., Any], arguments: tuple[Any, ...], options: Any) -> Any:
+    os.environ.pop("HF_TOKEN", None)
+    if token:
+        os.environ["HF_TOKEN"] = token
+    return function(*arguments, **options)
+
+
+class Client:
+    """Calls functions of a test module in a process of its own; starting one takes seconds, so tests may share it."""
+
+    def __init__(self, hub: Hub, home: Path, token: str | None = None, **environment: str) -> None:
+        self.token = token
+        self.home = home
+        given = hub.environment(home, None, **environment)
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(1, context, initializer=environment_set, initargs=(given,))
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any, token: str | None = None, **options: Any) -> Any:
+        """Call with the client's token, or another one (``""`` for none)."""
+        token = self.token if token is None else token
+        return self._pool.submit(with_token, token, function, arguments, options).result(timeout=180)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+
+# ── called in the process ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_model(ref: str, **options: Any) -> dict[str, Any]:
+    from hftl.backbones.source import from_hub
+
+    source = from_hub(ref, **options)
+    return {
+        "commit": source.commit,
+        "folder": source.folder,
+        "files": sorted(path.name for path in source.folder.iterdir()),
+        "tensors": {name: str(file) for name, file in source.weight_files().items()},
+        "license": source.license(),
+        "pickled": source.pickled,
+    }
+
+
+def read_data(ref: str, wants: str = "text") -> dict[str, Any]:
+    from hftl.data import load_data
+
+    data = load_data(ref, wants=wants)
+    return {
+        "rows": {split.name: len(split) for split in (data.train, data.test)},
+        "labels": data.label_names,
+        "commit": data.identity["commit"],
+        "notes": data.notes,
+        "first": data.train.inputs[0],
+    }
+
+
+def push(run: Path, repo_id: str, **options: Any) -> dict[str, Any]:
+    from hftl.export.push import push
+
+    done = push(run, repo_id, **options)
+    return {"url": done.url, "commit": done.commit, "notes": done.notes}
+
+
+def push_at_once(runs: list[Path], repo_id: str) -> list[str]:
+    with ThreadPoolExecutor(len(runs)) as pool:
+        return list(pool.map(lambda run: push(run, repo_id)["commit"], runs))
