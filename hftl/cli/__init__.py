@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from hftl import __version__
-from hftl.cli import backbones, cache, doctor, features, plugins, predict, push, recipes, run
+from hftl.cli import backbones, cache, doctor, features, new, plugins, predict, push, recipes, run
 from hftl.errors import HftlError
 
 HELP = """Transfer learning with Hugging Face models: features of the frozen backbone are computed once and kept, heads are solved
@@ -35,6 +35,7 @@ def build_app() -> typer.Typer:
     app.command("recipes")(recipes.recipes)
     app.command("plugins")(plugins.plugins)
     app.add_typer(cache.app, name="cache")
+    app.add_typer(new.app, name="new")
     app.command("doctor")(doctor.doctor)
     plugins.add_commands(app)
     return app
