@@ -5,10 +5,13 @@ What tests call in it stands here too, because the process imports the module of
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +92,26 @@ def push(run: Path, repo_id: str, **options: Any) -> dict[str, Any]:
 def push_at_once(runs: list[Path], repo_id: str) -> list[str]:
     with ThreadPoolExecutor(len(runs)) as pool:
         return list(pool.map(lambda run: push(run, repo_id)["commit"], runs))
+
+
+def hftl(*arguments: object) -> tuple[int, str, str]:
+    """The command line: exit status, stdout and stderr."""
+    from hftl.cli import main
+
+    sys.argv = ["hftl", *map(str, arguments)]
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+    return status, out.getvalue(), err.getvalue()
+
+
+def execute(source: str, *names: str) -> list[Any]:
+    """Run Python source, such as a card's example, and give back some of its variables; hftl must not be needed."""
+    variables: dict[str, Any] = {}
+    with redirect_stdout(io.StringIO()):
+        exec(source, variables)
+    assert not any(module == "hftl" or module.startswith("hftl.") for module in sys.modules)
+    return [variables[name] for name in names]

@@ -1,0 +1,211 @@
+"""Recipes whose backbone and data come from a Hub and whose model goes there: no flag names a local file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hub_client import Client, execute, hftl
+from hub_content import BERT, FLOWERS, REVIEWS, VIT, add_bert, add_flowers, add_reviews, add_vit, flower_table
+from hub_server import Hub
+from huggingface_hub import ModelCard
+
+TOKEN = "hf_canary_9876543210"
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    folder = tmp_path_factory.mktemp("content")
+    with Hub() as running:
+        running.user("me", TOKEN)
+        add_vit(running, folder / "vit")
+        add_bert(running, folder / "bert")
+        add_flowers(running, folder)
+        add_reviews(running)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def client(hub: Hub, work: Path) -> Iterator[Client]:
+    with Client(hub, work, TOKEN) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def others(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """Somebody else's process, with empty caches; it never imports hftl."""
+    with Client(hub, tmp_path_factory.mktemp("others"), TOKEN) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def runs(hub: Hub, client: Client, work: Path) -> dict[str, Path]:
+    """Three runs that were pushed: images, their LoRA, texts."""
+    flags = {
+        "flowers": [],
+        "lora": ["--method", "lora", "--epochs", 1],
+        "reviews": ["--backbone", BERT, "--data", REVIEWS],
+    }
+    for name, more in flags.items():
+        arguments = [RECIPES / "vit_flowers.py", "--out", work / name, "--push", f"me/{name}", *more]
+        status, out, err = client(hftl, "run", *arguments)
+        assert status == 0, err
+        commit = hub.repos["models", f"me/{name}"].head.sha
+        assert out.splitlines()[-1] == f"pushed    {hub.url}/me/{name}/commit/{commit}"
+    return {name: work / name for name in flags}
+
+
+def card(hub: Hub, name: str) -> ModelCard:
+    return ModelCard(hub.repos["models", f"me/{name}"].head.files["README.md"].content.decode())
+
+
+def blocks(hub: Hub, name: str) -> list[str]:
+    """The card's Python blocks: how to use the model, and the recipe."""
+    return re.findall(r"^```python\n(.*?)^```", card(hub, name).text, re.MULTILINE | re.DOTALL)
+
+
+def same(run: Path, answers: list[list[dict[str, Any]]]) -> None:
+    """Assert that a pipeline gives the run's predictions: labels and every score."""
+    names = list(json.loads((run / "recipe.json").read_text())["data"]["label_names"])
+    mine = pq.read_table(run / "predictions.parquet").to_pydict()
+    scores = [{answer["label"]: answer["score"] for answer in row} for row in answers]
+    assert [max(row, key=row.__getitem__) for row in scores] == mine["prediction"]
+    np.testing.assert_allclose([[row[name] for name in names] for row in scores], mine["scores"], atol=1e-5)
+
+
+FLOWER_IMAGES = [row["bytes"] for row in flower_table("test", 20).with_format("arrow")[:]["image"].to_pylist()]
+ASK_FOR_ALL = """
+import io
+from PIL import Image
+inputs = [Image.open(io.BytesIO(row)) if isinstance(row, bytes) else row for row in INPUTS]
+answers = classify(inputs, top_k=100)
+"""
+
+
+def review_texts(run: Path, hub: Hub) -> list[str]:
+    """The texts of the test split, by the names of the rows."""
+    lines = hub.repos["datasets", REVIEWS].head.files["train.csv"].content.decode().splitlines()[1:]
+    rows = pq.read_table(run / "predictions.parquet")["row"].to_pylist()
+    return [lines[int(row.rsplit(" ", 1)[1]) - 1].split(",")[0] for row in rows]
+
+
+@pytest.mark.parametrize(("name", "task"), [("flowers", "image-classification"), ("reviews", "text-classification")])
+def test_another_process_with_empty_caches_gets_the_run_s_predictions(
+    hub: Hub, runs: dict[str, Path], others: Client, name: str, task: str
+) -> None:
+    inputs = FLOWER_IMAGES if name == "flowers" else review_texts(runs[name], hub)
+    source = (
+        f"from transformers import pipeline\nclassify = pipeline({task!r}, model='me/{name}')\nINPUTS = {inputs!r}\n"
+    )
+    (answers,) = others(execute, source + ASK_FOR_ALL, "answers")
+    same(runs[name], answers)
+
+
+@pytest.mark.parametrize("name", ["flowers", "lora", "reviews"])
+def test_the_card_s_example_runs_as_it_is_and_gives_the_run_s_predictions(
+    hub: Hub, runs: dict[str, Path], others: Client, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "photo.jpg").write_bytes(FLOWER_IMAGES[0])
+    inputs = review_texts(runs[name], hub) if name == "reviews" else FLOWER_IMAGES
+    example = blocks(hub, name)[0]
+    assert f'"me/{name}"' in example
+    source = f"import os\nos.chdir({str(tmp_path)!r})\n{example}\nINPUTS = {inputs!r}\n"
+    (answers,) = others(execute, source + ASK_FOR_ALL, "answers")
+    same(runs[name], answers)
+
+
+def test_an_adapter_is_pushed_as_one_and_names_its_base_with_the_commit(hub: Hub, runs: dict[str, Path]) -> None:
+    files = hub.repos["models", "me/lora"].head.files
+    assert set(files) == {
+        ".gitattributes",
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "preprocessor_config.json",
+    }
+    config = json.loads(files["adapter_config.json"].content)
+    base = hub.repos["models", VIT].head.sha
+    assert (config["base_model_name_or_path"], config["revision"]) == (VIT, base)
+    told = card(hub, "lora").data.to_dict()
+    assert (told["library_name"], told["base_model"], told["base_model_relation"]) == ("peft", VIT, "adapter")
+
+
+def test_the_card_s_metadata_are_what_the_hub_indexes(hub: Hub, runs: dict[str, Path]) -> None:
+    told = card(hub, "flowers").data.to_dict()
+    metrics = json.loads((runs["flowers"] / "metrics.json").read_text())["eval"]
+    (index,) = told.pop("model-index")
+    assert told == {
+        "base_model": VIT,
+        "base_model_relation": "finetune",
+        "datasets": [FLOWERS],
+        "library_name": "transformers",
+        "license": "apache-2.0",
+        "metrics": ["accuracy", "f1"],
+        "pipeline_tag": "image-classification",
+        "tags": ["hftl", "transfer-learning", "head"],
+    }
+    (result,) = index["results"]
+    assert result["dataset"]["revision"] == hub.repos["datasets", FLOWERS].head.sha
+    assert result["metrics"][0] == {"type": "accuracy", "value": metrics["accuracy"], "name": "Accuracy"}
+    assert card(hub, "reviews").data.license == "mit"
+
+
+def test_the_card_s_recipe_does_the_same_again_and_computes_nothing(
+    hub: Hub, runs: dict[str, Path], client: Client, tmp_path: Path
+) -> None:
+    (tmp_path / "again.py").write_text(blocks(hub, "flowers")[1])
+    status, _, err = client(hftl, "run", tmp_path / "again.py", "--out", tmp_path / "run")
+    assert status == 0, err
+    first, again = (json.loads((run / "metrics.json").read_text()) for run in (runs["flowers"], tmp_path / "run"))
+    assert again["features"]["computed"] == 0
+    assert again["eval"] == first["eval"]
+
+
+def test_a_second_push_of_the_same_run_changes_nothing(hub: Hub, runs: dict[str, Path], client: Client) -> None:
+    before = len(hub.repos["models", "me/flowers"].history())
+    assert client(hftl, "push", runs["flowers"], "me/flowers")[0] == 0
+    assert len(hub.repos["models", "me/flowers"].history()) == before == 2
+
+
+def test_a_push_that_fails_leaves_the_run_and_says_how_to_push_it_later(
+    hub: Hub, client: Client, tmp_path: Path
+) -> None:
+    hub.fail("POST", "/commit/", status=503, times=1000, retry_after=0)
+    status, _, err = client(
+        hftl, "run", RECIPES / "vit_flowers.py", "--out", tmp_path / "run", "--push", "me/later", "--public"
+    )
+    hub.faults.clear()
+    assert status == 1
+    assert err.splitlines()[-1].endswith(f"to push it later: hftl push {tmp_path / 'run'} me/later --public)")
+    assert client(hftl, "push", tmp_path / "run", "me/later", "--public")[0] == 0
+
+
+def test_the_token_is_nowhere_and_no_folder_of_this_machine_is_published(
+    hub: Hub, runs: dict[str, Path], client: Client, work: Path
+) -> None:
+    assert sum("Authorization" in request.headers or "authorization" in request.headers for request in hub.requests)
+    kept = [path for path in work.rglob("*") if path.is_file()]
+    assert {"hf", "hftl", "flowers"} <= {path.relative_to(work).parts[0] for path in kept}
+    uploads = [
+        blob.content
+        for (_, name), repo in hub.repos.items()
+        if name.startswith("me/")
+        for commit in repo.commits.values()
+        for blob in commit.files.values()
+    ]
+    assert not [path for path in kept if TOKEN.encode() in path.read_bytes()]
+    assert not any(TOKEN.encode() in content or str(work).encode() in content for content in uploads)
+    # Large files come from another host, which has no business with the token.
+    assert not any(TOKEN in str(request.headers) for request in hub.requests if request.host == "storage")
