@@ -95,7 +95,7 @@ def metadata(made: Mapping[str, Any], metrics: Mapping[str, Any], library: str) 
         eval_results=_eval_results(made, metrics),
         library_name=library,
         metrics=list(dict.fromkeys(known)) or None,
-        model_name=made["name"],
+        model_name=printable(made["name"]),
         pipeline_tag=backbone["pipeline_tag"],
         tags=["hftl", "transfer-learning", made["recipe"]["method"]["name"]],
         **_license(backbone["license"]),
