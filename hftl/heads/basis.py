@@ -28,13 +28,15 @@ class Basis:
         mean: (dim,) float64.
         scale: (dim,) float64, all ones unless features are standardised.
         rotation: (dim, rank) float64, orthonormal columns, by decreasing variance.
-        variance: (rank,) float64, the weighted variance along each column.
+        variance: (rank,) float64, the weighted variance along each column (about zero where nothing is centred).
+        bias: whether heads have a free bias; if not, nothing is centred.
     """
 
     mean: Tensor
     scale: Tensor
     rotation: Tensor
     variance: Tensor
+    bias: bool = True
 
     @property
     def rank(self) -> int:
@@ -42,18 +44,20 @@ class Basis:
         return self.rotation.shape[1]
 
     def transform(self, features: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Map raw features (n, dim) to (n, rank + 1); the last column is one, for the bias."""
+        """Map raw features (n, dim) to (n, rank + 1); the last column is one for the bias, or zero where there is none."""
         centred = ((features.double() - self.mean) / self.scale).to(dtype)
-        ones = torch.ones(len(features), 1, dtype=dtype, device=features.device)
-        return torch.cat([centred @ self.rotation.to(dtype), ones], dim=1)
+        last = torch.full((len(features), 1), float(self.bias), dtype=dtype, device=features.device)
+        return torch.cat([centred @ self.rotation.to(dtype), last], dim=1)
 
     def unfold(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Map (rank + 1, outputs) back to raw features: weight (outputs, dim) and bias (outputs,)."""
         weight = (self.rotation @ theta[:-1]).T / self.scale
-        return weight, theta[-1] - weight @ self.mean
+        return weight, theta[-1] - weight @ self.mean if self.bias else torch.zeros_like(theta[-1])
 
 
-def fit_basis(features: Tensor, weights: Tensor, *, standardize: bool, device: torch.device) -> Basis:
+def fit_basis(
+    features: Tensor, weights: Tensor, *, standardize: bool, device: torch.device, bias: bool = True
+) -> Basis:
     """Find the centre, the scales and the principal axes of weighted rows, in float64 and in blocks of rows.
 
     Args:
@@ -61,11 +65,13 @@ def fit_basis(features: Tensor, weights: Tensor, *, standardize: bool, device: t
         weights: (n,) float64 on ``device``, non-negative.
         standardize: divide each feature by its standard deviation.
         device: where to compute.
+        bias: whether heads have a free bias; without one nothing is centred, and features are scaled by their root mean
+            square.
     """
     weights = weights / weights.sum()
     dim = features.shape[1]
     mean = torch.zeros(dim, dtype=torch.float64, device=device)
-    for rows, block in _blocks(features, device):
+    for rows, block in _blocks(features, device) if bias else ():
         mean += weights[rows] @ block
     square = torch.zeros_like(mean)
     for rows, block in _blocks(features, device):
@@ -87,7 +93,7 @@ def fit_basis(features: Tensor, weights: Tensor, *, standardize: bool, device: t
         variance, rotation = variance.flip(0), rotation.flip(1)
     kept = variance > _RANK_TOLERANCE * variance.max().clamp_min(1e-300)
     rotation = rotation[:, kept].masked_fill(constant[:, None], 0.0)
-    return Basis(mean, scale, rotation, variance[kept])
+    return Basis(mean, scale, rotation, variance[kept], bias)
 
 
 def _blocks(features: Tensor, device: torch.device) -> Iterator[tuple[slice, Tensor]]:

@@ -44,6 +44,7 @@ def fit_linear(
     class_weight: ClassWeight = None,
     sample_weight: Tensor | None = None,
     standardize: bool = True,
+    bias: bool = True,
     calibrate: bool = True,
     validation: tuple[Tensor, Tensor] | None = None,
     tolerance: float = 1e-10,
@@ -77,6 +78,8 @@ def fit_linear(
         class_weight: ``balanced``, or a weight for each class (multi-label: for each label's positive rows).
         sample_weight: (n,) non-negative weights of the rows.
         standardize: divide features by their standard deviation before penalising; folded into the result.
+        bias: whether the head has a free bias; without one nothing is centred and the returned bias is zero, which is
+            what fits a model whose last layer has none.
         calibrate: divide the logits by a temperature fitted on held-out rows (classification only).
         validation: features and labels to choose and calibrate on, in place of folds.
         tolerance: relative distance from the minimum at which the exported head stops; the report says
@@ -111,10 +114,11 @@ def fit_linear(
             strengths=path,
             rule=rule,
             standardize=standardize,
+            bias=bias,
             validation=validation,
         )
     else:
-        options = Options(path, folds, rule, standardize, calibrate, tolerance, seed, max_bytes)
+        options = Options(path, folds, rule, standardize, bias, calibrate, tolerance, seed, max_bytes)
         loss: Loss = "softmax" if task == "single_label" else "sigmoid"
         head = fit_logistic(features, labels, weights, loss, num_labels, options, validation)
     if not bool(torch.isfinite(head.weight).all() and torch.isfinite(head.bias).all()):
@@ -132,8 +136,6 @@ def _check_validation(
     features, labels = validation
     check_features(features, "validation features")
     if features.shape[1] != dim:
-        raise UserError(
-            f"validation features: expected {dim} columns as in training, got {features.shape[1]}"
-        )
+        raise UserError(f"validation features: expected {dim} columns as in training, got {features.shape[1]}")
     labels = check_labels(labels, len(features), task, num_labels, "validation labels")
     return features.to(device), labels.to(device)

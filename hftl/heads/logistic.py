@@ -32,6 +32,7 @@ class Options:
     folds: int
     rule: Rule
     standardize: bool
+    bias: bool
     calibrate: bool
     tolerance: float
     seed: int
@@ -76,14 +77,12 @@ def fit_logistic(
     labels, weights = _restrict(labels, weights, learnable, loss)
     folds = _deal(labels, loss, options) if validation is None else torch.full((len(labels),), NO_FOLD)
     folds = folds.to(device)
-    basis = fit_basis(features, weights.mean(1), standardize=options.standardize, device=device)
+    basis = fit_basis(features, weights.mean(1), standardize=options.standardize, device=device, bias=options.bias)
     start = _constant_head(labels, weights, loss, basis.rank, outputs)
     everything = EVERY_ROW
     if validation is not None:
         everything = 0
-        features, labels, weights, folds = _join(
-            (features, labels, weights, folds), validation, learnable, loss
-        )
+        features, labels, weights, folds = _join((features, labels, weights, folds), validation, learnable, loss)
     rows = Rows(
         features,
         labels,
@@ -111,13 +110,9 @@ def fit_logistic(
     report["chosen"] = strength
 
     problem = torch.tensor([everything], device=device)
-    solution = solve(
-        Objective(rows, loss, outputs, strength, problem), start.flatten()[None], options.tolerance
-    )
+    solution = solve(Objective(rows, loss, outputs, strength, problem), start.flatten()[None], options.tolerance)
     if not bool(torch.isfinite(solution.value).all()):
-        raise ConvergenceError(
-            "the head's objective is not finite: the features' scale is too extreme for float32"
-        )
+        raise ConvergenceError("the head's objective is not finite: the features' scale is too extreme for float32")
     theta = solution.x[0].view(start.shape).clone()
     if loss == "softmax":
         theta[-1] -= theta[-1].mean()  # softmax does not see a common shift

@@ -26,6 +26,7 @@ def fit_ridge(
     strengths: list[float],
     rule: Rule,
     standardize: bool,
+    bias: bool,
     validation: tuple[Tensor, Tensor] | None,
 ) -> HeadFit:
     """Minimise ``sum_i w_i |y_i - W x_i - b|^2 + strength |W|^2``, the strength chosen by leave-one-out
@@ -41,21 +42,20 @@ def fit_ridge(
         strengths: from strong to weak.
         rule: ``best`` or ``one_se``.
         standardize: penalise coefficients of standardised features.
+        bias: whether there is a free bias.
         validation: features and targets to choose on in place of leave-one-out.
     """
     if len(features) < 2:
         raise DataError("regression needs at least two training rows")
     device = targets.device
-    basis = fit_basis(features, weights, standardize=standardize, device=device)
+    basis = fit_basis(features, weights, standardize=standardize, device=device, bias=bias)
     total = weights.sum()
-    mean = weights @ targets / total
+    mean = weights @ targets / total if bias else torch.zeros_like(targets[0])
     variance = (weights @ (targets - mean).square() / total).clamp_min(1e-300)
     products = torch.zeros(basis.rank, targets.shape[1], dtype=torch.float64, device=device)
     for span, z in _blocks(features, basis, device):
         products += z[:, :-1].T @ (weights[span, None] * (targets[span] - mean))
-    shrink = 1 / (
-        total * basis.variance + torch.tensor(strengths, dtype=torch.float64, device=device)[:, None]
-    )
+    shrink = 1 / (total * basis.variance + torch.tensor(strengths, dtype=torch.float64, device=device)[:, None])
     weight_path = shrink[:, :, None] * products  # (strengths, rank, targets)
 
     if validation is None:
@@ -70,7 +70,7 @@ def fit_ridge(
     chosen = choose(scores.tolist(), standard_errors.tolist(), rule)
 
     theta = torch.cat([weight_path[chosen], mean[None]])
-    weight, bias = basis.unfold(theta)
+    weight, shift = basis.unfold(theta)
     mse = (row_weights @ errors[:, chosen] / row_weights.sum()).tolist()
     gradient = (total * basis.variance + strengths[chosen])[:, None] * weight_path[chosen] - products
     report: dict[str, Any] = {
@@ -88,7 +88,7 @@ def fit_ridge(
         "gradient_norm": float(gradient.abs().max() / total) if basis.rank else 0.0,
         "converged": True,
     }
-    return HeadFit(weight.float(), bias.float(), report)
+    return HeadFit(weight.float(), shift.float(), report)
 
 
 def _leave_one_out(
@@ -102,7 +102,7 @@ def _leave_one_out(
     parts = []
     for span, z in _blocks(features, basis, targets.device):
         z = z[:, :-1]
-        leverage = weights[span, None] * (1 / weights.sum() + z.square() @ shrink.T)
+        leverage = weights[span, None] * (float(basis.bias) / weights.sum() + z.square() @ shrink.T)
         residual = targets[span, None] - (z @ weight_path).transpose(0, 1)
         parts.append((residual / (1 - leverage).clamp_min(1e-12)[:, :, None]).square())
     return torch.cat(parts)
