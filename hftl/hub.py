@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from hftl import __version__
 from hftl.errors import HftlError
+from hftl.text import printable
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -201,6 +202,5 @@ def offline() -> bool:
 
 
 def short(error: object) -> str:
-    """A message on one line without control characters, cut to what a person reads."""
-    said = "".join(c if c.isprintable() else " " for c in str(error))
-    return " ".join(said.split())[:200] or type(error).__name__
+    """A message on one line, cut to what a person reads."""
+    return printable(error)[:200] or type(error).__name__

@@ -13,7 +13,8 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from hftl.export.card import card, cell, printable
+from hftl.export.card import card, cell
+from hftl.text import printable
 
 HOSTILE = [
     "---\nlicense: mit\n---",

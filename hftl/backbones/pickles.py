@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hftl.backbones.source import PICKLE, WEIGHTS, Source, listed_files
 from hftl.errors import BackboneError
+from hftl.text import printable
 
 
 def converted(source: Source) -> Source:
@@ -53,7 +54,7 @@ def _tensors(source: Source) -> dict[str, Tensor]:
         try:
             read = torch.load(file, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-            why = "".join(c if c.isprintable() else " " for c in str(error)).split(". ")[0]
+            why = printable(error).split(". ")[0]
             raise BackboneError(
                 f"{source.id}: {file.name} does not hold just tensors and is not read ({why[:150]})"
             ) from error

@@ -14,6 +14,7 @@ import typer
 from hftl import __version__
 from hftl.cli import backbones, cache, doctor, features, new, plugins, predict, push, recipes, run
 from hftl.errors import HftlError
+from hftl.text import printable
 
 HELP = """Transfer learning with Hugging Face models: features of the frozen backbone are computed once and kept, heads are solved
 exactly, and what comes out loads with plain transformers."""
@@ -64,7 +65,7 @@ def main() -> None:
     except HftlError as error:
         if debug:
             raise
-        print(f"hftl: {error}", file=sys.stderr)
+        print(f"hftl: {printable(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         # A full disk or a forbidden folder, met outside the rooms that expect it.

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hftl.text import printable
+
 
 def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
     """Print rows: all of their fields as JSON, or the given columns as a table."""
@@ -21,7 +23,7 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: 
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text("" if row.get(column) is None else str(row[column])) for column in columns))
+        table.add_row(*(Text("" if row.get(column) is None else printable(row[column])) for column in columns))
     console = Console(highlight=False)
     if not console.is_terminal:
         # A pipe has no width; lines must not be folded where a program reads them.

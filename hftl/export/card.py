@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hftl.methods import METHODS
+from hftl.text import printable
 
 MOST_LABELS = 200
 MOST_CLASSES_IN_TABLE = 12
@@ -327,17 +328,9 @@ def _at_home(note: str, made: Mapping[str, Any]) -> str:
 
 # ── escaping ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-# Joiners that emoji and scripts are written with; everything else that cannot be seen is no part of a name.
-JOINERS = "\u200c\u200d"
 ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 # What has a meaning inside a line of Markdown; what makes an address a link; what begins a list, a rule or a title.
 MARKUP = re.compile(r"[<>&]|[\\`*_{}\[\]#|~$^@]|:(?=\S)|(?<=www)\.|^[-+=]|^\d+[.)]", re.IGNORECASE)
-
-
-def printable(value: object) -> str:
-    """Text on one line, with a mark in place of what cannot be printed: control characters, changes of direction."""
-    text = " ".join(str(value).split())
-    return "".join(c if c.isprintable() or c in JOINERS else "\ufffd" for c in text)
 
 
 def cell(value: object) -> str:
