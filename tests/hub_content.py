@@ -8,12 +8,15 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import tiny
 from hub_server import Hub
 from PIL import Image
-from transformers import BertTokenizerFast, ViTImageProcessorPil
+from transformers import BertTokenizerFast, BitImageProcessorPil, ViTImageProcessorPil
 
 VIT, FLOWERS = "google/vit-base-patch16-224-in21k", "nelorth/oxford-flowers"
+DINOV2, BEANS = "facebook/dinov2-small", "AI-Lab-Makerere/beans"
 BERT, REVIEWS = "google-bert/bert-base-uncased", "someone/reviews"
 WORDS = ["good", "bad", "film", "the", "a", "plot", "actor", "is", "was", "very"]
 
@@ -24,6 +27,14 @@ def add_vit(hub: Hub, folder: Path, name: str = VIT, **options: Any) -> None:
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: apache-2.0\ntags: [vision]\n---\n# ViT\n")
     hub.add(name, folder, **options)
+
+
+def add_dinov2(hub: Hub, folder: Path, name: str = DINOV2) -> None:
+    """A tiny DINOv2 without a head, and the image processor of its kind."""
+    tiny.model("dinov2").base_model.save_pretrained(folder)
+    size = {"shortest_edge": 36}
+    BitImageProcessorPil(size=size, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    hub.add(name, folder)
 
 
 def add_bert(hub: Hub, folder: Path, name: str = BERT, **options: Any) -> None:
@@ -56,6 +67,27 @@ def flower_table(split: str, rows: int) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"image": images, "label": [i % 4 for i in range(rows)]}, features)
 
 
+def add_beans(hub: Hub, folder: Path, name: str = BEANS) -> None:
+    """Leaves with the columns of the real set, the author's paths among them, in three splits."""
+    kinds = ["angular_leaf_spot", "bean_rust", "healthy"]
+    features = {
+        "image_file_path": datasets.Value("string"),
+        "image": datasets.Image(),
+        "labels": datasets.ClassLabel(names=kinds),
+    }
+    files = {}
+    for number, (split, rows) in enumerate({"train": 30, "validation": 12, "test": 12}.items()):
+        columns = {
+            "image_file_path": [f"/home/author/{split}/{kinds[i % 3]}/{i}.jpg" for i in range(rows)],
+            "image": [{"bytes": flower(i % 3, 1000 * number + i), "path": None} for i in range(rows)],
+            "labels": [i % 3 for i in range(rows)],
+        }
+        path = folder / f"beans-{split}.parquet"
+        datasets.Dataset.from_dict(columns, datasets.Features(features)).to_parquet(path)
+        files[f"data/{split}-00000-of-00001.parquet"] = path.read_bytes()
+    hub.add(name, files, type="datasets")
+
+
 def add_flowers(hub: Hub, folder: Path, name: str = FLOWERS, rows: int = 48, **options: Any) -> None:
     """A parquet data set of images with train and test splits."""
     files = {"README.md": b"---\nlicense: cc0-1.0\n---\n# Flowers\n"}
@@ -64,6 +96,15 @@ def add_flowers(hub: Hub, folder: Path, name: str = FLOWERS, rows: int = 48, **o
         flower_table(split, count).to_parquet(path)
         files[f"data/{split}-00000-of-00001.parquet"] = path.read_bytes()
     hub.add(name, files, type="datasets", **options)
+
+
+def add_labelled(hub: Hub, name: str, labels: list[str]) -> None:
+    """A parquet data set of texts, three of each label in two splits."""
+    rows = {"text": [f"good film {i}" for i in range(3 * len(labels))], "label": labels * 3}
+    table = pa.table(rows)
+    file = io.BytesIO()
+    pq.write_table(table, file)
+    hub.add(name, {f"data/{split}.parquet": file.getvalue() for split in ("train", "test")}, type="datasets")
 
 
 def add_reviews(hub: Hub, name: str = REVIEWS, rows: int = 60, **options: Any) -> None:

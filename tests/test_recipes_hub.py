@@ -12,9 +12,23 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hub_client import Client, execute, hftl
-from hub_content import BERT, FLOWERS, REVIEWS, VIT, add_bert, add_flowers, add_reviews, add_vit, flower_table
+from hub_content import (
+    BERT,
+    FLOWERS,
+    REVIEWS,
+    VIT,
+    add_beans,
+    add_bert,
+    add_dinov2,
+    add_flowers,
+    add_labelled,
+    add_reviews,
+    add_vit,
+    flower_table,
+)
 from hub_server import Hub
 from huggingface_hub import ModelCard
+from test_card import HOSTILE
 
 TOKEN = "hf_canary_9876543210"
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -29,6 +43,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         add_bert(running, folder / "bert")
         add_flowers(running, folder)
         add_reviews(running)
+        add_dinov2(running, folder / "dinov2")
+        add_beans(running, folder)
         yield running
 
 
@@ -52,14 +68,17 @@ def others(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clien
 
 @pytest.fixture(scope="module")
 def runs(hub: Hub, client: Client, work: Path) -> dict[str, Path]:
-    """Three runs that were pushed: images, their LoRA, texts."""
+    """Runs that were pushed: images, their LoRA, texts, texts with mean pooling, and another recipe."""
     flags = {
         "flowers": [],
         "lora": ["--method", "lora", "--epochs", 1],
         "reviews": ["--backbone", BERT, "--data", REVIEWS],
+        "pooled": ["--backbone", BERT, "--data", REVIEWS, "--pooling", "mean"],
+        "beans": [],
     }
     for name, more in flags.items():
-        arguments = [RECIPES / "vit_flowers.py", "--out", work / name, "--push", f"me/{name}", *more]
+        recipe = "dinov2_beans.py" if name == "beans" else "vit_flowers.py"
+        arguments = [RECIPES / recipe, "--out", work / name, "--push", f"me/{name}", *more]
         status, out, err = client(hftl, "run", *arguments)
         assert status == 0, err
         commit = hub.repos["models", f"me/{name}"].head.sha
@@ -124,6 +143,47 @@ def test_the_card_s_example_runs_as_it_is_and_gives_the_run_s_predictions(
     source = f"import os\nos.chdir({str(tmp_path)!r})\n{example}\nINPUTS = {inputs!r}\n"
     (answers,) = others(execute, source + ASK_FOR_ALL, "answers")
     same(runs[name], answers)
+
+
+def test_the_card_s_example_of_a_pooled_head_gives_the_run_s_predictions(
+    hub: Hub, runs: dict[str, Path], others: Client
+) -> None:
+    told = card(hub, "pooled")
+    assert told.data.library_name == "sentence-transformers"
+    inputs = review_texts(runs["pooled"], hub)
+    source = blocks(hub, "pooled")[0].replace('["some text"]', repr(inputs))
+    logits, labels = others(execute, source, "logits", "labels")
+    expected = pq.read_table(runs["pooled"] / "predictions.parquet").to_pydict()
+    assert [labels[i] for i in logits.argmax(1)] == expected["prediction"]
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    np.testing.assert_allclose(exponentials / exponentials.sum(1, keepdims=True), expected["scores"], atol=1e-5)
+
+
+def test_the_beans_recipe_reads_the_splits_and_columns_of_the_real_set(hub: Hub, runs: dict[str, Path]) -> None:
+    made = json.loads((runs["beans"] / "recipe.json").read_text())["data"]
+    assert made["identity"]["columns"] == {"inputs": ["image"], "labels": ["labels"]}
+    assert made["rows"] == {"train": 30, "validation": 12, "test": 12}
+    # Without a licence in the backbone's card, the one that the registry knows.
+    assert card(hub, "beans").data.license == "apache-2.0"
+
+
+def test_hostile_label_names_pass_through_a_run_unchanged_and_reach_no_terminal(
+    hub: Hub, client: Client, tmp_path: Path
+) -> None:
+    add_labelled(hub, "someone/hostile", HOSTILE)
+    arguments = ["--backbone", BERT, "--data", "someone/hostile", "--push", "me/hostile", "--out", tmp_path / "run"]
+    status, out, err = client(hftl, "run", RECIPES / "vit_flowers.py", *arguments)
+    assert status == 0, err
+    predicted, rows, _ = client(hftl, "predict", tmp_path / "run", "good film", *["bad plot"] * 3)
+    assert predicted == 0
+    assert [c for c in out + err + rows if not (c.isprintable() or c in "\n\r")] == []
+    files = hub.repos["models", "me/hostile"].head.files
+    config = json.loads(files["config.json"].content)
+    assert sorted(config["id2label"].values()) == sorted(HOSTILE)
+    assert all(config["id2label"][str(number)] == name for name, number in config["label2id"].items())
+    assert set(pq.read_table(tmp_path / "run" / "predictions.parquet")["label"].to_pylist()) == set(HOSTILE)
+    assert set(files) >= {"README.md", "config.json", "model.safetensors"}
+    assert not [name for name in files if ".." in name]
 
 
 def test_an_adapter_is_pushed_as_one_and_names_its_base_with_the_commit(hub: Hub, runs: dict[str, Path]) -> None:
