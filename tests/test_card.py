@@ -13,6 +13,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from hftl.cli.output import show
 from hftl.export.card import card, cell
 from hftl.text import printable
 
@@ -183,6 +184,14 @@ def test_no_address_becomes_a_link_by_itself() -> None:
     # GitHub's Markdown makes links of these; each is broken by a backslash.
     for address in ("https://evil.example", "www.evil.example", "WWW.evil.example", "me@evil.example"):
         assert not re.search(r"https?://|www\.|\w@", cell(address), re.IGNORECASE)
+
+
+def test_no_name_commands_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    show([{"label": name} for name in HOSTILE], ["label"], as_json=False)
+    printed = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in printed)
+    for name in HOSTILE:
+        assert printable(name) in printed
 
 
 def test_the_words_of_a_card_stay_readable() -> None:

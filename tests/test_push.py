@@ -142,7 +142,8 @@ def test_the_same_run_again_changes_nothing_and_another_run_replaces_it(
     assert (len(repo.history()), hub.count("PUT", "")) == (2, uploads)
 
     hub.add("me/again", {"LICENSE": b"mine", "images/photo.png": b"mine"})
-    adapter = {"adapter/adapter_config.json": b"{}", "adapter/adapter_model.safetensors": weights(7)}
+    config = b'{"base_model_name_or_path": "user/vit"}'
+    adapter = {"adapter/adapter_config.json": config, "adapter/adapter_model.safetensors": weights(7)}
     push(client, make_run(tmp_path / "b", **adapter), "me/again")
     # The model of the first run is gone, for transformers would load one of the two; what is not ours is still there.
     assert set(repo.head.files) == {
@@ -186,6 +187,12 @@ def test_a_run_that_is_unfinished_empty_or_a_link_to_elsewhere_is_not_pushed(cli
     (linked / "model" / "config.json").symlink_to(tmp_path / "secret")
     with pytest.raises(UserError, match="is a link"):
         push(client, linked, "me/no")
+    adapter = {
+        "adapter/adapter_model.safetensors": weights(),
+        "adapter/adapter_config.json": b'{"base_model_name_or_path": "/home/alice/vit"}',
+    }
+    with pytest.raises(UserError, match=r"base model is not on the Hub.*RUN/model"):
+        push(client, make_run(tmp_path / "d", **adapter), "me/no")
     with pytest.raises(UserError, match="no folder"):
         push(client, tmp_path / "nothing", "me/no")
 

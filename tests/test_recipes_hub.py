@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hub_client import Client, execute, hftl
 from hub_content import (
     BERT,
@@ -28,6 +29,7 @@ from hub_content import (
 )
 from hub_server import Hub
 from huggingface_hub import ModelCard
+from safetensors.torch import load
 from test_card import HOSTILE
 
 TOKEN = "hf_canary_9876543210"
@@ -184,6 +186,38 @@ def test_hostile_label_names_pass_through_a_run_unchanged_and_reach_no_terminal(
     assert set(pq.read_table(tmp_path / "run" / "predictions.parquet")["label"].to_pylist()) == set(HOSTILE)
     assert set(files) >= {"README.md", "config.json", "model.safetensors"}
     assert not [name for name in files if ".." in name]
+
+
+def test_a_pickle_gives_the_same_model_if_it_is_asked_for_and_the_card_says_so(
+    hub: Hub, runs: dict[str, Path], client: Client, tmp_path: Path
+) -> None:
+    files = {path: blob.content for path, blob in hub.repos["models", VIT].head.files.items()}
+    torch.save(load(files.pop("model.safetensors")), tmp_path / "pytorch_model.bin")
+    hub.add("someone/pickled", files | {"pytorch_model.bin": (tmp_path / "pytorch_model.bin").read_bytes()})
+    arguments = ["run", RECIPES / "vit_flowers.py", "--backbone", "someone/pickled", "--out", tmp_path / "run"]
+    status, _, err = client(hftl, *arguments)
+    assert (status, "--allow-pickle" in err) == (2, True)
+    status, _, err = client(hftl, *arguments, "--allow-pickle")
+    assert status == 0, err
+    first, again = (
+        json.loads((run / "metrics.json").read_text())["eval"] for run in (runs["flowers"], tmp_path / "run")
+    )
+    assert again == first
+    assert "published as a pickle" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_code_of_a_repository_is_never_fetched_nor_run(hub: Hub, client: Client, tmp_path: Path) -> None:
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
+    code = f"open({str(tmp_path / 'exploded')!r}, 'w')".encode()
+    files = {"config.json": json.dumps(config).encode(), "own.py": code, "model.safetensors": b""}
+    hub.add("evil/own", files)
+    status, _, err = client(
+        hftl, "run", RECIPES / "vit_flowers.py", "--backbone", "evil/own", "--out", tmp_path / "run"
+    )
+    assert status == 2
+    assert "needs Python code of its own repository, which hftl does not run" in err.splitlines()[-1]
+    assert hub.count("GET", "own.py") == 0
+    assert not (tmp_path / "exploded").exists()
 
 
 def test_an_adapter_is_pushed_as_one_and_names_its_base_with_the_commit(hub: Hub, runs: dict[str, Path]) -> None:

@@ -153,6 +153,11 @@ def read_config(source: Source) -> Any:
     try:
         return AutoConfig.from_pretrained(source.folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise BackboneError(
+                f"{source.id} needs Python code of its own repository, which hftl does not run; choose a model whose "
+                "architecture transformers has, or write a plugin that loads it"
+            ) from error
         raise BackboneError(f"{source.id}: {' '.join(str(error).split())[:300]}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,12 +125,26 @@ def uploads_of(run: Path, repo_id: str) -> list[Upload]:
     allowed = {name: path for name, path in names.items() if is_ours(name)}
     if not any(name.endswith(".safetensors") for name in allowed):
         raise UserError(f"{folder} holds no weights in safetensors, so there is nothing to push")
+    if "adapter_config.json" in allowed:
+        _check_base(allowed["adapter_config.json"])
     for name, path in allowed.items():
         if path.is_symlink() or folder.resolve() not in path.resolve().parents:
             raise UserError(
                 f"{folder}: {name} is a link, and only files of the run itself are pushed; put the file there"
             )
     return [_upload(name, path, repo_id) for name, path in allowed.items()]
+
+
+def _check_base(config: Path) -> None:
+    """Refuse an adapter that nobody else could load, and that would tell where this machine keeps its files."""
+    base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    try:
+        check_repo_id(str(base))
+    except UserError as error:
+        raise UserError(
+            f"{config.parent}: the adapter's base model is not on the Hub, so nobody else could load it; "
+            "push the merged model instead: hftl push RUN/model REPO_ID"
+        ) from error
 
 
 def is_ours(name: str) -> bool:
