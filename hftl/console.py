@@ -53,6 +53,9 @@ def report(say: Console, data: Data, metrics: Mapping[str, Any], folder: Path) -
     for name, value in metrics["eval"].items():
         if isinstance(value, float):
             table.add_row(name, f"{value:.4f}")
+    for name, value in metrics.get("head", {}).get("baselines", {}).items():
+        # What costs nothing, to read the result by.
+        table.add_row(f"accuracy of {name}", f"{value:.4f}", style="dim")
     say.print(table)
     seconds = metrics["seconds"]
     say.print(f"seconds   extract {seconds['extract']:.1f}, train {seconds['train']:.1f}, total {seconds['total']:.1f}")

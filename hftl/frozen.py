@@ -1,4 +1,4 @@
-"""The frozen path: data → stored features → a solved head → predictions and an exported model.
+"""The frozen path: from data to the stored features of every split.
 
 Only what is missing from the store is computed; when nothing is, the backbone's weights are never read into memory.
 """
@@ -9,29 +9,25 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch import Tensor
 
 from hftl.backbones.protocol import Backbone
 from hftl.backbones.split import Split
 from hftl.data import Data
 from hftl.data import Split as DataSplit
-from hftl.errors import BadRowError, HftlError, SplitError
-from hftl.export.model import export_model, export_sentence_transformer, fold
+from hftl.errors import BadRowError, HftlError
 from hftl.export.matrix import Matrix, flat
 from hftl.features.extract import Report, Rows, digest_rows, extract, open_space
 from hftl.features.shard import Digests
-from hftl.features.space import Space
+from hftl.features.compaction import compact
+from hftl.features.space import MissingRowsError, Space
 from hftl.features.stat_index import StatIndex
 from hftl.features.store import FeatureStore, cache_root
-from hftl.heads import fit_linear
-from hftl.methods import Head
 from hftl.registry import BackboneSpec
 
 Columns = dict[str, Any]
@@ -120,33 +116,37 @@ def features_of(
             part, unread = _digested(split, index, on_bad_row)
             parts.append(part)
             bad += unread
-    done = _together(
-        partial(
-            extract,
-            backbone,
-            config,
-            views,
-            Rows([part.split.inputs for part in parts]),
-            np.concatenate([part.digests for part in parts]),
-            device=state.device,
-            precision=precision,
-            rank=state.process_index,
-            world=state.num_processes,
-            quiet=quiet,
-            on_bad_row=on_bad_row,
-        )
+    rows = Rows([part.split.inputs for part in parts])
+    digests = np.concatenate([part.digests for part in parts])
+    share = partial(
+        extract,
+        backbone,
+        config,
+        views,
+        rows,
+        digests,
+        device=state.device,
+        precision=precision,
+        rank=state.process_index,
+        world=state.num_processes,
+        quiet=quiet,
+        on_bad_row=on_bad_row,
     )
-    # Each process met its own bad rows; all leave out all of them.
-    met = {row: error for report in done for row, error in report.bad.items()}
+    computed, met = _extracted(share)
     bad += [met[row] for row in sorted(met)]
-    computed = sum(report.computed for report in done)
     parts = _without_all(parts, met)
-    truncated = 0
-    for part in parts:
-        part.columns = space.gather(part.digests)
-        truncated += int(part.columns.pop("truncated").sum())
-    rows = sum(len(part.digests) for part in parts)
-    counts = {"rows": rows, "computed": computed, "reused": rows - computed, "truncated": truncated}
+    try:
+        _gather(space, parts)
+    except MissingRowsError:
+        # A shard proved damaged only now and was set aside: its rows are computed again, once.
+        computed += _extracted(share)[0]
+        _gather(space, parts)
+    if state.is_main_process:
+        for view in views.values():
+            compact(view)
+    truncated = sum(int(part.columns.pop("truncated").sum()) for part in parts)
+    total = sum(len(part.digests) for part in parts)
+    counts = {"rows": total, "computed": computed, "reused": total - computed, "truncated": truncated}
     return Features(
         space,
         Split.from_json((space.info or {})["split"]),
@@ -172,6 +172,19 @@ def matrix_of(features: Features, data: Data) -> Matrix:
         [name for name, part in features.parts.items() for _ in range(len(part.split))],
         data.label_names,
     )
+
+
+def _extracted(share: Callable[[], Report]) -> tuple[int, dict[int, BadRowError]]:
+    """Do this process's share; how many rows all processes computed, and the bad rows that any of them met."""
+    done = _together(share)
+    # Each process met its own bad rows; all leave out all of them.
+    met = {row: error for report in done for row, error in report.bad.items()}
+    return sum(report.computed for report in done), met
+
+
+def _gather(space: Space, parts: Sequence[Part]) -> None:
+    for part in parts:
+        part.columns = space.gather(part.digests)
 
 
 def _together(work: Callable[[], Report]) -> list[Report]:
@@ -209,72 +222,3 @@ def _without(part: Part, bad: Mapping[int, object]) -> Part:
     good = np.setdiff1d(np.arange(len(part.digests)), list(bad))
     split = DataSplit(part.split.name, part.split.inputs.select(good), part.split.labels[good])
     return Part(split, part.digests[good])
-
-
-# ── the head ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass
-class TrainedHead:
-    """A trained head.
-
-    Attributes:
-        logits: (n, C) float32 of the test split.
-        export: writes the model folder.
-        report: for ``metrics.json``.
-        parameters: the head's parameters by the model's names, for fine-tuning to start from; empty for a pooled head.
-    """
-
-    logits: Tensor
-    export: Callable[[Path], None]
-    report: dict[str, Any]
-    parameters: dict[str, Tensor] = field(default_factory=dict)
-
-
-def train_head(
-    method: Head,
-    backbone: Backbone,
-    config: Any,
-    features: Features,
-    data: Data,
-    seed: int,
-    device: torch.device,
-) -> TrainedHead:
-    """Solve the head on stored features.
-
-    Raises:
-        SplitError: the head cannot be solved on what this backbone's split keeps.
-        ConvergenceError: the objective is not finite.
-    """
-    split, info = features.split, features.space.info or {}
-    if split.kind == "replay":
-        raise SplitError(f"{backbone.name}: the head of {info['architecture']} is not linear")
-    train = features.parts["train"]
-    validation = features.parts.get("validation")
-    fit = fit_linear(
-        train.columns["features"].to(device),
-        torch.from_numpy(train.split.labels).to(device),
-        task=data.task,
-        num_labels=len(data.label_names),
-        strengths=method.strengths,
-        folds=method.folds,
-        rule=method.rule,
-        class_weight=method.class_weight,
-        calibrate=method.calibrate,
-        validation=_pair(validation, device) if validation else None,
-        seed=seed,
-    )
-
-    def export(folder: Path) -> None:
-        if split.kind == "pooled":
-            export_sentence_transformer(backbone, config, split.pooling or "", fit.weight.cpu(), fit.bias.cpu(), folder)
-        else:
-            export_model(backbone, config, info, parameters, folder)
-
-    parameters = {} if split.kind == "pooled" else fold(split, fit.weight.cpu(), fit.bias.cpu())
-    logits = fit.logits(features.parts["test"].columns["features"].to(device)).cpu()
-    return TrainedHead(logits, export, fit.report, parameters)
-
-
-def _pair(part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
-    return part.columns["features"].to(device), torch.from_numpy(part.split.labels).to(device)

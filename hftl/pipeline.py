@@ -19,9 +19,10 @@ from hftl.console import describe, describe_features, quiet_libraries, report
 from hftl.data import Data, load_data
 from hftl.errors import SplitError
 from hftl.export.card import write_card
-from hftl.finetune.parallel import on_main, share
 from hftl.export.matrix import Matrix
-from hftl.frozen import Features, TrainedHead, features_of, matrix_of, train_head
+from hftl.finetune.parallel import on_main, share
+from hftl.frozen import Features, features_of, matrix_of
+from hftl.head import TrainedHead, train_head
 from hftl.methods import Head
 from hftl.metrics import evaluate_predictions
 from hftl.plugins import plugins

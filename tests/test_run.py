@@ -104,6 +104,55 @@ def test_texts_end_to_end(cli, tmp_path: Path, name: str, pairs: bool):
     assert_same_predictions(Path("run"), in_plain_transformers("text-classification", Path("run/model"), inputs))
 
 
+@pytest.mark.parametrize("name", ["roberta", "distilbert", "deberta-v2", "xlnet", "modernbert-mean", "bart"])
+def test_heads_that_are_not_linear_are_trained_whole(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    import torch
+
+    backbone = tiny.save(name, tmp_path / "backbone")
+    data = runs.write_texts(tmp_path / "data.csv", 300)
+    recipe = write_recipe(tmp_path, backbone, data)
+    cli.ok("run", recipe, "--out", "cold")
+    assert metrics(Path("cold"))["head"]["kind"] == "native"
+    assert metrics(Path("cold"))["eval"]["accuracy"] > 0.8
+    lines = [line.rsplit(",", 1)[0] for line in data.read_text().splitlines()[1:]]
+    mine = predictions(Path("cold"))
+    texts = [lines[int(row.split(" row ")[1]) - 1] for row in mine["row"]]
+    model = transformers.AutoModelForSequenceClassification.from_pretrained("cold/model").eval()
+    batch = transformers.AutoTokenizer.from_pretrained("cold/model")(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        scores = model(**batch).logits.softmax(1).numpy()
+    np.testing.assert_allclose(np.array(mine["scores"]), scores, atol=1e-5)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", refuse)
+    cli.ok("run", recipe, "--out", "warm")
+    assert Path("cold/model/model.safetensors").read_bytes() == Path("warm/model/model.safetensors").read_bytes()
+
+
+def test_a_head_on_two_tokens_of_an_image(cli, tmp_path: Path):
+    backbone = tiny.save("deit-distilled", tmp_path / "backbone", head=True)
+    data = runs.write_images(tmp_path / "data")
+    cli.ok("run", write_recipe(tmp_path, backbone, data), "--out", "run")
+    paths = [str(data / row) for row in predictions(Path("run"))["row"]]
+    found = transformers.pipeline("image-classification", model="run/model")(paths, top_k=1000)
+    assert_same_predictions(Path("run"), [{f["label"]: f["score"] for f in row} for row in found])
+
+
+def test_damaged_features_are_computed_again(cli, tmp_path: Path):
+    backbone = tiny.save("vit", tmp_path / "backbone")
+    recipe = write_recipe(tmp_path, backbone, runs.write_images(tmp_path / "data"))
+    cli.ok("run", recipe, "--out", "first")
+    (shard,) = (tmp_path / "hftl-cache" / "features").glob("*/shards/*.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    cli.ok("run", recipe, "--out", "second")
+    assert metrics(Path("second"))["features"]["computed"] == 18
+    assert predictions(Path("first")) == predictions(Path("second"))
+
+
 def test_a_second_run_computes_nothing_and_reads_no_weights(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     backbone = tiny.save("vit", tmp_path / "backbone")
     recipe = write_recipe(tmp_path, backbone, runs.write_images(tmp_path / "data"))
@@ -200,7 +249,7 @@ def test_two_processes_share_the_work(tmp_path: Path, monkeypatch: pytest.Monkey
     command = [sys.executable, "-m", "hftl", "run", str(recipe), "--out", str(tmp_path / "run"), "--num-processes", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("accuracy") == 1, "only the main process speaks"
+    assert done.stdout.count("backbone  ") == 1, "only the main process speaks"
     assert metrics(tmp_path / "run")["features"] | {"space": ""} == {
         "rows": 18,
         "computed": 18,

@@ -134,7 +134,8 @@ def save(name: str, folder: Path, *, seed: int = 0, head: bool = False, dtype: t
                     parameter.mul_(5)
     made.to(dtype).save_pretrained(folder)
     if name in TEXT:
-        tokenizer().save_pretrained(folder)
+        # This family reads its last token, so that its tokenizers pad on the left.
+        tokenizer("left" if name == "xlnet" else "right").save_pretrained(folder)
     else:
         size = getattr(made.config, "image_size", None) or getattr(
             getattr(made.config, "vision_config", None), "image_size", 32
@@ -146,7 +147,7 @@ def save(name: str, folder: Path, *, seed: int = 0, head: bool = False, dtype: t
 WORDS = "a the one two red blue cat dog bird sat ran flew over under mat rug tree hill what where who is was not very".split()
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(padding_side: str = "right") -> PreTrainedTokenizerFast:
     """A word tokenizer with the special tokens whose ids the configurations above name."""
     special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
     vocabulary = {token: i for i, token in enumerate([*special, *WORDS])}
@@ -164,5 +165,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
         sep_token="[SEP]",
         unk_token="[UNK]",
         model_max_length=32,
+        padding_side=padding_side,
         model_input_names=["input_ids", "attention_mask"],
     )

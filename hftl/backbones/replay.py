@@ -93,3 +93,15 @@ def initial_head(model: nn.Module, head: set[str], seed: int) -> dict[str, Tenso
                 draw(module)
     parameters = dict(model.named_parameters())
     return {name: parameters[name].detach().clone() for name in sorted(head)}
+
+
+def needs_weights(model: nn.Module, split: Split) -> bool:
+    """Whether something frozen runs live in the replay, so that a skeleton will not do.
+
+    Args:
+        model: the skeleton, its head already real.
+        split: the cut.
+    """
+    answered = tuple(f"{call.module}." for call in split.calls)
+    live = [*model.named_parameters(), *model.named_buffers()]
+    return any(value.is_meta and not name.startswith(answered) for name, value in live)

@@ -160,7 +160,7 @@ def _replay_split(model: nn.Module, head: set[str], batch: Mapping[str, Tensor],
             leaves.append(Leaf(column, list(shape), str(value.dtype).removeprefix("torch."), on_tokens))
         calls.append(Call(call.module, pytree.treespec_dumps(call.structure), leaves))
     blanks = {
-        name: (list(value.shape[1:]), str(value.dtype).removeprefix("torch."))
+        name: [list(value.shape[1:]), str(value.dtype).removeprefix("torch.")]
         for name, value in batch.items()
         if name not in tokens
     }

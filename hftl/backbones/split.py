@@ -71,7 +71,7 @@ class Split:
     pooling: str | None = None
     calls: list[Call] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
-    blanks: dict[str, tuple[list[int], str]] = field(default_factory=dict)
+    blanks: dict[str, list[Any]] = field(default_factory=dict)
     positions: int | None = None
     width: int = 0
 
@@ -86,8 +86,7 @@ class Split:
             Call(c["module"], c["structure"], [Leaf(**leaf) if leaf else None for leaf in c["leaves"]])
             for c in data["calls"]
         ]
-        blanks = {name: (list(shape), dtype) for name, (shape, dtype) in data["blanks"].items()}
-        return cls(**{**data, "calls": calls, "blanks": blanks})
+        return cls(**{**data, "calls": calls})
 
     def kept(self) -> dict[str, tuple[str, list[int]]]:
         """Each column's dtype and per-row shape; a leading -1 marks a ragged column (one entry for each token)."""
