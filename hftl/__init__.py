@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ConvergenceError,
         DataError,
         HftlError,
+        HubError,
         Interrupted,
         PluginError,
         RecipeError,
