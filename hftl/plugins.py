@@ -115,6 +115,10 @@ class Plugins:
         for _ in self.each(hook, **arguments):
             pass
 
+    def warn(self, plugin: Plugin, what: str) -> None:
+        """Say on standard error what went wrong in a plugin that stays loaded."""
+        _say(f"plugin {plugin.name!r} ({_whose(plugin)}): {what}")
+
     def reject(self, plugin: Plugin, why: str) -> None:
         """Leave out a loaded plugin that proved broken, and say so on standard error."""
         loaded = self._record(plugin.name)

@@ -30,8 +30,8 @@ def hftl_resolve_backbone(ref: str) -> BackboneSpec | None:
     missing = [package for package in ("timm", "torchvision") if find_spec(package) is None]
     if missing:
         raise hftl.BackboneError(
-            f"{name} needs {' and '.join(missing)}: pip install 'hftl-timm[timm]', with a torchvision of the same build "
-            "as your torch (there is none for some builds, such as torch for CPUs only from another index)"
+            f"{name} needs {' and '.join(missing)}: pip install 'hftl-timm[timm]', with a torchvision of the same "
+            "build as your torch (there is none for some builds, such as torch for CPUs only from another index)"
         )
     return hftl.BackboneSpec(name, "image", partial(load, name))
 
