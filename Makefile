@@ -1,0 +1,16 @@
+.PHONY: help test lint types benchmarks
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+test:  ## all tests (HFTL_CRASH_ROUNDS=2000 for the long crash tests)
+	python -m pytest -n 2
+
+lint:  ## style, formatting and the direction of imports
+	ruff check . && ruff format --check . && lint-imports
+
+types:  ## mypy --strict
+	mypy
+
+benchmarks:  ## the commands that print ratios against the alternatives
+	@ls benchmarks/*.py
