@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hftl.backbones.protocol import Backbone, Encoded
 from hftl.backbones.capture import Capture
+from hftl.backbones.protocol import Backbone, Encoded
 from hftl.backbones.search import find_split
 from hftl.backbones.split import Split
 from hftl.features.extract import open_space
