@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from transformers import PreTrainedModel
 
 from hftl.backbones.capture import Capture, gradients_of, pool, positions_of
 from hftl.backbones.frontier import Frontier, Recorded, owner
@@ -52,8 +53,11 @@ def pooled_split(model: nn.Module, head: set[str], probes: Sequence[Mapping[str,
     """A cut that keeps one pooled vector of the frozen body's last output instead of what the model's own head reads.
 
     Raises:
-        SplitError: the body returns nothing that can be pooled.
+        SplitError: the body returns nothing that can be pooled, or the model is no ``PreTrainedModel``, which pools in a
+            way of its own that an exported pooling would contradict.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise SplitError(f"{type(model).__name__} pools in its own way; use pooling='native'")
     recorded = _record(model, head, probes[0])
     width = pool(recorded[-1], probes[0], pooling).shape[1] if recorded else 0
     if not width:

@@ -121,7 +121,7 @@ def test_minilm_gives_what_encode_gives() -> None:
 
 
 def test_another_pooling_is_refused(bert: Path, tmp_path: Path) -> None:
-    from hftl.backbones.split import pooled_split
+    from hftl.backbones.search import pooled_split
 
     backbone = SentenceBackbone(fetched(built(bert, tmp_path / "st"), offline=True))
     model, head = backbone.build(backbone.config("single_label", ["a", "b"]))
