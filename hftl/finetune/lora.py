@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,10 @@ def add_lora(model: nn.Module, method: LoRA, head: set[str], backbone: Backbone)
     # PEFT records what the model says it was loaded from, which is a folder of this machine.
     model.name_or_path = base_name(backbone)  # type: ignore[assignment]
     try:
-        return get_peft_model(model, LoraConfig(**fields | method.lora))  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            # PEFT asks transformers for a property that transformers has renamed.
+            warnings.simplefilter("ignore", FutureWarning)
+            return get_peft_model(model, LoraConfig(**fields | method.lora))  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise RecipeError(f"method.lora: {' '.join(str(error).split())[:300]}") from error
 

@@ -124,7 +124,9 @@ def finetune(
     loop.run()
     _settle(loop, checkpoints, chooses)
     logits = logits_of(accelerator, built.model, test, loop.rows.micro_batch)
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        # Not accelerator.end_training, which also ends the processes' group while the model still holds on to it.
+        tracker.finish()
     seconds = time.monotonic() - started
     return Trained(
         logits, lambda target: export(built, backbone, config, target), _report(loop, built, seconds, before)

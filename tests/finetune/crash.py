@@ -1,0 +1,335 @@
+"""Runs of fine-tuning in forked processes that are killed and resumed; prints what became of them as JSON.
+
+    python tests/finetune/crash.py FOLDER ROUNDS
+
+A fork costs milliseconds where a start of Python and its imports costs seconds, so many kills fit into a short test.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import hashlib
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import socket
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+warnings.simplefilter("ignore")
+
+import numpy as np
+import small
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+import hftl.finetune.loop as loop_module
+from hftl.data import Data
+from hftl.errors import HftlError, Interrupted
+from hftl.finetune.evaluate import logits_of
+from hftl.finetune.train import finetune
+from hftl.methods import Full, LoRA
+from hftl.metrics import evaluate_predictions
+
+METHODS = {"full": Full, "lora": LoRA}
+# Dropout, accumulation in uneven parts, augmentation and an average; 12 steps of 3 epochs, the last of each with 2 rows.
+OPTIONS: dict[str, Any] = {
+    "epochs": 3,
+    "lr": 3e-3,
+    "batch_size": 8,
+    "micro_batch": 3,
+    "flip": True,
+    "crop": 0.5,
+    "mixup": 0.2,
+    "ema": 0.9,
+    "save_every": 2,
+    "keep": 50,
+    "layer_decay": 0.8,
+}
+STEPS, ROWS = 12, 26
+TIMEOUT = 60
+
+
+# ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def start(world: int, work: Callable[[], None]) -> list[int]:
+    """Fork as many processes that find one another as a launcher's do."""
+    port = free_port()
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                if world > 1:
+                    os.environ |= {
+                        "RANK": str(rank),
+                        "LOCAL_RANK": str(rank),
+                        "WORLD_SIZE": str(world),
+                        "LOCAL_WORLD_SIZE": str(world),
+                        "MASTER_ADDR": "127.0.0.1",
+                        "MASTER_PORT": str(port),
+                        "ACCELERATE_USE_CPU": "true",
+                    }
+                refuse_pickles()
+                faulthandler.dump_traceback_later(TIMEOUT - 15, exit=False)
+                work()
+                code = 0
+            except Interrupted as stopped:
+                code = stopped.exit_code
+            except HftlError as error:
+                print(error, file=sys.stderr, flush=True)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    return children
+
+
+def refuse_pickles() -> None:
+    """Any pickle that is read or written by a file ends the process."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a pickle")
+
+    for module, names in ((pickle, ("load", "dump", "Unpickler", "Pickler")), (torch, ("load", "save"))):
+        for name in names:
+            setattr(module, name, refuse)
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+def wait(children: list[int]) -> list[int]:
+    """Exit codes, negative for signals; whoever takes too long is killed."""
+    deadline, codes = time.monotonic() + TIMEOUT, {}
+    while len(codes) < len(children):
+        for child in set(children) - set(codes):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                codes[child] = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.002)
+    return [codes[child] for child in children]
+
+
+# ── runs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def train(folder: Path, method: str, data: Data, model: Path, options: dict[str, Any], resume: bool) -> None:
+    """One run; each process writes what each step saw to a file of its own."""
+    from hftl.backbones.source import local
+    from hftl.backbones.vision import ImageBackbone
+
+    torch.set_num_threads(1)
+    backbone = ImageBackbone(local(model))
+    seen = (folder / f"seen-{os.environ.get('RANK', '0')}.jsonl").open("a")
+    accumulate = loop_module.Loop.accumulate
+
+    def noting(self: Any, step: Any, number: int) -> Any:
+        pixels = b"".join(
+            batch.inputs["pixel_values"].numpy().tobytes() + batch.targets.numpy().tobytes()
+            for batch in step.micro_batches
+        )
+        seen.write(json.dumps([number, list(step.rows), hashlib.md5(pixels).hexdigest()]) + "\n")
+        seen.flush()
+        return accumulate(self, step, number)
+
+    loop_module.Loop.accumulate = noting  # type: ignore[method-assign]
+    made = METHODS[method](**options)
+    config = backbone.config("single_label", data.label_names)
+    trained = finetune(made, backbone, config, data, start=None, seed=0, folder=folder, resume=resume)
+    if os.environ.get("RANK", "0") == "0":
+        (folder / "logits.json").write_text(json.dumps(trained.logits.tolist()))
+
+
+class Runs:
+    """Runs of one method on so many processes, compared with one that was never killed."""
+
+    def __init__(self, root: Path, model: Path, method: str, world: int, **options: Any) -> None:
+        self.root = root / f"{method}-{world}"
+        self.model, self.method, self.world = model, method, world
+        self.options = OPTIONS | options
+        self.data = small.picture_data(ROWS, 7)
+        self.whole = self.root / "whole"
+        self.once(self.whole)
+
+    def once(self, folder: Path, resume: bool = False) -> list[int]:
+        folder.mkdir(parents=True, exist_ok=True)
+        return wait(self.start(folder, resume))
+
+    def start(self, folder: Path, resume: bool) -> list[int]:
+        return start(self.world, lambda: train(folder, self.method, self.data, self.model, self.options, resume))
+
+    def killed(self, number: signal.Signals, steps: list[int], random_: random.Random) -> dict[str, Any]:
+        """A run killed soon after each of the given steps began, resumed each time, and then left to end."""
+        folder = self.root / f"{number.name}-{'-'.join(map(str, steps))}"
+        folder.mkdir(parents=True)
+        codes: list[list[int]] = []
+        for i, step in enumerate(steps):
+            before = len(lines(folder / "seen-0.jsonl"))
+            children = self.start(folder, resume=i > 0)
+            wait_for_step(folder / "seen-0.jsonl", step, before, children)
+            time.sleep(random_.random() * 0.03)
+            # SIGTERM may reach any one process; all must stop at the same step.
+            for child in children if number == signal.SIGKILL else [random_.choice(children)]:
+                os.kill(child, number)
+            codes.append(wait(children))
+        codes.append(self.once(folder, resume=True))
+        result = {"steps": steps, "signal": number.name, "codes": codes, "differs": self.differences(folder)}
+        shutil.rmtree(folder)
+        return result
+
+    def differences(self, folder: Path) -> list[str]:
+        """What is not bitwise as in the run that was never killed."""
+        last = f"step-{STEPS:08d}"
+        found = []
+        for file in ("model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"):
+            mine, theirs = (run / "checkpoints" / last / file for run in (folder, self.whole))
+            if not mine.exists() or mine.read_bytes() != theirs.read_bytes():
+                found.append(file)
+        if (
+            not (folder / "logits.json").exists()
+            or (folder / "logits.json").read_text() != (self.whole / "logits.json").read_text()
+        ):
+            found.append("logits")
+        for rank in range(self.world):
+            # A step that was computed again must have seen the same again.
+            if set(lines(folder / f"seen-{rank}.jsonl")) != set(lines(self.whole / f"seen-{rank}.jsonl")):
+                found.append(f"what process {rank} saw")
+        return found
+
+
+def lines(path: Path) -> list[str]:
+    """Whole lines; a killed process may leave part of one."""
+    return [line for line in path.read_text().splitlines() if line.endswith("]")] if path.exists() else []
+
+
+def wait_for_step(seen: Path, step: int, before: int, children: list[int]) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline:
+        if any(json.loads(line)[0] >= step for line in lines(seen)[before:]):
+            return
+        if all(os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) for child in children):
+            return
+        time.sleep(0.001)
+
+
+# ── scenarios ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def kills(root: Path, model: Path, method: str, world: int, rounds: int) -> list[dict[str, Any]]:
+    random_ = random.Random(f"{method}{world}")
+    runs = Runs(root, model, method, world)
+    found = []
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        steps = random_.sample(range(STEPS - 1), min(rounds, STEPS - 1))
+        steps += [random_.randrange(STEPS - 1) for _ in range(rounds - len(steps))]
+        for round_, step in enumerate(steps):
+            shutil.rmtree(runs.root / f"{number.name}-{step}", ignore_errors=True)
+            found.append(runs.killed(number, [step], random_) | {"round": round_})
+        # Three times within one epoch, whose steps are 4 … 7.
+        found.append(runs.killed(number, [4, 5, 6], random_) | {"round": "thrice"})
+    return found
+
+
+def same_result_on_two(root: Path, model: Path) -> dict[str, float]:
+    """The largest difference of final weights between one process and two, without dropout."""
+    from safetensors.torch import load_file
+
+    final = {}
+    for world in (1, 2):
+        folder = root / "worlds" / str(world)
+        folder.mkdir(parents=True)
+        data = small.picture_data(ROWS, 7)
+        options = OPTIONS | {"class_weight": [1.0, 2.0, 0.5], "label_smoothing": 0.1}
+        codes = wait(start(world, lambda f=folder: train(f, "full", data, model, options, False)))  # type: ignore[misc]
+        assert codes == [0] * world, codes
+        final[world] = load_file(folder / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors")
+    return {"worst": max(float((final[1][n] - final[2][n]).abs().max()) for n in final[1])}
+
+
+class Passing(nn.Module):
+    """Logits are what the row holds; a row of the wrong number would show."""
+
+    def forward(self, values: torch.Tensor) -> Any:
+        return type("Output", (), {"logits": values})
+
+
+class Numbers:
+    """An encoder of rows whose logits are known."""
+
+    workers = 1
+
+    def __init__(self, logits: np.ndarray) -> None:
+        self.logits = logits
+        self.split = type("Split", (), {"inputs": range(len(logits))})
+        self.backbone = self
+
+    def __call__(self, rows: list[int]) -> list[int]:
+        return rows
+
+    def collate(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        return {"values": torch.from_numpy(self.logits[rows])}
+
+
+def metrics(folder: Path) -> None:
+    """For N = 1 … 65 the metrics from all processes, beside those of the whole."""
+    accelerator = Accelerator(cpu=True)
+    wrong = []
+    for rows in range(1, 66):
+        random_ = np.random.default_rng(rows)
+        logits = random_.normal(size=(rows, 3)).astype(np.float32)
+        labels = np.concatenate([[0, 1, 2], random_.integers(0, 3, rows)])[-rows:]
+        gathered = logits_of(accelerator, Passing(), Numbers(logits), 4).numpy()  # type: ignore[arg-type]
+        names = ["a", "b", "c"]
+        alone = evaluate_predictions("single_label", logits, labels, names)
+        if (
+            not np.array_equal(gathered, logits)
+            or evaluate_predictions("single_label", gathered, labels, names) != alone
+        ):
+            wrong.append(rows)
+    (folder / f"metrics-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(wrong))
+
+
+def exact_metrics(root: Path, world: int) -> list[Any]:
+    folder = root / f"metrics-{world}"
+    folder.mkdir(parents=True)
+    codes = wait(start(world, lambda: metrics(folder)))
+    return [codes, *(json.loads((folder / f"metrics-{rank}.json").read_text()) for rank in range(world))]
+
+
+def main(root: Path, rounds: int) -> None:
+    torch.set_num_threads(1)
+    with_dropout, without = root / "with-dropout", root / "without"
+    small.image_backbone(with_dropout, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    small.image_backbone(without, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    found: dict[str, Any] = {"kills": {}, "metrics": {}}
+    for method in METHODS:
+        for world in (1, 2):
+            found["kills"][f"{method}-{world}"] = kills(root, with_dropout, method, world, rounds)
+    for world in (1, 2, 3):
+        found["metrics"][str(world)] = exact_metrics(root, world)
+    found["worlds"] = same_result_on_two(root, without)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,53 @@
+"""A killed run ends as the run that was never killed, to the bit; set HFTL_CRASH_ROUNDS=20 for more kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROUNDS = int(os.environ.get("HFTL_CRASH_ROUNDS", "1"))
+DRIVER = Path(__file__).parent / "finetune" / "crash.py"
+
+
+@pytest.fixture(scope="module")
+def crashed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What became of all runs; they share one start of Python."""
+    done = subprocess.run(
+        [sys.executable, str(DRIVER), str(tmp_path_factory.mktemp("crash")), str(ROUNDS)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_killed_run_ends_bitwise_as_the_run_that_was_never_killed(
+    crashed: dict[str, Any], method: str, world: int
+) -> None:
+    runs = crashed["kills"][f"{method}-{world}"]
+
+    assert len(runs) == 2 * (ROUNDS + 1)
+    for run in runs:
+        stopped = -9 if run["signal"] == "SIGKILL" else 130
+        assert run["codes"] == [[stopped] * world] * len(run["steps"]) + [[0] * world], run
+        assert run["differs"] == [], run
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_metrics_count_each_of_1_to_65_rows_once(crashed: dict[str, Any], world: int) -> None:
+    assert crashed["metrics"][str(world)] == [[0] * world] + [[]] * world
+
+
+def test_two_processes_train_what_one_does(crashed: dict[str, Any]) -> None:
+    # AdamW divides by the gradient's own size, which magnifies rounding where a gradient is nearly zero.
+    assert crashed["worlds"]["worst"] < 5e-4
