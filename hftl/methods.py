@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from typing_extensions import Self
 
 
 class Options(BaseModel):
@@ -49,11 +50,11 @@ class FineTune(Options):
         epochs: passes over the training rows.
         lr: learning rate just below the head, or ``"auto"`` for a range test that chooses one.
         head_lr: learning rate of the head; None for ``lr``.
-        batch_size: rows of one optimizer step over all processes; ``"auto"`` for 32, in the largest micro-batches that fit.
-        micro_batch: most rows of one forward on one process, the rest is accumulated; None for all of the process's share, ``"auto"``
-            for the most that fit.
-        init: start of the head: ``"probe"`` solves it on cached features first (LP-FT, Kumar et al. 2022), ``"random"`` takes it as
-            the checkpoint has it or draws it.
+        batch_size: rows of one optimizer step over all processes; ``"auto"`` for 32 in the largest micro-batches that fit.
+        micro_batch: most rows of one forward on one process, the rest is accumulated; None for all of the process's share,
+            ``"auto"`` for the most that fit.
+        init: start of the head: ``"probe"`` solves it on cached features first (LP-FT, Kumar et al. 2022), ``"random"``
+            takes it as the checkpoint has it or draws it.
         schedule: how the learning rate falls after the warm-up.
         warmup: share of the steps in which it rises.
         layer_decay: what the learning rate is multiplied with for each block further from the head.
@@ -64,9 +65,9 @@ class FineTune(Options):
         gradient_checkpointing: compute activations again in the backward pass, to save memory.
         ema: decay of an average of the weights that is evaluated and exported in their place; None for off.
         compile: compile the model with ``torch.compile``.
-        unfreeze: train the head alone in the first epoch, and one more block in each that follows (Howard & Ruder 2018).
-        patience: stop after so many epochs without a better validation result; None for never. Without a validation split of the
-            data's own, a tenth of the training rows is set aside.
+        unfreeze: train the head alone in the first epoch, one more block in each that follows (Howard & Ruder 2018).
+        patience: stop after so many epochs without a better validation result; None for never. Without a validation split
+            of the data's own, a tenth of the training rows is set aside.
         mixed_precision: of the forward and backward pass; weights stay float32.
         keep: newest checkpoints to keep.
         save_every: steps between checkpoints; None for the ends of epochs only.
@@ -101,6 +102,12 @@ class FineTune(Options):
     crop: float | None = Field(default=None, gt=0, le=1)
     mixup: float = Field(default=0.0, ge=0)
     cutmix: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _head_lr_is_relative(self) -> Self:
+        if self.lr == "auto" and self.head_lr is not None:
+            raise ValueError("with lr='auto' the head has the same learning rate; leave out head_lr")
+        return self
 
     @property
     def probe(self) -> Head:

@@ -1,4 +1,4 @@
-"""Random changes of training rows, each a function of (seed, epoch, row), so that a resumed run sees the same pictures."""
+"""Random changes of training rows, each a function of (seed, epoch, row): a resumed run sees the same pictures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Augmentation:
 
     Attributes:
         flip: mirror it left to right, half of the time.
-        crop: smallest share of its area that is kept by a random resized crop (Szegedy et al. 2015); None for the whole.
+        crop: smallest share of its area that a random resized crop keeps (Szegedy et al. 2015); None for the whole.
     """
 
     flip: bool = False
@@ -57,7 +57,7 @@ class Augmentation:
 
 
 def crop_box(width: int, height: int, smallest: float, random: np.random.Generator) -> tuple[int, int, int, int]:
-    """A random part of a picture: left, upper, right, lower. Its area is uniform, its aspect ratio log-uniform in 3/4 … 4/3."""
+    """A random part of a picture (left, upper, right, lower): its area uniform, its aspect log-uniform in 3/4 … 4/3."""
     for _ in range(ATTEMPTS):
         area = width * height * random.uniform(smallest, 1)
         ratio = math.exp(random.uniform(math.log(RATIOS[0]), math.log(RATIOS[1])))
@@ -75,8 +75,8 @@ class Mix:
     Attributes:
         partner: the other row.
         share: what the row keeps of its target.
-        box: the part of the picture that comes from the partner, as shares of height and width (top, left, bottom, right); None
-            where the pictures are blended.
+        box: the part of the picture that comes from the partner, as shares of height and width (top, left, bottom,
+            right); None where the pictures are blended.
     """
 
     partner: int

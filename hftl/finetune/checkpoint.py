@@ -1,8 +1,8 @@
 """Checkpoints of a training run: safetensors and JSON, whole or not at all, newest good one first.
 
-A checkpoint is a folder ``step-00000012``. Its files are written into a hidden folder and flushed to disk; ``manifest.json`` with the
-size and hash of each comes last, and only then does the folder get its name. So a folder with this name was once whole, and the
-manifest tells whether it still is.
+A checkpoint is a folder ``step-00000012``. Its files are written into a hidden folder and flushed to disk; ``manifest.json``
+with the size and hash of each comes last, and only then does the folder get its name. So a folder with this name was once
+whole, and the manifest tells whether it still is.
 """
 
 from __future__ import annotations

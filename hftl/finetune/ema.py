@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """The average ``a ← d·a + (1 − d)·p`` after each step (Polyak & Juditsky 1992), with ``d = min(decay, (1 + t) / (10 + t))``.
+    """The average ``a ← d·a + (1 − d)·p`` after each step t (Polyak & Juditsky 1992).
+
+    Early averages are short: ``d = min(decay, (1 + t) / (10 + t))``.
 
     Args:
         parameters: those that train, by name.

@@ -16,7 +16,8 @@ class Depths:
     """How deep each parameter of a model lies.
 
     Attributes:
-        of: by parameter name: 0 for embeddings, 1 … ``blocks`` for the repeated blocks, ``blocks + 1`` for what follows and the head.
+        of: by parameter name: 0 for embeddings, 1 … ``blocks`` for the repeated blocks, ``blocks + 1`` for what follows
+            and for the head.
         blocks: number of repeated blocks.
     """
 
@@ -25,7 +26,7 @@ class Depths:
 
 
 def find_depths(model: nn.Module, head: set[str]) -> Depths:
-    """Find the repeated blocks of any architecture: the outermost lists of modules of one class, in the order of the model.
+    """Find the repeated blocks of any architecture: the outermost lists of modules of one class, in the model's order.
 
     Args:
         model: the whole model.

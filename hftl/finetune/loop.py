@@ -1,7 +1,8 @@
-"""The one training loop, read it from top to bottom: epochs of steps, an evaluation after each epoch, a checkpoint after that.
+"""The one training loop, read it from top to bottom: epochs of steps, each followed by an evaluation and a checkpoint.
 
-Everything random is a function of (seed, epoch, row) or of (seed, step, process, micro-batch), and the learning rate is a function
-of the step. So a checkpoint holds weights, the optimizer's moments and a few numbers, and a resumed run is the same run to the bit.
+Everything random is a function of (seed, epoch, row) or of (seed, step, process, micro-batch), and the learning rate is a
+function of the step. So a checkpoint holds weights, the optimizer's moments and a few numbers, and a resumed run is the same
+run to the bit.
 """
 
 from __future__ import annotations
@@ -137,9 +138,23 @@ class Loop:
         self.log = log
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.progress = Progress()
+        self.chosen: dict[str, Any] = {}
         self.signals = StopSignals()
         self.total = plan.epochs * rows.steps
         self.warmup = round(plan.warmup * self.total)
+
+    def choose(self, **chosen: Any) -> None:
+        """Settle what was left to choose automatically; checkpoints keep it.
+
+        Args:
+            chosen: ``micro_batch``, and ``lr``, which the relative learning rates of the groups are multiplied with.
+        """
+        self.chosen |= chosen
+        if "micro_batch" in chosen:
+            self.rows.micro_batch = chosen["micro_batch"]
+        if "lr" in chosen:
+            for group in self.optimizer.param_groups:
+                group["base_lr"] *= chosen["lr"]
 
     # ── the loop ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -152,7 +167,7 @@ class Loop:
         """
         with self.signals, torch.random.fork_rng():
             for epoch in range(len(self.progress.history), self.plan.epochs):
-                self._prepare_epoch(epoch)
+                self.prepare_epoch(epoch)
                 for step in self.rows.epoch(epoch, self.progress.step - epoch * self.rows.steps):
                     stop = self._step(epoch, step)
                     if stop or (self.plan.save_every and self.progress.step % self.plan.save_every == 0):
@@ -165,7 +180,8 @@ class Loop:
                 if self._out_of_patience():
                     break
 
-    def _prepare_epoch(self, epoch: int) -> None:
+    def prepare_epoch(self, epoch: int) -> None:
+        """Thaw what trains in an epoch, and put modules into training or eval mode."""
         if self.plan.unfreeze:
             for name, parameter in self.trained.items():
                 parameter.requires_grad_(self.depths.of[name] > self.depths.blocks - epoch)
@@ -191,7 +207,7 @@ class Loop:
         self.progress.losses += loss
         seconds = round(time.monotonic() - started, 4)
         self.log("step", step=self.progress.step, epoch=epoch, loss=loss, norm=norm, lr=lr, seconds_of_step=seconds)
-        return asked > 0
+        return bool(asked > 0)
 
     def accumulate(self, step: Step, number: int) -> Tensor:
         """Gradients of one step's mean loss; this process's sum of losses."""
@@ -213,7 +229,7 @@ class Loop:
         """Multiply the learning rates of all groups; returns the largest."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        return max(group["lr"] for group in self.optimizer.param_groups)
+        return float(max(group["lr"] for group in self.optimizer.param_groups))
 
     def _not_finite(self, epoch: int, step: Step, loss: float, norm: float, lr: float) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -238,7 +254,7 @@ class Loop:
             if self._is_best():
                 self.progress.best = epoch
                 if self.plan.chooses:
-                    self._write("best", {"model": self._weights()})
+                    self._write("best", {"model": self.weights()})
         self.log("epoch", **self.progress.history[-1])
         self.save()
         told = together(torch.tensor(float(self.signals.asked), device=self.accelerator.device))
@@ -268,7 +284,7 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint and remove old ones."""
         tensors = {
-            "model": self._weights(),
+            "model": self.weights(),
             "optimizer": optimizer_state(self.optimizer.optimizer, self.trained),
         }
         if self.ema:
@@ -278,7 +294,7 @@ class Loop:
             prune(self.folder, self.plan.keep)
         self.log("checkpoint", step=self.progress.step)
 
-    def _weights(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, Tensor]:
         """What training changes: trained parameters, and buffers such as running statistics."""
         saved = set(self.model.state_dict())
         buffers = {name: value for name, value in self.model.named_buffers() if name in saved}
@@ -291,6 +307,7 @@ class Loop:
             "history": self.progress.history,
             "best": self.progress.best,
             "made_with": self.made_with,
+            "chosen": self.chosen,
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
         }
         on_main(lambda: write_checkpoint(self.folder, name, state, tensors))
@@ -299,6 +316,7 @@ class Loop:
         """Go on from a checkpoint."""
         state = checkpoint.state
         self.progress = Progress(state["step"], state["losses"], state["history"], state["best"])
+        self.choose(**state["chosen"])
         self.load_weights(checkpoint.tensors["model"])
         restore_optimizer(self.optimizer.optimizer, self.trained, checkpoint.tensors["optimizer"])
         if self.ema:

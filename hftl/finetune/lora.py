@@ -52,7 +52,7 @@ def add_lora(model: nn.Module, method: LoRA, head: set[str], backbone: Backbone)
         with warnings.catch_warnings():
             # PEFT asks transformers for a property that transformers has renamed.
             warnings.simplefilter("ignore", FutureWarning)
-            return get_peft_model(model, LoraConfig(**fields | method.lora))  # type: ignore[arg-type]
+            return get_peft_model(model, LoraConfig(**fields | method.lora))
     except (TypeError, ValueError) as error:
         raise RecipeError(f"method.lora: {' '.join(str(error).split())[:300]}") from error
 

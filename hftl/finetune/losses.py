@@ -17,15 +17,15 @@ ClassWeight = Literal["balanced"] | Sequence[float] | None
 class Loss:
     """The loss of one kind of task: the functions that transformers' own classification models use.
 
-    ``single_label`` is cross-entropy, ``multi_label`` binary cross-entropy and ``regression`` the squared error, the last two
-    averaged over the labels of a row. The mean over rows is ``loss(...) / loss.weight(...)``, equal to that of
+    ``single_label`` is cross-entropy, ``multi_label`` binary cross-entropy and ``regression`` the squared error, the last
+    two averaged over the labels of a row. The mean over rows is ``loss(...) / loss.weight(...)``, equal to that of
     `torch.nn.functional.cross_entropy` with ``weight`` and ``label_smoothing``.
 
     Args:
         task: what the labels are.
         num_labels: classes, labels or targets.
         smoothing: share of the target that is spread evenly (Szegedy et al. 2016).
-        class_weights: (C,) for ``single_label``, (2, C) for the negatives and positives of ``multi_label``; None for ones.
+        class_weights: (C,) for ``single_label``; (2, C) for negatives and positives of ``multi_label``; None for ones.
     """
 
     def __init__(self, task: str, num_labels: int, smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
@@ -70,16 +70,17 @@ class Loss:
     def _of_labels(self, targets: Tensor) -> Tensor | float:
         if self.class_weights is None:
             return 1.0
-        negative, positive = self.class_weights.to(targets)
-        return negative + targets * (positive - negative)
+        weights = self.class_weights.to(targets)
+        of_labels: Tensor = weights[0] + targets * (weights[1] - weights[0])
+        return of_labels
 
 
 def class_weights(given: ClassWeight, labels: Tensor, task: str, num_labels: int) -> Tensor | None:
     """The weight of each class, float32 as `Loss` takes it.
 
     Args:
-        given: ``"balanced"`` for the same total weight of every class (scikit-learn's formula), or one number for each class
-            (``multi_label``: for the rows that have the label).
+        given: ``"balanced"`` for the same total weight of every class (scikit-learn's formula), or one number for each
+            class (``multi_label``: for the rows that have the label).
         labels: of the training rows.
         task: what they are.
         num_labels: classes or labels.

@@ -43,7 +43,7 @@ def share_tensors(tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
 
 
 def on_main(work: Callable[[], Any]) -> Any:
-    """Do something on the main process only; what goes wrong there is raised on every process, so that none waits for ever.
+    """Do something on the main process only; what goes wrong there is raised on all, so that none waits for ever.
 
     Returns:
         What ``work`` gave, on the main process; None elsewhere.
@@ -76,7 +76,7 @@ def in_order(mine: Tensor, rows: int) -> Tensor:
     """Rows computed by processes in turn, put together again.
 
     Args:
-        mine: (ceil(rows / world), …), where process r computed rows r, r + world, …, and anything for those past the end.
+        mine: (ceil(rows / world), …); process r computed rows r, r + world, …, and anything for those past the end.
         rows: how many there are.
 
     Returns:

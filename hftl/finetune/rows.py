@@ -149,7 +149,7 @@ class TrainRows:
         order = self.order(epoch)
         steps = [order[i : i + self.batch_size].tolist() for i in range(0, len(self), self.batch_size)][start:]
         shares = [(rows, share) for rows in steps for share in self.shares(rows)]
-        batches = ahead(lambda item: self._batch(epoch, *item[1]), shares, self.encoder.workers)
+        batches = ahead(lambda item: self.batch(epoch, *item[1]), shares, self.encoder.workers)
         for rows in steps:
             micro_batches = [next(batches) for _ in self.shares(rows)]
             yield Step(rows, self.loss.weight(self.targets(epoch, rows)), micro_batches)
@@ -157,8 +157,8 @@ class TrainRows:
     def shares(self, rows: Sequence[int]) -> list[tuple[list[int], int]]:
         """This process's micro-batches of a step: rows, and how many of them count.
 
-        All processes have equally many micro-batches of equal size: a process that has a row less repeats one that does not count.
-        The micro-batches of a process are of even size, so that none is left with a single row.
+        All processes have equally many micro-batches of equal size: one that has a row less repeats a row that does not
+        count. The micro-batches of a process are of even size, so that none is left with a single row.
         """
         mine = list(rows[self.rank :: self.world])
         size = math.ceil(len(rows) / self.world)
@@ -185,13 +185,14 @@ class TrainRows:
     def _soft(self, labels: Tensor) -> Tensor:
         return F.one_hot(labels, self.loss.num_labels).float() if labels.dim() == 1 else labels
 
-    def _batch(self, epoch: int, rows: list[int], counted: int) -> Batch:
+    def batch(self, epoch: int, rows: list[int], counted: int | None = None) -> Batch:
+        """Rows as one forward sees them in an epoch; the first ``counted`` count, or all."""
         encoded = self._encode(epoch, rows, CHANGES)
         if self.mixing:
             mixes = [self.mixing.draw(self.seed, epoch, row, len(self)) for row in rows]
             partners = self._encode(epoch, [mix.partner for mix in mixes], PARTNER, rows)
             encoded = [mixed(*three) for three in zip(encoded, partners, mixes, strict=True)]
-        counts = (torch.arange(len(rows)) < counted).float()
+        counts = (torch.arange(len(rows)) < (len(rows) if counted is None else counted)).float()
         return Batch(self.encoder.backbone.collate(encoded), self.targets(epoch, rows), counts)
 
     def _encode(self, epoch: int, rows: Sequence[int], purpose: int, of: Sequence[int] | None = None) -> list[Encoded]:

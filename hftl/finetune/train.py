@@ -20,6 +20,7 @@ from hftl.data import Data, Split
 from hftl.data.splits import hold_out
 from hftl.errors import BackboneError, HftlError, UserError
 from hftl.finetune.augment import Augmentation, Mixing
+from hftl.finetune.auto import choose_lr, largest_micro_batch
 from hftl.finetune.checkpoint import Checkpoint, DamagedError, prune, read_checkpoint, read_newest
 from hftl.finetune.ema import Ema
 from hftl.finetune.evaluate import logits_of
@@ -90,7 +91,8 @@ def finetune(
         backbone: the pretrained network.
         config: the configuration to build it with.
         data: rows and labels, all of them decodable.
-        start: the head's parameters to start from, by the model's names; on the main process. None leaves the head as it is built.
+        start: the head's parameters to start from, by the model's names, on the main process; None leaves the head as it
+            is built.
         seed: of every random choice.
         folder: the run's folder; checkpoints go to ``checkpoints`` in it.
         resume: go on from the newest whole checkpoint there.
@@ -116,6 +118,11 @@ def finetune(
     loop, test = assemble(method, accelerator, built, backbone, data, seed, chooses, made_with, checkpoints, log)
     if track:
         accelerator.init_trackers("hftl", config=_flat(made_with))
+    if not checkpoint and "auto" in (method.batch_size, method.micro_batch):
+        loop.choose(micro_batch=largest_micro_batch(loop))
+        say(f"batch     {loop.rows.batch_size} rows a step, {loop.rows.micro_batch} of them at a time on each process")
+    if not checkpoint and method.lr == "auto":
+        loop.choose(lr=choose_lr(loop, say))
     if checkpoint:
         loop.restore(checkpoint)
         say(f"resume    from step {loop.progress.step} of {loop.total}")
@@ -166,7 +173,7 @@ def build(method: FineTune, backbone: Backbone, config: Any, start: Mapping[str,
 
 
 def freeze_unused(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
-    """Freeze parameters that the logits do not depend on: they would never change, and processes would wait for their gradients."""
+    """Freeze parameters that the logits do not depend on: processes would wait for their gradients for ever."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
     gradients = torch.autograd.grad(model(**batch).logits.sum(), trained, allow_unused=True)
@@ -226,7 +233,8 @@ def assemble(
     weights = class_weights(method.class_weight, labels, data.task, len(data.label_names))
     loss = Loss(data.task, len(data.label_names), method.label_smoothing, weights)
     test = Encoder(backbone, data.test)
-    lr = 1e-3 if method.lr == "auto" else method.lr
+    # Relative to what the range test will choose.
+    lr = 1.0 if method.lr == "auto" else method.lr
     model = built.model
     groups = parameter_groups(
         ((name, p) for name, p in model.named_parameters() if p.requires_grad),
