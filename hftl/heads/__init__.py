@@ -6,7 +6,7 @@
 
 from hftl.heads.baselines import baselines
 from hftl.heads.head import HeadFit
-from hftl.heads.linear import default_strengths, fit_linear
+from hftl.heads.linear import fit_linear
 from hftl.heads.modules import attentive_logits, fit_attentive, fit_mlp, mlp_logits
 from hftl.heads.native import NativeFit, fit_native
 
@@ -15,7 +15,6 @@ __all__ = [
     "NativeFit",
     "attentive_logits",
     "baselines",
-    "default_strengths",
     "fit_attentive",
     "fit_linear",
     "fit_mlp",

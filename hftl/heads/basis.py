@@ -44,7 +44,7 @@ class Basis:
         return self.rotation.shape[1]
 
     def transform(self, features: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Map raw features (n, dim) to (n, rank + 1); the last column is one for the bias, or zero where there is none."""
+        """Map raw features (n, dim) to (n, rank + 1); the last column is the bias's: ones, or zeros without one."""
         centred = ((features.double() - self.mean) / self.scale).to(dtype)
         last = torch.full((len(features), 1), float(self.bias), dtype=dtype, device=features.device)
         return torch.cat([centred @ self.rotation.to(dtype), last], dim=1)
@@ -53,6 +53,16 @@ class Basis:
         """Map (rank + 1, outputs) back to raw features: weight (outputs, dim) and bias (outputs,)."""
         weight = (self.rotation @ theta[:-1]).T / self.scale
         return weight, theta[-1] - weight @ self.mean if self.bias else torch.zeros_like(theta[-1])
+
+
+def default_strengths(basis: Basis, count: int = 20) -> list[float]:
+    """A path of L2 strengths that suits the features' total variance, from strong to weak.
+
+    Logits of a head drawn from the penalty's own prior have variance ``total / strength``, where ``total`` is
+    the number of features that vary, if they are standardised; the path spans standard deviations from 0.2 to 30.
+    """
+    total = float(basis.variance.sum()) or 1.0
+    return [total * 10 ** (1.5 - 4.5 * i / (count - 1)) for i in range(count)]
 
 
 def fit_basis(

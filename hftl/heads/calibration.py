@@ -14,6 +14,7 @@ from hftl.heads.objective import Loss
 
 _BINS = 15
 _NEWTON_STEPS = 50
+_HOTTEST = 20.0
 
 
 def fit_temperature(logits: Tensor, targets: Tensor, weights: Tensor, loss: Loss) -> float:
@@ -29,7 +30,11 @@ def fit_temperature(logits: Tensor, targets: Tensor, weights: Tensor, loss: Loss
         weights: (n, 1) or (n, outputs) weights of the losses.
         loss: which probabilities the logits stand for.
     """
-    low, high, beta = 1 / 20, 20.0, 1.0
+    low, high, beta = 1 / _HOTTEST, _HOTTEST, 1.0
+    if _slope_and_curvature(logits, targets, weights, high, loss)[0] <= 0:
+        return 1 / high
+    if _slope_and_curvature(logits, targets, weights, low, loss)[0] >= 0:
+        return 1 / low
     for _ in range(_NEWTON_STEPS):
         gradient, curvature = _slope_and_curvature(logits, targets, weights, beta, loss)
         low, high = (low, beta) if gradient > 0 else (beta, high)

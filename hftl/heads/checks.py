@@ -20,16 +20,12 @@ def check_features(features: Tensor, name: str = "features") -> None:
         found = f"{tuple(features.shape)} {features.dtype}"
         raise DataError(f"{name}: expected a floating-point matrix (rows, dim), got {found}")
     if 0 in features.shape:
-        raise DataError(
-            f"{name}: the matrix of shape {tuple(features.shape)} is empty; give rows and columns"
-        )
+        raise DataError(f"{name}: the matrix of shape {tuple(features.shape)} is empty; give rows and columns")
     for start in range(0, len(features), _BLOCK_ROWS):
         bad = ~torch.isfinite(features[start : start + _BLOCK_ROWS])
         if bool(bad.any()):
             row, column = (int(i) for i in torch.nonzero(bad)[0])
-            raise DataError(
-                f"{name}: row {start + row}, column {column} is NaN or Inf; recompute or drop that row"
-            )
+            raise DataError(f"{name}: row {start + row}, column {column} is NaN or Inf; recompute or drop that row")
 
 
 def check_labels(labels: Tensor, rows: int, task: Task, num_labels: int, name: str = "labels") -> Tensor:
@@ -54,9 +50,7 @@ def check_labels(labels: Tensor, rows: int, task: Task, num_labels: int, name: s
         outside = (labels < 0) | (labels >= num_labels)
         if bool(outside.any()):
             row = int(torch.nonzero(outside)[0])
-            raise DataError(
-                f"{name}: row {row} is {int(labels[row])}, expected a class from 0 to {num_labels - 1}"
-            )
+            raise DataError(f"{name}: row {row} is {int(labels[row])}, expected a class from 0 to {num_labels - 1}")
         return labels.long()
     bad = ~torch.isfinite(labels)
     if task == "multi_label":
@@ -64,9 +58,7 @@ def check_labels(labels: Tensor, rows: int, task: Task, num_labels: int, name: s
     if bool(bad.any()):
         row, column = (int(i) for i in torch.nonzero(bad)[0])
         wanted = "0 or 1" if task == "multi_label" else "a finite number"
-        raise DataError(
-            f"{name}: row {row}, column {column} is {labels[row, column].item()}, expected {wanted}"
-        )
+        raise DataError(f"{name}: row {row}, column {column} is {labels[row, column].item()}, expected {wanted}")
     return labels.double() if task == "regression" else labels.float()
 
 
@@ -102,9 +94,7 @@ def loss_weights(
             raise UserError("class_weight: a regression has no classes; use sample_weight")
         weights = weights * _class_weights(labels, task, num_labels, class_weight)
     if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
-        raise UserError(
-            "weights: expected finite numbers of at least zero; check sample_weight and class_weight"
-        )
+        raise UserError("weights: expected finite numbers of at least zero; check sample_weight and class_weight")
     if not bool((weights > 0).any()):
         raise UserError("weights: all are zero, so there is nothing to learn from")
     return weights
@@ -113,17 +103,13 @@ def loss_weights(
 def _class_weights(labels: Tensor, task: Task, num_labels: int, class_weight: ClassWeight) -> Tensor:
     if isinstance(class_weight, str):
         if class_weight != "balanced":
-            raise UserError(
-                f"class_weight: expected 'balanced' or {num_labels} numbers, got {class_weight!r}"
-            )
+            raise UserError(f"class_weight: expected 'balanced' or {num_labels} numbers, got {class_weight!r}")
         if task == "single_label":
             counts = torch.bincount(labels, minlength=num_labels)
             present = int((counts > 0).sum())
             return (len(labels) / (present * counts.clamp_min(1).double()))[labels, None]
         positive = labels.double().sum(0)
-        of_positive, of_negative = (
-            len(labels) / (2 * n.clamp_min(1)) for n in (positive, len(labels) - positive)
-        )
+        of_positive, of_negative = (len(labels) / (2 * n.clamp_min(1)) for n in (positive, len(labels) - positive))
         return torch.where(labels > 0, of_positive, of_negative)
     given = torch.tensor([float(w) for w in class_weight or ()], dtype=torch.float64, device=labels.device)
     if len(given) != num_labels:

@@ -20,7 +20,6 @@ from torch import Tensor
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _SUFFICIENT_DECREASE = 1e-4
-_ROUNDING = 1e-8  # of a mean loss whose logits are float32
 _MAX_BACKTRACKS = 25
 _PATIENCE = 300  # steps without a smaller decrement after which rounding is all that is left
 
@@ -101,6 +100,7 @@ def minimize(
     inverse_hessian: Tensor,
     *,
     tolerance: float,
+    rounding: float = 1e-15,
     max_iterations: int = 500,
     memory: int = 10,
 ) -> Solution:
@@ -114,6 +114,7 @@ def minimize(
         start: (k, size) float64.
         inverse_hessian: (k, size) float64, a positive diagonal near the inverse Hessian.
         tolerance: relative suboptimality at which a problem stops.
+        rounding: relative error of the values, below which a step is judged by its slope.
         max_iterations: steps after which a problem stops without having converged.
         memory: curvature pairs kept.
     """
@@ -146,11 +147,11 @@ def minimize(
             if bool(stop.all()):
                 break
             stack.keep(torch.nonzero(~stop).flatten())
-        stuck = _advance(evaluate, stack, memory)
+        stuck = _advance(evaluate, stack, memory, rounding)
     return result
 
 
-def _advance(evaluate: Evaluate, stack: _Stack, memory: int) -> Tensor:
+def _advance(evaluate: Evaluate, stack: _Stack, memory: int, rounding: float) -> Tensor:
     """Take one step in every running problem; return (k,) bool: which of them found no step that helps."""
     direction = stack.direction()
     slope = _dot(stack.gradient, direction)
@@ -167,7 +168,7 @@ def _advance(evaluate: Evaluate, stack: _Stack, memory: int) -> Tensor:
         trial_value, trial_gradient = evaluate(trial, stack.index[rows])
         trial_slope = _dot(trial_gradient, direction[rows])
         decreased = trial_value <= stack.value[rows] + _SUFFICIENT_DECREASE * length[rows] * slope[rows]
-        near = trial_value <= stack.lowest[rows] + _ROUNDING * (1 + stack.lowest[rows].abs())
+        near = trial_value <= stack.lowest[rows] + rounding * (1 + stack.lowest[rows].abs())
         flatter = trial_slope <= (2 * _SUFFICIENT_DECREASE - 1) * slope[rows]
         accepted = decreased | (near & flatter)
         good = rows[accepted]

@@ -23,15 +23,6 @@ from hftl.heads.selection import Rule
 _GIGABYTE = 1 << 30
 
 
-def default_strengths(dim: int, count: int = 20) -> list[float]:
-    """A path of L2 strengths for ``dim`` standardised features, from strong to weak.
-
-    Logits of a head drawn from the penalty's own prior have variance ``dim / strength``; the path spans
-    standard deviations from 0.2 to 30.
-    """
-    return [dim * 10 ** (1.5 - 4.5 * i / (count - 1)) for i in range(count)]
-
-
 def fit_linear(
     features: Tensor,
     labels: Tensor,
@@ -72,7 +63,7 @@ def fit_linear(
             ``multi_label``, (n, num_labels) or (n,) numbers for ``regression``.
         task: what the labels mean.
         num_labels: classes, labels or targets.
-        strengths: L2 strengths to try; ``default_strengths(dim)`` where None.
+        strengths: L2 strengths to try; ``default_strengths`` of the features where None.
         folds: stratified folds to choose on; leave-one-out is used for regression.
         rule: ``best``, or ``one_se`` for the strongest strength within one standard error of the best.
         class_weight: ``balanced``, or a weight for each class (multi-label: for each label's positive rows).
@@ -99,7 +90,7 @@ def fit_linear(
     device = torch.device(device) if device is not None else features.device
     labels = check_labels(labels, len(features), task, num_labels).to(device)
     weights = loss_weights(labels, task, num_labels, class_weight, sample_weight)
-    path = check_strengths(default_strengths(features.shape[1]) if strengths is None else strengths)
+    path = None if strengths is None else check_strengths(strengths)
     if validation is not None:
         validation = _check_validation(validation, features.shape[1], task, num_labels, device)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hftl.errors import ConvergenceError, DataError
-from hftl.heads.basis import fit_basis
+from hftl.heads.basis import default_strengths, fit_basis
 from hftl.heads.calibration import calibration_report
 from hftl.heads.folds import random_folds, stratified_folds
 from hftl.heads.head import HeadFit
@@ -28,7 +28,7 @@ _NEVER = -1e4
 class Options:
     """How ``fit_linear`` was asked to choose; the fields are its arguments."""
 
-    strengths: list[float]
+    strengths: list[float] | None
     folds: int
     rule: Rule
     standardize: bool
@@ -72,13 +72,16 @@ def fit_logistic(
         options: how to choose.
         validation: features and labels to choose on, in place of folds.
     """
-    learnable = _learnable(labels, loss, num_labels)
+    learnable = _learnable(labels, loss, num_labels, options.bias)
     outputs, device = len(learnable.index), labels.device
     labels, weights = _restrict(labels, weights, learnable, loss)
     folds = _deal(labels, loss, options) if validation is None else torch.full((len(labels),), NO_FOLD)
     folds = folds.to(device)
     basis = fit_basis(features, weights.mean(1), standardize=options.standardize, device=device, bias=options.bias)
-    start = _constant_head(labels, weights, loss, basis.rank, outputs)
+    strengths = options.strengths or default_strengths(basis)
+    start = torch.zeros(basis.rank + 1, outputs, dtype=torch.float64, device=device)
+    if options.bias:
+        start[-1] = _best_constant(labels, weights, loss, outputs)
     everything = EVERY_ROW
     if validation is not None:
         everything = 0
@@ -98,15 +101,15 @@ def fit_logistic(
 
     chosen: Candidate | None = None
     report: dict[str, Any] = {"kind": "linear", "rule": options.rule, "path": []}
-    if len(index) and (options.calibrate or loss == "sigmoid" or len(options.strengths) > 1):
-        path = walk(rows, held_out, loss, start, options.strengths, options.calibrate)
+    if len(index) and (options.calibrate or loss == "sigmoid" or len(strengths) > 1):
+        path = walk(rows, held_out, loss, start, strengths, options.calibrate)
         chosen = path[choose([c.score for c in path], [c.error for c in path], options.rule)]
         report["path"] = [candidate.entry for candidate in path]
         report["chosen_on"] = "validation split" if validation else f"{int(folds.max()) + 1} folds"
         start = chosen.heads.double().mean(0).view(start.shape)
     else:
         report["chosen_on"] = "nothing: one strength" if len(index) else "nothing: no two rows of one class"
-    strength = chosen.strength if chosen else _middle(options.strengths)
+    strength = chosen.strength if chosen else strengths[len(strengths) // 2]
     report["chosen"] = strength
 
     problem = torch.tensor([everything], device=device)
@@ -137,16 +140,20 @@ def fit_logistic(
     return HeadFit(full_weight.float(), full_bias.float(), report)
 
 
-def _learnable(labels: Tensor, loss: Loss, num_labels: int) -> _Learnable:
+def _learnable(labels: Tensor, loss: Loss, num_labels: int, bias: bool) -> _Learnable:
+    """What can be learnt. Without a free bias to run off to infinity, every class has a finite optimum."""
     if loss == "softmax":
         index = torch.unique(labels)
         if len(index) < 2:
             raise DataError("labels: all training rows are of one class; a head needs at least two")
+        if not bias:
+            index = torch.arange(num_labels, device=labels.device)
         return _Learnable(index, torch.full((num_labels,), _NEVER, dtype=torch.float64, device=labels.device))
     positive = (labels > 0).double().sum(0)
-    index = torch.nonzero((positive > 0) & (positive < len(labels))).flatten()
-    if len(index) == 0:
+    varies = (positive > 0) & (positive < len(labels))
+    if not bool(varies.any()):
         raise DataError("labels: every label is the same in all training rows; there is nothing to learn")
+    index = torch.nonzero(varies if bias else torch.ones_like(varies)).flatten()
     return _Learnable(index, ((positive + 0.5) / (len(labels) + 1)).logit())
 
 
@@ -188,20 +195,12 @@ def _join(
     )
 
 
-def _constant_head(labels: Tensor, weights: Tensor, loss: Loss, rank: int, outputs: int) -> Tensor:
-    """No weights, and the bias that is optimal without them: (rank + 1, outputs) float64."""
+def _best_constant(labels: Tensor, weights: Tensor, loss: Loss, outputs: int) -> Tensor:
+    """The bias (outputs,) float64 that is optimal where all weights are zero."""
     if loss == "softmax":
         truth = torch.nn.functional.one_hot(labels, outputs).double()
-        bias = (weights.T @ truth / weights.sum())[0].log()
-    else:
-        bias = ((weights * labels).sum(0) / weights.expand(-1, outputs).sum(0)).logit()
-    theta = torch.zeros(rank + 1, outputs, dtype=torch.float64, device=labels.device)
-    theta[-1] = bias
-    return theta
-
-
-def _middle(strengths: list[float]) -> float:
-    return strengths[len(strengths) // 2]
+        return (weights.T @ truth / weights.sum())[0].log()
+    return ((weights * labels).sum(0) / weights.expand(-1, outputs).sum(0)).logit()
 
 
 def _held_out_report(

@@ -122,9 +122,7 @@ def fit_native(
     """
     settings = [_Setting(rate, decay) for rate in learning_rates for decay in weight_decays]
     if not settings or rounds < 1 or batch_size < 1:
-        raise UserError(
-            "fit_native: give at least one learning rate and weight decay, one round, one row a batch"
-        )
+        raise UserError("fit_native: give at least one learning rate and weight decay, one round, one row a batch")
     device = torch.device(device) if device is not None else next(iter(features.values())).device
     rows = _rows(features, labels, task, num_labels, class_weight, sample_weight, device)
     params = {name: value.detach().to(device) for name, value in params.items()}
@@ -147,9 +145,7 @@ def fit_native(
     report = {
         "kind": "native",
         "task": task,
-        "chosen_on": "validation split"
-        if validation
-        else f"{len(judging)} held-out rows, then trained on all rows",
+        "chosen_on": "validation split" if validation else f"{len(judging)} held-out rows, then trained on all rows",
         "settings": history,
         "chosen": {
             "learning_rate": settings[best.setting].learning_rate,
@@ -250,9 +246,7 @@ def _choose(
         if finished - int(reached.max()) >= patience:
             break
     if best is None:
-        raise ConvergenceError(
-            "native head: no learning rate gives a finite loss; try smaller learning rates"
-        )
+        raise ConvergenceError("native head: no learning rate gives a finite loss; try smaller learning rates")
     history = [
         {
             "learning_rate": setting.learning_rate,
@@ -374,9 +368,7 @@ def _hold_out(rows: _Rows, task: Task, seed: int) -> tuple[_Rows, _Rows]:
         folds = random_folds(len(rows), _HELD_OUT_FOLDS, seed).to(rows.labels.device)
     held = folds == 0
     if not bool(held.any()) or bool(held.all()):
-        raise DataError(
-            f"native head: {len(rows)} rows are too few to hold some out; give a validation split"
-        )
+        raise DataError(f"native head: {len(rows)} rows are too few to hold some out; give a validation split")
     return rows.take(torch.nonzero(~held).flatten()), rows.take(torch.nonzero(held).flatten())
 
 

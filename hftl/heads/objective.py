@@ -112,6 +112,11 @@ class Objective:
         self.total = rows.total_weight - torch.tensor(hidden, dtype=torch.float64, device=held_out.device)
         self.penalty = strength / self.total
 
+    @property
+    def rounding(self) -> float:
+        """The error of a mean over rows of losses that are computed in float32."""
+        return float(2 * torch.finfo(torch.float32).eps / self.rows.count**0.5)
+
     def evaluate(self, theta: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
         """Values (k,) and gradients (k, size) in float64 of the given problems at ``theta`` (k, size)."""
         weights = theta.view(len(theta), -1, self.outputs).clone()

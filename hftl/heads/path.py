@@ -15,7 +15,7 @@ from hftl.heads.selection import f1_scores, standard_error
 
 # Relative suboptimality at which a head of the path stops: small beside the standard error of its validation
 # loss.
-_PATH_TOLERANCE = 1e-3
+_PATH_TOLERANCE = 3e-4
 _MAX_ITERATIONS = 2000
 _MEMORY = 10
 _HISTORY_BYTES = 2 << 30
@@ -95,6 +95,7 @@ def solve(objective: Objective, start: Tensor, tolerance: float) -> Solution:
             start[problems],
             inverse[problems],
             tolerance=tolerance,
+            rounding=objective.rounding,
             max_iterations=_MAX_ITERATIONS,
             memory=_MEMORY,
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hftl.errors import DataError
-from hftl.heads.basis import BLOCK_ROWS, Basis, fit_basis
+from hftl.heads.basis import BLOCK_ROWS, Basis, default_strengths, fit_basis
 from hftl.heads.head import HeadFit
 from hftl.heads.selection import Rule, choose
 
@@ -23,7 +23,7 @@ def fit_ridge(
     targets: Tensor,
     weights: Tensor,
     *,
-    strengths: list[float],
+    strengths: list[float] | None,
     rule: Rule,
     standardize: bool,
     bias: bool,
@@ -39,7 +39,7 @@ def fit_ridge(
         features: (n, dim), on any device.
         targets: (n, num_targets) float64.
         weights: (n,) float64, positive.
-        strengths: from strong to weak.
+        strengths: from strong to weak; ``default_strengths`` where None.
         rule: ``best`` or ``one_se``.
         standardize: penalise coefficients of standardised features.
         bias: whether there is a free bias.
@@ -49,6 +49,7 @@ def fit_ridge(
         raise DataError("regression needs at least two training rows")
     device = targets.device
     basis = fit_basis(features, weights, standardize=standardize, device=device, bias=bias)
+    strengths = strengths or default_strengths(basis)
     total = weights.sum()
     mean = weights @ targets / total if bias else torch.zeros_like(targets[0])
     variance = (weights @ (targets - mean).square() / total).clamp_min(1e-300)

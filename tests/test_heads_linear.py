@@ -1,0 +1,353 @@
+"""Linear heads against scikit-learn, brute force and their own promises."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import f1_score
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from hftl.heads import HeadFit, fit_linear
+from hftl.heads.calibration import fit_temperature, reliability
+from hftl.heads.folds import stratified_folds
+from hftl.heads.selection import best_thresholds
+
+
+def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(y))
+    x, y = torch.tensor(x[order], dtype=torch.float32), torch.tensor(y[order])
+    return x[:1198], y[:1198], x[1198:], y[1198:]
+
+
+def blobs(rows: int, dim: int, classes: int, *, spread: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(classes, dim, generator=generator)
+    labels = torch.arange(rows) % classes
+    return means[labels] + spread * torch.randn(rows, dim, generator=generator), labels
+
+
+def objective(weight: Any, bias: Any, x: Any, y: Any, strength: float, row_weight: Any = 1.0) -> float:
+    logits = x @ weight.T + bias
+    peak = logits.max(1, keepdims=True)
+    log_normaliser = peak[:, 0] + np.log(np.exp(logits - peak).sum(1))
+    losses = log_normaliser - logits[np.arange(len(y)), y]
+    return float((row_weight * losses).sum() + strength / 2 * (weight**2).sum())
+
+
+def in_standard_units(head: HeadFit, scaler: StandardScaler) -> tuple[Any, Any]:
+    weight, bias = head.weight.double().numpy(), head.bias.double().numpy()
+    return weight * scaler.scale_, bias + weight @ scaler.mean_
+
+
+def accuracy(head: HeadFit, x: Tensor, y: Tensor) -> float:
+    return float((head.logits(x).argmax(1) == y).double().mean())
+
+
+@pytest.mark.parametrize("c", [0.01, 0.1, 1.0])
+def test_softmax_on_standardised_features_equals_scikit_learn(c: float) -> None:
+    x, y, x_eval, _ = digits()
+    head = fit_linear(x, y, task="single_label", num_labels=10, strengths=[1 / c], calibrate=False)
+    scaler = StandardScaler().fit(x.double().numpy())
+    z = scaler.transform(x.double().numpy())
+    reference = LogisticRegression(C=c, tol=1e-9, max_iter=10_000).fit(z, y.numpy())
+    weight, bias = in_standard_units(head, scaler)
+
+    ours = objective(weight, bias, z, y.numpy(), 1 / c)
+    theirs = objective(reference.coef_, reference.intercept_, z, y.numpy(), 1 / c)
+    assert ours <= theirs * (1 + 1e-6)
+    np.testing.assert_allclose(weight, reference.coef_, atol=1e-3)
+    expected = reference.predict_proba(scaler.transform(x_eval.double().numpy()))
+    np.testing.assert_allclose(head.logits(x_eval).softmax(-1), expected, atol=1e-3)
+    assert head.report["converged"]
+
+
+def test_softmax_on_raw_features_with_weights_equals_scikit_learn() -> None:
+    x, y, x_eval, _ = digits()
+    x, x_eval = x / 4, x_eval / 4
+    row_weight = torch.rand(len(x), generator=torch.Generator().manual_seed(1)) + 0.1
+    class_weight = [1.0, 2.0, 0.5, 1.0, 3.0, 1.0, 1.0, 0.2, 1.0, 1.0]
+    head = fit_linear(
+        x,
+        y,
+        task="single_label",
+        num_labels=10,
+        strengths=[2.0],
+        standardize=False,
+        calibrate=False,
+        class_weight=class_weight,
+        sample_weight=row_weight,
+    )
+    reference = LogisticRegression(C=0.5, tol=1e-9, max_iter=20_000, class_weight=dict(enumerate(class_weight))).fit(
+        x.double().numpy(), y.numpy(), sample_weight=row_weight.double().numpy()
+    )
+    np.testing.assert_allclose(head.weight, reference.coef_, atol=1e-3)
+    expected = reference.predict_proba(x_eval.double().numpy())
+    np.testing.assert_allclose(head.logits(x_eval).softmax(-1), expected, atol=1e-3)
+
+
+def test_two_classes_equal_scikit_learn_at_twice_the_strength() -> None:
+    x, y = blobs(300, 8, 2, spread=3.0)
+    head = fit_linear(x, y, task="single_label", num_labels=2, strengths=[2.0], calibrate=False, standardize=False)
+    reference = LogisticRegression(C=1.0, tol=1e-10, max_iter=10_000).fit(x.double().numpy(), y.numpy())
+    np.testing.assert_allclose(head.weight[1] - head.weight[0], reference.coef_[0], atol=1e-3)
+
+
+def test_balanced_weights_equal_scikit_learn() -> None:
+    x, y = blobs(400, 6, 4, spread=2.0)
+    keep = (y != 3) | (torch.arange(400) < 40)
+    x, y = x[keep], y[keep]
+    options: dict[str, Any] = {"strengths": [1.0], "calibrate": False, "standardize": False}
+    head = fit_linear(x, y, task="single_label", num_labels=4, class_weight="balanced", **options)
+    reference = LogisticRegression(C=1.0, tol=1e-10, max_iter=10_000, class_weight="balanced")
+    reference.fit(x.double().numpy(), y.numpy())
+    np.testing.assert_allclose(head.weight, reference.coef_, atol=1e-3)
+
+
+def test_zero_weights_are_the_same_as_leaving_the_rows_out() -> None:
+    x, y = blobs(200, 5, 3, spread=2.0)
+    weight = (torch.arange(200) % 3 != 0).float()
+    x[weight == 0] += 50
+    with_zeros = fit_linear(x, y, task="single_label", num_labels=3, sample_weight=weight)
+    without = fit_linear(x[weight > 0], y[weight > 0], task="single_label", num_labels=3)
+    assert torch.equal(with_zeros.weight, without.weight)
+    assert with_zeros.report["rows_of_zero_weight"] == 67
+
+
+def multi_label_set() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(500, 12, generator=generator)
+    logits = 2 * x @ torch.randn(12, 4, generator=generator) + torch.tensor([0.0, -1.0, -4.0, 2.0])
+    return x, (torch.rand(500, 4, generator=generator) < logits.sigmoid()).float()
+
+
+def test_multi_label_equals_one_logistic_regression_for_each_label() -> None:
+    x, y = multi_label_set()
+    head = fit_linear(x, y, task="multi_label", num_labels=4, strengths=[0.7], calibrate=False)
+    scaler = StandardScaler().fit(x.double().numpy())
+    z = scaler.transform(x.double().numpy())
+    weight, bias = in_standard_units(head, scaler)
+    for label in range(4):
+        reference = LogisticRegression(C=1 / 0.7, tol=1e-10, max_iter=10_000).fit(z, y[:, label].numpy())
+        np.testing.assert_allclose(weight[label], reference.coef_[0], atol=1e-3)
+        np.testing.assert_allclose(bias[label], reference.intercept_[0], atol=1e-3)
+
+
+def test_balanced_multi_label_equals_scikit_learn() -> None:
+    x, y = multi_label_set()
+    options: dict[str, Any] = {"strengths": [0.7], "calibrate": False, "standardize": False}
+    head = fit_linear(x, y, task="multi_label", num_labels=4, class_weight="balanced", **options)
+    for label in range(4):
+        reference = LogisticRegression(C=1 / 0.7, tol=1e-10, max_iter=10_000, class_weight="balanced")
+        reference.fit(x.double().numpy(), y[:, label].numpy())
+        np.testing.assert_allclose(head.weight[label], reference.coef_[0], atol=1e-3)
+
+
+def test_tuned_thresholds_raise_f1_on_held_out_rows() -> None:
+    x, y = multi_label_set()
+    report = fit_linear(x, y, task="multi_label", num_labels=4).report
+    assert report["f1_macro_at_thresholds"] > report["f1_macro_at_half"]
+    assert len(report["thresholds"]) == 4
+    assert all(0 < threshold < 1 for threshold in report["thresholds"])
+
+
+def test_best_thresholds_equal_a_search_over_all_cuts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    p = (torch.rand(60, 3, generator=generator) * 20).round() / 20  # with ties
+    y = (torch.rand(60, 3, generator=generator) < p * 0.6).float()
+    thresholds, f1 = best_thresholds(p, y)
+    for label in range(3):
+        cuts = np.linspace(-0.025, 1.025, 22)
+        every = [f1_score(y[:, label], p[:, label].numpy() >= cut, zero_division=0.0) for cut in cuts]
+        assert float(f1[label]) == pytest.approx(max(every))
+        at = f1_score(y[:, label], p[:, label].numpy() >= float(thresholds[label]))
+        assert at == pytest.approx(max(every))
+
+
+def test_ridge_equals_scikit_learn_and_brute_force_leave_one_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 6, generator=generator) * torch.tensor([1.0, 5.0, 0.1, 1.0, 1.0, 1.0]) + 3
+    y = x @ torch.randn(6, 2, generator=generator) + torch.randn(40, 2, generator=generator)
+    y[:, 1] *= 100
+    row_weight = torch.rand(40, generator=generator) + 0.5
+    strengths = [30.0, 3.0, 0.3]
+    head = fit_linear(
+        x,
+        y,
+        task="regression",
+        num_labels=2,
+        strengths=strengths,
+        sample_weight=row_weight,
+        standardize=False,
+    )
+    w, x64, y64 = row_weight.double().numpy(), x.double().numpy(), y.double().numpy()
+    variance = np.average((y64 - np.average(y64, axis=0, weights=w)) ** 2, axis=0, weights=w)
+    errors = []
+    for strength in strengths:
+        squares = []
+        for i in range(40):
+            rest = np.arange(40) != i
+            model = Ridge(alpha=strength, solver="cholesky").fit(x64[rest], y64[rest], sample_weight=w[rest])
+            squares.append((model.predict(x64[i : i + 1])[0] - y64[i]) ** 2)
+        errors.append((np.average(squares, axis=0, weights=w) / variance).mean())
+    np.testing.assert_allclose([p["validation"] for p in head.report["path"]], errors, rtol=1e-6)
+    assert head.report["chosen"] == strengths[int(np.argmin(errors))]
+    reference = Ridge(alpha=head.report["chosen"], solver="cholesky").fit(x64, y64, sample_weight=w)
+    np.testing.assert_allclose(head.weight, reference.coef_, rtol=1e-5)
+    np.testing.assert_allclose(head.bias, reference.intercept_, rtol=1e-4)
+
+
+def test_regression_takes_one_target_as_a_vector_and_a_validation_split() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(100, 5, generator=generator)
+    y = x[:, 0] * 2 + 0.5 + 0.1 * torch.randn(100, generator=generator)
+    head = fit_linear(
+        x[:70],
+        y[:70],
+        task="regression",
+        num_labels=1,
+        validation=(x[70:], y[70:, None]),
+        strengths=[1.0, 0.1],
+    )
+    mse = float((head.logits(x[70:])[:, 0] - y[70:]).square().mean())
+    assert head.report["mse"] == [pytest.approx(mse, rel=1e-4)]
+    assert mse < 0.02
+
+
+def test_the_chosen_strength_is_as_accurate_as_scikit_learns_grid() -> None:
+    x, y = load_digits(return_X_y=True)
+    ours, chosen, best = [], [], []
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(y))
+        train, held = order[:600], order[600:]
+        head = fit_linear(torch.tensor(x[train]).float(), torch.tensor(y[train]), task="single_label", num_labels=10)
+        ours.append(accuracy(head, torch.tensor(x[held]).float(), torch.tensor(y[held])))
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=3000))
+        grid = {"logisticregression__C": 10.0 ** np.arange(-3, 3)}
+        search = GridSearchCV(model, grid, cv=5).fit(x[train], y[train])
+        chosen.append(search.score(x[held], y[held]))
+        each = (clone(model).set_params(logisticregression__C=c) for c in 10.0 ** np.arange(-3, 3))
+        best.append(max(m.fit(x[train], y[train]).score(x[held], y[held]) for m in each))
+    assert np.mean(ours) >= np.mean(chosen) - 0.003
+    assert np.mean(ours) >= np.mean(best) - 0.005  # the grid's best on the very rows that are scored
+
+
+def test_path_scores_equal_heads_fitted_without_each_fold() -> None:
+    x, y = blobs(150, 6, 3, spread=2.0)
+    strengths = [30.0, 3.0]
+    report = fit_linear(
+        x,
+        y,
+        task="single_label",
+        num_labels=3,
+        strengths=strengths,
+        folds=3,
+        calibrate=False,
+        standardize=False,
+    ).report
+    folds = stratified_folds(y, 3, seed=0)
+    for entry, strength in zip(report["path"], strengths, strict=True):
+        losses = np.zeros(150)
+        for fold in range(3):
+            rest = (folds != fold).numpy()
+            model = LogisticRegression(C=1 / strength, tol=1e-8, max_iter=5000).fit(x.numpy()[rest], y.numpy()[rest])
+            held = model.predict_proba(x.numpy()[~rest])
+            losses[~rest] = -np.log(held[np.arange((~rest).sum()), y.numpy()[~rest]])
+        assert entry["validation"] == pytest.approx(losses.mean(), rel=1e-2)
+        assert abs(entry["validation"] - losses.mean()) < 0.6 * entry["se"]
+
+
+def test_one_standard_error_takes_a_stronger_penalty() -> None:
+    x, y, _, _ = digits()
+    best = fit_linear(x[:300], y[:300], task="single_label", num_labels=10).report
+    careful = fit_linear(x[:300], y[:300], task="single_label", num_labels=10, rule="one_se").report
+    assert careful["chosen"] > best["chosen"]
+    smallest = min(best["path"], key=lambda p: p["validation"])
+    at = next(p for p in best["path"] if p["strength"] == careful["chosen"])
+    assert at["validation"] <= smallest["validation"] + smallest["se"]
+
+
+def test_a_validation_split_chooses_and_does_not_train() -> None:
+    x, y = blobs(240, 10, 3, spread=3.0)
+    split: dict[str, Any] = {"validation": (x[160:], y[160:]), "calibrate": False}
+    head = fit_linear(x[:160], y[:160], task="single_label", num_labels=3, **split)
+    alone = fit_linear(
+        x[:160],
+        y[:160],
+        task="single_label",
+        num_labels=3,
+        calibrate=False,
+        strengths=[head.report["chosen"]],
+    )
+    torch.testing.assert_close(head.weight, alone.weight, atol=1e-4, rtol=1e-3)
+    loss = float(torch.nn.functional.cross_entropy(head.logits(x[160:]), y[160:]))
+    assert min(p["validation"] for p in head.report["path"]) == pytest.approx(loss, rel=1e-2)
+
+
+def test_the_temperature_is_folded_and_improves_held_out_rows() -> None:
+    x, y = blobs(400, 60, 8, spread=4.0)
+    options: dict[str, Any] = {"task": "single_label", "num_labels": 8, "strengths": [0.01]}
+    plain = fit_linear(x, y, calibrate=False, **options)
+    calibrated = fit_linear(x, y, calibrate=True, **options)
+    report = calibrated.report["calibration"]
+    assert report["temperature"] > 1.5  # a hardly penalised head is far too sure of itself
+    torch.testing.assert_close(calibrated.weight * report["temperature"], plain.weight, atol=1e-2, rtol=1e-2)
+    assert torch.equal(calibrated.logits(x).argmax(1), plain.logits(x).argmax(1))
+    for score in ("ece", "brier", "log_loss"):
+        assert report["after"][score] < report["before"][score]
+    assert sum(row["rows"] for row in report["reliability"]) == 400
+
+
+def test_temperature_equals_a_fine_search() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 5 * torch.randn(500, 4, generator=generator)
+    labels = torch.multinomial((logits / 3).softmax(-1), 1, generator=generator).flatten()
+    temperature = fit_temperature(logits, labels, torch.ones(500, 1), "softmax")
+    grid = torch.linspace(1, 8, 3501)
+    losses = torch.stack([torch.nn.functional.cross_entropy(logits / t, labels) for t in grid])
+    assert temperature == pytest.approx(float(grid[losses.argmin()]), abs=0.005)
+
+
+def test_expected_calibration_error_by_hand() -> None:
+    confidence = torch.tensor([0.95, 0.95, 0.95, 0.95, 0.52, 0.52])
+    correct = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0, 0.0])
+    ece, table = reliability(confidence, correct)
+    assert ece == pytest.approx(4 / 6 * 0.20 + 2 / 6 * 0.02, abs=1e-6)
+    assert [row["rows"] for row in table] == [2, 4]
+
+
+def test_same_seed_same_bits_and_another_seed_other_folds() -> None:
+    x, y, _, _ = digits()
+    x, y = x[:400], y[:400]
+    first, again, other = (fit_linear(x, y, task="single_label", num_labels=10, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first.weight, again.weight)
+    assert torch.equal(first.bias, again.bias)
+    assert first.report == again.report
+    assert first.report["path"] != other.report["path"]
+
+
+def test_streamed_blocks_give_the_same_bits_as_resident_ones() -> None:
+    x, y, _, _ = digits()
+    options: dict[str, Any] = {"task": "single_label", "num_labels": 10, "strengths": [10.0, 1.0]}
+    resident = fit_linear(x, y, **options)
+    streamed = fit_linear(x, y, max_bytes=0, **options)
+    assert torch.equal(resident.weight, streamed.weight)
+    assert resident.report == streamed.report
+
+
+def test_the_report_tells_the_path_in_plain_json() -> None:
+    x, y, _, _ = digits()
+    report = fit_linear(x[:300], y[:300], task="single_label", num_labels=10).report
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    varying = int((x[:300].std(0) > 0).sum())
+    assert [p["strength"] for p in report["path"]] == pytest.approx(varying * np.logspace(1.5, -3, 20))
+    assert set(report) >= {"kind", "chosen", "chosen_on", "iterations", "gradient_norm", "converged"}
+    assert report["gradient_norm"] < 1e-4
