@@ -17,7 +17,7 @@ from rich.console import Console
 from hftl.backbones.protocol import Backbone
 from hftl.console import describe, describe_features, quiet_libraries, report
 from hftl.data import Data, load_data
-from hftl.errors import SplitError
+from hftl.errors import RecipeError, SplitError
 from hftl.export.card import write_card
 from hftl.export.matrix import Matrix
 from hftl.finetune.parallel import on_main, share
@@ -91,6 +91,12 @@ def run(
     with quiet_libraries():
         spec = find(recipe.backbone)
         backbone = load(spec, BackboneOptions(recipe.max_length, offline, allow_pickle))
+        method = recipe.method
+        probe = method if isinstance(method, Head) else method.probe
+        if probe.pooling != "native" and backbone.wants != "text":
+            raise RecipeError(
+                f"pooling={probe.pooling!r}: only a head on texts can be exported with it; leave pooling out"
+            )
         data = data_of(recipe, backbone)
         describe(say, backbone, data)
         resolved = as_json(name, recipe, spec, backbone, data)
@@ -100,8 +106,6 @@ def run(
             folder.write_json("recipe.json", resolved)
             plugins().tell("hftl_run_start", recipe=resolved, folder=str(folder.path))
 
-        method = recipe.method
-        probe = method if isinstance(method, Head) else method.probe
         config = backbone.config(data.task, data.label_names)
         features = None
         if isinstance(method, Head) or method.init == "probe":
