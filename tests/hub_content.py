@@ -98,13 +98,17 @@ def add_flowers(hub: Hub, folder: Path, name: str = FLOWERS, rows: int = 48, **o
     hub.add(name, files, type="datasets", **options)
 
 
-def add_labelled(hub: Hub, name: str, labels: list[str]) -> None:
-    """A parquet data set of texts, three of each label in two splits."""
-    rows = {"text": [f"good film {i}" for i in range(3 * len(labels))], "label": labels * 3}
-    table = pa.table(rows)
+def add_table(hub: Hub, name: str, columns: dict[str, list[Any]]) -> None:
+    """A parquet data set that has the same rows in two splits."""
     file = io.BytesIO()
-    pq.write_table(table, file)
+    pq.write_table(pa.table(columns), file)
     hub.add(name, {f"data/{split}.parquet": file.getvalue() for split in ("train", "test")}, type="datasets")
+
+
+def sentences(count: int) -> list[str]:
+    """Different texts of known words."""
+    random = np.random.default_rng(1)
+    return [" ".join(random.choice(WORDS, 5)) for _ in range(count)]
 
 
 def add_reviews(hub: Hub, name: str = REVIEWS, rows: int = 60, **options: Any) -> None:

@@ -22,10 +22,11 @@ from hub_content import (
     add_bert,
     add_dinov2,
     add_flowers,
-    add_labelled,
     add_reviews,
+    add_table,
     add_vit,
     flower_table,
+    sentences,
 )
 from hub_server import Hub
 from huggingface_hub import ModelCard
@@ -172,7 +173,7 @@ def test_the_beans_recipe_reads_the_splits_and_columns_of_the_real_set(hub: Hub,
 def test_hostile_label_names_pass_through_a_run_unchanged_and_reach_no_terminal(
     hub: Hub, client: Client, tmp_path: Path
 ) -> None:
-    add_labelled(hub, "someone/hostile", HOSTILE)
+    add_table(hub, "someone/hostile", {"text": sentences(3 * len(HOSTILE)), "label": HOSTILE * 3})
     arguments = ["--backbone", BERT, "--data", "someone/hostile", "--push", "me/hostile", "--out", tmp_path / "run"]
     status, out, err = client(hftl, "run", RECIPES / "vit_flowers.py", *arguments)
     assert status == 0, err
@@ -218,6 +219,35 @@ def test_code_of_a_repository_is_never_fetched_nor_run(hub: Hub, client: Client,
     assert "needs Python code of its own repository, which hftl does not run" in err.splitlines()[-1]
     assert hub.count("GET", "own.py") == 0
     assert not (tmp_path / "exploded").exists()
+
+
+KINDS = {
+    "tags": {"text": sentences(24), "labels": [[["a", "b"], ["a"], ["c"], []][i % 4] for i in range(24)]},
+    "stars": {"text": sentences(24), "stars": [0.5 * (i % 7) for i in range(24)]},
+    "pairs": {"question": sentences(24), "answer": sentences(24)[::-1], "label": ["yes", "no"] * 12},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_card_s_example_fits_every_kind_of_task(
+    hub: Hub, client: Client, others: Client, tmp_path: Path, kind: str
+) -> None:
+    columns = KINDS[kind]
+    add_table(hub, f"someone/{kind}", columns)
+    arguments = ["--backbone", BERT, "--data", f"someone/{kind}", "--push", f"me/{kind}", "--out", tmp_path / "run"]
+    more = ["--input-columns", "question,answer"] if kind == "pairs" else []
+    status, _, err = client(hftl, "run", RECIPES / "vit_flowers.py", *arguments, *more)
+    assert status == 0, err
+    inputs: list[Any] = columns.get("text", [])
+    if kind == "pairs":
+        inputs = [{"text": q, "text_pair": a} for q, a in zip(columns["question"], columns["answer"], strict=True)]
+    example = blocks(hub, kind)[0]
+    (answers,) = others(execute, f"{example}\nanswers = classify({inputs!r}, top_k=None)\n", "answers")
+    mine = pq.read_table(tmp_path / "run" / "predictions.parquet").to_pydict()
+    names = json.loads((tmp_path / "run" / "recipe.json").read_text())["data"]["label_names"]
+    found = [[next(a["score"] for a in row if a["label"] == name) for name in names] for row in answers]
+    expected = np.array(mine["prediction" if kind == "stars" else "scores"]).reshape(24, -1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_an_adapter_is_pushed_as_one_and_names_its_base_with_the_commit(hub: Hub, runs: dict[str, Path]) -> None:

@@ -159,7 +159,7 @@ def _facts(made: Mapping[str, Any], metrics: Mapping[str, Any], library: str) ->
         "backbone": backbone["name"],
         "commit": backbone["commit"],
         "problem_type": PROBLEM_TYPES[task],
-        "example": _example(tag, task, len(columns.get("inputs", ()))),
+        "example": _example(tag, task, len(names), len(columns.get("inputs", ()))),
         "reading": "logits" if task == "regression" else "[labels[row.argmax()] for row in logits]",
         "task": task,
         "task_said": task.replace("_", " "),
@@ -197,14 +197,12 @@ def _base(backbone: Mapping[str, Any]) -> str:
     return cell(backbone["name"])
 
 
-def _example(tag: str, task: str, inputs: int) -> str:
+def _example(tag: str, task: str, labels: int, inputs: int) -> str:
     """The arguments of a pipeline for one example."""
-    more = ", top_k=None" if task != "single_label" else ""
     if tag == "image-classification":
-        # The image pipeline knows nothing of regressions.
-        return f'"photo.jpg"{more}' + (', function_to_apply="none"' if task == "regression" else "")
+        return '"photo.jpg"' if task == "single_label" else f'"photo.jpg", top_k={labels}'
     text = '{"text": "some text", "text_pair": "another text"}' if inputs == 2 else '"some text"'
-    return f"{text}{more}, truncation=True"
+    return f"{text}, {'' if task == 'single_label' else 'top_k=None, '}truncation=True"
 
 
 def _by_class(computed: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
