@@ -184,7 +184,7 @@ def _explain_answer(error: HfHubHTTPError, ref: str, repo_type: str, ways: str) 
     status = error.response.status_code
     if status == 401:
         return (
-            "cannot be asked for: the Hub does not accept your token; log in again with `hf auth login` or fix HF_TOKEN"
+            "is out of reach: the Hub does not accept your token; log in again with `hf auth login` or fix HF_TOKEN"
         )
     if status == 403:
         said = error.response.headers.get("X-Error-Message", "")
@@ -192,7 +192,7 @@ def _explain_answer(error: HfHubHTTPError, ref: str, repo_type: str, ways: str) 
             f"is refused to your token ({short(said) or 'forbidden'}): use one with the right to it (`hf auth login`)"
         )
     if status == 429:
-        return "cannot be asked for: the Hub allows no more requests for now; log in, or try again later"
+        return "is out of reach: the Hub allows no more requests for now; log in, or try again later"
     return f"failed: the Hub answered {short(error)}; try again later, or {ways}"
 
 

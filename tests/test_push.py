@@ -350,6 +350,12 @@ def test_an_interrupted_push_goes_on_where_it_was(hub: Hub, client: Client, tmp_
     assert len(hub.repos["models", "me/resumed"].head.files) == len(PUSHED) + 3
 
 
+def test_a_hub_that_is_not_there_is_one_line(hub: Hub, tmp_path: Path) -> None:
+    done = command(hub, tmp_path, "push", make_run(tmp_path / "run"), "me/x", HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert told(done).endswith("failed: http://127.0.0.1:9 cannot be reached; push again when it can")
+
+
 def test_a_command_that_fails_says_so_in_one_line_and_the_token_is_in_none(hub: Hub, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     hub.fail("POST", "/repos/create", status=403)

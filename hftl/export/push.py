@@ -11,15 +11,23 @@ from functools import cached_property
 from hashlib import sha1, sha256
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, get_token
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelInfo,
+    constants,
+    get_token,
+)
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub.utils import httpx, validate_repo_id  # type: ignore[attr-defined]
 from huggingface_hub.utils.sha import sha_fileobj
 
 from hftl import __version__
 from hftl.errors import HftlError, HubError, UserError
-from hftl.hub import answer_in, connection_lost, explain, hub_api, offline, with_retries
+from hftl.hub import answer_in, causes, connection_lost, explain, hub_api, offline, with_retries
 
 # Whatever else lies in the folder stays at home: optimizer states, logs, notes, credentials.
 ALLOWED = (
@@ -314,6 +322,8 @@ def _tell(error: Exception, repo_id: str) -> None:
     status = answered.response.status_code if answered else None
     if isinstance(answered, RepositoryNotFoundError) and not isinstance(answered, GatedRepoError):
         why: str | None = "found no such repository that your token may see: check the name, and `hf auth login`"
+    elif answered is None and any(isinstance(cause, httpx.TransportError) for cause in causes(error)):
+        why = f"failed: {constants.ENDPOINT} cannot be reached; push again when it can"
     elif status == 412:
         why = "lost every race: others commit there all the time; try again"
     else:
