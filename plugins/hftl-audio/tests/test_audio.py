@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
 import wave
 from pathlib import Path
 from typing import Any
@@ -24,8 +21,10 @@ from transformers import (
     Wav2Vec2ForSequenceClassification,
     pipeline,
 )
+from typer.testing import CliRunner
 
 import hftl
+from hftl.cli import build_app
 from hftl.testing import check_backbone
 
 RATE = 16_000
@@ -124,7 +123,8 @@ def test_base_wav2vec2_is_refused_for_a_head_and_says_so(wav2vec2: Path, tmp_pat
         find_split(model, head, backbone.probes())
 
 
-def test_run_on_a_folder_of_sounds(ast: Path, tmp_path: Path) -> None:
+def test_run_on_a_folder_of_sounds(ast: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HFTL_CACHE", str(tmp_path / "cache"))
     for split, seeds in (("train", range(8)), ("test", range(8, 11))):
         for label, hertz in (("low", 300), ("middle", 1200), ("high", 4000)):
             folder = tmp_path / "sounds" / split / label
@@ -136,7 +136,7 @@ def test_run_on_a_folder_of_sounds(ast: Path, tmp_path: Path) -> None:
         f"    return Recipe(backbone={str(ast)!r}, data={str(tmp_path / 'sounds')!r})\n"
     )
     out = tmp_path / "run"
-    hftl_command(tmp_path, "run", "recipe.py", "--folds", "2", "--quiet", "--out", str(out))
+    command_line("run", str(tmp_path / "recipe.py"), "--folds", "2", "--quiet", "--out", str(out))
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["eval"]["accuracy"] == 1.0
     assert metrics["features"]["computed"] == 33
@@ -147,17 +147,15 @@ def test_run_on_a_folder_of_sounds(ast: Path, tmp_path: Path) -> None:
     paths = sorted((tmp_path / "sounds" / "test").glob("*/*.wav"))
     theirs = [asked({"raw": read_wave(p.read_bytes(), "", RATE), "sampling_rate": RATE})[0] for p in paths]
     assert [answer["label"] for answer in theirs] == [path.parent.name for path in paths]
-    printed = hftl_command(tmp_path, "predict", str(out), *map(str, paths), "--json")
+    printed = command_line("predict", str(out), *map(str, paths), "--json")
     ours = [json.loads(line) for line in printed.splitlines()]
     assert [row["label"] for row in ours] == [answer["label"] for answer in theirs]
     np.testing.assert_allclose([row["score"] for row in ours], [answer["score"] for answer in theirs], atol=1e-5)
 
 
-def hftl_command(folder: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "hftl", *arguments]
-    environment = {**os.environ, "HFTL_CACHE": str(folder / "cache")}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def command_line(*arguments: str) -> str:
+    done = CliRunner().invoke(build_app(), arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
     return done.stdout
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+from typer.testing import CliRunner
 
+from hftl.cli import build_app
 from hftl.testing import check_backbone
 
 
@@ -31,7 +31,7 @@ HELD_OUT = {
 }
 
 
-def test_recipe_on_a_folder_of_csv(tmp_path: Path) -> None:
+def test_recipe_on_a_folder_of_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, rows in (
         ("train", [(text, label) for label, texts in INTENTS.items() for text in texts]),
         ("test", [(text, label) for label, text in HELD_OUT.items()]),
@@ -40,11 +40,9 @@ def test_recipe_on_a_folder_of_csv(tmp_path: Path) -> None:
             csv.writer(file).writerows([("text", "label"), *rows])
     out = tmp_path / "run"
     command = ["run", "minilm", "--data", str(tmp_path), "--folds", "2", "--offline", "--quiet", "--out", str(out)]
-    environment = {**os.environ, "HFTL_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-m", "hftl", *command], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("HFTL_CACHE", str(tmp_path / "cache"))
+    done = CliRunner().invoke(build_app(), command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
     assert json.loads((out / "metrics.json").read_text())["eval"]["accuracy"] == 1.0
 
     from sentence_transformers import SentenceTransformer

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -22,8 +19,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
 import hftl
+from hftl.cli import build_app
 from hftl.testing import check_backbone
 
 try:
@@ -159,7 +158,7 @@ def test_identity_follows_every_module(bert: Path, tmp_path: Path) -> None:
     assert dense in SentenceBackbone(fetched(str(folder), offline=True)).weight_files().values()
 
 
-def test_run_and_export(bert: Path, tmp_path: Path) -> None:
+def test_run_and_export(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = built(bert, tmp_path / "st", Normalize(), prompts={"q": "query : "}, default_prompt_name="q")
     data = tmp_path / "data"
     data.mkdir()
@@ -172,15 +171,10 @@ def test_run_and_export(bert: Path, tmp_path: Path) -> None:
         f"    return Recipe(backbone={'st:' + folder!r}, data={str(data)!r})\n"
     )
     out = tmp_path / "run"
-    done = subprocess.run(
-        [sys.executable, "-m", "hftl", "run", "recipe.py", "--folds", "2", "--quiet", "--out", str(out)],
-        cwd=tmp_path,
-        env={**os.environ, "HFTL_CACHE": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("HFTL_CACHE", str(tmp_path / "cache"))
+    command = ["run", str(tmp_path / "recipe.py"), "--folds", "2", "--quiet", "--out", str(out)]
+    done = CliRunner().invoke(build_app(), command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
     assert "library_name: sentence-transformers" in (out / "model" / "README.md").read_text()
     config = json.loads((out / "model" / "config.json").read_text())
     assert config["architectures"] == ["BertModel"]
