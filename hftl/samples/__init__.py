@@ -1,7 +1,7 @@
 """The embedded default: small data and weights that ship in the wheel, so that the main job runs with no network.
 
-``path("glyph-vit-tiny")`` is a standard transformers folder; ``DATASETS`` maps the NAME of a data reference ``sample:NAME``
-to a function that returns its splits.
+``path("glyph-vit-tiny")`` is a standard transformers folder; ``DATASETS`` maps the NAME of a data reference
+``sample:NAME`` to a function that returns its splits.
 """
 
 import io
@@ -44,8 +44,8 @@ def path(name: str) -> Path:
 def digits() -> dict[str, list[SampleRow]]:
     """Return scikit-learn's 1,797 handwritten digits (UCI Optdigits, 13 writers) as 8x8 grey PNG files.
 
-    Grey levels 0..16 are scaled to 0..255. The split is stratified and fixed, whatever the seed of a run: of every class a third,
-    drawn with ``SPLIT_SEED``, is the split ``test``. Rows keep the order of ``sklearn.datasets.load_digits``.
+    Grey levels 0..16 are scaled to 0..255. The split is stratified and fixed, whatever the seed of a run: of every
+    class a third, drawn with ``SPLIT_SEED``, is the split ``test``. Rows keep the order of ``load_digits``.
 
     Returns:
         Splits ``train`` and ``test``, labels ``"0"`` to ``"9"``. The bytes are the same on every call.
@@ -73,7 +73,7 @@ def _png(grey: bytes, size: tuple[int, int]) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    # Stored, not deflated: compressed bytes would depend on the zlib that Pillow was built with, and rows are named by their bytes.
+    # Stored, not deflated: deflated bytes would depend on Pillow's zlib, and features are kept by their image's bytes.
     Image.frombytes("L", size, grey).save(buffer, format="PNG", compress_level=0)
     return buffer.getvalue()
 
