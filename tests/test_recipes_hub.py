@@ -297,6 +297,16 @@ def test_the_card_s_recipe_does_the_same_again_and_computes_nothing(
     assert again["eval"] == first["eval"]
 
 
+def test_hftl_predicts_by_the_model_on_the_hub(hub: Hub, runs: dict[str, Path], client: Client, tmp_path: Path) -> None:
+    for number, image in enumerate(FLOWER_IMAGES):
+        (tmp_path / f"{number:02}.png").write_bytes(image)
+    commit = hub.repos["models", "me/flowers"].head.sha
+    status, out, err = client(hftl, "predict", f"me/flowers@{commit}", tmp_path, "--json")
+    assert status == 0, err
+    answers = [json.loads(line)["scores"] for line in out.splitlines()]
+    same(runs["flowers"], [[{"label": name, "score": score} for name, score in row.items()] for row in answers])
+
+
 def test_a_second_push_of_the_same_run_changes_nothing(hub: Hub, runs: dict[str, Path], client: Client) -> None:
     before = len(hub.repos["models", "me/flowers"].history())
     assert client(hftl, "push", runs["flowers"], "me/flowers")[0] == 0
