@@ -73,6 +73,11 @@ class Plugins:
         """The plugins that were left out."""
         return [plugin for plugin in self.loaded if plugin.error]
 
+    def suspects(self) -> str:
+        """The end of a message about something that nobody has: the plugins that failed, for one may have had it."""
+        failed = ", ".join(f"{plugin.name}: {plugin.error}" for plugin in self.failed)
+        return f" (plugins that failed to load: {failed})" if failed else ""
+
     def each(
         self, hook: str, let_through: tuple[type[Exception], ...] = (), **arguments: Any
     ) -> Iterator[tuple[Plugin, Any]]:

@@ -136,6 +136,7 @@ def find_recipe(ref: str) -> RecipeFunction[...]:
     raise RecipeError(
         f"no recipe is called {ref!r}; "
         + (f"did you mean {', '.join(close)}?" if close else "give a Python file, or a name from `hftl recipes`")
+        + plugins().suspects()
     )
 
 
@@ -199,7 +200,7 @@ def _from_object(name: str, value: str) -> RecipeFunction[...]:
     module, _, attribute = value.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RecipeError(f"recipe {name!r} ({value}) cannot be loaded: {one_line(error)}") from error
     if not isinstance(found, RecipeFunction):
         raise RecipeError(f"recipe {name!r} ({value}) is a {type(found).__name__}; decorate it with @recipe")

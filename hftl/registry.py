@@ -134,10 +134,7 @@ def suggestion(ref: str) -> str:
     close += [short[s] for s in difflib.get_close_matches(ref.rsplit("/", 1)[-1], list(short), n=3, cutoff=0.6)]
     close = list(dict.fromkeys(close))[:3]
     said = f"; did you mean {', '.join(close)}?" if close else "; `hftl backbones` lists those registered"
-    failed = plugins().failed
-    if failed:
-        said += f" (plugins that failed to load: {', '.join(f'{p.name}: {p.error}' for p in failed)})"
-    return said
+    return said + plugins().suspects()
 
 
 @dataclass(frozen=True)

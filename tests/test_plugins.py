@@ -147,6 +147,10 @@ def test_failed_plugin_is_named_when_what_it_may_have_given_is_asked_for(site: S
         "hftl: no backbone is called 'their-model'; `hftl backbones` lists those registered (plugins that failed "
         "to load: missing: ModuleNotFoundError: No module named 'surely_not_installed')"
     )
+    done = site.hftl("run", "their-recipe")
+    assert done.returncode == 2
+    assert "no recipe is called 'their-recipe'" in done.stderr
+    assert "(plugins that failed to load: missing: " in done.stderr
 
 
 def test_loader_that_returns_the_wrong_thing(site: Site) -> None:
