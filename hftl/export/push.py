@@ -51,6 +51,7 @@ ALLOWED = (
     "tokenizer.model",
     "spiece.model",
     "sentencepiece.bpe.model",
+    "spm.model",
     "chat_template.jinja",
     "modules.json",
     "sentence_bert_config.json",
