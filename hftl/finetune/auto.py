@@ -15,7 +15,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from hftl.data import Texts
-from hftl.errors import BackboneError
+from hftl.errors import BackboneError, HftlError
 from hftl.finetune.loop import Loop
 from hftl.finetune.parallel import together
 from hftl.finetune.rows import Step
@@ -105,8 +105,13 @@ def choose_lr(loop: Loop, say: Callable[[str], None]) -> float:
     Args:
         loop: whose learning rates are relative to the one that is sought.
         say: takes the lines of the curve.
+
+    Raises:
+        HftlError: the loss is no number from the start.
     """
     curve = range_test(loop)
+    if len(curve) < 2:
+        raise HftlError("the range test met a loss that is NaN or infinite at once; give --lr, or look at the data")
     rates, losses = np.array(curve).T
     lowest = float(rates[losses.argmin()])
     steepest = float(rates[np.gradient(losses, np.log(rates)).argmin()])

@@ -121,7 +121,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         DamagedError: a file is missing, cut, or changed.
     """
-    manifest = _parsed(path / MANIFEST, _bytes(path / MANIFEST))
+    content = _bytes(path / MANIFEST)
+    manifest = _parsed(path / MANIFEST, content)
+    if _json(manifest) != content:
+        raise DamagedError(f"{MANIFEST} is not what was written")
     try:
         if manifest["format"] != FORMAT:
             raise DamagedError(f"{MANIFEST} has format {manifest['format']!r}, not {FORMAT}")

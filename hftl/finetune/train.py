@@ -34,6 +34,7 @@ from hftl.methods import FineTune, LoRA, Partial
 
 DEFAULT_BATCH = 32
 SET_ASIDE = 0.1
+COMPILER = "inductor"
 # Settings that change neither a weight nor what is measured; a run may be resumed with others.
 NOT_IN_RESULT = ("keep", "save_every", "micro_batch")
 
@@ -207,7 +208,7 @@ def _accelerator(method: FineTune, folder: Path, track: Sequence[str]) -> Accele
     try:
         return Accelerator(
             mixed_precision=method.mixed_precision,
-            dynamo_backend="inductor" if method.compile else None,
+            dynamo_backend=COMPILER if method.compile else None,
             log_with=list(track) or None,
             project_dir=str(folder),
             kwargs_handlers=handlers,
