@@ -211,16 +211,18 @@ def test_code_in_a_pickle_never_runs(hub: Hub, client: Client, tmp_path: Path) -
     assert not (tmp_path / "exploded").exists()
 
 
-def test_a_repository_cannot_name_files_outside_its_folder(hub: Hub, client: Client, tmp_path: Path) -> None:
-    (tmp_path / "private.safetensors").write_bytes(b"private")
+def test_a_repository_cannot_name_files_outside_its_folder(hub: Hub, client: Client) -> None:
+    private = client.home / "private.safetensors"
     files = {path: blob.content for path, blob in hub.repos["models", VIT].head.files.items()}
     weights = files.pop("model.safetensors")
-    index = {"weight_map": {"a": "../../../../private.safetensors", "b": str(tmp_path / "private.safetensors")}}
-    hub.add(
-        "evil/index", files | {"model.safetensors.index.json": json.dumps(index).encode(), "x.safetensors": weights}
-    )
-    with pytest.raises(BackboneError, match=r"private\.safetensors is named by .* but missing"):
-        client(read_model, "evil/index")
+    private.write_bytes(weights)
+    # A file of that name in the repository must not hide that another one is meant.
+    hub.add("evil/index", files | {"private.safetensors": weights})
+    # From snapshots/COMMIT up to the folder that HF_HOME is in; both names lead to a file that is there.
+    for name in ("../../../../../private.safetensors", str(private)):
+        hub.add("evil/index", {"model.safetensors.index.json": json.dumps({"weight_map": {"a": name}}).encode()})
+        with pytest.raises(BackboneError, match=r"names '.*private\.safetensors', which is not in the model's folder"):
+            client(read_model, "evil/index")
     for broken in (b"{}", b"[1]", b'{"weight_map": {"a": 1}}', b"\xff"):
         hub.add("evil/index", {"model.safetensors.index.json": broken})
         with pytest.raises(BackboneError, match="is damaged"):

@@ -97,13 +97,17 @@ def listed_files(source: Source, index: Path) -> dict[str, Path]:
     """The tensors of a sharded checkpoint and their files, which can only be beside the index.
 
     Raises:
-        BackboneError: the index is damaged.
+        BackboneError: the index is damaged, or names a file elsewhere, which transformers would read.
     """
     try:
         names: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {name: source.folder / Path(file).name for name, file in names.items()}
+        files = {name: Path(file) for name, file in names.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackboneError(f"{source.id}: {index.name} is damaged ({error}); fetch it again") from error
+    for file in files.values():
+        if str(file) != file.name:
+            raise BackboneError(f"{source.id}: {index.name} names {str(file)!r}, which is not in the model's folder")
+    return {name: source.folder / file for name, file in files.items()}
 
 
 def local(folder: Path) -> Source:
