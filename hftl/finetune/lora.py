@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -18,6 +19,7 @@ from hftl.errors import BackboneError, RecipeError
 from hftl.methods import LoRA
 
 SAVED = ".modules_to_save."
+WEIGHTS = "adapter_model.safetensors"
 
 
 def add_lora(model: nn.Module, method: LoRA, head: set[str], backbone: Backbone) -> PeftModel:
@@ -120,11 +122,14 @@ def save_adapter(model: PeftModel, initial: dict[str, torch.Tensor] | None, fold
     if initial is None:
         model.save_pretrained(str(folder), save_embedding_layers=False)
         return
-    with tempfile.TemporaryDirectory() as start:
-        from safetensors.torch import save_file
-
-        save_file(initial, Path(start) / "adapter_model.safetensors")
+    with tempfile.TemporaryDirectory() as start, warnings.catch_warnings():
+        # PEFT advises to do what is being done.
+        warnings.filterwarnings("ignore", message="PiSSA changes the base weights", category=UserWarning)
+        save_file(initial, Path(start) / WEIGHTS)
         model.save_pretrained(str(folder), save_embedding_layers=False, path_initial_model_for_weight_conversion=start)
+    # The conversion keeps only the updates, and the head belongs to the adapter.
+    converted = load_file(folder / WEIGHTS)
+    save_file(adapter_tensors(model) | converted, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def adapter_tensors(model: PeftModel) -> dict[str, torch.Tensor]:

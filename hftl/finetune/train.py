@@ -167,7 +167,9 @@ def build(method: FineTune, backbone: Backbone, config: Any, start: Mapping[str,
         freeze_unused(model, backbone.probes()[0])
     if method.gradient_checkpointing:
         try:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            # Its older name, before transformers renamed it.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         except (ValueError, AttributeError) as error:
             raise BackboneError(f"{backbone.name} knows no gradient checkpointing; leave it out") from error
     return Built(model, head, depths, initial)
