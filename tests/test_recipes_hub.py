@@ -250,6 +250,19 @@ def test_the_card_s_example_fits_every_kind_of_task(
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"])
+def test_a_kernel_that_a_configuration_names_is_never_fetched(
+    hub: Hub, client: Client, tmp_path: Path, key: str
+) -> None:
+    files = {path: blob.content for path, blob in hub.repos["models", VIT].head.files.items()}
+    config = json.loads(files["config.json"]) | {key: {"": "evil/kernel"}}
+    hub.add(f"evil/{key}", files | {"config.json": json.dumps(config).encode()})
+    arguments = ["run", RECIPES / "vit_flowers.py", "--backbone", f"evil/{key}", "--out", tmp_path / "run"]
+    status, _, err = client(hftl, *arguments)
+    assert (status, "asks for the kernel 'evil/kernel'" in err) == (2, True)
+    assert hub.count("GET", "evil/kernel") == hub.count("HEAD", "evil/kernel") == 0
+
+
 def test_an_adapter_is_pushed_as_one_and_names_its_base_with_the_commit(hub: Hub, runs: dict[str, Path]) -> None:
     files = hub.repos["models", "me/lora"].head.files
     assert set(files) == {

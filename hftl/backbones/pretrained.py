@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,12 @@ def read_config(source: Source) -> Any:
         BackboneError: transformers does not know the architecture, or the file is damaged.
     """
     try:
+        kernel = next(_kernels(json.loads((source.folder / "config.json").read_text(encoding="utf-8"))), None)
+        if kernel is not None:
+            raise BackboneError(
+                f"{source.id} asks for the kernel {kernel!r} of the Hub, which is code that hftl does not run: take "
+                "the line out of a copy of its config.json, and give that folder"
+            )
         return AutoConfig.from_pretrained(source.folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         if "trust_remote_code" in str(error):
@@ -159,6 +165,15 @@ def read_config(source: Source) -> Any:
                 "architecture transformers has, or write a plugin that loads it"
             ) from error
         raise BackboneError(f"{source.id}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _kernels(config: Any, asked: bool = False) -> Iterator[str]:
+    """Hub repositories that ``attn_implementation`` and its like name, at any depth; transformers would run their code."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield from _kernels(value, asked or "_implementation" in key)
+    elif asked and isinstance(config, str) and "/" in config:
+        yield config
 
 
 def without_generation(config: Any) -> None:
