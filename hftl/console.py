@@ -45,7 +45,7 @@ def describe_features(say: Console, features: Features) -> None:
         )
 
 
-def report(say: Console, data: Data, metrics: Mapping[str, Any], folder: Path) -> None:
+def report(say: Console, metrics: Mapping[str, Any], folder: Path) -> None:
     """Print the table of results and where everything is."""
     table = Table()
     table.add_column("metric")

@@ -22,9 +22,9 @@ from hftl.data import Data
 from hftl.data import Split as DataSplit
 from hftl.errors import BadRowError, HftlError
 from hftl.export.matrix import Matrix, flat
+from hftl.features.compaction import compact
 from hftl.features.extract import Report, Rows, digest_rows, extract, open_space
 from hftl.features.shard import Digests
-from hftl.features.compaction import compact
 from hftl.features.space import MissingRowsError, Space
 from hftl.features.stat_index import StatIndex
 from hftl.features.store import FeatureStore, cache_root
@@ -70,7 +70,13 @@ class Features:
 
     def of(self, data: Data) -> Data:
         """The data without the rows that could not be decoded."""
-        return replace(data, **{name: part.split for name, part in self.parts.items()})
+        validation = self.parts.get("validation")
+        return replace(
+            data,
+            train=self.parts["train"].split,
+            validation=validation.split if validation else None,
+            test=self.parts["test"].split,
+        )
 
 
 def features_of(
@@ -188,7 +194,7 @@ def _gather(space: Space, parts: Sequence[Part]) -> None:
 
 
 def _together(work: Callable[[], Report]) -> list[Report]:
-    """Do one process's share and learn of everybody's; an error of one is raised by all, so that none waits for ever."""
+    """Do one process's share and learn of everybody's; an error of one is raised by all, so that none waits."""
     try:
         mine: Report | HftlError = work()
     except HftlError as error:

@@ -1,7 +1,7 @@
 """The head method: a head trained on stored features, and the model that it becomes part of.
 
-Where the model's own head is one linear layer on one vector, it is solved exactly; elsewhere the whole head is trained with the
-model's own forward replayed on what is stored. Neither reads the frozen weights.
+Where the model's own head is one linear layer on one vector, it is solved exactly; elsewhere the whole head is
+trained with the model's own forward replayed on what is stored. Neither reads the frozen weights.
 """
 
 from __future__ import annotations

@@ -71,9 +71,12 @@ def run(
         offline: use only what is on this machine.
         allow_pickle: read a backbone's weights that are there only as a pickle, as nothing but tensors.
         quiet: print nothing but errors.
-        on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded and list them in the run's folder.
-        resume: go on with fine-tuning from the newest checkpoint in ``out``, or else in the recipe's newest unfinished run.
-        track: trackers of accelerate that fine-tuning logs to as well: ``tensorboard``, ``trackio``, ``wandb``, ``mlflow``.
+        on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded and list them in the run's
+            folder.
+        resume: go on with fine-tuning from the newest checkpoint in ``out``, or else in the recipe's newest
+            unfinished run.
+        track: trackers of accelerate that fine-tuning logs to as well: ``tensorboard``, ``trackio``, ``wandb``,
+            ``mlflow``.
 
     Returns:
         The finished run; None on every process but the main one.
@@ -125,13 +128,14 @@ def run(
             # Brought only here: PEFT takes a second to import.
             from hftl.finetune.train import finetune
 
-            start = partial(start_of, probe, backbone, config, features, data, recipe.seed, say)
             trained = finetune(
                 method,
                 backbone,
                 config,
                 data,
-                start=on_main(start) if features else None,
+                start=on_main(partial(start_of, probe, backbone, config, features, data, recipe.seed, say))
+                if features
+                else None,
                 seed=recipe.seed,
                 folder=Path(share(str(folder.path) if folder else None)),
                 resume=resume,
@@ -164,7 +168,7 @@ def run(
         # Last, for where metrics.json stands a run is complete.
         folder.write_json("metrics.json", metrics)
         plugins().tell("hftl_run_end", metrics=metrics, folder=str(folder.path))
-    report(say, data, metrics, folder.path)
+    report(say, metrics, folder.path)
     return Run(folder.path, metrics)
 
 
@@ -239,7 +243,7 @@ def open_folder(out: Path | None, name: str, resume: bool) -> RunFolder:
 def start_of(
     probe: Head, backbone: Backbone, config: Any, features: Features, data: Data, seed: int, say: Console
 ) -> dict[str, torch.Tensor]:
-    """The solved head's parameters, for fine-tuning to start from; empty where this backbone's head cannot be solved."""
+    """The solved head's parameters, for fine-tuning to start from; empty where there is no such head."""
     try:
         head = train_head(probe, backbone, config, features, data, seed, PartialState().device)
     except SplitError as error:

@@ -12,13 +12,13 @@ import torch
 from accelerate import PartialState
 
 from hftl.backbones.pretrained import PretrainedBackbone
-from hftl.backbones.protocol import Encoded
+from hftl.backbones.protocol import Backbone, Encoded
+from hftl.console import quiet_libraries
 from hftl.data import Files
 from hftl.data.columns import TEXT_NAMES
 from hftl.data.folders import list_files
 from hftl.data.tables import read_tables
 from hftl.errors import BackboneError, BadRowError, DataError
-from hftl.console import quiet_libraries
 from hftl.registry import BackboneOptions, find, load
 
 TABLES = {".csv", ".tsv", ".jsonl", ".json", ".parquet"}
@@ -37,7 +37,7 @@ class Model:
         device: where it runs.
     """
 
-    backbone: PretrainedBackbone
+    backbone: Backbone
     network: Any
     label_names: list[str]
     task: str
@@ -54,7 +54,8 @@ class Model:
         where = str(folder) if folder.is_dir() else ref
         if (Path(where) / "modules.json").exists():
             raise BackboneError(
-                f"{where} is a sentence-transformers model: SentenceTransformer({where!r}).encode(texts) gives its logits"
+                f"{where} is a sentence-transformers model: "
+                f"SentenceTransformer({where!r}).encode(texts) gives its logits"
             )
         backbone = load(find(where), BackboneOptions(offline=offline))
         if not isinstance(backbone, PretrainedBackbone):
@@ -76,7 +77,7 @@ class Model:
         """Probabilities (n, C) of encoded rows, or targets for a regression; float32 on the CPU."""
         batch = {name: value.to(self.device) for name, value in self.backbone.collate(encoded).items()}
         with torch.inference_mode():
-            logits = self.network(**batch).logits.float().cpu()
+            logits: torch.Tensor = self.network(**batch).logits.float().cpu()
         if self.task == "single_label":
             return logits.softmax(1)
         return logits.sigmoid() if self.task == "multi_label" else logits
@@ -89,13 +90,14 @@ def predictions(
 
     Args:
         ref: a run's folder, a model's folder, or a Hub id.
-        inputs: for images, files and folders; for texts, the texts themselves, or files of them (one a line in ``.txt``; a column
-            named like a text in csv, tsv, jsonl and parquet).
+        inputs: for images, files and folders; for texts, the texts themselves, or files of them (one a line in
+            ``.txt``; a column named like a text in csv, tsv, jsonl and parquet).
         on_bad_row: ``"error"``, or ``"skip"`` to give a row that cannot be decoded the label None and an ``error``.
         offline: use only what is on this machine.
 
     Returns:
-        For each row ``input``, ``label`` (a list of labels for several at once; targets for a regression), ``score`` of the label, and
+        For each row ``input``, ``label`` (a list of labels for several at once; targets for a regression), ``score``
+        of the label, and
         ``scores`` by label name.
 
     Raises:
@@ -104,7 +106,7 @@ def predictions(
     with quiet_libraries():
         model = Model.load(ref, offline=offline)
         rows = _rows(model.backbone, inputs)
-        found = []
+        found: list[dict[str, Any]] = []
         for start in range(0, len(rows), BATCH_ROWS):
             found += _predict(model, rows[start : start + BATCH_ROWS], on_bad_row)
     return found
@@ -142,7 +144,7 @@ def _named(model: Model, scores: list[float]) -> dict[str, Any]:
     return {"label": label, "score": named[label], "scores": named}
 
 
-def _rows(backbone: PretrainedBackbone, inputs: Sequence[str]) -> list[tuple[Any, str]]:
+def _rows(backbone: Backbone, inputs: Sequence[str]) -> list[tuple[Any, str]]:
     """Each row, or a function that reads it, and its name."""
     if backbone.wants == "text":
         return [row for text in inputs for row in _texts(text)]
@@ -153,7 +155,8 @@ def _rows(backbone: PretrainedBackbone, inputs: Sequence[str]) -> list[tuple[Any
             found = [path / file for file in list_files(path) if PurePath(file).suffix.lower() in backbone.suffixes]
             if not found:
                 raise DataError(
-                    f"folder {given!r} holds no file that {backbone.name} reads ({', '.join(sorted(backbone.suffixes))})"
+                    f"folder {given!r} holds no file that {backbone.name} reads "
+                    f"({', '.join(sorted(backbone.suffixes))})"
                 )
             paths += [str(file) for file in found]
         elif path.exists():
@@ -168,9 +171,7 @@ def _texts(given: str) -> Iterator[tuple[tuple[str, ...], str]]:
     path = Path(given)
     if path.suffix.lower() in TABLES and path.is_file():
         table = read_tables([path], path.parent).parts["train"].table
-        column = next(
-            (name for name in (*TEXT_NAMES, *table.column_names) if name in table.column_names), None
-        )
+        column = next((name for name in (*TEXT_NAMES, *table.column_names) if name in table.column_names), None)
         if column is None:
             raise DataError(f"{given} has no columns")
         for i, value in enumerate(table[column].to_pylist(), 1):

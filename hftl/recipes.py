@@ -1,4 +1,4 @@
-"""What a run is to do: a `Recipe`, the `@recipe` that makes a Python file one, and how one is found and changed by flags."""
+"""What a run is to do: a `Recipe`, `@recipe` for a Python file that makes one, and how one is found and changed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class Recipe(Options):
 
     Attributes:
         backbone: a registered name, a Hub id ``user/name[@revision]``, or a folder.
-        data: a Hub data set ``user/name[:config][@revision]``, a folder, a file (csv, tsv, jsonl, parquet), ``sample:NAME``, or a
+        data: a Hub data set ``user/name[:config][@revision]``, a folder, a file (csv, tsv, jsonl, parquet),
+            ``sample:NAME``, or a
             ``datasets.DatasetDict``.
         method: how to train.
         task: ``"single_label"``, ``"multi_label"`` or ``"regression"``; None to infer it.
@@ -215,8 +216,8 @@ def changed(made: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
     Args:
         made: the recipe.
-        changes: new values by dotted name, such as ``{"method.folds": "3"}``; text is read as the field's type. ``method`` itself
-            may be given as a method's name, which then starts from that method's defaults.
+        changes: new values by dotted name, such as ``{"method.folds": "3"}``; text is read as the field's type.
+            ``method`` itself may be given as a method's name, which then starts from that method's defaults.
 
     Raises:
         RecipeError: a field does not exist or a value does not fit.

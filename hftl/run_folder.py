@@ -17,7 +17,8 @@ from hftl.plugins import plugins
 
 
 class RunFolder:
-    """``recipe.json`` first, ``events.jsonl`` as things happen, ``metrics.json`` last: where that is, the run is complete.
+    """``recipe.json`` first, ``events.jsonl`` as things happen, ``metrics.json`` last: where that is, the run is
+    complete.
 
     Args:
         path: the folder; made if missing.
@@ -95,19 +96,19 @@ class RunFolder:
     ) -> None:
         """Write ``predictions.parquet``, one line for each row reported on.
 
-        Columns: ``row`` (its name), ``label`` (true), ``prediction``, ``score`` and ``scores`` (one for each label) for classes; lists of
-        names for several labels at once; lists of targets for a regression.
+        Columns: ``row`` (its name), ``label`` (true), ``prediction``, ``score`` and ``scores`` (one for each label)
+        for classes; lists of names for several labels at once; lists of targets for a regression.
         """
         columns: dict[str, Any] = {"row": list(names)}
         if task == "single_label":
             best = probabilities.argmax(1)
-            columns["label"] = [label_names[i] for i in labels]
-            columns["prediction"] = [label_names[i] for i in best]
+            columns["label"] = [label_names[int(i)] for i in labels]
+            columns["prediction"] = [label_names[int(i)] for i in best]
             columns["score"] = probabilities[np.arange(len(best)), best]
             columns["scores"] = list(probabilities)
         elif task == "multi_label":
-            columns["label"] = [[label_names[i] for i in np.flatnonzero(row)] for row in labels]
-            columns["prediction"] = [[label_names[i] for i in np.flatnonzero(row > 0.5)] for row in probabilities]
+            columns["label"] = [[label_names[int(i)] for i in np.flatnonzero(row)] for row in labels]
+            columns["prediction"] = [[label_names[int(i)] for i in np.flatnonzero(row > 0.5)] for row in probabilities]
             columns["scores"] = list(probabilities)
         else:
             columns["label"] = list(labels)

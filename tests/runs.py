@@ -77,7 +77,11 @@ def write_images(folder: Path, per_class: int = 6, classes: int = 3, seed: int =
     return folder
 
 
-SUBJECTS = {"cats": ["cat", "red cat", "blue cat"], "dogs": ["dog", "red dog", "blue dog"], "birds": ["bird", "two bird"]}
+SUBJECTS = {
+    "cats": ["cat", "red cat", "blue cat"],
+    "dogs": ["dog", "red dog", "blue dog"],
+    "birds": ["bird", "two bird"],
+}
 VERBS = ["sat", "ran", "flew"]
 PLACES = ["under the tree", "over a rug", "under two mat", "over the hill", "under one red tree"]
 

@@ -18,13 +18,24 @@ HEAVY = ("torch", "transformers", "datasets", "accelerate", "peft", "sklearn", "
 
 def loaded_by(code: str) -> tuple[set[str], float]:
     """Which heavy packages a fresh process imports, and the CPU seconds it takes."""
-    tail = f"\nimport sys, json, time\nprint('\\n' + json.dumps([[m for m in {HEAVY!r} if m in sys.modules], time.process_time()]))"
+    tail = (
+        f"\nimport sys, json, time\nfound = [[m for m in {HEAVY!r} if m in sys.modules], time.process_time()]"
+        "\nprint('\\n' + json.dumps(found))"
+    )
     done = subprocess.run([sys.executable, "-c", code + tail], capture_output=True, text=True, check=True)
     modules, seconds = json.loads(done.stdout.splitlines()[-1])
     return set(modules), seconds
 
 
-HELP = "import sys\nsys.argv = ['hftl', {0}]\nfrom hftl.cli import main\ntry:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code"
+HELP = """
+import sys
+sys.argv = ["hftl", {0}]
+from hftl.cli import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code
+"""
 
 
 def test_importing_brings_nothing_heavy():

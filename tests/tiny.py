@@ -144,7 +144,12 @@ def save(name: str, folder: Path, *, seed: int = 0, head: bool = False, dtype: t
     return folder
 
 
-WORDS = "a the one two red blue cat dog bird sat ran flew over under mat rug tree hill what where who is was not very".split()
+# fmt: off
+WORDS = [
+    "a", "the", "one", "two", "red", "blue", "cat", "dog", "bird", "sat", "ran", "flew", "over", "under", "mat", "rug",
+    "tree", "hill", "what", "where", "who", "is", "was", "not", "very",
+]
+# fmt: on
 
 
 def tokenizer(padding_side: str = "right") -> PreTrainedTokenizerFast:

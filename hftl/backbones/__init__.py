@@ -1,7 +1,7 @@
 """The built-in backbones, registered through the same hooks as anybody else's.
 
-Any Hub id or local folder that transformers can load for image or sequence classification is a backbone; the names listed
-here are those that ``hftl backbones`` shows because they are known to serve well.
+Any Hub id or local folder that transformers can load for image or sequence classification is a backbone; the names
+listed here are those that ``hftl backbones`` shows because they are known to serve well.
 """
 
 from __future__ import annotations
@@ -137,5 +137,6 @@ def _load(source: Source, options: BackboneOptions) -> Backbone:
     if reads:
         return TextBackbone(source, options.max_length)
     raise BackboneError(
-        f"{source.id}: transformers has neither image nor sequence classification for {kind.__name__.removesuffix('Config')}"
+        f"{source.id}: transformers has neither image nor sequence classification for "
+        f"{kind.__name__.removesuffix('Config')}"
     )

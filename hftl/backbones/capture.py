@@ -173,7 +173,7 @@ def gradients_of(logits: Tensor, recorded: list[Recorded]) -> list[list[Tensor |
 
 
 def positions_of(gradients: list[list[Tensor | None]]) -> Tensor | None:
-    """Which token positions each row's logits depend on: (n, t) bool; None if the kept outputs share no token dimension."""
+    """Which token positions each row's logits depend on, (n, t) bool; None if the outputs share no such dimension."""
     used: Tensor | None = None
     for call_gradients in gradients:
         for gradient in call_gradients:

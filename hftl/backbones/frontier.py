@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# The structure of a module's output has no public name in torch yet; transformers registers its ModelOutput classes here.
+# The structure of a module's output has no public name in torch yet; transformers registers its ModelOutput classes
+# here.
 from torch.utils import _pytree as pytree
 
 
@@ -22,6 +23,7 @@ class Recorded:
     structure: Any
 
     def floats(self) -> list[Tensor]:
+        """The tensors of floats."""
         return [leaf for leaf in self.leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
@@ -29,7 +31,8 @@ class Frontier:
     """Patches the frozen modules of a model while it is entered.
 
     Recording, they run without gradients and what they return is noted; answering, they do not run at all and return
-    the answers in order. A frozen module that is called inside another one, or after something trainable, runs as it is.
+    the answers in order. A frozen module that is called inside another one, or after something trainable, runs as it
+    is.
     """
 
     def __init__(self, model: nn.Module, head: set[str], frozen: Sequence[str] | None = None) -> None:
@@ -91,6 +94,7 @@ class Frontier:
 
 
 def owner(parameter: str) -> str:
+    """The name of the module that holds a parameter."""
     return parameter.rpartition(".")[0]
 
 

@@ -64,7 +64,7 @@ class PretrainedBackbone:
         raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:
-        """Model and preprocessing as JSON; the commit is None for a folder, whose weight files are then to be hashed."""
+        """Model and preprocessing as JSON; the commit is None for a folder, whose weight files hftl hashes."""
         # The file as it is, for a newer transformers may add fields to what it parses.
         config = json.loads((self.source.folder / "config.json").read_text())
         for name in NOT_IN_FEATURES:
@@ -168,7 +168,7 @@ def read_config(source: Source) -> Any:
 
 
 def _kernels(config: Any, asked: bool = False) -> Iterator[str]:
-    """Hub repositories that ``attn_implementation`` and its like name, at any depth; transformers would run their code."""
+    """Hub repositories that ``attn_implementation`` and its like name at any depth: code that transformers would run."""
     if isinstance(config, dict):
         for key, value in config.items():
             yield from _kernels(value, asked or "_implementation" in key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,8 +34,10 @@ class Replay:
             inputs[name] = torch.zeros((), dtype=getattr(torch, dtype), device=device).expand(rows, *shape)
         self.frontier.answers = lambda index: self._answer(index, kept, rows, length)
         if parameters is None:
-            return self.model(**inputs).logits
-        return torch.func.functional_call(self.model, dict(parameters), (), inputs).logits
+            logits: Tensor = self.model(**inputs).logits
+        else:
+            logits = torch.func.functional_call(self.model, dict(parameters), (), inputs).logits
+        return logits
 
     def _padded(self, kept: Mapping[str, Any]) -> tuple[dict[str, Tensor], int, int]:
         """Ragged columns padded on the right with zeros; the number of rows and of tokens."""
@@ -81,13 +83,13 @@ def initial_head(model: nn.Module, head: set[str], seed: int) -> dict[str, Tenso
     Returns:
         float32 tensors on the CPU, by name.
     """
-    draw = getattr(model, "_init_weights", None)
+    draw: Callable[[nn.Module], None] | None = getattr(model, "_init_weights", None)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for name in sorted({owner(parameter) for parameter in head}):
             module = model.get_submodule(name)
             module.to_empty(device="cpu", recurse=False)
-            if hasattr(module, "reset_parameters"):
+            if isinstance(module, (nn.Linear, nn.LayerNorm)):
                 module.reset_parameters()
             if draw is not None:
                 draw(module)

@@ -22,7 +22,8 @@ MAX_POSITIONS = 8
 def find_split(model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]]) -> Split:
     """The smallest cut of a model that replays it exactly.
 
-    The head's parameters are set to random values first and stay so: an initial zero would hide what the logits depend on.
+    The head's parameters are set to random values first and stay so: an initial zero would hide what the logits
+    depend on.
 
     Args:
         model: a classification model in eval mode whose forward returns ``logits`` of shape (n, C).
@@ -53,8 +54,8 @@ def pooled_split(model: nn.Module, head: set[str], probes: Sequence[Mapping[str,
     """A cut that keeps one pooled vector of the frozen body's last output instead of what the model's own head reads.
 
     Raises:
-        SplitError: the body returns nothing that can be pooled, or the model is no ``PreTrainedModel``, which pools in a
-            way of its own that an exported pooling would contradict.
+        SplitError: the body returns nothing that can be pooled, or the model is no ``PreTrainedModel``, which pools
+            in a way of its own that an exported pooling would contradict.
     """
     if not isinstance(model, PreTrainedModel):
         raise SplitError(f"{type(model).__name__} pools in its own way; use pooling='native'")
@@ -117,8 +118,7 @@ def _linear_candidate(model: nn.Module, head: set[str], _: Sequence[Mapping[str,
     module = model.get_submodule(name)
     if not name or not isinstance(module, nn.Linear):
         raise SplitError("the head is not one linear layer")
-    split = Split("linear", sorted(head), linear=name, bias=module.bias is not None, width=module.in_features)
-    return split
+    return Split("linear", sorted(head), linear=name, bias=module.bias is not None, width=module.in_features)
 
 
 def _reduced_candidate(model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]]) -> Split:

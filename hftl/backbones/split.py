@@ -1,17 +1,20 @@
 """Where a model is cut at its frozen frontier, so that only what can change is computed again.
 
-The model's own forward is always what runs. Given the parameters of the head, the *frozen frontier* is the set of outermost
-frozen modules that run before anything trainable. What they return is kept; training replays the same forward with those modules
-answering from what was kept, so that pooling, gathers and masks around the head are right by construction and no architecture
-needs code of its own. What is kept is pruned to what the logits depend on, which one gradient tells.
+The model's own forward is always what runs. Given the parameters of the head, the *frozen frontier* is the set of
+outermost frozen modules that run before anything trainable. What they return is kept; training replays the same
+forward with those modules answering from what was kept, so that pooling, gathers and masks around the head are right
+by construction and no architecture needs code of its own. What is kept is pruned to what the logits depend on, which
+one gradient tells.
 
 Three kinds of cut, the smallest that is exact wins:
 
-- ``linear``: the head is one Linear whose input, mixed over tokens by fixed weights, gives the logits. One vector is kept.
+- ``linear``: the head is one Linear whose input, mixed over tokens by fixed weights, gives the logits. One vector is
+  kept.
 - ``replay``: the outputs of the frontier are kept, reduced to the token positions used, or whole.
 - ``pooled``: the caller asked for a pooled vector in place of the model's own head (`pooled_split`).
 
-A cut is found and proved by `hftl.backbones.search`, read by `hftl.backbones.capture`, replayed by `hftl.backbones.replay`.
+A cut is found and proved by `hftl.backbones.search`, read by `hftl.backbones.capture`, replayed by
+`hftl.backbones.replay`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class TextBackbone(PretrainedBackbone):
     """
 
     modality = "text"
-    wants = "text"
+    wants: Literal["file", "text"] = "text"
     suffixes: frozenset[str] = frozenset()
     pipeline_tag = "text-classification"
     auto_class = AutoModelForSequenceClassification

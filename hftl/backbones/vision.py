@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ class ImageBackbone(PretrainedBackbone):
     """An image classification model of transformers with its image processor."""
 
     modality = "image"
-    wants = "file"
+    wants: Literal["file", "text"] = "file"
     suffixes = SUFFIXES
     pipeline_tag = "image-classification"
     auto_class = AutoModelForImageClassification

@@ -142,4 +142,4 @@ def _read(source: tuple[Path, str]) -> Tensor:
 
 def _raw(value: Tensor) -> memoryview:
     """A tensor's bytes in row-major order, without a copy; viewed as bytes because numpy has no bfloat16."""
-    return memoryview(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return value.contiguous().reshape(-1).view(torch.uint8).numpy().data

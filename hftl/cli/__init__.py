@@ -16,8 +16,8 @@ from hftl.cli import backbones, cache, doctor, features, new, plugins, predict, 
 from hftl.errors import HftlError
 from hftl.text import printable
 
-HELP = """Transfer learning with Hugging Face models: features of the frozen backbone are computed once and kept, heads are solved
-exactly, and what comes out loads with plain transformers."""
+HELP = """Transfer learning with Hugging Face models: features of the frozen backbone are computed once and kept,
+heads are solved exactly, and what comes out loads with plain transformers."""
 
 
 def build_app() -> typer.Typer:
@@ -44,11 +44,11 @@ def build_app() -> typer.Typer:
 
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
-    """Options of every command; ``--debug`` is read by `main`."""
+    """Options of every command."""
+    # `main` has already read it: an error shows its traceback wherever on the line the flag stands.
+    del debug
     if version:
         print(f"hftl {__version__}")
         raise typer.Exit

@@ -45,7 +45,9 @@ def verify(as_json: Json = False) -> None:
     show(rows, ["name", "rows", "damaged", "orphans removed"], as_json=as_json)
     damaged = sum(len(report.bad) for report in reports)
     if damaged:
-        raise StoreError(f"{damaged} damaged files were set aside; their rows are computed again when they are next needed")
+        raise StoreError(
+            f"{damaged} damaged files were set aside; their rows are computed again when they are next needed"
+        )
 
 
 @app.command()

@@ -67,9 +67,7 @@ def _hub() -> list[dict[str, Any]]:
     return [
         _row("hub", f"{constants.ENDPOINT}{' (offline)' if offline() else ''}"),
         # Only whether there is one: a token is never printed.
-        _row(
-            "hub login", "a token is set" if get_token() else "no token; `hf auth login` for private models"
-        ),
+        _row("hub login", "a token is set" if get_token() else "no token; `hf auth login` for private models"),
         _row("hub cache", constants.HF_HUB_CACHE),
     ]
 

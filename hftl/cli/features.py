@@ -47,9 +47,7 @@ def features(
 
     if export is not None:
         check_format(export)
-    matrix = compute_features(
-        made, pooling=first, also=also, offline=offline, quiet=quiet, on_bad_row=on_bad_row
-    )
+    matrix = compute_features(made, pooling=first, also=also, offline=offline, quiet=quiet, on_bad_row=on_bad_row)
     if export is not None:
         rows, width = matrix.features.shape
         written = " and ".join(str(path) for path in write_matrix(matrix, export))

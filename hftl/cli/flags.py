@@ -20,8 +20,8 @@ def read_flags(
         arguments: the flags.
 
     Returns:
-        Values of the recipe's parameters; changes of fields by dotted name (``--folds 3`` is ``method.folds``); and whether the
-        resolved recipe is only to be shown.
+        Values of the recipe's parameters; changes of fields by dotted name (``--folds 3`` is ``method.folds``); and
+        whether the resolved recipe is only to be shown.
 
     Raises:
         RecipeError: a flag is unknown or its value does not fit; the message names the right ones.

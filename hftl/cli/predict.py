@@ -17,9 +17,7 @@ def predict(
         Literal["error", "skip"], typer.Option(help="What to do with an image that cannot be decoded.")
     ] = "error",
     offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object a line, with every score.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, with every score.")] = False,
 ) -> None:
     """Predict label and score for each input."""
     from hftl.predict import predictions

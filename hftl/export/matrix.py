@@ -56,7 +56,8 @@ def check_format(path: Path) -> None:
 
 
 def write_matrix(matrix: Matrix, path: Path) -> list[Path]:
-    """Write features, labels and row names; an ``.npy`` holds the features alone, the rest stands beside it as ``.json``.
+    """Write features, labels and row names; an ``.npy`` holds the features alone, the rest stands beside it as
+    ``.json``.
 
     Returns:
         The files written.

@@ -46,9 +46,7 @@ def export_model(
                     parameter.copy_(head[name])
         model.save_pretrained(folder)  # type: ignore[operator]
     else:
-        write_weights(
-            folder / WEIGHTS, NameRule(**info["weights"]), backbone.weight_files(), head, torch.float32
-        )
+        write_weights(folder / WEIGHTS, NameRule(**info["weights"]), backbone.weight_files(), head, torch.float32)
     # Last, for a model's own save_pretrained writes the configuration that it ran with.
     config.save_pretrained(folder)
     backbone.save_processor(folder)

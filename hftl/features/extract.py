@@ -1,7 +1,8 @@
 """From rows to stored features: find what is missing, run the frozen part of the backbone on it, commit it.
 
 The order of work: digests of all rows → which the space knows → the missing ones are encoded ahead in worker threads,
-batched, run through the backbone, and committed every few seconds. Whatever is committed is never computed again, by any run.
+batched, run through the backbone, and committed every few seconds. Whatever is committed is never computed again, by
+any run.
 """
 
 from __future__ import annotations
@@ -158,8 +159,8 @@ def extract(
     Args:
         backbone: the pretrained network; its weights are read only if a row is missing.
         config: the configuration to build it with.
-        views: for each pooling (``"native"`` for what the model's own head reads, ``"mean"``, ``"cls"``) where its features are kept;
-            one pass computes all of them.
+        views: for each pooling (``"native"`` for what the model's own head reads, ``"mean"``, ``"cls"``) where its
+            features are kept; one pass computes all of them.
         rows: the rows.
         digests: their names, uint8 (n, 16).
         device: where the backbone runs.
