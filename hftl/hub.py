@@ -112,12 +112,15 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def answer_in(error: BaseException) -> HfHubHTTPError | None:
-    """The Hub's answer that an error comes from; None if it comes from something else, such as a lost connection."""
-    from huggingface_hub.errors import HfHubHTTPError
+    """The Hub's answer that an error comes from; None if it comes from something else, such as a lost connection.
+
+    That a file is not there is no reason: clients look for files that a repository may or may not have.
+    """
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
     answers = (c for c in causes(error) if isinstance(c, (HfHubHTTPError, httpx.TransportError)))
-    nearest = next(answers, None)
+    nearest = next((answer for answer in answers if not isinstance(answer, EntryNotFoundError)), None)
     return nearest if isinstance(nearest, HfHubHTTPError) else None
 
 
@@ -183,9 +186,7 @@ def _explain_answer(error: HfHubHTTPError, ref: str, repo_type: str, ways: str) 
         return "is not on the Hub, or it is private and you are not logged in (`hf auth login`)"
     status = error.response.status_code
     if status == 401:
-        return (
-            "is out of reach: the Hub does not accept your token; log in again with `hf auth login` or fix HF_TOKEN"
-        )
+        return "is out of reach: the Hub does not accept your token; log in again with `hf auth login` or fix HF_TOKEN"
     if status == 403:
         said = error.response.headers.get("X-Error-Message", "")
         return (

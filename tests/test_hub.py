@@ -268,6 +268,19 @@ def test_private_gated_and_unknown_data_say_how_to_get_them(hub: Hub, client: Cl
         client(read_data, "someone/reviews@v9")
 
 
+def test_a_data_set_cannot_name_files_outside_its_repository(hub: Hub, client: Client) -> None:
+    (client.home / "private.csv").write_text("text,label\nsecret,1\n")
+    add_reviews(hub, "me/own", private=True)
+    outside = [str(client.home / "private.csv"), f"file://{client.home}/private.csv", "../../../private.csv"]
+    for number, path in enumerate([*outside, f"{hub.url}/private.csv", "hf://datasets/me/own/train.csv"]):
+        readme = f"---\nconfigs:\n- config_name: default\n  data_files: {json.dumps(path)}\n---\n"
+        files = {"README.md": readme.encode(), "a.csv": b"text,label\nx,1\n"}
+        hub.add(f"evil/data{number}", files, type="datasets")
+        with pytest.raises(DataError, match=f"^evil/data{number}: cannot be loaded from the Hub: ") as caught:
+            client(read_data, f"evil/data{number}", token="hf_me")
+        assert "secret" not in str(caught.value)
+
+
 def test_data_survive_what_passes(hub: Hub, client: Client) -> None:
     add_reviews(hub, "someone/shaky")
     hub.fail("GET", "/api/datasets/someone/shaky", status=503, times=2, retry_after=0)
