@@ -15,9 +15,8 @@ from hftl.hub import hub_errors, with_retries
 
 # Weights in safetensors only, what configurations, tokenizers and processors are stored in, and the card.
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
-# Folders hold other formats and checkpoints. An adapter's configuration names another model, which transformers would
-# load in place of this one, from wherever it says.
-UNWANTED = ["*/*", "adapter_*"]
+# Folders hold other formats and checkpoints.
+UNWANTED = ["*/*", "adapter_model*"]
 WEIGHTS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
 
@@ -117,11 +116,16 @@ def local(folder: Path) -> Source:
         BackboneError: it holds no ``config.json``, or an adapter.
     """
     folder = folder.expanduser().resolve()
-    if (folder / "adapter_config.json").exists():
-        raise BackboneError(f"folder {folder.name!r} holds a PEFT adapter: merge it into its base model and give that")
+    _refuse_adapter(folder, f"folder {folder.name!r}")
     if not (folder / "config.json").exists():
         raise BackboneError(f"folder {folder.name!r} holds no config.json, so it is no transformers model")
     return Source(folder.name, folder)
+
+
+def _refuse_adapter(folder: Path, what: str) -> None:
+    """An adapter names another model, which transformers would load in place of this one, from wherever it says."""
+    if (folder / "adapter_config.json").exists():
+        raise BackboneError(f"{what} holds a PEFT adapter: merge it into its base model, and give the merged model")
 
 
 def is_hub_id(ref: str) -> bool:
@@ -142,6 +146,7 @@ def from_hub(ref: str, *, offline: bool = False, allow_pickle: bool = False) -> 
     """
     repo, _, revision = ref.partition("@")
     source = _fetched(repo, revision or None, WANTED, offline)
+    _refuse_adapter(source.folder, f"{repo} on the Hub")
     if not (source.folder / "config.json").exists():
         raise BackboneError(f"{repo} on the Hub holds no config.json, so it is no transformers model")
     if allow_pickle and not any(source.folder.glob("*.safetensors")):
