@@ -71,7 +71,6 @@ def test_a_model_comes_with_its_commit_licence_and_safetensors_and_nothing_else(
         "pytorch_model.bin": b"x",
         "tf_model.h5": b"x",
         "onnx/model.safetensors": b"x",
-        "adapter_config.json": b"{}",
     }
     hub.add("a/full", more)
     read = client(read_model, "a/full")
@@ -79,6 +78,16 @@ def test_a_model_comes_with_its_commit_licence_and_safetensors_and_nothing_else(
     assert read["license"] == {"license": "apache-2.0"}
     assert read["files"] == ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
     assert hub.count("GET", "full.*onnx|full.*bin|full.*h5") == 0
+
+
+def test_an_adapter_is_no_backbone(hub: Hub, client: Client) -> None:
+    # transformers would load what it names, such as a model of this machine, in place of what is here.
+    adapter = {"adapter_config.json": b'{"base_model_name_or_path": "/home"}', "adapter_model.safetensors": b"x"}
+    copy(hub, "a/both")
+    for name in ("a/both", "a/adapter"):
+        hub.add(name, adapter)
+        with pytest.raises(BackboneError, match="holds a PEFT adapter: merge it"):
+            client(read_model, name)
 
 
 def test_a_revision_is_a_branch_a_commit_or_a_pull_request(hub: Hub, client: Client) -> None:
