@@ -25,6 +25,8 @@ class Head(Options):
         rule: ``"best"`` mean, or ``"one_se"`` for the strongest within one standard error of it.
         class_weight: ``"balanced"``, or one weight for each class in the order of the label names.
         calibrate: scale the logits by a temperature fitted on held-out rows.
+        mixed_precision: of the frozen part's forward pass; features are stored in float32 in any case. With ``"bf16"``
+            or ``"fp16"`` the exported model, which computes in float32, agrees with the run to that precision only.
     """
 
     name: Literal["head"] = "head"
@@ -34,6 +36,7 @@ class Head(Options):
     rule: Literal["best", "one_se"] = "best"
     class_weight: Literal["balanced"] | list[float] | None = None
     calibrate: bool = True
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
 
     @field_validator("strengths")
     @classmethod

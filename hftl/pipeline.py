@@ -113,7 +113,14 @@ def run(
         features = None
         if isinstance(method, Head) or method.init == "probe":
             features = features_of(
-                spec, backbone, config, data, pooling=probe.pooling, on_bad_row=on_bad_row, quiet=quiet
+                spec,
+                backbone,
+                config,
+                data,
+                pooling=probe.pooling,
+                precision=probe.mixed_precision,
+                on_bad_row=on_bad_row,
+                quiet=quiet,
             )
             data = features.of(data)
             log("features", **features.counts, space=features.space.id)
@@ -212,6 +219,7 @@ def compute_features(
             data,
             pooling=pooling or probe.pooling,
             also=also,
+            precision=probe.mixed_precision,
             on_bad_row=on_bad_row,
             quiet=quiet,
         )

@@ -13,7 +13,7 @@ from hftl.backbones.capture import Capture, gradients_of, pool, positions_of
 from hftl.backbones.frontier import Frontier, Recorded, owner
 from hftl.backbones.replay import replaying
 from hftl.backbones.split import Call, Leaf, Split
-from hftl.errors import SplitError
+from hftl.errors import BackboneError, SplitError
 
 TOLERANCE = 1e-5
 MAX_POSITIONS = 8
@@ -31,9 +31,13 @@ def find_split(model: nn.Module, head: set[str], probes: Sequence[Mapping[str, T
         probes: batches of keyword arguments for the forward, with ragged lengths and each padding side.
 
     Raises:
+        BackboneError: the model's logits are NaN or infinite.
         SplitError: no cut gives the model's logits within 1e-5.
     """
     randomize(model, head)
+    with torch.no_grad():
+        if not bool(torch.isfinite(model(**probes[0]).logits).all()):
+            raise BackboneError(f"{type(model).__name__} gives NaN or infinite logits: its weights are damaged")
     failures = []
     for candidate in (_linear_candidate, _reduced_candidate, _whole_candidate):
         try:
