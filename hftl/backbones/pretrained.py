@@ -168,7 +168,7 @@ def read_config(source: Source) -> Any:
 
 
 def _kernels(config: Any, asked: bool = False) -> Iterator[str]:
-    """Hub repositories that ``attn_implementation`` and the like name at any depth: code that transformers would run."""
+    """Hub repositories that ``attn_implementation`` and the like name at any depth: code that would be run."""
     if isinstance(config, dict):
         for key, value in config.items():
             yield from _kernels(value, asked or "_implementation" in key)
