@@ -50,7 +50,7 @@ def edit(path: Path, **changes) -> None:
 def test_each_input_alone_names_another_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     image, text = tiny.save("vit", tmp_path / "image"), tiny.save("bert", tmp_path / "text")
     ids = [space_of(image, tmp_path), space_of(text, tmp_path)]
-    for change in (
+    changes = (
         {"pooling": "mean"},
         {"pooling": "cls"},
         {"precision": "bf16"},
@@ -60,8 +60,8 @@ def test_each_input_alone_names_another_space(tmp_path: Path, monkeypatch: pytes
         {"commit": "a" * 40, "name": "user/model"},
         {"commit": "b" * 40, "name": "user/model"},
         {"commit": "a" * 40, "name": "user/other"},
-    ):
-        ids.append(space_of(image, tmp_path, **change))
+    )
+    ids += [space_of(image, tmp_path, **change) for change in changes]
     ids.append(space_of(text, tmp_path, max_length=7))
     for name, value in (
         ("image_mean", [0.1, 0.2, 0.3]),
@@ -184,7 +184,8 @@ def test_a_feature_that_is_not_finite_is_named_and_not_stored(
 
     def overflowing(self, batch):
         kept = call(self, batch)
-        kept[0]["features"][1, 0] = float("inf")
+        if len(batch["pixel_values"]) > 2:  # the probes are fewer
+            kept[0]["features"][1, 0] = float("inf")
         return kept
 
     with monkeypatch.context() as patched:
