@@ -131,21 +131,21 @@ def parameter_groups(
         weight_decay: of weights that are neither norms nor biases.
 
     Returns:
-        Dictionaries with ``params``, ``names``, ``lr``, ``base_lr``, ``depth`` and ``weight_decay``, in a fixed order.
+        Dictionaries with ``params``, ``names``, ``lr``, ``base_lr`` and ``weight_decay``, in a fixed order.
     """
     top = depths.blocks + 1
-    groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in parameters:
-        depth, in_head, decay = depths.of[name], name in head, decays(name, parameter)
-        rate = head_lr if in_head else lr * layer_decay ** (top - depth)
+        decay = decays(name, parameter)
+        rate = head_lr if name in head else lr * layer_decay ** (top - depths.of[name])
+        # As few groups as there are rates: the optimizer launches its kernel once for each.
         group = groups.setdefault(
-            (depth, in_head, decay),
+            (rate, decay),
             {
                 "params": [],
                 "names": [],
                 "lr": rate,
                 "base_lr": rate,
-                "depth": depth,
                 "weight_decay": weight_decay if decay else 0.0,
             },
         )
