@@ -1,4 +1,4 @@
-"""Labels and scores for new inputs, by any exported model: a run's, a folder's, or one of the Hub."""
+"""Labels, scores and metrics for new inputs, by any exported model: a run's, a folder's, or one of the Hub."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import PartialState
@@ -14,11 +15,12 @@ from accelerate import PartialState
 from hftl.backbones.pretrained import PretrainedBackbone
 from hftl.backbones.protocol import Backbone, Encoded
 from hftl.console import quiet_libraries
-from hftl.data import Files
+from hftl.data import Files, load_data
 from hftl.data.columns import TEXT_NAMES
 from hftl.data.folders import list_files
 from hftl.data.tables import read_tables
 from hftl.errors import BackboneError, BadRowError, DataError
+from hftl.metrics import evaluate_predictions
 from hftl.registry import BackboneOptions, find, load
 
 TABLES = {".csv", ".tsv", ".jsonl", ".json", ".parquet"}
@@ -73,11 +75,16 @@ class Model:
         )
         return cls(backbone, network.to(device), names, task, device)
 
-    def scores(self, encoded: Sequence[Encoded]) -> torch.Tensor:
-        """Probabilities (n, C) of encoded rows, or targets for a regression; float32 on the CPU."""
+    def logits(self, encoded: Sequence[Encoded]) -> torch.Tensor:
+        """Logits (n, C) of encoded rows, float32 on the CPU."""
         batch = {name: value.to(self.device) for name, value in self.backbone.collate(encoded).items()}
         with torch.inference_mode():
             logits: torch.Tensor = self.network(**batch).logits.float().cpu()
+        return logits
+
+    def scores(self, encoded: Sequence[Encoded]) -> torch.Tensor:
+        """Probabilities (n, C) of encoded rows, or targets for a regression; float32 on the CPU."""
+        logits = self.logits(encoded)
         if self.task == "single_label":
             return logits.softmax(1)
         return logits.sigmoid() if self.task == "multi_label" else logits
@@ -110,6 +117,74 @@ def predictions(
         for start in range(0, len(rows), BATCH_ROWS):
             found += _predict(model, rows[start : start + BATCH_ROWS], on_bad_row)
     return found
+
+
+def evaluate(
+    ref: str,
+    data: Any,
+    *,
+    input_columns: Sequence[str] | None = None,
+    label_columns: Sequence[str] | None = None,
+    offline: bool = False,
+) -> dict[str, Any]:
+    """Metrics of a model on other data: their test (or validation) split, or all rows where they bring none.
+
+    Args:
+        ref: a run's folder, a model's folder, or a Hub id.
+        data: a data reference as of a recipe.
+        input_columns: one column, or two for pairs of texts; None to infer.
+        label_columns: the column (or columns) of labels; None to infer.
+        offline: use only what is on this machine.
+
+    Returns:
+        What ``metrics.json`` holds under ``eval``.
+
+    Raises:
+        UserError: the model or the data cannot be used, or the data have a label that the model does not know.
+    """
+    with quiet_libraries():
+        model = Model.load(ref, offline=offline)
+        backbone = model.backbone
+        found = load_data(
+            data,
+            wants=backbone.wants,
+            suffixes=backbone.suffixes,
+            input_columns=input_columns,
+            label_columns=label_columns,
+            task=model.task,
+        )
+        splits = [found.train, found.test] if found.set_aside else [found.test]
+        logits = [
+            model.logits(backbone.encode([split.inputs[i] for i in rows], [split.inputs.name(i) for i in rows]))
+            for split in splits
+            for rows in _batches(len(split))
+        ]
+    labels = np.concatenate([split.labels for split in splits])
+    if model.task == "regression":
+        if labels.shape[1] != len(model.label_names):
+            raise DataError(f"the model gives {len(model.label_names)} targets, the data have {labels.shape[1]}")
+    else:
+        labels = _as_known(labels, found.label_names, model)
+    return evaluate_predictions(model.task, torch.cat(logits).numpy(), labels, model.label_names)
+
+
+def _batches(rows: int) -> Iterator[range]:
+    for start in range(0, rows, BATCH_ROWS):
+        yield range(start, min(start + BATCH_ROWS, rows))
+
+
+def _as_known(labels: np.ndarray, names: Sequence[str], model: Model) -> np.ndarray:
+    """Labels of the data, numbered as the model numbers them."""
+    unknown = sorted(set(names) - set(model.label_names))
+    if unknown:
+        known = ", ".join(model.label_names[:10])
+        raise DataError(f"the model does not know the label {unknown[0]!r} of the data; it knows: {known}")
+    numbers: np.ndarray = np.array([model.label_names.index(name) for name in names])
+    if labels.ndim == 1:
+        return np.asarray(numbers[labels])
+    placed = np.zeros((len(labels), len(model.label_names)), labels.dtype)
+    placed[:, numbers] = labels
+    return placed
 
 
 def _predict(model: Model, rows: Sequence[tuple[Any, str]], on_bad_row: str) -> Iterator[dict[str, Any]]:

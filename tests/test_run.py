@@ -276,3 +276,28 @@ def test_predict(cli, tmp_path: Path):
     rows = [json.loads(line) for line in cli.ok("predict", "run", data, "--json", "--on-bad-row", "skip").splitlines()]
     assert [row["label"] for row in rows if row["input"].endswith("bad.png")] == [None]
     assert "no trained head" in cli.refused("predict", backbone, data)
+
+
+def test_evaluate_on_other_data(cli, tmp_path: Path):
+    backbone = tiny.save("vit", tmp_path / "backbone")
+    data = runs.write_images(tmp_path / "data")
+    cli.ok("run", write_recipe(tmp_path, backbone, data), "--out", "run")
+    other = runs.write_images(tmp_path / "other", per_class=4, seed=5)
+    found = json.loads(cli.ok("evaluate", "run", "--data", other, "--json"))
+    files = sorted(str(path) for path in other.rglob("*.png"))
+    rows = [json.loads(line) for line in cli.ok("predict", "run", *files, "--json").splitlines()]
+    right = [row["label"] == Path(row["input"]).parent.name for row in rows]
+    assert len(rows) == 12, "data without a split are evaluated whole"
+    assert found["accuracy"] == pytest.approx(np.mean(right))
+    assert "accuracy" in cli.ok("evaluate", "run", "--data", other)
+    (other / "class2").rename(other / "unheard")
+    assert "'unheard'" in cli.refused("evaluate", "run", "--data", other)
+
+
+def test_the_banking77_recipe_with_a_tiny_encoder(cli, tmp_path: Path):
+    backbone = tiny.save("bert", tmp_path / "backbone")
+    data = runs.write_texts(tmp_path / "data.csv", 200)
+    cli.ok("run", RECIPES / "banking77.py", "--backbone", backbone, "--data", data, "--out", "run")
+    assert json.loads(Path("run/recipe.json").read_text())["recipe"]["method"]["pooling"] == "mean"
+    assert (Path("run/model") / "modules.json").exists()
+    assert "SentenceTransformer" in cli.refused("predict", "run", "a cat")

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from hftl import __version__
-from hftl.cli import backbones, cache, doctor, features, new, plugins, predict, push, recipes, run
+from hftl.cli import backbones, cache, doctor, evaluate, features, new, plugins, predict, push, recipes, run
 from hftl.errors import HftlError
 from hftl.text import printable
 
@@ -31,6 +31,7 @@ def build_app() -> typer.Typer:
         features.features
     )
     app.command("predict")(predict.predict)
+    app.command("evaluate")(evaluate.evaluate)
     app.command("push")(push.push)
     app.command("backbones")(backbones.backbones)
     app.command("recipes")(recipes.recipes)

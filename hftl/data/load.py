@@ -83,6 +83,7 @@ def load_data(
             "columns": {"inputs": list(inputs), "labels": list(labels)},
             "labels_digest": digest(*(split.labels.tobytes() for split in splits.values())),
         },
+        set_aside=not {"test", "validation"} & rows.keys(),
     )
 
 

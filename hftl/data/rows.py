@@ -213,6 +213,7 @@ class Data:
         notes: one sentence for each thing that was inferred, dropped or made.
         identity: what the data were, as JSON: reference, commit or files, split sizes, columns, labels'
             digest.
+        set_aside: whether ``test`` was drawn from the training rows because the data bring no other split.
     """
 
     ref: str
@@ -223,3 +224,4 @@ class Data:
     test: Split
     notes: list[str]
     identity: dict[str, Any]
+    set_aside: bool = False
