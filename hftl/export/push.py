@@ -258,9 +258,10 @@ def _prepare(api: HfApi, repo_id: str, public: bool, branch: str | None) -> list
         with_retries(lambda: api.create_repo(repo_id, private=not public, exist_ok=True))
     if branch is not None and _info(api, repo_id, branch) is None:
         with_retries(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
-    if there is not None and there.private and public:
-        return [f"{repo_id} was there already and stays private; its settings page makes it public"]
-    return []
+    if there is None or bool(there.private) != public:
+        return []
+    stays, other = ("private", "public") if there.private else ("public", "private")
+    return [f"{repo_id} was there already and stays {stays}; its settings page makes it {other}"]
 
 
 def _info(api: HfApi, repo_id: str, revision: str | None = None) -> ModelInfo | None:
