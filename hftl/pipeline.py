@@ -17,7 +17,7 @@ from rich.console import Console
 from hftl.backbones.protocol import Backbone
 from hftl.console import describe, describe_features, quiet_libraries, report
 from hftl.data import Data, load_data
-from hftl.errors import RecipeError, SplitError
+from hftl.errors import RecipeError
 from hftl.export.card import write_card
 from hftl.export.matrix import Matrix
 from hftl.finetune.parallel import on_main, share
@@ -28,7 +28,7 @@ from hftl.metrics import evaluate_predictions
 from hftl.plugins import plugins
 from hftl.provenance import as_json, sizes
 from hftl.recipes import Recipe
-from hftl.registry import BackboneOptions, add_metrics, find, load
+from hftl.registry import BackboneOptions, BackboneSpec, add_metrics, find, load
 from hftl.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -87,94 +87,34 @@ def run(
         Interrupted: fine-tuning was asked to stop; its state is saved.
     """
     started = time.monotonic()
-    # On CPUs accelerate joins the processes of a launcher only if it is told that CPUs are meant.
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    main = state.is_main_process
+    main = start_processes().is_main_process
     say = Console(quiet=quiet or not main, highlight=False)
     with quiet_libraries():
-        spec = find(recipe.backbone)
-        backbone = load(spec, BackboneOptions(recipe.max_length, offline, allow_pickle))
-        method = recipe.method
-        probe = method if isinstance(method, Head) else method.probe
-        if probe.pooling != "native" and backbone.wants != "text":
-            raise RecipeError(
-                f"pooling={probe.pooling!r}: only a head on texts can be exported with it; leave pooling out"
-            )
-        data = data_of(recipe, backbone)
-        describe(say, backbone, data)
-        resolved = as_json(name, recipe, spec, backbone, data)
+        spec, backbone, data = inputs_of(recipe, say, offline, allow_pickle)
         folder: RunFolder | None = on_main(lambda: open_folder(out, name, resume))
-        log = folder.log if folder else _log_nothing
+        resolved = as_json(name, recipe, spec, backbone, data)
         if folder:
             folder.write_json("recipe.json", resolved)
             plugins().tell("hftl_run_start", recipe=resolved, folder=str(folder.path))
-
-        config = backbone.config(data.task, data.label_names)
         features = None
-        if isinstance(method, Head) or method.init == "probe":
-            features = features_of(
-                spec,
-                backbone,
-                config,
-                data,
-                pooling=probe.pooling,
-                precision=probe.mixed_precision,
-                on_bad_row=on_bad_row,
-                quiet=quiet,
-            )
+        if isinstance(recipe.method, Head) or recipe.method.init == "probe":
+            features = stored_features(recipe, spec, backbone, data, say, on_bad_row=on_bad_row, quiet=quiet)
             data = features.of(data)
-            log("features", **features.counts, space=features.space.id)
-            describe_features(say, features)
-
+            if folder:
+                folder.log("features", **features.counts, space=features.space.id)
         fitting = time.monotonic()
-        trained: TrainedHead | Trained | None
-        if isinstance(method, Head):
-            assert features is not None
-            trained = train_head(probe, backbone, config, features, data, recipe.seed, state.device) if main else None
-        else:
-            # Brought only here: PEFT takes a second to import.
-            from hftl.finetune.train import finetune
-
-            trained = finetune(
-                method,
-                backbone,
-                config,
-                data,
-                start=on_main(partial(start_of, probe, backbone, config, features, data, recipe.seed, say))
-                if features
-                else None,
-                seed=recipe.seed,
-                folder=Path(share(str(folder.path) if folder else None)),
-                resume=resume,
-                track=track,
-                log=log,
-                say=partial(say.print, markup=False, soft_wrap=True),
-            )
+        trained = train(recipe, backbone, data, features, folder, say, resume, track)
         if folder is None or trained is None:
             return None
-        for step in trained.report.get("path", []):
-            folder.log("strength", **step)
-        train_seconds = time.monotonic() - fitting
-
-        metrics = evaluate(folder, trained.logits, data)
-        metrics["features"] = features.counts | {"space": features.space.id} if features else dict(NO_FEATURES)
-        metrics["head" if isinstance(method, Head) else "finetune"] = trained.report
-        metrics["rows"] = sizes(data)
+        trained_at = time.monotonic()
+        metrics = evaluate(folder, trained, features, data)
         trained.export(folder.model)
         metrics["seconds"] = {
             "extract": round(features.seconds if features else 0.0, 3),
-            "train": round(train_seconds, 3),
+            "train": round(trained_at - fitting, 3),
             "total": round(time.monotonic() - started, 3),
         }
-        library = backbone.library if probe.pooling == "native" else "sentence-transformers"
-        write_card(folder.model, resolved, metrics, library)
-        if (folder.path / "adapter").is_dir():
-            write_card(folder.path / "adapter", resolved, metrics, "peft")
-        if features and features.bad:
-            folder.write_json("skipped.json", [{"row": bad.row, "why": bad.why} for bad in features.bad])
-        # Last, for where metrics.json stands a run is complete.
-        folder.write_json("metrics.json", metrics)
-        plugins().tell("hftl_run_end", metrics=metrics, folder=str(folder.path))
+        finish(folder, recipe, backbone, resolved, metrics, features)
     report(say, metrics, folder.path)
     return Run(folder.path, metrics)
 
@@ -204,32 +144,29 @@ def compute_features(
         UserError: the recipe, its data or its backbone cannot be used.
         StoreError: features cannot be stored.
     """
-    main = PartialState(cpu=not torch.accelerator.is_available()).is_main_process
-    say = Console(quiet=quiet or not main, highlight=False)
-    probe = recipe.method if isinstance(recipe.method, Head) else recipe.method.probe
+    say = Console(quiet=quiet or not start_processes().is_main_process, highlight=False)
     with quiet_libraries():
-        spec = find(recipe.backbone)
-        backbone = load(spec, BackboneOptions(recipe.max_length, offline, allow_pickle))
-        data = data_of(recipe, backbone)
-        describe(say, backbone, data)
-        features = features_of(
-            spec,
-            backbone,
-            backbone.config(data.task, data.label_names),
-            data,
-            pooling=pooling or probe.pooling,
-            also=also,
-            precision=probe.mixed_precision,
-            on_bad_row=on_bad_row,
-            quiet=quiet,
+        spec, backbone, data = inputs_of(recipe, say, offline, allow_pickle)
+        features = stored_features(
+            recipe, spec, backbone, data, say, pooling=pooling, also=also, on_bad_row=on_bad_row, quiet=quiet
         )
-    describe_features(say, features)
     return matrix_of(features, data)
 
 
-def data_of(recipe: Recipe, backbone: Backbone) -> Data:
-    """The data that a recipe names, as its backbone reads them."""
-    return load_data(
+# The steps of a run, in the order in which they are taken.
+
+
+def start_processes() -> PartialState:
+    """This process's place among those of the launcher."""
+    # On CPUs accelerate joins the processes of a launcher only if it is told that CPUs are meant.
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def inputs_of(recipe: Recipe, say: Console, offline: bool, allow_pickle: bool) -> tuple[BackboneSpec, Backbone, Data]:
+    """Find the backbone and the data that a recipe names, and say what was found and inferred."""
+    spec = find(recipe.backbone)
+    backbone = load(spec, BackboneOptions(recipe.max_length, offline, allow_pickle))
+    data = load_data(
         recipe.data,
         wants=backbone.wants,
         suffixes=backbone.suffixes,
@@ -239,43 +176,110 @@ def data_of(recipe: Recipe, backbone: Backbone) -> Data:
         seed=recipe.seed,
         test_size=recipe.test_size,
     )
+    pooling = probe_of(recipe).pooling
+    if pooling != "native" and backbone.wants != "text":
+        raise RecipeError(f"pooling={pooling!r}: only a head on texts can be exported with it; leave pooling out")
+    describe(say, backbone, data)
+    return spec, backbone, data
 
 
-def open_folder(out: Path | None, name: str, resume: bool) -> RunFolder:
-    """The run's folder: the one asked for, the one to go on with, or a new one."""
-    if out:
-        return RunFolder(out, resume=resume)
-    return RunFolder.unfinished(Path("runs"), name) if resume else RunFolder.under(Path("runs"), name)
+def probe_of(recipe: Recipe) -> Head:
+    """The head that a method trains, or that fine-tuning starts from."""
+    return recipe.method if isinstance(recipe.method, Head) else recipe.method.probe
 
 
-def start_of(
-    probe: Head, backbone: Backbone, config: Any, features: Features, data: Data, seed: int, say: Console
-) -> dict[str, torch.Tensor]:
-    """The solved head's parameters, for fine-tuning to start from; empty where there is no such head."""
-    try:
-        head = train_head(probe, backbone, config, features, data, seed, PartialState().device)
-    except SplitError as error:
-        say.print(f"start     a random head, for {error}", markup=False, soft_wrap=True)
-        return {}
+def stored_features(
+    recipe: Recipe,
+    spec: BackboneSpec,
+    backbone: Backbone,
+    data: Data,
+    say: Console,
+    *,
+    pooling: str | None = None,
+    also: Sequence[str] = (),
+    on_bad_row: str,
+    quiet: bool,
+) -> Features:
+    """The features of all rows, computed where they are missing."""
+    probe = probe_of(recipe)
+    features = features_of(
+        spec,
+        backbone,
+        backbone.config(data.task, data.label_names),
+        data,
+        pooling=pooling or probe.pooling,
+        also=also,
+        precision=probe.mixed_precision,
+        on_bad_row=on_bad_row,
+        quiet=quiet,
+    )
+    describe_features(say, features)
+    return features
+
+
+def train(
+    recipe: Recipe,
+    backbone: Backbone,
+    data: Data,
+    features: Features | None,
+    folder: RunFolder | None,
+    say: Console,
+    resume: bool,
+    track: Sequence[str],
+) -> TrainedHead | Trained | None:
+    """Train what the method trains; a head on the main process alone, everything else on all of them."""
+    config = backbone.config(data.task, data.label_names)
+
+    def solved() -> TrainedHead:
+        assert features is not None
+        return train_head(probe_of(recipe), backbone, config, features, data, recipe.seed, PartialState().device)
+
+    if isinstance(recipe.method, Head):
+        return solved() if folder else None
+    # Brought only here: PEFT takes a second to import.
+    from hftl.finetune.train import finetune
+
+    return finetune(
+        recipe.method,
+        backbone,
+        config,
+        data,
+        start=on_main(lambda: start_of(solved(), data, say)) if features else None,
+        seed=recipe.seed,
+        folder=Path(share(str(folder.path) if folder else None)),
+        resume=resume,
+        track=track,
+        log=folder.log if folder else _log_nothing,
+        say=partial(say.print, markup=False, soft_wrap=True),
+    )
+
+
+def start_of(head: TrainedHead, data: Data, say: Console) -> dict[str, torch.Tensor]:
+    """The solved head's parameters, for fine-tuning to start from, and a word on how good they are."""
     computed = evaluate_predictions(data.task, head.logits.numpy(), data.test.labels, data.label_names)
     name = next(iter(computed))
     say.print(f"start     the head solved on the features: {name} {computed[name]:.4f}", markup=False, soft_wrap=True)
     return head.parameters
 
 
-def _log_nothing(event: str, **values: Any) -> None:
-    """What processes other than the main one log."""
-
-
-def evaluate(folder: RunFolder, logits: torch.Tensor, data: Data) -> dict[str, Any]:
-    """Metrics on the test split; its predictions go to ``predictions.parquet``."""
-    test = data.test
+def evaluate(
+    folder: RunFolder, trained: TrainedHead | Trained, features: Features | None, data: Data
+) -> dict[str, Any]:
+    """Metrics on the test split and what training reports; predictions go to ``predictions.parquet``."""
+    for step in trained.report.get("path", []):
+        folder.log("strength", **step)
+    test, logits = data.test, trained.logits
     computed = evaluate_predictions(data.task, logits.numpy(), test.labels, data.label_names)
     add_metrics(computed, logits.numpy(), test.labels, data.task)
     folder.log("eval", **{key: value for key, value in computed.items() if isinstance(value, float)})
     names = [test.inputs.name(i) for i in range(len(test))]
     folder.write_predictions(names, test.labels, scores(data.task, logits), data.label_names, data.task)
-    return {"eval": computed}
+    return {
+        "eval": computed,
+        "features": features.counts | {"space": features.space.id} if features else dict(NO_FEATURES),
+        "head" if isinstance(trained, TrainedHead) else "finetune": trained.report,
+        "rows": sizes(data),
+    }
 
 
 def scores(task: str, logits: torch.Tensor) -> np.ndarray:
@@ -285,3 +289,34 @@ def scores(task: str, logits: torch.Tensor) -> np.ndarray:
     elif task == "multi_label":
         logits = logits.sigmoid()
     return np.asarray(logits.float().numpy())
+
+
+def finish(
+    folder: RunFolder,
+    recipe: Recipe,
+    backbone: Backbone,
+    resolved: dict[str, Any],
+    metrics: dict[str, Any],
+    features: Features | None,
+) -> None:
+    """Write the model card and, last, the metrics."""
+    library = backbone.library if probe_of(recipe).pooling == "native" else "sentence-transformers"
+    write_card(folder.model, resolved, metrics, library)
+    if (folder.path / "adapter").is_dir():
+        write_card(folder.path / "adapter", resolved, metrics, "peft")
+    if features and features.bad:
+        folder.write_json("skipped.json", [{"row": bad.row, "why": bad.why} for bad in features.bad])
+    # Last, for where metrics.json stands a run is complete.
+    folder.write_json("metrics.json", metrics)
+    plugins().tell("hftl_run_end", metrics=metrics, folder=str(folder.path))
+
+
+def open_folder(out: Path | None, name: str, resume: bool) -> RunFolder:
+    """The run's folder: the one asked for, the one to go on with, or a new one."""
+    if out:
+        return RunFolder(out, resume=resume)
+    return RunFolder.unfinished(Path("runs"), name) if resume else RunFolder.under(Path("runs"), name)
+
+
+def _log_nothing(event: str, **values: Any) -> None:
+    """What processes other than the main one log."""
