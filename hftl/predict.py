@@ -54,14 +54,14 @@ class Model:
         """
         folder = Path(ref).expanduser() / "model"
         where = str(folder) if folder.is_dir() else ref
-        if (Path(where) / "modules.json").exists():
+        backbone = load(find(where), BackboneOptions(offline=offline))
+        if not isinstance(backbone, PretrainedBackbone):
+            raise BackboneError(f"{where} is no model that hftl can ask; load it with its own library")
+        if (backbone.source.folder / "modules.json").exists():
             raise BackboneError(
                 f"{where} is a sentence-transformers model: "
                 f"SentenceTransformer({where!r}).encode(texts) gives its logits"
             )
-        backbone = load(find(where), BackboneOptions(offline=offline))
-        if not isinstance(backbone, PretrainedBackbone):
-            raise BackboneError(f"{where} is no model that hftl can ask; load it with its own library")
         network, untrained = backbone.load_trained()
         if untrained:
             raise BackboneError(
