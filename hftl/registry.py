@@ -123,6 +123,9 @@ def load(spec: BackboneSpec, options: BackboneOptions) -> Backbone:
         raise PluginError(
             f"plugin {spec.plugin!r} loads {spec.name!r} as a {type(backbone).__name__}, which is no hftl.Backbone"
         )
+    if backbone.commit is None and spec.name in backbone_claims():
+        # Where a package keeps its files says nothing to anybody else; its registered name can be asked for again.
+        backbone.name = spec.name
     return backbone
 
 

@@ -43,6 +43,7 @@ def test_recipe_on_a_folder_of_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HFTL_CACHE", str(tmp_path / "cache"))
     done = CliRunner().invoke(build_app(), command, catch_exceptions=False)
     assert done.exit_code == 0, done.output
+    assert json.loads((out / "recipe.json").read_text())["backbone"]["name"] == "minilm-l6"
     assert json.loads((out / "metrics.json").read_text())["eval"]["accuracy"] == 1.0
 
     from sentence_transformers import SentenceTransformer
