@@ -1,13 +1,14 @@
-"""Steps per second, peak memory and loss curve beside ``transformers.Trainer``: same model, rows, precision, accumulation.
+"""Steps per second, peak memory and loss curve beside ``transformers.Trainer``: same model, rows, precision,
+accumulation.
 
     python benchmarks/finetune_vs_trainer.py [--case digits|text|images] [--data REF] [--method full|lora] [--pairs 5]
         [--steps 60] [--batch 32] [--micro 16] [--threads 2] [--precision no|bf16]
 
-Each run has a process of its own; the two take turns, and which goes first alternates. Both see the same rows in the same
-order, with dropout off, a linear schedule and no weight decay, and log every step; neither evaluates nor saves in between.
-Both encode a row when they first meet it and keep it in memory. A step's time is the median interval between the ends of
-steps after the first five; its CPU time is taken in the same way, and is what to look at on a machine that others use too.
-LoRA is PEFT with the same configuration under both.
+Each run has a process of its own; the two take turns, and which goes first alternates. Both see the same rows in the
+same order, with dropout off, a linear schedule and no weight decay, and log every step; neither evaluates nor saves
+in between. Both encode a row when they first meet it and keep it in memory. A step's time is the median interval
+between the ends of steps after the first five; its CPU time is taken in the same way, and is what to look at on a
+machine that others use too. LoRA is PEFT with the same configuration under both.
 """
 
 from __future__ import annotations
@@ -62,8 +63,7 @@ def in_a_process(role: str, threads: int) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, __file__, *sys.argv[1:], "--role", role],
         env=os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
     )

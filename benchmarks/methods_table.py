@@ -4,9 +4,10 @@
     python benchmarks/methods_table.py images --backbone FOLDER_OR_ID --data FOLDER [--freeze 8] [--epochs 2]
     python benchmarks/methods_table.py text --data FOLDER [--per-class 20] [--test-rows 1000]
 
-``digits`` is the embedded default; ``text`` takes a folder with ``train.csv`` and ``test.csv`` (columns text and label) and
-the package that carries MiniLM's weights. Each run has a process of its own; features are cached within one call, so that
-of the first seed only the head pays for them. ``full, random head`` shows what the solved head is worth.
+``digits`` is the embedded default; ``text`` takes a folder with ``train.csv`` and ``test.csv`` (columns text and
+label) and the package that carries MiniLM's weights. Each run has a process of its own; features are cached within
+one call, so that of the first seed only the head pays for them. ``full, random head`` shows what the solved head is
+worth.
 """
 
 from __future__ import annotations

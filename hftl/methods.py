@@ -18,8 +18,9 @@ class Head(Options):
     """Train only the head, on features of the frozen backbone that are computed once.
 
     Attributes:
-        pooling: what of the backbone the head reads: ``"native"`` for what the model's own head reads (exported in the model's own
-            class), or the ``"mean"`` or first (``"cls"``) token of its last layer (texts: exported for sentence-transformers).
+        pooling: what of the backbone the head reads: ``"native"`` for what the model's own head reads (exported in
+            the model's own class), or the ``"mean"`` or first (``"cls"``) token of its last layer (texts: exported
+            for sentence-transformers).
         strengths: L2 strengths to choose from, any order; None for a path of 20.
         folds: stratified folds on which the strength is chosen, where the data bring no validation split.
         rule: ``"best"`` mean, or ``"one_se"`` for the strongest within one standard error of it.
@@ -53,9 +54,10 @@ class FineTune(Options):
         epochs: passes over the training rows.
         lr: learning rate just below the head, or ``"auto"`` for a range test that chooses one.
         head_lr: learning rate of the head; None for ``lr``.
-        batch_size: rows of one optimizer step over all processes; ``"auto"`` for 32 in the largest micro-batches that fit.
-        micro_batch: most rows of one forward on one process, the rest is accumulated; None for all of the process's share,
-            ``"auto"`` for the most that fit.
+        batch_size: rows of one optimizer step over all processes; ``"auto"`` for 32 in the largest micro-batches
+            that fit.
+        micro_batch: most rows of one forward on one process, the rest is accumulated; None for all of the process's
+            share, ``"auto"`` for the most that fit.
         init: start of the head: ``"probe"`` solves it on cached features first (LP-FT, Kumar et al. 2022), ``"random"``
             takes it as the checkpoint has it or draws it.
         schedule: how the learning rate falls after the warm-up.
@@ -69,8 +71,8 @@ class FineTune(Options):
         ema: decay of an average of the weights that is evaluated and exported in their place; None for off.
         compile: compile the model with ``torch.compile``.
         unfreeze: train the head alone in the first epoch, one more block in each that follows (Howard & Ruder 2018).
-        patience: stop after so many epochs without a better validation result; None for never. Without a validation split
-            of the data's own, a tenth of the training rows is set aside.
+        patience: stop after so many epochs without a better validation result; None for never. Without a validation
+            split of the data's own, a tenth of the training rows is set aside.
         mixed_precision: of the forward and backward pass; weights stay float32.
         keep: newest checkpoints to keep.
         save_every: steps between checkpoints; None for the ends of epochs only.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from finetune import small
 from PIL import Image
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
@@ -24,9 +23,6 @@ from hftl.finetune.groups import find_depths, freeze_below, parameter_groups, se
 from hftl.finetune.losses import Loss, class_weights
 from hftl.finetune.rows import Encoder, TrainRows
 from hftl.finetune.schedule import lr_factor
-
-sys.path.insert(0, str(Path(__file__).parent / "finetune"))
-import small
 
 # ── losses ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 
 ROUNDS = int(os.environ.get("HFTL_CRASH_ROUNDS", "1"))
-DRIVER = Path(__file__).parent / "finetune" / "crash.py"
+TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def crashed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What became of all runs; they share one start of Python."""
     done = subprocess.run(
-        [sys.executable, str(DRIVER), str(tmp_path_factory.mktemp("crash")), str(ROUNDS)],
+        [sys.executable, "-m", "finetune.crash", str(tmp_path_factory.mktemp("crash")), str(ROUNDS)],
+        cwd=TESTS,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,
@@ -51,3 +52,15 @@ def test_metrics_count_each_of_1_to_65_rows_once(crashed: dict[str, Any], world:
 def test_two_processes_train_what_one_does(crashed: dict[str, Any]) -> None:
     # AdamW divides by the gradient's own size, which magnifies rounding where a gradient is nearly zero.
     assert crashed["worlds"]["worst"] < 5e-4
+
+
+def test_two_machines_of_one_process_train_what_two_processes_do(crashed: dict[str, Any]) -> None:
+    assert crashed["worlds"]["machines"] is True
+
+
+def test_sharded_weights_and_moments_are_saved_whole_and_put_back(crashed: dict[str, Any]) -> None:
+    codes, *found = crashed["sharded"]
+
+    assert codes == [0, 0]
+    shapes = {"0.weight": [6, 4], "0.bias": [6], "2.weight": [3, 6], "2.bias": [3]}
+    assert found == [[True, ["DTensor"], shapes]] * 2

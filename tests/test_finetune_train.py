@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from finetune import small
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
@@ -23,11 +23,8 @@ from hftl.errors import BackboneError, HftlError, RecipeError, UserError
 from hftl.finetune import auto, train
 from hftl.finetune.loop import Loop
 from hftl.finetune.lora import linear_modules
-from hftl.finetune.train import Trained, assemble, build, export, finetune, settings
+from hftl.finetune.train import Trained, assemble, build, finetune, settings
 from hftl.methods import FineTune, Full, LoRA, Partial
-
-sys.path.insert(0, str(Path(__file__).parent / "finetune"))
-import small
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 QUICK: dict[str, Any] = {"epochs": 2, "lr": 3e-3, "batch_size": 8, "warmup": 0.0}
@@ -408,9 +405,9 @@ def test_a_body_of_convolutions_is_updated_too() -> None:
 
 
 def test_what_peft_refuses_is_an_error_of_the_recipe(backbone: ImageBackbone, data: Data, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="method.lora:.*rank"):
+    with pytest.raises(RecipeError, match=r"method\.lora:.*rank"):
         run(LoRA(**QUICK, lora={"rank": 3}), backbone, data, tmp_path)
-    with pytest.raises(RecipeError, match="method.lora: No modules were targeted"):
+    with pytest.raises(RecipeError, match=r"method\.lora: No modules were targeted"):
         run(LoRA(**QUICK, lora={"target_modules": ["nowhere"]}), backbone, data, tmp_path)
 
 

@@ -48,16 +48,16 @@ def undone(loop: Loop) -> Iterator[None]:
 def largest_micro_batch(loop: Loop) -> int:
     """The largest micro-batch that a training step on the longest rows fits, on every process.
 
-    The process's whole share of a step is tried first, then half of it, and so on. Where memory has no limit that raises an
-    error, as on a CPU, the whole share fits.
+    The process's whole share of a step is tried first, then half of it, and so on. Where memory has no limit that
+    raises an error, as on a CPU, the whole share fits.
 
     Raises:
         BackboneError: not even one row fits.
     """
-    size = math.ceil(loop.rows.batch_size / loop.accelerator.num_processes)
+    size: int = math.ceil(loop.rows.batch_size / loop.accelerator.num_processes)
     while True:
         fits = torch.tensor(float(_fits(loop, size)), device=loop.accelerator.device)
-        if int(together(fits)) == loop.accelerator.num_processes:
+        if float(together(fits)) == loop.accelerator.num_processes:
             return size
         if size == 1:
             raise BackboneError(
@@ -99,8 +99,8 @@ def _longest(loop: Loop, size: int) -> list[int]:
 def choose_lr(loop: Loop, say: Callable[[str], None]) -> float:
     """Raise the learning rate from step to step until the loss diverges, and choose one well below (Smith 2017).
 
-    Chosen is where the smoothed loss falls most steeply, but at most a tenth and at least a thousandth of where it is lowest
-    before it diverges: from a solved head the loss is low from the start and its slope says little.
+    Chosen is where the smoothed loss falls most steeply, but at most a tenth and at least a thousandth of where it
+    is lowest before it diverges: from a solved head the loss is low from the start and its slope says little.
 
     Args:
         loop: whose learning rates are relative to the one that is sought.

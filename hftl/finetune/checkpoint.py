@@ -1,8 +1,8 @@
 """Checkpoints of a training run: safetensors and JSON, whole or not at all, newest good one first.
 
-A checkpoint is a folder ``step-00000012``. Its files are written into a hidden folder and flushed to disk; ``manifest.json``
-with the size and hash of each comes last, and only then does the folder get its name. So a folder with this name was once
-whole, and the manifest tells whether it still is.
+A checkpoint is a folder ``step-00000012``. Its files are written into a hidden folder and flushed to disk;
+``manifest.json`` with the size and hash of each comes last, and only then does the folder get its name. So a folder
+with this name was once whole, and the manifest tells whether it still is.
 """
 
 from __future__ import annotations
@@ -106,10 +106,10 @@ def read_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """
     problems: list[str] = []
     for path in _newest_first(folder):
-        try:
-            return read_checkpoint(path), problems
-        except DamagedError as error:
-            problems.append(f"checkpoint {path.name} is damaged and not used: {error}")
+        found = _read_or_say(path)
+        if isinstance(found, Checkpoint):
+            return found, problems
+        problems.append(found)
     if problems:
         raise UserError(f"{folder} holds no whole checkpoint ({'; '.join(problems)}); start anew without --resume")
     return None, []
@@ -146,6 +146,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
         else:
             tensors[file.removesuffix(".safetensors")] = load(content)
     return Checkpoint(int(state["step"]), state, tensors)
+
+
+def _read_or_say(path: Path) -> Checkpoint | str:
+    try:
+        return read_checkpoint(path)
+    except DamagedError as error:
+        return f"checkpoint {path.name} is damaged and not used: {error}"
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -1,8 +1,8 @@
 """The one training loop, read it from top to bottom: epochs of steps, each followed by an evaluation and a checkpoint.
 
-Everything random is a function of (seed, epoch, row) or of (seed, step, process, micro-batch), and the learning rate is a
-function of the step. So a checkpoint holds weights, the optimizer's moments and a few numbers, and a resumed run is the same
-run to the bit.
+Everything random is a function of (seed, epoch, row) or of (seed, step, process, micro-batch), and the learning rate is
+a function of the step. So a checkpoint holds weights, the optimizer's moments and a few numbers, and a resumed run is
+the same run to the bit.
 """
 
 from __future__ import annotations

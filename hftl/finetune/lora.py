@@ -115,8 +115,8 @@ def save_adapter(model: PeftModel, initial: dict[str, torch.Tensor] | None, fold
 
     Args:
         model: the wrapped model.
-        initial: the adapter before training, where its start changed the base weights (PiSSA): it is subtracted, so that the
-            adapter fits the base model as it is published.
+        initial: the adapter before training, where its start changed the base weights (PiSSA): it is subtracted, so
+            that the adapter fits the base model as it is published.
         folder: where to write.
     """
     if initial is None:

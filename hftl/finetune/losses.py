@@ -17,8 +17,8 @@ ClassWeight = Literal["balanced"] | Sequence[float] | None
 class Loss:
     """The loss of one kind of task: the functions that transformers' own classification models use.
 
-    ``single_label`` is cross-entropy, ``multi_label`` binary cross-entropy and ``regression`` the squared error, the last
-    two averaged over the labels of a row. The mean over rows is ``loss(...) / loss.weight(...)``, equal to that of
+    ``single_label`` is cross-entropy, ``multi_label`` binary cross-entropy and ``regression`` the squared error, the
+    last two averaged over the labels of a row. The mean over rows is ``loss(...) / loss.weight(...)``, equal to that of
     `torch.nn.functional.cross_entropy` with ``weight`` and ``label_smoothing``.
 
     Args:

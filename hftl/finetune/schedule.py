@@ -15,8 +15,8 @@ def lr_factor(step: int, total: int, warmup: int, schedule: Schedule) -> float:
         step: 0 for the first.
         total: steps of the whole run.
         warmup: steps in which the factor rises linearly; the first of them already learns.
-        schedule: how it falls afterwards: to 0 along half a cosine (Loshchilov & Hutter 2017, without restarts) or along
-            a line, or not at all.
+        schedule: how it falls afterwards: to 0 along half a cosine (Loshchilov & Hutter 2017, without restarts) or
+            along a line, or not at all.
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)

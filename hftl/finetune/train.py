@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from hftl.backbones.protocol import Backbone
 from hftl.data import Data, Split
 from hftl.data.splits import hold_out
-from hftl.errors import BackboneError, HftlError, UserError
+from hftl.errors import BackboneError, HftlError, RecipeError, UserError
 from hftl.finetune.augment import Augmentation, Mixing
 from hftl.finetune.auto import choose_lr, largest_micro_batch
 from hftl.finetune.checkpoint import Checkpoint, DamagedError, prune, read_checkpoint, read_newest
@@ -35,6 +36,7 @@ from hftl.methods import FineTune, LoRA, Partial
 DEFAULT_BATCH = 32
 SET_ASIDE = 0.1
 COMPILER = "inductor"
+TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
 # Settings that change neither a weight nor what is measured; a run may be resumed with others.
 NOT_IN_RESULT = ("keep", "save_every", "micro_batch")
 
@@ -92,8 +94,8 @@ def finetune(
         backbone: the pretrained network.
         config: the configuration to build it with.
         data: rows and labels, all of them decodable.
-        start: the head's parameters to start from, by the model's names, on the main process; None leaves the head as it
-            is built.
+        start: the head's parameters to start from, by the model's names, on the main process; None leaves the head
+            as it is built.
         seed: of every random choice.
         folder: the run's folder; checkpoints go to ``checkpoints`` in it.
         resume: go on from the newest whole checkpoint there.
@@ -107,6 +109,7 @@ def finetune(
         UserError: the method does not fit the backbone or the data, or no checkpoint fits.
     """
     started = time.monotonic()
+    check_trackers(track)
     data, chooses = splits(data, method, seed, say)
     accelerator = _accelerator(method, folder, track)
     built = build(method, backbone, config, share_tensors(dict(start) if start else None), seed)
@@ -152,6 +155,7 @@ def build(method: FineTune, backbone: Backbone, config: Any, start: Mapping[str,
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        model: Any
         model, head = backbone.build(config)
         with torch.no_grad():
             for name, value in start.items():
@@ -179,7 +183,7 @@ def freeze_unused(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
     """Freeze parameters that the logits do not depend on: processes would wait for their gradients for ever."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
-    gradients = torch.autograd.grad(model(**batch).logits.sum(), trained, allow_unused=True)
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(model(**batch).logits.sum(), trained, allow_unused=True)
     for parameter, gradient in zip(trained, gradients, strict=True):
         if gradient is None:
             parameter.requires_grad_(False)
@@ -203,6 +207,19 @@ def splits(data: Data, method: FineTune, seed: int, say: Callable[[str], None]) 
 
 
 # ── how it is trained ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_trackers(track: Sequence[str]) -> None:
+    """See that what is to be logged to is known and installed.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    for name in track:
+        if name not in TRACKERS:
+            raise RecipeError(f"--track {name!r}: hftl logs to {', '.join(TRACKERS)}")
+        if find_spec(name) is None:
+            raise RecipeError(f"--track {name} needs a package that is not installed: pip install {name}")
 
 
 def _accelerator(method: FineTune, folder: Path, track: Sequence[str]) -> Accelerator:

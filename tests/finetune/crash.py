@@ -1,6 +1,6 @@
 """Runs of fine-tuning in forked processes that are killed and resumed; prints what became of them as JSON.
 
-    python tests/finetune/crash.py FOLDER ROUNDS
+    cd tests && python -m finetune.crash FOLDER ROUNDS
 
 A fork costs milliseconds where a start of Python and its imports costs seconds, so many kills fit into a short test.
 """
@@ -19,30 +19,31 @@ import socket
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-warnings.simplefilter("ignore")
-
 import numpy as np
-import small
 import torch
 from accelerate import Accelerator
+from finetune import small
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import hftl.finetune.loop as loop_module
 from hftl.data import Data
 from hftl.errors import HftlError, Interrupted
+from hftl.finetune.checkpoint import step_name
 from hftl.finetune.evaluate import logits_of
+from hftl.finetune.state import assign, optimizer_state, restore_optimizer, whole
 from hftl.finetune.train import finetune
 from hftl.methods import Full, LoRA
 from hftl.metrics import evaluate_predictions
 
 METHODS = {"full": Full, "lora": LoRA}
-# Dropout, accumulation in uneven parts, augmentation and an average; 12 steps of 3 epochs, the last of each with 2 rows.
+# Dropout, accumulation in uneven parts, augmentation, an average; 12 steps of 3 epochs, the last of each with 2 rows.
 OPTIONS: dict[str, Any] = {
     "epochs": 3,
     "lr": 3e-3,
@@ -63,8 +64,8 @@ TIMEOUT = 60
 # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def start(world: int, work: Callable[[], None]) -> list[int]:
-    """Fork as many processes that find one another as a launcher's do."""
+def start(world: int, work: Callable[[], None], machines: int = 1) -> list[int]:
+    """Fork as many processes that find one another as a launcher's do, on one machine or as if on several."""
     port = free_port()
     children = []
     for rank in range(world):
@@ -75,9 +76,9 @@ def start(world: int, work: Callable[[], None]) -> list[int]:
                 if world > 1:
                     os.environ |= {
                         "RANK": str(rank),
-                        "LOCAL_RANK": str(rank),
+                        "LOCAL_RANK": str(rank % (world // machines)),
                         "WORLD_SIZE": str(world),
-                        "LOCAL_WORLD_SIZE": str(world),
+                        "LOCAL_WORLD_SIZE": str(world // machines),
                         "MASTER_ADDR": "127.0.0.1",
                         "MASTER_PORT": str(port),
                         "ACCELERATE_USE_CPU": "true",
@@ -199,7 +200,7 @@ class Runs:
 
     def differences(self, folder: Path) -> list[str]:
         """What is not bitwise as in the run that was never killed."""
-        last = f"step-{STEPS:08d}"
+        last = step_name(STEPS)
         found = []
         for file in ("model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"):
             mine, theirs = (run / "checkpoints" / last / file for run in (folder, self.whole))
@@ -210,10 +211,12 @@ class Runs:
             or (folder / "logits.json").read_text() != (self.whole / "logits.json").read_text()
         ):
             found.append("logits")
-        for rank in range(self.world):
-            # A step that was computed again must have seen the same again.
-            if set(lines(folder / f"seen-{rank}.jsonl")) != set(lines(self.whole / f"seen-{rank}.jsonl")):
-                found.append(f"what process {rank} saw")
+        # A step that was computed again must have seen the same again.
+        found += [
+            f"what process {rank} saw"
+            for rank in range(self.world)
+            if set(lines(folder / f"seen-{rank}.jsonl")) != set(lines(self.whole / f"seen-{rank}.jsonl"))
+        ]
         return found
 
 
@@ -250,20 +253,67 @@ def kills(root: Path, model: Path, method: str, world: int, rounds: int) -> list
     return found
 
 
-def same_result_on_two(root: Path, model: Path) -> dict[str, float]:
-    """The largest difference of final weights between one process and two, without dropout."""
+def same_result_on_two(root: Path, model: Path) -> dict[str, Any]:
+    """Final weights of one process and of two, and of two machines with one process each, without dropout."""
     from safetensors.torch import load_file
 
+    data = small.picture_data(ROWS, 7)
+    options = OPTIONS | {"class_weight": [1.0, 2.0, 0.5], "label_smoothing": 0.1}
     final = {}
-    for world in (1, 2):
-        folder = root / "worlds" / str(world)
+    for name, world, machines in (("one", 1, 1), ("two", 2, 1), ("machines", 2, 2)):
+        folder = root / "worlds" / name
         folder.mkdir(parents=True)
-        data = small.picture_data(ROWS, 7)
-        options = OPTIONS | {"class_weight": [1.0, 2.0, 0.5], "label_smoothing": 0.1}
-        codes = wait(start(world, lambda f=folder: train(f, "full", data, model, options, False)))  # type: ignore[misc]
+        work = partial(train, folder, "full", data, model, options, False)
+        codes = wait(start(world, work, machines))
         assert codes == [0] * world, codes
-        final[world] = load_file(folder / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors")
-    return {"worst": max(float((final[1][n] - final[2][n]).abs().max()) for n in final[1])}
+        final[name] = load_file(folder / "checkpoints" / step_name(STEPS) / "model.safetensors")
+    one, two, machines_ = final["one"], final["two"], final["machines"]
+    return {
+        "worst": max(float((one[name] - two[name]).abs().max()) for name in one),
+        "machines": all(torch.equal(two[name], machines_[name]) for name in two),
+    }
+
+
+def sharded(folder: Path) -> None:
+    """Weights and moments of a model that FSDP2 shards over two processes: saved whole, put back, trained on."""
+    accelerator = Accelerator(cpu=True)
+    batch = torch.arange(12.0).view(3, 4) / 10
+
+    def sharded_model() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        return model, torch.optim.AdamW(model.parameters(), lr=0.1, fused=False)
+
+    def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:
+        for _ in range(count):
+            model(batch).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    first, optimizer = sharded_model()
+    steps(first, optimizer, 2)
+    named = dict(first.named_parameters())
+    weights = {name: whole(value) for name, value in named.items()}
+    moments = {name: value.clone() for name, value in optimizer_state(optimizer, named).items()}
+    steps(first, optimizer, 2)
+    second, optimizer = sharded_model()
+    for name, parameter in second.named_parameters():
+        assign(parameter, weights[name])
+    restore_optimizer(optimizer, dict(second.named_parameters()), moments)
+    steps(second, optimizer, 2)
+    again = {name: whole(value) for name, value in second.named_parameters()}
+    same = all(torch.equal(whole(value), again[name]) for name, value in first.named_parameters())
+    kinds = {type(value).__name__ for value in named.values()}
+    shapes = {name: list(value.shape) for name, value in weights.items()}
+    (folder / f"sharded-{accelerator.process_index}.json").write_text(json.dumps([same, sorted(kinds), shapes]))
+
+
+def sharded_state(root: Path) -> list[Any]:
+    folder = root / "sharded"
+    folder.mkdir()
+    codes = wait(start(2, lambda: sharded(folder)))
+    return [codes, *(json.loads((folder / f"sharded-{rank}.json").read_text()) for rank in range(2))]
 
 
 class Passing(nn.Module):
@@ -327,6 +377,7 @@ def main(root: Path, rounds: int) -> None:
             found["kills"][f"{method}-{world}"] = kills(root, with_dropout, method, world, rounds)
     for world in (1, 2, 3):
         found["metrics"][str(world)] = exact_metrics(root, world)
+    found["sharded"] = sharded_state(root)
     found["worlds"] = same_result_on_two(root, without)
     print(json.dumps(found))
 

@@ -1,0 +1,190 @@
+"""Fine-tuning from the command line: flags, the run's folder, a stop and a resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import torch
+from finetune import small
+from runs import Cli
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast, pipeline
+
+from hftl.backbones.source import local
+from hftl.backbones.text import TextBackbone
+from hftl.finetune.loop import Loop
+from hftl.finetune.lora import base_name
+from hftl.finetune.train import finetune
+from hftl.methods import LoRA
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A recipe for a tiny model and pictures in folders."""
+    small.image_backbone(tmp_path / "base", hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    for split, rows in (("train", 24), ("test", 9)):
+        inputs, labels = small.pictures(rows, len(split))
+        for i, label in enumerate(labels):
+            path = tmp_path / "pictures" / split / small.CLASSES[label] / f"{i:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(inputs[i])
+    file = tmp_path / "small.py"
+    file.write_text(
+        '"""Tiny."""\n'
+        "from hftl import Full, Recipe, recipe\n\n\n"
+        "@recipe\n"
+        "def small() -> Recipe:\n"
+        f"    return Recipe(backbone={str(tmp_path / 'base')!r}, data={str(tmp_path / 'pictures')!r}, "
+        "method=Full(lr=1e-3, epochs=2, batch_size=8))\n"
+    )
+    return file
+
+
+def events(run: Path, name: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return [event for event in found if event["event"] == name]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--epochs", "3"], ["--method", "partial", "--freeze", "1"], ["--method", "lora", "--lr", "1e-3", "--r", "2"]],
+    ids=["full", "partial", "lora"],
+)
+def test_a_run_leaves_a_model_that_predicts_as_it_says(
+    cli: Cli, recipe: Path, tmp_path: Path, flags: list[str]
+) -> None:
+    out = tmp_path / "run"
+
+    said = cli.ok("run", recipe, "--out", out, *flags)
+
+    assert "start     the head solved on the features" in said
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["features"]["rows"] == 33
+    assert metrics["seconds"]["train"] > 0
+    assert len(events(out, "epoch")) == len(metrics["finetune"]["epochs"]) == 3
+    assert len(events(out, "step")) == metrics["finetune"]["steps"]
+    assert (out / "adapter").is_dir() == ("lora" in flags)
+    classify = pipeline("image-classification", model=str(out / "model"))
+    table = pq.read_table(out / "predictions.parquet").to_pylist()
+    for row in table:
+        best = classify(str(tmp_path / "pictures" / row["row"]))[0]
+        assert best["label"] == row["prediction"]
+        assert best["score"] == pytest.approx(row["score"], abs=1e-4)
+
+
+def test_a_run_that_is_told_to_stop_says_how_to_go_on_and_does(
+    cli: Cli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accumulate = Loop.accumulate
+
+    def stopped(self: Loop, step: Any, number: int) -> torch.Tensor:
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return accumulate(self, step, number)
+
+    cli.ok("run", recipe, "--out", tmp_path / "whole", "--quiet")
+    monkeypatch.setattr(Loop, "accumulate", stopped)
+    assert cli("run", recipe, "--out", tmp_path / "run", "--quiet") == 130
+    said = cli.err.strip().splitlines()[-1]
+    assert said.startswith("hftl: stopped after step 4 of 6; the state is saved; to go on: hftl run ")
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+    monkeypatch.setattr(Loop, "accumulate", accumulate)
+    cli.ok(*shlex.split(said.split("to go on: hftl ")[1]))
+
+    whole, resumed = (tmp_path / name / "model" / "model.safetensors" for name in ("whole", "run"))
+    assert whole.read_bytes() == resumed.read_bytes()
+    assert [event["step"] for event in events(tmp_path / "run", "step")] == [1, 2, 3, 4, 5, 6]
+    assert events(tmp_path / "run", "resume")[0]["step"] == 4
+
+
+def test_without_a_probe_no_feature_is_computed(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+    cli.ok("run", recipe, "--out", tmp_path / "run", "--init", "random", "--epochs", "1")
+
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["features"]["computed"] == metrics["features"]["rows"] == 0
+
+
+def test_flags_that_make_no_sense_are_refused(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert "--track 'paper'" in cli.refused("run", recipe, "--out", out, "--track", "paper")
+    assert "no field 'folds'" in cli.refused("run", recipe, "--set", "method.folds=3")
+    assert "no unfinished run" in cli.refused("run", recipe, "--resume")
+    assert "head_lr" in cli.refused("run", recipe, "--lr", "auto", "--head-lr", "0.1")
+    assert "has 2 blocks" in cli.refused("run", recipe, "--out", tmp_path / "b", "--method", "partial", "--freeze", "7")
+    assert "mixed_precision" in cli.refused("run", recipe, "--mixed-precision", "bf8")
+
+
+def test_a_tracker_gets_every_step(cli: Cli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[tuple[int, list[str]]] = []
+
+    class Tracker:
+        name = "tensorboard"
+
+        def finish(self) -> None:
+            logged.append((-1, []))
+
+    def log(self: Any, values: dict[str, Any], step: int) -> None:
+        logged.append((step, sorted(values)))
+
+    monkeypatch.setattr("hftl.finetune.train.find_spec", lambda name: name)
+    monkeypatch.setattr(
+        "accelerate.Accelerator.init_trackers", lambda self, *_, **__: setattr(self, "trackers", [Tracker()])
+    )
+    monkeypatch.setattr("accelerate.Accelerator.log", log)
+
+    cli.ok("run", recipe, "--out", tmp_path / "run", "--track", "tensorboard", "--epochs", "1", "--quiet")
+
+    assert [step for step, _ in logged] == [1, 2, 3, 3, -1]
+    assert "step/loss" in logged[0][1]
+    assert "epoch/accuracy" in logged[3][1]
+
+
+def text_backbone(folder: Path) -> TextBackbone:
+    """A tiny random text model with a vocabulary of its own."""
+    words = ["[PAD]", "[UNK]", *(f"w{i}" for i in range(100))]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tiny.model("bert").base_model.save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32
+    ).save_pretrained(folder)
+    return TextBackbone(local(folder), None)
+
+
+def test_texts_of_all_lengths_keep_their_logits(tmp_path: Path) -> None:
+    backbone = text_backbone(tmp_path / "bert")
+    random = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 12, (21,), generator=random).tolist()
+    texts = [" ".join(f"w{int(i)}" for i in torch.randint(0, 100, (n,), generator=random)) for n in lengths]
+    data = small.vectors_data(texts, [i % 2 for i in range(21)], ["even", "odd"])
+    config = backbone.config("single_label", ["even", "odd"])
+
+    trained = finetune(
+        LoRA(epochs=1, batch_size=6, micro_batch=4, lr=1e-3),
+        backbone,
+        config,
+        data,
+        start=None,
+        seed=0,
+        folder=tmp_path,
+    )
+    trained.export(tmp_path / "model")
+
+    classify = pipeline("text-classification", model=str(tmp_path / "model"), top_k=None)
+    for text, logits in zip(texts, trained.logits, strict=True):
+        scores = {found["label"]: found["score"] for found in classify([text])[0]}
+        assert [scores["even"], scores["odd"]] == pytest.approx(logits.softmax(0).tolist(), abs=1e-5)
+    adapter = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == base_name(backbone) == str(tmp_path / "bert")
+    assert adapter["modules_to_save"] == ["classifier"]
