@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_plugins import Site, good
+
+import hftl
 
 
 @pytest.fixture
@@ -298,3 +301,18 @@ def test_help_with_ten_plugins_imports_no_torch(site: Site) -> None:
         "print('HEAVY', sorted(heavy), len(loaded))"
     )
     assert site.python(code).splitlines()[-1] == "HEAVY [] 10"
+
+
+def test_plugins_of_this_repository_use_public_names_only() -> None:
+    files = list((Path(__file__).parent.parent / "plugins").glob("*/hftl_*/*.py"))
+    assert len(files) >= 4
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "hftl":
+                assert {alias.name for alias in node.names} <= set(hftl.__all__), file
+            elif isinstance(node, ast.ImportFrom):
+                assert not (node.module or "").startswith("hftl."), file
+            elif isinstance(node, ast.Import):
+                assert not any(alias.name.startswith("hftl.") for alias in node.names), file
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "hftl":
+                assert node.attr in hftl.__all__, file
