@@ -265,6 +265,16 @@ def test_path_scores_equal_heads_fitted_without_each_fold() -> None:
         assert abs(entry["validation"] - losses.mean()) < 0.6 * entry["se"]
 
 
+def test_the_path_ends_once_weaker_penalties_have_made_it_worse() -> None:
+    x, y = blobs(200, 80, 4, spread=6.0)
+    path = fit_linear(x, y, task="single_label", num_labels=4, calibrate=False).report["path"]
+    assert 4 < len(path) < 20
+    scores = [p["validation"] for p in path]
+    best = min(path, key=lambda p: p["validation"])
+    assert scores[-4:] == sorted(scores[-4:])
+    assert scores[-1] > best["validation"] + best["se"]
+
+
 def test_one_standard_error_takes_a_stronger_penalty() -> None:
     x, y, _, _ = digits()
     best = fit_linear(x[:300], y[:300], task="single_label", num_labels=10).report
@@ -348,6 +358,7 @@ def test_the_report_tells_the_path_in_plain_json() -> None:
     report = fit_linear(x[:300], y[:300], task="single_label", num_labels=10).report
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     varying = int((x[:300].std(0) > 0).sum())
-    assert [p["strength"] for p in report["path"]] == pytest.approx(varying * np.logspace(1.5, -3, 20))
+    walked = [p["strength"] for p in report["path"]]
+    assert walked == pytest.approx((varying * np.logspace(1.5, -3, 20))[: len(walked)])
     assert set(report) >= {"kind", "chosen", "chosen_on", "iterations", "gradient_norm", "converged"}
     assert report["gradient_norm"] < 1e-4

@@ -34,6 +34,8 @@ class Solution:
         gradient: (k, size) float64, its gradient there.
         iterations: (k,) int64, steps taken.
         converged: (k,) bool, whether the tolerance was reached.
+        steps: (memory, k, size) float64, the last differences of ``x``, newest last; zeros where there were fewer.
+        changes: (memory, k, size) float64, the differences of the gradient that belong to them.
     """
 
     x: Tensor
@@ -41,6 +43,8 @@ class Solution:
     gradient: Tensor
     iterations: Tensor
     converged: Tensor
+    steps: Tensor
+    changes: Tensor
 
 
 @dataclass
@@ -103,6 +107,7 @@ def minimize(
     rounding: float = 1e-15,
     max_iterations: int = 500,
     memory: int = 10,
+    known: Solution | None = None,
 ) -> Solution:
     """Minimise ``k`` convex functions at once.
 
@@ -117,16 +122,22 @@ def minimize(
         rounding: relative error of the values, below which a step is judged by its slope.
         max_iterations: steps after which a problem stops without having converged.
         memory: curvature pairs kept.
+        known: value, gradient and curvature pairs at ``start``, where they are known from a similar problem.
     """
     index = torch.arange(len(start), device=start.device)
-    value, gradient = evaluate(start, index)
+    value, gradient = evaluate(start, index) if known is None else (known.value, known.gradient)
     stack = _Stack(index, start.clone(), value, value.clone(), gradient, inverse_hessian, [], [], [])
+    if known is not None:
+        for step, change in zip(known.steps, known.changes, strict=True):
+            stack.remember(step, change, memory)
     result = Solution(
         x=start.clone(),
         value=value.clone(),
         gradient=gradient.clone(),
         iterations=torch.zeros_like(index),
         converged=torch.zeros_like(index, dtype=torch.bool),
+        steps=start.new_zeros(memory, *start.shape),
+        changes=start.new_zeros(memory, *start.shape),
     )
     stuck = torch.zeros_like(index, dtype=torch.bool)
     smallest = torch.full_like(value, torch.inf)  # decrement of each problem so far, and when it was reached
@@ -144,6 +155,11 @@ def minimize(
             result.x[ended], result.value[ended] = stack.x[stop], stack.value[stop]
             result.gradient[ended], result.iterations[ended] = stack.gradient[stop], iteration
             result.converged[ended] = converged[stop]
+            for age in range(1, len(stack.steps) + 1):
+                result.steps[-age, ended], result.changes[-age, ended] = (
+                    stack.steps[-age][stop],
+                    stack.changes[-age][stop],
+                )
             if bool(stop.all()):
                 break
             stack.keep(torch.nonzero(~stop).flatten())

@@ -8,19 +8,24 @@ multiplied with the weights of exactly those problems that train on it: one matr
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hftl.heads.basis import Basis
+from hftl.heads.lbfgs import Solution
 
 Loss = Literal["softmax", "sigmoid"]
 NO_FOLD = -1  # of rows that every head trains on
 EVERY_ROW = -2  # "held out" by a head that trains on all rows
-_BLOCK_ROWS = 2048
-_BLOCK_LOGITS = 1 << 23
+# A block's logits stay in the cache of a CPU, where they are read several times; a GPU wants work for all its cores.
+_BLOCK_LOGITS = {"cpu": 1 << 18}
+_BLOCK_LOGITS_ELSEWHERE = 1 << 25
+_BLOCK_ROWS = (256, 8192)  # at least, at most
+_LANES = 16  # float32 numbers of a vector register: matrix products are fastest in multiples of it
 
 
 @dataclass
@@ -67,7 +72,8 @@ class Rows:
         self._features, self._targets, self._weights, self._basis = features, targets, weights, basis
         self._device = device
         order = torch.argsort(folds, stable=True)
-        block_rows = max(64, min(_BLOCK_ROWS, _BLOCK_LOGITS // columns))
+        logits = _BLOCK_LOGITS.get(device.type, _BLOCK_LOGITS_ELSEWHERE)
+        block_rows = min(max(logits // columns, _BLOCK_ROWS[0]), _BLOCK_ROWS[1])
         self._spans: list[tuple[int, Tensor]] = []
         for fold in torch.unique(folds).tolist():
             members = order[folds[order] == fold]
@@ -75,7 +81,7 @@ class Rows:
         resident = len(features) * (basis.rank + 1) * 4 <= max_bytes
         self._resident = [self._load(*span) for span in self._spans] if resident else None
         row_weights = weights.mean(1)
-        self.count = len(features)
+        self.count, self.rank = len(features), basis.rank
         self.total_weight = float(row_weights.sum())
         self.weight_of_fold = {fold: float(row_weights[folds == fold].sum()) for fold, _ in self._spans}
 
@@ -114,8 +120,8 @@ class Objective:
 
     @property
     def rounding(self) -> float:
-        """The error of a mean over rows of losses that are computed in float32."""
-        return float(2 * torch.finfo(torch.float32).eps / self.rows.count**0.5)
+        """The error of a mean over rows of losses from float32 logits, whose size is some ten units."""
+        return float(16 * torch.finfo(torch.float32).eps / self.rows.count**0.5)
 
     def evaluate(self, theta: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
         """Values (k,) and gradients (k, size) in float64 of the given problems at ``theta`` (k, size)."""
@@ -126,13 +132,30 @@ class Objective:
             loss, residual = _loss_and_residual(self.loss, logits, block.targets)
             residual *= block.weights[:, None, :]
             value[members] += (loss * block.weights[:, None, :]).sum((0, 2), dtype=torch.float64)
-            product = block.features.T @ residual.flatten(1)
-            gradient[members] += product.view(-1, len(members), self.outputs).transpose(0, 1).double()
+            product = residual.flatten(1).T @ block.features
+            gradient[members] += product.view(len(members), self.outputs, -1).transpose(1, 2).double()
         total, penalty = self.total[problems], self.penalty[problems]
         weights[:, -1] = 0  # the bias is free
         value = value / total + penalty / 2 * weights.square().sum((1, 2))
         gradient = gradient / total[:, None, None] + penalty[:, None, None] * weights
         return value, gradient.flatten(1)
+
+    def reuse(self, solution: Solution, before: "Objective") -> Solution:
+        """What is known at ``solution`` of an objective that differs in the strength only, exact for this one."""
+        penalty = self.added_penalty(before)
+        return replace(
+            solution,
+            value=solution.value + (penalty * solution.x.square()).sum(1) / 2,
+            gradient=solution.gradient + penalty * solution.x,
+            changes=solution.changes + penalty * solution.steps,
+        )
+
+    def added_penalty(self, before: "Objective") -> Tensor:
+        """What the Hessian's diagonal (k, size) gains over that of an objective with another strength."""
+        size = (self.rows.rank + 1) * self.outputs
+        penalty = (self.penalty - before.penalty)[:, None].repeat(1, size)
+        penalty[:, size - self.outputs :] = 0  # the bias is free
+        return penalty
 
     def curvature(self, theta: Tensor) -> Tensor:
         """The diagonal of the Hessian (k, size) of all problems at ``theta`` (k, size)."""
@@ -142,8 +165,8 @@ class Objective:
         for block, members, logits in self._logits(weights, problems):
             probabilities = logits.softmax(-1) if self.loss == "softmax" else logits.sigmoid()
             variance = probabilities * (1 - probabilities) * block.weights[:, None, :]
-            product = block.features.square().T @ variance.flatten(1)
-            diagonal[members] += product.view(-1, len(members), self.outputs).transpose(0, 1).double()
+            product = variance.flatten(1).T @ block.features.square()
+            diagonal[members] += product.view(len(members), self.outputs, -1).transpose(1, 2).double()
         diagonal /= self.total[:, None, None]
         diagonal[:, :-1] += self.penalty[:, None, None]
         return diagonal.flatten(1)
@@ -153,11 +176,15 @@ class Objective:
         outputs)."""
         flat = weights.float().transpose(0, 1).contiguous()  # (rank + 1, k, outputs)
         held_out = self.held_out[problems]
+        chosen: dict[int, tuple[Tensor, Tensor]] = {}  # by fold
         for block in self.rows:
-            members = torch.nonzero(held_out != block.fold).flatten()
+            if block.fold not in chosen:
+                members = torch.nonzero(held_out != block.fold).flatten()
+                columns = flat[:, members].flatten(1)
+                chosen[block.fold] = members, F.pad(columns, (0, -columns.shape[1] % _LANES))
+            members, columns = chosen[block.fold]
             if len(members):
-                chosen = flat if len(members) == len(problems) else flat[:, members]
-                logits = block.features @ chosen.flatten(1)
+                logits = (block.features @ columns)[:, : len(members) * self.outputs]
                 yield block, members, logits.view(-1, len(members), self.outputs)
 
 
@@ -171,4 +198,4 @@ def _loss_and_residual(loss: Loss, logits: Tensor, targets: Tensor) -> tuple[Ten
         residual.scatter_add_(-1, index, torch.full_like(losses, -1.0))
         return losses, residual
     truth = targets[:, None, :]
-    return torch.nn.functional.softplus(logits) - truth * logits, logits.sigmoid() - truth
+    return F.softplus(logits) - truth * logits, logits.sigmoid() - truth

@@ -15,7 +15,9 @@ from hftl.heads.selection import f1_scores, standard_error
 
 # Relative suboptimality at which a head of the path stops: small beside the standard error of its validation
 # loss.
-_PATH_TOLERANCE = 3e-4
+_PATH_TOLERANCE = 1e-3
+# The Hessian's diagonal is recomputed at every so many strengths, and corrected for the penalty between.
+_CURVATURE_EVERY = 4
 _MAX_ITERATIONS = 2000
 _MEMORY = 10
 _HISTORY_BYTES = 2 << 30
@@ -61,6 +63,10 @@ def walk(
 ) -> list[Candidate]:
     """Solve every strength on every fold, each from the solution of the stronger one before it.
 
+    Not only the solution is handed on: the strengths' objectives differ by a multiple of ``|W|^2`` alone, so the
+    value, the gradient and the curvature pairs of L-BFGS are corrected exactly and stay of use. The walk ends early
+    once weaker penalties have clearly made it worse.
+
     Args:
         rows: rows in folds.
         held_out: those that are in a fold.
@@ -74,19 +80,51 @@ def walk(
     folds = torch.unique(held_out.folds)
     outputs = start.shape[1]
     theta = start.flatten().repeat(len(folds), 1)
-    candidates = []
-    for strength in strengths:
-        objective = Objective(rows, loss, outputs, strength, folds)
-        solution = solve(objective, theta, _PATH_TOLERANCE)
+    candidates: list[Candidate] = []
+    objective: Objective | None = None
+    solution: Solution | None = None
+    curvature: Tensor | None = None
+    for index, strength in enumerate(strengths):
+        before, objective = objective, Objective(rows, loss, outputs, strength, folds)
+        if before is not None and solution is not None and curvature is not None:
+            solution = objective.reuse(solution, before)
+            curvature = curvature + objective.added_penalty(before)
+        if curvature is None or index % _CURVATURE_EVERY == 0:
+            curvature = objective.curvature(theta)
+        solution = solve(objective, theta, _PATH_TOLERANCE, curvature, solution)
         theta = solution.x
         logits = held_out_logits(objective, theta, held_out)
         candidates.append(_judge(strength, solution, logits, held_out, loss, calibrate))
+        if _past_the_best(candidates):
+            break
     return candidates
 
 
-def solve(objective: Objective, start: Tensor, tolerance: float) -> Solution:
-    """Minimise ``objective`` from ``start`` (k, size), in groups where the history would be large."""
-    curvature = objective.curvature(start)
+def _past_the_best(candidates: list[Candidate]) -> bool:
+    """Whether weaker penalties have made it worse three times in a row, and by more than a standard error."""
+    scores = [candidate.score for candidate in candidates[-4:]]
+    best = min(candidates, key=lambda candidate: candidate.score)
+    rising = len(scores) == 4 and scores == sorted(scores)
+    return rising and scores[-1] > best.score + best.error
+
+
+def solve(
+    objective: Objective,
+    start: Tensor,
+    tolerance: float,
+    curvature: Tensor | None = None,
+    known: Solution | None = None,
+) -> Solution:
+    """Minimise ``objective`` from ``start`` (k, size), in groups where the history would be large.
+
+    Args:
+        objective: the problems.
+        start: (k, size) float64.
+        tolerance: relative suboptimality.
+        curvature: (k, size), the diagonal of the Hessian near ``start``; computed where None.
+        known: value, gradient and curvature pairs at ``start``, used where there is one group.
+    """
+    curvature = objective.curvature(start) if curvature is None else curvature
     inverse = 1 / torch.maximum(curvature, _CURVATURE_FLOOR * curvature.amax(1, keepdim=True))
     together = max(1, _HISTORY_BYTES // (2 * _MEMORY * start[0].nbytes))
     parts = [
@@ -98,14 +136,24 @@ def solve(objective: Objective, start: Tensor, tolerance: float) -> Solution:
             rounding=objective.rounding,
             max_iterations=_MAX_ITERATIONS,
             memory=_MEMORY,
+            known=known if together >= len(start) else None,
         )
         for problems in torch.split(torch.arange(len(start), device=start.device), together)
     ]
-    return Solution(*(torch.cat(field) for field in zip(*map(_fields, parts), strict=True)))
+    return parts[0] if len(parts) == 1 else _concatenate(parts)
 
 
-def _fields(part: Solution) -> tuple[Tensor, ...]:
-    return part.x, part.value, part.gradient, part.iterations, part.converged
+def _concatenate(parts: list[Solution]) -> Solution:
+    """The solutions of groups as one; their curvature pairs, too large to keep together, are dropped."""
+    return Solution(
+        x=torch.cat([part.x for part in parts]),
+        value=torch.cat([part.value for part in parts]),
+        gradient=torch.cat([part.gradient for part in parts]),
+        iterations=torch.cat([part.iterations for part in parts]),
+        converged=torch.cat([part.converged for part in parts]),
+        steps=parts[0].steps[:0],
+        changes=parts[0].changes[:0],
+    )
 
 
 def _evaluate(objective: Objective, group: Tensor, theta: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
