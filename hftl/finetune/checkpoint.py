@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from xxhash import xxh3_128_hexdigest
+from xxhash import xxh3_128
 
 from hftl.errors import HftlError, UserError
 
@@ -25,6 +25,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
 PREFIX = "step-"
+PIECE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,17 @@ def write_checkpoint(
         temporary = folder / f".{name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        manifest: dict[str, Any] = {"format": FORMAT, "files": {}}
-        files = {f"{part}.safetensors": save(dict(named)) for part, named in tensors.items()}
-        for file, content in {**files, STATE: _json(state)}.items():
-            _write(temporary / file, content)
-            manifest["files"][file] = {"bytes": len(content), "xxh3_128": xxh3_128_hexdigest(content)}
-        _write(temporary / MANIFEST, _json(manifest))
-        _flush_folder(temporary)
+        for part, named in tensors.items():
+            # Written from the tensors themselves: a copy of the optimizer's moments would be the run's peak of memory.
+            save_file(dict(named), temporary / f"{part}.safetensors")
+        (temporary / STATE).write_bytes(_json(state))
+        manifest = {"format": FORMAT, "files": {file.name: _described(file) for file in sorted(temporary.iterdir())}}
+        (temporary / MANIFEST).write_bytes(_json(manifest))
+        for file in temporary.iterdir():
+            _flush(file)
+        _flush(temporary)
         _rename(temporary, folder / name)
-        _flush_folder(folder)
+        _flush(folder)
     except OSError as error:
         raise HftlError(f"the checkpoint {folder / name} cannot be written: {error.strerror or error}") from error
     return folder / name
@@ -128,23 +131,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         if manifest["format"] != FORMAT:
             raise DamagedError(f"{MANIFEST} has format {manifest['format']!r}, not {FORMAT}")
-        listed = {str(file): (int(is_["bytes"]), str(is_["xxh3_128"])) for file, is_ in manifest["files"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        listed = dict(manifest["files"])
+    except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{MANIFEST} is not a manifest") from error
     if STATE not in listed:
         raise DamagedError(f"{MANIFEST} does not list {STATE}")
-    state: dict[str, Any] = {}
-    tensors = {}
-    for file, (size, digest) in listed.items():
-        content = _bytes(path / file)
-        if len(content) != size:
-            raise DamagedError(f"{file} has {len(content):,} bytes, not {size:,}")
-        if xxh3_128_hexdigest(content) != digest:
-            raise DamagedError(f"{file} is not what was written")
-        if file == STATE:
-            state = _parsed(path / file, content)
-        else:
-            tensors[file.removesuffix(".safetensors")] = load(content)
+    for file, described in listed.items():
+        try:
+            found = _described(path / file)
+        except OSError as error:
+            raise DamagedError(f"{file} cannot be read: {error.strerror}") from error
+        if found != described:
+            raise DamagedError(f"{file} is not what was written: {found}, not {described}")
+    state = _parsed(path / STATE, _bytes(path / STATE))
+    tensors = {file.removesuffix(".safetensors"): load_file(path / file) for file in listed if file != STATE}
     return Checkpoint(int(state["step"]), state, tensors)
 
 
@@ -180,11 +180,13 @@ def _parsed(path: Path, content: bytes) -> dict[str, Any]:
     return parsed
 
 
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def _described(path: Path) -> dict[str, Any]:
+    """Size and hash of a file, read piece by piece."""
+    digest = xxh3_128()
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+        return {"bytes": file.tell(), "xxh3_128": digest.hexdigest()}
 
 
 def _rename(source: Path, target: Path) -> None:
@@ -199,8 +201,9 @@ def _rename(source: Path, target: Path) -> None:
         source.rename(target)
 
 
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    """Have a file or a folder on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
