@@ -175,9 +175,7 @@ def test_paths_that_all_lead_nowhere_are_refused_but_one_missing_file_is_a_bad_r
     (tmp_path / "train.csv").write_text(f"image,label\n{rows}")
     os.remove(tmp_path / "images" / "0.png")  # noqa: PTH107
     inputs = load_files(tmp_path / "train.csv").train.inputs
-    with pytest.raises(
-        BadRowError, match=r"train\.csv row 1 \(images/0\.png\): the file cannot be read: No such file"
-    ):
+    with pytest.raises(BadRowError, match=r"train\.csv row 1 \(images/0\.png\): the file cannot be read: No such file"):
         inputs[0]
     (tmp_path / "sub").mkdir()
     (tmp_path / "train.csv").rename(tmp_path / "sub" / "train.csv")

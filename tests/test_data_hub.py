@@ -45,9 +45,7 @@ def test_minus_one_of_a_class_label_is_unlabelled_as_in_glue() -> None:
     features = text_dataset().features
     test = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [-1, -1]}, features)
     data = load_data(
-        datasets.DatasetDict(
-            {"train": text_dataset(), "validation_matched": text_dataset(4), "test_matched": test}
-        ),
+        datasets.DatasetDict({"train": text_dataset(), "validation_matched": text_dataset(4), "test_matched": test}),
         wants="text",
     )
     assert len(data.test) == 4
@@ -112,9 +110,7 @@ def test_images_that_are_files_are_read_from_them(tmp_path: Path) -> None:
 
 
 def test_other_splits_are_named_and_training_is_needed() -> None:
-    data = load_data(
-        datasets.DatasetDict({"train": text_dataset(), "unsupervised": text_dataset()}), wants="text"
-    )
+    data = load_data(datasets.DatasetDict({"train": text_dataset(), "unsupervised": text_dataset()}), wants="text")
     assert "ignored other splits: 'unsupervised'" in data.notes
     with pytest.raises(DataError, match="no training split among 'test', 'validation'"):
         load_data(datasets.DatasetDict({"test": text_dataset(), "validation": text_dataset()}), wants="text")
@@ -152,9 +148,7 @@ class Builder:
         (f"user/na.me_1:plain@{'c' * 40}", ("user/na.me_1", "plain", "c" * 40)),
     ],
 )
-def test_hub_references(
-    monkeypatch: pytest.MonkeyPatch, ref: str, asked: tuple[str, str | None, str | None]
-) -> None:
+def test_hub_references(monkeypatch: pytest.MonkeyPatch, ref: str, asked: tuple[str, str | None, str | None]) -> None:
     seen = []
 
     def load_dataset_builder(repo: str, *, name: str | None, revision: str | None) -> Builder:
@@ -217,9 +211,7 @@ def test_what_goes_wrong_on_the_hub_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_foreign_table_cannot_name_files_of_this_machine(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_foreign_table_cannot_name_files_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     secret = tmp_path / "secret.png"
     Image.fromarray(PIXELS[0]).save(secret)
     text = datasets.Dataset.from_dict({"image": [str(secret)] * 4, "label": ["a", "b"] * 2})
@@ -238,9 +230,7 @@ def test_a_foreign_table_cannot_name_files_of_this_machine(
                 inputs[0]
 
 
-def test_the_real_loader_reads_a_repository_in_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_real_loader_reads_a_repository_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The builder of `datasets` itself, on a local folder in place of a repository."""
     (tmp_path / "repo").mkdir()
     image_dataset().to_parquet(tmp_path / "repo" / "train-00000-of-00001.parquet")

@@ -60,13 +60,10 @@ def texts(n: int) -> list[str]:
     ],
 )
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_usual_columns_are_found_and_said(
-    load: Any, kind: str, columns: Any, inputs: Any, labels: Any
-) -> None:
+def test_usual_columns_are_found_and_said(load: Any, kind: str, columns: Any, inputs: Any, labels: Any) -> None:
     label_like = {"label", "Intent", "similarity", "stars", "class", "anything", "coarse_label", "score"}
     values = {
-        c: ([0, 1] * 6 if c in label_like else list(range(12)) if c in ("id", "idx") else texts(12))
-        for c in columns
+        c: ([0, 1] * 6 if c in label_like else list(range(12)) if c in ("id", "idx") else texts(12)) for c in columns
     }
     data = load(values, kind=kind)
     assert data.identity["columns"] == {"inputs": list(inputs), "labels": list(labels)}
@@ -156,9 +153,7 @@ def test_classes_are_ordered_and_named(load: Any, labels: list[Any], names: list
         (["007", "010", "007", "010"], "single_label", ["007", "010"]),
     ],
 )
-def test_what_numbers_and_words_in_a_csv_mean(
-    load: Any, cells: list[str], task: str, names: list[str]
-) -> None:
+def test_what_numbers_and_words_in_a_csv_mean(load: Any, cells: list[str], task: str, names: list[str]) -> None:
     data = load({"text": texts(12), "label": cells * 3}, kind="csv")
     assert (data.task, data.label_names) == (task, names)
 
@@ -208,9 +203,7 @@ MATRIX = np.array([[1, 1, 0], [0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0], [1, 0,
         ([str(row) for row in MULTI], {"task": "multi_label"}, ["x", "y", "z"]),
     ],
 )
-def test_multi_label_forms_give_the_same_matrix(
-    load: Any, labels: list[Any], options: Any, names: list[str]
-) -> None:
+def test_multi_label_forms_give_the_same_matrix(load: Any, labels: list[Any], options: Any, names: list[str]) -> None:
     columns = {"text": texts(6), "labels": labels}
     data = load(columns, columns, **options)
     assert data.task == "multi_label"
@@ -348,9 +341,7 @@ def test_a_made_split_is_stratified_seeded_and_said(load: Any, seed: int) -> Non
     assert counts.tolist() == [12, 6, 2, 0]
     assert sorted([*data.train.inputs, *data.test.inputs]) == sorted((text,) for text in texts(101))
     assert {
-        row: name
-        for split in (data.train, data.test)
-        for (row,), name in zip(split.inputs, split.labels, strict=True)
+        row: name for split in (data.train, data.test) for (row,), name in zip(split.inputs, split.labels, strict=True)
     } == {text: "abcr".index(label[0]) for text, label in zip(texts(101), labels, strict=True)}
     assert any("20% of 101 rows (20) set aside, stratified, seed" in note for note in data.notes)
     assert list(load(columns, seed=seed).test.inputs) == list(data.test.inputs)
@@ -360,14 +351,10 @@ def test_a_made_split_is_stratified_seeded_and_said(load: Any, seed: int) -> Non
 
 def test_a_made_split_leaves_every_class_and_label_to_training(load: Any) -> None:
     for seed in range(10):
-        single = load(
-            {"text": texts(30), "label": [f"c{i // 2}" for i in range(30)]}, seed=seed, test_size=0.4
-        )
+        single = load({"text": texts(30), "label": [f"c{i // 2}" for i in range(30)]}, seed=seed, test_size=0.4)
         assert len(np.unique(single.train.labels)) == 15
         assert len(single.test) == 12
-        rare = load(
-            {"text": texts(49), "label": ["a"] * 40 + [f"c{i}" for i in range(9)]}, seed=seed, test_size=0.3
-        )
+        rare = load({"text": texts(49), "label": ["a"] * 40 + [f"c{i}" for i in range(9)]}, seed=seed, test_size=0.3)
         assert set(rare.test.labels) == {0}
         assert len(rare.test) == 12
         labels = [["often"] if i else ["once", "often"] for i in range(12)]

@@ -44,9 +44,7 @@ def all_rows(data: Data) -> list[tuple[tuple[str, ...], object]]:
     )
 
 
-@pytest.mark.parametrize(
-    "kind", ["csv", "tsv", "jsonl", "json", "wrapped json", "json lines in .json", "parquet"]
-)
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "json", "wrapped json", "json lines in .json", "parquet"])
 def test_every_format_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
     texts = [
         "plain",
@@ -200,9 +198,7 @@ def test_broken_parquet_and_unequal_shards(tmp_path: Path) -> None:
 
 def test_missing_files_name_close_matches_and_the_ways_to_write_a_reference(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", ROWS)
-    with pytest.raises(
-        DataError, match=r"trian\.csv: no such file or folder \(did you mean 'train\.csv'\?\)"
-    ):
+    with pytest.raises(DataError, match=r"trian\.csv: no such file or folder \(did you mean 'train\.csv'\?\)"):
         load_text(tmp_path / "trian.csv")
     with pytest.raises(DataError, match=r"no such file or folder"):
         load_text("nothing-of-this-name")

@@ -119,9 +119,7 @@ def test_thirty_two_bit_integers_take_the_smallest_range_that_holds_them(levels:
     assert np.array_equal(decode(encode(image, "TIFF")), grey(expected))
 
 
-@pytest.mark.parametrize(
-    ("top", "values"), [(1, [0, 0.5, 1]), (255, [0, 100.4, 255]), (65535, [0, 300, 65535])]
-)
+@pytest.mark.parametrize(("top", "values"), [(1, [0, 0.5, 1]), (255, [0, 100.4, 255]), (65535, [0, 300, 65535])])
 def test_float_images(top: float, values: list[float]) -> None:
     encoded = encode(Image.fromarray(np.array([values], dtype=np.float32)), "TIFF")
     assert np.array_equal(decode(encoded), grey(np.rint(np.array([values]) * 255 / top).astype(np.uint8)))
@@ -152,9 +150,7 @@ def test_exif_orientation(orientation: int, kind: str) -> None:
     exif[0x0112] = orientation
     plain = encode(Image.fromarray(COLOURS), kind, **({"lossless": True} if kind == "WEBP" else {}))
     stored = np.asarray(Image.open(io.BytesIO(plain)).convert("RGB"))
-    encoded = encode(
-        Image.fromarray(COLOURS), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {})
-    )
+    encoded = encode(Image.fromarray(COLOURS), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
     assert np.array_equal(decode(encoded), TURNS[orientation](stored))
     assert np.array_equal(decode(encoded), as_transformers_loads_it(encoded))
 

@@ -30,12 +30,8 @@ def test_single_label_agrees_with_scikit_learn(n: int, classes: int) -> None:
     predicted = logits.argmax(axis=1)
     exp = np.exp(logits.astype(np.float64))
     assert result["accuracy"] == pytest.approx(np.mean(predicted == labels), abs=1e-12)
-    assert result["f1_macro"] == pytest.approx(
-        sk.f1_score(labels, predicted, average="macro", zero_division=0)
-    )
-    assert result["f1_weighted"] == pytest.approx(
-        sk.f1_score(labels, predicted, average="weighted", zero_division=0)
-    )
+    assert result["f1_macro"] == pytest.approx(sk.f1_score(labels, predicted, average="macro", zero_division=0))
+    assert result["f1_weighted"] == pytest.approx(sk.f1_score(labels, predicted, average="weighted", zero_division=0))
     assert result["log_loss"] == pytest.approx(
         sk.log_loss(labels, exp / exp.sum(axis=1, keepdims=True), labels=np.arange(classes)), rel=1e-9
     )
@@ -115,16 +111,11 @@ def test_regression_agrees_with_scikit_learn_and_scipy(targets: int) -> None:
     assert result["r2"] == pytest.approx(sk.r2_score(expected, predicted), rel=1e-5)
     pearson = [np.corrcoef(expected[:, k], predicted[:, k])[0, 1] for k in range(targets)]
     assert result["pearson"] == pytest.approx(np.mean(pearson), rel=1e-5)
-    ranks = [
-        np.corrcoef(stats.rankdata(expected[:, k]), stats.rankdata(predicted[:, k]))[0, 1]
-        for k in range(targets)
-    ]
+    ranks = [np.corrcoef(stats.rankdata(expected[:, k]), stats.rankdata(predicted[:, k]))[0, 1] for k in range(targets)]
     assert result["spearman"] == pytest.approx(np.mean(ranks), rel=1e-5)
     assert ("per_target" in result) == (targets > 1)
     if targets > 1:
-        assert result["per_target"]["t1"]["mae"] == pytest.approx(
-            np.abs(expected - predicted)[:, 1].mean(), rel=1e-5
-        )
+        assert result["per_target"]["t1"]["mae"] == pytest.approx(np.abs(expected - predicted)[:, 1].mean(), rel=1e-5)
 
 
 def test_regression_on_a_constant_has_no_correlation_but_an_error() -> None:
@@ -159,9 +150,7 @@ def test_classes_work_as_evaluate_metrics_in_batches() -> None:
     for start in range(0, 100, 30):
         accuracy.add_batch(predictions=predicted[start : start + 30], references=labels[start : start + 30])
     assert accuracy.compute() == {"accuracy": pytest.approx(np.mean(predicted == labels))}
-    assert F1().compute(predictions=[0, 1, 1], references=[0, 1, 0], average="weighted")[
-        "f1"
-    ] == pytest.approx(2 / 3)
+    assert F1().compute(predictions=[0, 1, 1], references=[0, 1, 0], average="weighted")["f1"] == pytest.approx(2 / 3)
     assert PerClass().compute(predictions=[0], references=[0], label_names=["x"])["x"]["f1"] == 1.0
     assert MeanAveragePrecision().compute(predictions=[[0.1], [0.9]], references=[[0], [1]]) == {"map": 1.0}
     assert RegressionScores().compute(predictions=[1.0, 2.0], references=[1.0, 4.0])["mse"] == 2.0

@@ -163,9 +163,7 @@ def choose_columns(
         labels = tuple(label_columns or ()) or _infer_labels(kinds, inputs, where)
     else:
         labels = tuple(label_columns or ()) or _named_label(kinds)
-        inputs = _infer_inputs(
-            {c: k for c, k in kinds.items() if c not in labels}, wants, usable, kinds, where
-        )
+        inputs = _infer_inputs({c: k for c, k in kinds.items() if c not in labels}, wants, usable, kinds, where)
         labels = labels or _infer_labels(kinds, inputs, where)
     if shared := set(inputs) & set(labels):
         raise DataError(f"{where}: column {listing(sorted(shared))} is named both as input and as label")
@@ -190,9 +188,7 @@ def _check_inputs(
         )
     for column in inputs:
         # In a csv file numbers may well be meant as text.
-        if kinds[column] not in usable and not (
-            wants == "text" and kinds[column] in ("int", "float", "flag")
-        ):
+        if kinds[column] not in usable and not (wants == "text" and kinds[column] in ("int", "float", "flag")):
             raise DataError(f"{where}: column {column!r} holds no {wants}s (it holds: {kinds[column]})")
     return inputs
 
@@ -247,9 +243,6 @@ def _infer_inputs(
     noun = "text" if wants == "text" else "image or audio file"
     if candidates:
         raise DataError(
-            f"{where}: cannot tell which of {listing(candidates)} is the {noun}: "
-            f"state it with --set input_columns=[…]"
+            f"{where}: cannot tell which of {listing(candidates)} is the {noun}: state it with --set input_columns=[…]"
         )
-    raise DataError(
-        f"{where}: no {noun} column; found {', '.join(f'{c} ({kind})' for c, kind in kinds.items())}"
-    )
+    raise DataError(f"{where}: no {noun} column; found {', '.join(f'{c} ({kind})' for c, kind in kinds.items())}")

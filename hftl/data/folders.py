@@ -46,9 +46,7 @@ def _walk(folder: str | Path, within: str, above: frozenset[str]) -> Iterator[st
                 yield within + entry.name
 
 
-def read_class_folders(
-    root: Path, files: list[str], suffixes: Collection[str], *, beside_table: bool
-) -> Source | None:
+def read_class_folders(root: Path, files: list[str], suffixes: Collection[str], *, beside_table: bool) -> Source | None:
     """Understand files as ``split/class/file`` or ``class/file``.
 
     Args:

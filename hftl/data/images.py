@@ -54,9 +54,7 @@ def decode_image(encoded: bytes, name: str) -> Image.Image:
         image.load()
         return _to_rgb(_upright(image))
     except Image.DecompressionBombError:
-        why = (
-            f"the image has more than {MAX_PIXELS:,} pixels and may be a decompression bomb; make it smaller"
-        )
+        why = f"the image has more than {MAX_PIXELS:,} pixels and may be a decompression bomb; make it smaller"
     except UnidentifiedImageError:
         why = "not an image that Pillow can read" if encoded else "the file is empty"
     except Exception as error:  # a damaged file makes Pillow's readers raise nearly anything

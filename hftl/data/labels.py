@@ -69,9 +69,7 @@ def _task_of_lists(values: Values, column_names: Sequence[str]) -> tuple[Task, s
         fraction = any(isinstance(element, float) and not element.is_integer() for element in flat)
         return ("regression", "lists of numbers") if fraction else ("multi_label", "lists of labels")
     if not all(type(element) in (int, float, bool) for element in flat):
-        raise DataError(
-            f"label columns {listing(column_names)}: several columns must hold numbers, or only 0 and 1"
-        )
+        raise DataError(f"label columns {listing(column_names)}: several columns must hold numbers, or only 0 and 1")
     if set(flat) <= {0, 1}:
         return "multi_label", "columns of 0 and 1"
     return "regression", "columns of numbers"
@@ -117,17 +115,14 @@ def encode_labels(
         return _encode_targets(splits, column_names)
     if task == "single_label":
         keys = {split: _class_keys(raw, column_names) for split, raw in splits.items()}
-        classes = _classes(
-            {split: [[key] for key in values] for split, values in keys.items()}, splits, class_names
-        )
+        classes = _classes({split: [[key] for key in values] for split, values in keys.items()}, splits, class_names)
         if len(classes.names) < 2:
             raise DataError(
                 f"training has a single class, {listing(classes.names)}, in label column "
                 f"{listing(column_names)}: a classifier needs two or more"
             )
         numbers: dict[SplitName, Labels] = {
-            split: np.array([classes.index[key] for key in values], dtype=np.int64)
-            for split, values in keys.items()
+            split: np.array([classes.index[key] for key in values], dtype=np.int64) for split, values in keys.items()
         }
         return EncodedLabels(task, classes.names, numbers, classes.notes)
     return _encode_multi(splits, column_names, class_names)
@@ -148,9 +143,7 @@ def _classes(
     """Order the classes that training holds, and refuse those that it does not."""
     seen = {key for row in keys["train"] for key in row}
     if len(kinds := {type(key) for key in seen}) > 1:
-        raise DataError(
-            f"labels mix {', '.join(sorted(kind.__name__ for kind in kinds))}: use one kind of value"
-        )
+        raise DataError(f"labels mix {', '.join(sorted(kind.__name__ for kind in kinds))}: use one kind of value")
     for split, rows in keys.items():
         _check_known(split, rows, splits[split], seen, class_names)
     order = sorted(seen)  # type: ignore[type-var]
@@ -179,9 +172,7 @@ def _check_known(
         for at, row in enumerate(rows):
             for key in row:
                 if not (isinstance(key, int) and 0 <= key < len(class_names)):
-                    raise DataError(
-                        f"{raw.name(at)}: label {key!r} of only {plural(len(class_names), 'class')}"
-                    )
+                    raise DataError(f"{raw.name(at)}: label {key!r} of only {plural(len(class_names), 'class')}")
     unseen = {key: at for at, row in reversed(list(enumerate(rows))) for key in row if key not in seen}
     if unseen:
         names = sorted(_class_name(key, class_names) for key in unseen)
@@ -216,15 +207,12 @@ def _encode_multi(
     splits: Mapping[SplitName, RawLabels], column_names: Sequence[str], class_names: Sequence[str] | None
 ) -> EncodedLabels:
     lists = {
-        split: [_label_list(value, raw, at) for at, value in enumerate(raw.values)]
-        for split, raw in splits.items()
+        split: [_label_list(value, raw, at) for at, value in enumerate(raw.values)] for split, raw in splits.items()
     }
     if len(column_names) > 1:
         class_names = column_names
     if len(column_names) > 1 or _are_vectors(lists["train"]):
-        lists = {
-            split: _positions(rows, splits[split], len(lists["train"][0])) for split, rows in lists.items()
-        }
+        lists = {split: _positions(rows, splits[split], len(lists["train"][0])) for split, rows in lists.items()}
     classes = _classes(lists, splits, class_names)
     if not classes.names:
         raise DataError(f"no training row has any label in column {listing(column_names)}")
@@ -250,8 +238,7 @@ def _label_list(value: Any, raw: RawLabels, at: int) -> list[Hashable]:
             value = [label.strip() for label in value.split(separator) if label.strip()]
     labels = value if isinstance(value, list) else [value]
     if not all(
-        isinstance(label, (str, bool, int)) or (isinstance(label, float) and label.is_integer())
-        for label in labels
+        isinstance(label, (str, bool, int)) or (isinstance(label, float) and label.is_integer()) for label in labels
     ):
         raise DataError(
             f"{raw.name(at)}: {value!r} is no list of labels: use words, whole numbers or a vector of 0 and 1"
@@ -268,9 +255,7 @@ def _are_vectors(rows: Sequence[Sequence[Hashable]]) -> bool:
 def _positions(rows: Sequence[Sequence[Hashable]], raw: RawLabels, length: int) -> list[list[Hashable]]:
     for at, row in enumerate(rows):
         if len(row) != length or not all(key in (0, 1) for key in row):
-            raise DataError(
-                f"{raw.name(at)}: {list(row)!r} is not {length} times 0 or 1, as in the first training row"
-            )
+            raise DataError(f"{raw.name(at)}: {list(row)!r} is not {length} times 0 or 1, as in the first training row")
     return [[position for position, key in enumerate(row) if key] for row in rows]
 
 
@@ -287,9 +272,5 @@ def _encode_targets(splits: Mapping[SplitName, RawLabels], column_names: Sequenc
                     f"{plural(length, 'number')}, as this regression needs"
                 )
         arrays[split] = np.array(raw.values, dtype=np.float32).reshape(len(raw.values), length)
-    names = (
-        list(column_names)
-        if len(column_names) == length
-        else [f"{column_names[0]}_{i}" for i in range(length)]
-    )
+    names = list(column_names) if len(column_names) == length else [f"{column_names[0]}_{i}" for i in range(length)]
     return EncodedLabels("regression", names, arrays)

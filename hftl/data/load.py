@@ -49,9 +49,7 @@ def load_data(
         DataError: the reference leads nowhere, or what is there cannot be used.
     """
     if task is not None and task not in get_args(Task):
-        raise DataError(
-            f"task {task!r}: there is only {listing(get_args(Task))}{did_you_mean(task, get_args(Task))}"
-        )
+        raise DataError(f"task {task!r}: there is only {listing(get_args(Task))}{did_you_mean(task, get_args(Task))}")
     said = ref if isinstance(ref, str) else f"<{type(ref).__name__}>"
     source = open_reference(ref, wants, {suffix.lower() for suffix in suffixes})
     cells = _Cells(source)
@@ -113,9 +111,7 @@ def _column(source: Source, split: SplitName, name: str) -> pa.ChunkedArray:
     table = source.parts[split].table
     if name not in table.column_names:
         columns = table.column_names
-        raise DataError(
-            f"{split} split: no column {name!r}{did_you_mean(name, columns)}; it has {listing(columns)}"
-        )
+        raise DataError(f"{split} split: no column {name!r}{did_you_mean(name, columns)}; it has {listing(columns)}")
     return table[name]
 
 
@@ -145,9 +141,7 @@ def _read_labels(
 ) -> tuple[dict[SplitName, RawLabels], list[str]]:
     columns = {split: [cells(split, name) for name in labels] for split in source.parts}
     row_names = {split: part.name for split, part in source.parts.items()}
-    return read_labels(
-        columns, row_names, labels, named_classes=cells.class_names(labels) is not None, task=task
-    )
+    return read_labels(columns, row_names, labels, named_classes=cells.class_names(labels) is not None, task=task)
 
 
 def _encode(
@@ -197,13 +191,9 @@ def _check_some_exist(files: Files, split: SplitName) -> None:
         )
 
 
-def _null_texts(
-    source: Source, raw: dict[SplitName, RawLabels], columns: Sequence[str], wants: str
-) -> list[str]:
+def _null_texts(source: Source, raw: dict[SplitName, RawLabels], columns: Sequence[str], wants: str) -> list[str]:
     """Count null texts, which were read as empty ones."""
     if wants == "file":
         return []
-    nulls = sum(
-        source.parts[split].table[name].take(raw[split].rows).null_count for split in raw for name in columns
-    )
+    nulls = sum(source.parts[split].table[name].take(raw[split].rows).null_count for split in raw for name in columns)
     return [f"{plural(nulls, 'null text')} read as empty"] if nulls else []

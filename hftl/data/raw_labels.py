@@ -75,9 +75,7 @@ def read_labels(
 def _rows(columns: Sequence[pa.ChunkedArray], *, blank_is_none: bool) -> Values:
     lists: list[Values] = [column.to_pylist() for column in columns]
     if pa.types.is_decimal(columns[0].type):
-        lists = [
-            [float(value) if isinstance(value, Decimal) else value for value in values] for values in lists
-        ]
+        lists = [[float(value) if isinstance(value, Decimal) else value for value in values] for values in lists]
     if len(lists) > 1:
         return [list(row) for row in zip(*lists, strict=True)]
     if blank_is_none and pa.types.is_string(columns[0].type):

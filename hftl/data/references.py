@@ -23,9 +23,7 @@ TEXT_SUFFIXES = (".txt",)
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[^@:]+)?(@[^@]+)?")
 
 
-def open_reference(
-    ref: str | datasets.DatasetDict | datasets.Dataset, wants: str, suffixes: Collection[str]
-) -> Source:
+def open_reference(ref: str | datasets.DatasetDict | datasets.Dataset, wants: str, suffixes: Collection[str]) -> Source:
     """Open a reference of any kind.
 
     Args:
@@ -65,9 +63,7 @@ def _near(path: Path) -> str:
 def _open_sample(name: str) -> Source:
     if name not in samples.DATASETS:
         known = sorted(samples.DATASETS)
-        raise DataError(
-            f"sample:{name}: no such sample{did_you_mean(name, known)}; there is {listing(known)}"
-        )
+        raise DataError(f"sample:{name}: no such sample{did_you_mean(name, known)}; there is {listing(known)}")
     parts: dict[SplitName, Part] = {}
     rows_of = samples.DATASETS[name]()
     for split in ("train", "test"):

@@ -150,9 +150,7 @@ class Files(Sequence[bytes]):
         file = self._root / path
         try:
             if self._within and not any(file.resolve().is_relative_to(folder) for folder in self._within):
-                raise BadRowError(
-                    self.name(row), "the path leads out of the data set's folder and is not read"
-                )
+                raise BadRowError(self.name(row), "the path leads out of the data set's folder and is not read")
             return file.read_bytes()
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or str(error)
@@ -173,9 +171,7 @@ class Files(Sequence[bytes]):
             raise IndexError(f"row {row} of {len(self)}")
         cell = self._column[int(self._index[row])]
         if pa.types.is_struct(cell.type):
-            return cell["bytes"].as_py() if cell.is_valid else None, cell[
-                "path"
-            ].as_py() if cell.is_valid else None
+            return cell["bytes"].as_py() if cell.is_valid else None, cell["path"].as_py() if cell.is_valid else None
         value = cell.as_py()
         return (None, value) if isinstance(value, str) else (value, None)
 

@@ -68,9 +68,7 @@ class Source:
 def split_of(name: str) -> SplitName | None:
     """Return the split that the name of a file or folder says, such as ``test`` for ``banking-test-v2``."""
     words = [name.lower(), *re.split(r"[^a-z]+", name.lower())]
-    said: set[SplitName] = {
-        split for split, names in SPLIT_NAMES.items() if any(word in names for word in words)
-    }
+    said: set[SplitName] = {split for split, names in SPLIT_NAMES.items() if any(word in names for word in words)}
     return said.pop() if len(said) == 1 else None
 
 

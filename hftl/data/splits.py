@@ -9,9 +9,7 @@ from hftl.data.rows import Files, Indices, Labels, Split, Task, Texts
 from hftl.data.source import SPLIT_NAMES, SplitName, plural
 from hftl.errors import DataError
 
-_SMALL_ENOUGH_TO_COMPARE = (
-    256 << 20
-)  # bytes of files held in memory, up to which rows of two splits are compared
+_SMALL_ENOUGH_TO_COMPARE = 256 << 20  # bytes of files held in memory, up to which rows of two splits are compared
 
 
 def make_splits(
@@ -55,9 +53,7 @@ def shared_rows(train: Split, test: Split) -> list[str]:
     """Count test rows whose content training holds too; files on disk are not read for it."""
     known = set(_contents(train.inputs))
     shared = sum(row in known for row in _contents(test.inputs))
-    return (
-        [f"{shared:,} of {plural(len(test), 'test row')} stand in the training split too"] if shared else []
-    )
+    return [f"{shared:,} of {plural(len(test), 'test row')} stand in the training split too"] if shared else []
 
 
 def _contents(inputs: Texts | Files) -> Sequence[object]:
@@ -89,11 +85,7 @@ def hold_out(labels: Labels, task: Task, test_size: float, seed: int) -> tuple[I
     if not 0 < test_size < 1:
         raise DataError(f"test_size is {test_size}, but must lie between 0 and 1")
     rng = np.random.default_rng(seed)
-    drawn = (
-        _draw_by_class(labels, test_size, rng)
-        if task == "single_label"
-        else _draw(len(labels), test_size, rng)
-    )
+    drawn = _draw_by_class(labels, test_size, rng) if task == "single_label" else _draw(len(labels), test_size, rng)
     if task == "multi_label":
         drawn = _give_back(labels, drawn)
     if len(drawn) == 0 or len(drawn) == len(labels):

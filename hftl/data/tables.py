@@ -58,9 +58,7 @@ def read_tables(files: Sequence[Path], root: Path) -> Source:
         class_names=class_names,
         root=root,
         notes=notes,
-        identity={
-            "files": [{"name": f.relative_to(root).as_posix(), "bytes": f.stat().st_size} for f in used]
-        },
+        identity={"files": [{"name": f.relative_to(root).as_posix(), "bytes": f.stat().st_size} for f in used]},
     )
 
 
@@ -111,19 +109,13 @@ def _read_csv(content: bytes, name: str, *, tab: bool) -> pa.Table:
     """Read every column as text; what a number or an empty cell means is decided where its use is known."""
     header = content.lstrip().split(b"\n", 1)[0].decode("utf-8-sig").rstrip("\r")
     delimiter = (
-        "\t"
-        if tab or ("\t" in header and "," not in header)
-        else ";"
-        if ";" in header and "," not in header
-        else ","
+        "\t" if tab or ("\t" in header and "," not in header) else ";" if ";" in header and "," not in header else ","
     )
     parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     columns = next(csv.reader([header], delimiter=delimiter))
     if repeated := sorted({column for column in columns if columns.count(column) > 1}):
         raise DataError(f"{name}: column {listing(repeated)} stands twice in the header: rename one")
-    convert = pa.csv.ConvertOptions(
-        column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
-    )
+    convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False)
     # One thread, because only then does pyarrow say which row is broken.
     blocks = pa.csv.ReadOptions(use_threads=False, block_size=min(len(content) + 1, _LARGEST_ROW))
     try:
@@ -161,9 +153,7 @@ def _read_json(content: bytes, name: str, *, lines: bool) -> pa.Table:
     if lines:
         rows = _json_lines(text, name)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(
-            f'{name}: expected a list of objects, one for each row, such as [{{"text": …, "label": …}}, …]'
-        )
+        raise DataError(f'{name}: expected a list of objects, one for each row, such as [{{"text": …, "label": …}}, …]')
     columns = list(dict.fromkeys(column for row in rows for column in row))
     table = {column: _json_column([row.get(column) for row in rows], column, name) for column in columns}
     return pa.table({column: values for column, values in table.items() if values is not None})
@@ -194,9 +184,7 @@ def plain_columns(table: pa.Table) -> pa.Table:
     """Replace dictionary-encoded columns by their values."""
     for at, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
-            table = table.set_column(
-                at, field.with_type(field.type.value_type), table[at].cast(field.type.value_type)
-            )
+            table = table.set_column(at, field.with_type(field.type.value_type), table[at].cast(field.type.value_type))
     return table
 
 

@@ -69,8 +69,4 @@ class MeanAveragePrecision(LocalMetric):
         present = references.any(axis=0)
         if not present.any():
             return {"map": float("nan")}
-        return {
-            "map": float(
-                average_precision_score(references[:, present], predictions[:, present], average="macro")
-            )
-        }
+        return {"map": float(average_precision_score(references[:, present], predictions[:, present], average="macro"))}

@@ -15,9 +15,7 @@ MOST_CLASSES_IN_CONFUSION = 256
 """A table of more classes is left out: it grows with the square, and nobody reads it."""
 
 
-def evaluate_predictions(
-    task: str, logits: Array, labels: Array, label_names: Sequence[str]
-) -> dict[str, Any]:
+def evaluate_predictions(task: str, logits: Array, labels: Array, label_names: Sequence[str]) -> dict[str, Any]:
     """Compare predictions with labels.
 
     Args:
@@ -55,9 +53,7 @@ def _single_label(logits: Array, labels: Array, label_names: list[str]) -> Resul
         "per_class": PerClass().compute(**pair, label_names=label_names),
     }
     if len(label_names) <= MOST_CLASSES_IN_CONFUSION:
-        result["confusion"] = confusion_matrix(
-            labels, pair["predictions"], labels=np.arange(len(label_names))
-        )
+        result["confusion"] = confusion_matrix(labels, pair["predictions"], labels=np.arange(len(label_names)))
     return result
 
 
