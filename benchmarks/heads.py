@@ -5,7 +5,7 @@ Each round times, one after another and on the same features (standardised, floa
 * scikit-learn: ONE ``LogisticRegression(C=10)`` fit, to its default gradient tolerance of 1e-4 and to 1e-6;
 * one strength: ``fit_linear`` at C=10, to a comparable gradient;
 * the whole job: ``fit_linear`` over 20 strengths and 5 folds, calibrated, refitted. At its default relative
-  tolerance of 1e-10 the exported head's gradient is below 1e-6; at 1e-3 it is below 1e-4.
+  tolerance of 1e-10 the exported head's gradient is below 1e-6; at 5e-4 it is below 1e-4.
 
 It prints the times, the largest gradient entry of each solution, recomputed in float64, and the medians of the
 rounds' ratios. The job may end its path before the weakest strengths, where they have clearly made it worse.
@@ -35,7 +35,7 @@ from hftl.heads import HeadFit, fit_linear
 T = TypeVar("T")
 C = 10.0
 # scikit-learn's gradient tolerance, and the relative tolerances of fit_linear that end below it: for C, for the job.
-TOLERANCES = ((1e-4, 1e-3, 1e-3), (1e-6, 5e-7, 1e-10))
+TOLERANCES = ((1e-4, 1e-3, 5e-4), (1e-6, 5e-7, 1e-10))
 
 
 def generated(rows: int, dim: int, classes: int) -> dict[str, Tensor]:
