@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from hftl.finetune.state import assign
+
 
 class Ema:
     """The average ``a ← d·a + (1 − d)·p`` after each step t (Polyak & Juditsky 1992).
@@ -34,7 +36,7 @@ class Ema:
     def load(self, averages: Mapping[str, Tensor]) -> None:
         """Go on from averages of a checkpoint."""
         for name, value in self.averages.items():
-            value.copy_(averages[name])
+            assign(value, averages[name])
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -16,6 +16,11 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 has spread a model's parameters over processes."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
 @torch.no_grad()
 def assign(target: Tensor, value: Tensor) -> None:
     """Copy a whole tensor into one that may be sharded."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
 from hftl.backbones.protocol import Backbone
@@ -31,11 +31,14 @@ from hftl.finetune.lora import adapter_tensors, add_lora, lora_head, save_adapte
 from hftl.finetune.losses import Loss, class_weights
 from hftl.finetune.parallel import on_main, share, share_tensors
 from hftl.finetune.rows import Encoder, TrainRows
+from hftl.finetune.state import is_sharded
 from hftl.methods import FineTune, LoRA, Partial
 
 DEFAULT_BATCH = 32
 SET_ASIDE = 0.1
 COMPILER = "inductor"
+# Their engines keep weights and moments where a checkpoint does not reach.
+UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
 # Settings that change neither a weight nor what is measured; a run may be resumed with others.
 NOT_IN_RESULT = ("keep", "save_every", "micro_batch")
@@ -138,6 +141,8 @@ def finetune(
     for tracker in accelerator.trackers:
         # Not accelerator.end_training, which also ends the processes' group while the model still holds on to it.
         tracker.finish()
+    if is_sharded(built.model):
+        built = unsharded(loop, method, backbone, config, seed)
     seconds = time.monotonic() - started
     return Trained(
         logits, lambda target: export(built, backbone, config, target), _report(loop, built, seconds, before)
@@ -177,6 +182,17 @@ def build(method: FineTune, backbone: Backbone, config: Any, start: Mapping[str,
         except (ValueError, AttributeError) as error:
             raise BackboneError(f"{backbone.name} knows no gradient checkpointing; leave it out") from error
     return Built(model, head, depths, initial)
+
+
+def unsharded(loop: Loop, method: FineTune, backbone: Backbone, config: Any, seed: int) -> Built:
+    """The trained model in one piece, for export: built again, with the weights that training changed."""
+    weights = loop.weights()
+    built = build(method, backbone, config, {}, seed)
+    with torch.no_grad():
+        for name, value in [*built.model.named_parameters(), *built.model.named_buffers()]:
+            if name in weights:
+                value.copy_(weights[name])
+    return built
 
 
 def freeze_unused(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
@@ -223,9 +239,14 @@ def check_trackers(track: Sequence[str]) -> None:
 
 
 def _accelerator(method: FineTune, folder: Path, track: Sequence[str]) -> Accelerator:
+    """Accelerate, as the user's own launcher has configured it.
+
+    Raises:
+        UserError: precision or a kind of distribution that this machine, or a checkpoint of hftl, does not know.
+    """
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if method.unfreeze else []
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=method.mixed_precision,
             dynamo_backend=COMPILER if method.compile else None,
             log_with=list(track) or None,
@@ -234,6 +255,12 @@ def _accelerator(method: FineTune, folder: Path, track: Sequence[str]) -> Accele
         )
     except ValueError as error:
         raise UserError(f"mixed_precision={method.mixed_precision}: {' '.join(str(error).split())}") from error
+    kind = accelerator.distributed_type
+    if kind in UNSUPPORTED or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
+        raise UserError(
+            f"fine-tuning does not run on {kind.value}; launch with accelerate's MULTI_GPU or FSDP version 2"
+        )
+    return accelerator
 
 
 def assemble(

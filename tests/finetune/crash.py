@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from finetune import small
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -37,7 +38,6 @@ from hftl.data import Data
 from hftl.errors import HftlError, Interrupted
 from hftl.finetune.checkpoint import step_name
 from hftl.finetune.evaluate import logits_of
-from hftl.finetune.state import assign, optimizer_state, restore_optimizer, whole
 from hftl.finetune.train import finetune
 from hftl.methods import Full, LoRA
 from hftl.metrics import evaluate_predictions
@@ -158,6 +158,7 @@ def train(folder: Path, method: str, data: Data, model: Path, options: dict[str,
     config = backbone.config("single_label", data.label_names)
     trained = finetune(made, backbone, config, data, start=None, seed=0, folder=folder, resume=resume)
     if os.environ.get("RANK", "0") == "0":
+        trained.export(folder / "model")
         (folder / "logits.json").write_text(json.dumps(trained.logits.tolist()))
 
 
@@ -200,12 +201,14 @@ class Runs:
 
     def differences(self, folder: Path) -> list[str]:
         """What is not bitwise as in the run that was never killed."""
-        last = step_name(STEPS)
+        last = Path("checkpoints") / step_name(STEPS)
+        files = [last / f"{name}.safetensors" for name in ("model", "optimizer", "ema")]
+        files += [last / "state.json", Path("model/model.safetensors"), Path("adapter/adapter_model.safetensors")]
         found = []
-        for file in ("model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"):
-            mine, theirs = (run / "checkpoints" / last / file for run in (folder, self.whole))
+        for file in files[: None if self.method == "lora" else -1]:
+            mine, theirs = folder / file, self.whole / file
             if not mine.exists() or mine.read_bytes() != theirs.read_bytes():
-                found.append(file)
+                found.append(str(file))
         if (
             not (folder / "logits.json").exists()
             or (folder / "logits.json").read_text() != (self.whole / "logits.json").read_text()
@@ -274,46 +277,28 @@ def same_result_on_two(root: Path, model: Path) -> dict[str, Any]:
     }
 
 
-def sharded(folder: Path) -> None:
-    """Weights and moments of a model that FSDP2 shards over two processes: saved whole, put back, trained on."""
-    accelerator = Accelerator(cpu=True)
-    batch = torch.arange(12.0).view(3, 4) / 10
-
-    def sharded_model() -> tuple[nn.Module, torch.optim.Optimizer]:
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
-        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
-        return model, torch.optim.AdamW(model.parameters(), lr=0.1, fused=False)
-
-    def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:
-        for _ in range(count):
-            model(batch).square().sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    first, optimizer = sharded_model()
-    steps(first, optimizer, 2)
-    named = dict(first.named_parameters())
-    weights = {name: whole(value) for name, value in named.items()}
-    moments = {name: value.clone() for name, value in optimizer_state(optimizer, named).items()}
-    steps(first, optimizer, 2)
-    second, optimizer = sharded_model()
-    for name, parameter in second.named_parameters():
-        assign(parameter, weights[name])
-    restore_optimizer(optimizer, dict(second.named_parameters()), moments)
-    steps(second, optimizer, 2)
-    again = {name: whole(value) for name, value in second.named_parameters()}
-    same = all(torch.equal(whole(value), again[name]) for name, value in first.named_parameters())
-    kinds = {type(value).__name__ for value in named.values()}
-    shapes = {name: list(value.shape) for name, value in weights.items()}
-    (folder / f"sharded-{accelerator.process_index}.json").write_text(json.dumps([same, sorted(kinds), shapes]))
+def prepare_sharded(_: Accelerator, model: Any, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+    """What accelerate's prepare does for FSDP2 on GPUs; on CPUs it never shards."""
+    mesh = init_device_mesh("cpu", (2,))
+    for block in model.vit.layers:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    parameters = dict(model.named_parameters())
+    groups = [group | {"params": [parameters[name] for name in group["names"]]} for group in optimizer.param_groups]
+    return model, AcceleratedOptimizer(torch.optim.AdamW(groups, fused=False))
 
 
-def sharded_state(root: Path) -> list[Any]:
-    folder = root / "sharded"
-    folder.mkdir()
-    codes = wait(start(2, lambda: sharded(folder)))
-    return [codes, *(json.loads((folder / f"sharded-{rank}.json").read_text()) for rank in range(2))]
+def sharded(root: Path, model: Path) -> dict[str, Any]:
+    """A run that spreads its weights over two processes, killed and resumed, and beside one process that does not."""
+    from safetensors.torch import load_file
+
+    alone = Runs(root / "alone", model, "full", 1)
+    prepare, Accelerator.prepare = Accelerator.prepare, prepare_sharded  # type: ignore[method-assign]
+    runs = Runs(root / "sharded", model, "full", 2)
+    killed = [runs.killed(number, [5], random.Random(0)) for number in (signal.SIGKILL, signal.SIGTERM)]
+    Accelerator.prepare = prepare  # type: ignore[method-assign]
+    one, two = (load_file(run.whole / "model" / "model.safetensors") for run in (alone, runs))
+    return {"killed": killed, "worst": max(float((one[name] - two[name]).abs().max()) for name in one)}
 
 
 class Passing(nn.Module):
@@ -377,7 +362,7 @@ def main(root: Path, rounds: int) -> None:
             found["kills"][f"{method}-{world}"] = kills(root, with_dropout, method, world, rounds)
     for world in (1, 2, 3):
         found["metrics"][str(world)] = exact_metrics(root, world)
-    found["sharded"] = sharded_state(root)
+    found["sharded"] = sharded(root, without)
     found["worlds"] = same_result_on_two(root, without)
     print(json.dumps(found))
 
