@@ -380,8 +380,10 @@ except StoreError as error:
 @pytest.mark.parametrize("state", ["whole", "damaged"])
 def test_a_read_only_store_is_usable(tmp_path, state):
     # A folder that everybody may enter: the reader is somebody else.
-    for parent in [tmp_path, *tmp_path.parents][:3]:
-        parent.chmod(0o755)
+    for parent in tmp_path.parents:
+        if parent.name.startswith(("pytest-", "popen-")):
+            parent.chmod(0o755)
+    tmp_path.chmod(0o755)
     store = FeatureStore(tmp_path / "cache")
     space = store.space({"model": "x"}, "x")
     space.create({}, {"f": ColumnSpec("float32", ())})

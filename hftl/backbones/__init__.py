@@ -64,7 +64,7 @@ def hftl_register_backbones(register: Callable[[BackboneSpec], None]) -> None:
             "image",
             _load_sample,
             "small ViT for small glyphs; ships with hftl",
-            1_200_000,
+            1_820_352,
             "apache-2.0",
         )
     )
