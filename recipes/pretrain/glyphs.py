@@ -29,8 +29,8 @@ UNICODE_FONTS = ("DejaVuSans*.ttf", "DejaVuSerif*.ttf", "STIXGeneral*.ttf")
 TEX_FONTS = ("cm[birst]*.ttf", "cmmi10.ttf")  # slots follow TeX: only A-Z and a-z are where Unicode has them
 CALLIGRAPHIC = "cmsy10.ttf"  # only A-Z
 
-# Letters easily taken for a digit 2..9, by hand (Cyrillic Ze and Latin Ezh for 3); and, as measured, those whose drawing
-# overlaps a digit's by more than 0.88 (cosine), B and 8 aside.
+# Letters easily taken for a digit 2..9, by hand (Cyrillic Ze and Latin Ezh for 3); and, as measured, those whose
+# drawing overlaps a digit's by more than 0.88 (cosine), B and 8 aside.
 DIGIT_LOOKALIKES = frozenset(
     "\u01a7\u01a8\u03e8\u03e9\ua644\ua645\u14bf\u1546\u01bb\ua75a\ua75b\u0577"  # 2
     "\u01b7\u0292\u021c\u021d\u0417\u0437\u04e0\u04e1\ua76a\ua76b"  # 3
