@@ -49,9 +49,7 @@ def choose(labels: np.ndarray, per_class: int | None, seed: int) -> np.ndarray:
     if per_class is None:
         return np.arange(len(labels))
     rng = np.random.RandomState(seed)
-    return np.concatenate(
-        [rng.permutation(np.flatnonzero(labels == k))[:per_class] for k in range(NUM_LABELS)]
-    )
+    return np.concatenate([rng.permutation(np.flatnonzero(labels == k))[:per_class] for k in range(NUM_LABELS)])
 
 
 def linear_head(train: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
@@ -61,9 +59,7 @@ def linear_head(train: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: i
     grid = {"scale": [StandardScaler(), FunctionTransformer()], "fit__C": np.logspace(-4, 1, 6)}
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # a weak strength stopped early is judged as it stands
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a weak strength stopped early is judged as it stands
         return GridSearchCV(head, grid, scoring="neg_log_loss", cv=folds).fit(train, labels).predict(test)
 
 
@@ -79,9 +75,7 @@ class Digits:
             pictures, self.labels[split] = images(split)
             rgb = [picture.convert("RGB") for picture in pictures]
             self.pixels[split] = processor(rgb, return_tensors="pt")["pixel_values"]
-            self.grey[split] = np.stack(
-                [np.asarray(picture, dtype=np.float64).ravel() for picture in pictures]
-            )
+            self.grey[split] = np.stack([np.asarray(picture, dtype=np.float64).ravel() for picture in pictures])
 
 
 def random_network(model: Path, seed: int) -> nn.Module:
@@ -135,9 +129,7 @@ def accuracies(data: Digits, model: Path, seed: int) -> dict[str, list[float]]:
     pretrained = AutoModelForImageClassification.from_pretrained(model, num_labels=NUM_LABELS)
     spaces = {
         GLYPH: {split: cls_features(pretrained, pixels) for split, pixels in data.pixels.items()},
-        RANDOM: {
-            split: cls_features(random_network(model, seed), pixels) for split, pixels in data.pixels.items()
-        },
+        RANDOM: {split: cls_features(random_network(model, seed), pixels) for split, pixels in data.pixels.items()},
         PIXELS: data.grey,
     }
     scores: dict[str, list[float]] = {name: [] for name in (GLYPH, RANDOM, SCRATCH, PIXELS)}
@@ -146,9 +138,7 @@ def accuracies(data: Digits, model: Path, seed: int) -> dict[str, list[float]]:
         labels = data.labels["train"][rows]
         predicted = {n: linear_head(x["train"][rows], labels, x["test"], seed) for n, x in spaces.items()}
         network = random_network(model, seed)
-        predicted[SCRATCH] = from_scratch(
-            network, data.pixels["train"][rows], labels, data.pixels["test"], seed
-        )
+        predicted[SCRATCH] = from_scratch(network, data.pixels["train"][rows], labels, data.pixels["test"], seed)
         for name, label in predicted.items():
             scores[name].append(float((label == data.labels["test"]).mean()))
     return scores
@@ -173,9 +163,7 @@ def report(runs: list[dict[str, list[float]]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--model", type=Path, default=path("glyph-vit-tiny"))
@@ -186,9 +174,7 @@ def main() -> None:
     for seed in range(args.seeds):
         runs.append(accuracies(data, args.model, seed))
         print(f"seed {seed} done after {time.perf_counter() - start:.0f} s", flush=True)
-    print(
-        f"\nAccuracy on {len(data.labels['test'])} handwritten digits, mean ± sd over {args.seeds} seeds:\n"
-    )
+    print(f"\nAccuracy on {len(data.labels['test'])} handwritten digits, mean ± sd over {args.seeds} seeds:\n")
     print(report(runs))
 
 

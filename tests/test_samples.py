@@ -63,8 +63,7 @@ def test_the_split_never_moves():
     np.random.seed(7)  # a run's seed must not reach it
     names = "".join(row.name for row in digits()["test"])
     assert (
-        hashlib.sha256(names.encode()).hexdigest()
-        == "ce4426499a947da041f98fd4cbfa7dd860de96b31926c38fb2d43c65ff595d09"
+        hashlib.sha256(names.encode()).hexdigest() == "ce4426499a947da041f98fd4cbfa7dd860de96b31926c38fb2d43c65ff595d09"
     )
 
 
@@ -98,9 +97,7 @@ def test_the_shipped_network_is_small_and_finite():
 
 
 def test_plain_transformers_loads_it_and_it_separates_digits():
-    model, info = AutoModelForImageClassification.from_pretrained(
-        GLYPHS, num_labels=10, output_loading_info=True
-    )
+    model, info = AutoModelForImageClassification.from_pretrained(GLYPHS, num_labels=10, output_loading_info=True)
     assert type(model) is ViTForImageClassification
     assert model.dtype == torch.float32  # stored as fp16, run as fp32
     assert set(info["missing_keys"]) == {"classifier.weight", "classifier.bias"}
@@ -112,9 +109,7 @@ def test_plain_transformers_loads_it_and_it_separates_digits():
     for split, rows in digits().items():
         pictures = [Image.open(io.BytesIO(row.encoded)).convert("RGB") for row in rows]
         with torch.inference_mode():
-            hidden = model.base_model(
-                processor(pictures, return_tensors="pt")["pixel_values"]
-            ).last_hidden_state
+            hidden = model.base_model(processor(pictures, return_tensors="pt")["pixel_values"]).last_hidden_state
         features[split] = hidden[:, 0]
         labels[split] = torch.tensor([int(row.label) for row in rows])
     # Nearest class mean, five labels a class: raw pixels reach 0.68 on the training images, these features 0.94.

@@ -128,9 +128,7 @@ def build_atlas(files: list[Path], min_glyphs: int) -> Atlas:
     stack, label = stack[rows], (np.cumsum(enough) - 1)[label[rows]]
     names = [name for name, kept in zip(names, enough, strict=True) if kept]
 
-    outline = np.stack(
-        [_field(ndimage.distance_transform_edt(m) - ndimage.distance_transform_edt(~m)) for m in stack]
-    )
+    outline = np.stack([_field(ndimage.distance_transform_edt(m) - ndimage.distance_transform_edt(~m)) for m in stack])
     skeleton = np.stack([_field(ndimage.distance_transform_edt(~m)) for m in _thin(stack)])
     return Atlas(torch.from_numpy(outline), torch.from_numpy(skeleton), torch.from_numpy(label), names)
 
@@ -191,9 +189,7 @@ def _classes(chars: list[str], masks: np.ndarray) -> tuple[np.ndarray, list[str]
     """Number the classes: characters whose first drawings are alike share one (A of Latin and Cyrillic; c and C)."""
     first = {char: row for row, char in reversed(list(enumerate(chars)))}
     order = sorted(first)
-    small = (
-        masks[[first[c] for c in order]].reshape(len(order), 20, 4, 20, 4).mean(axis=(2, 4), dtype=np.float32)
-    )
+    small = masks[[first[c] for c in order]].reshape(len(order), 20, 4, 20, 4).mean(axis=(2, 4), dtype=np.float32)
     flat = small.reshape(len(order), -1)
     ink = flat.sum(axis=1)
     overlap = flat @ flat.T
@@ -248,17 +244,13 @@ def _pen(atlas: Atlas, rows: Tensor, rng: torch.Generator) -> Tensor:
     y_row = torch.stack((sin * stretch, shear * sin + cos), dim=-1)
     line = torch.linspace(-1, 1, CANVAS)
     plane = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1)
-    grid = torch.stack(
-        (torch.einsum("hwc,nc->nhw", plane, x_row), torch.einsum("hwc,nc->nhw", plane, y_row)), dim=-1
-    )
+    grid = torch.stack((torch.einsum("hwc,nc->nhw", plane, x_row), torch.einsum("hwc,nc->nhw", plane, y_row)), dim=-1)
     tilt = torch.randn(n, 2, generator=rng) * 0.12  # perspective
     grid = grid / (1 + torch.einsum("hwc,nc->nhw", plane, tilt)).clamp(min=0.5).unsqueeze(-1)
     shake = _uniform(rng, 0.0, 0.16, n, 1, 1, 1) * _waves(rng, n, 2, 4, CANVAS)
     grid = grid + shake.permute(0, 2, 3, 1)
 
-    outline, skeleton = functional.grid_sample(
-        fields, grid, padding_mode="border", align_corners=False
-    ).unbind(1)
+    outline, skeleton = functional.grid_sample(fields, grid, padding_mode="border", align_corners=False).unbind(1)
     bolder = torch.randn(n, 1, 1, generator=rng) * 1.5
     width = _uniform(rng, 2.0, 6.0, n, 1, 1)
     pressure = _uniform(rng, 0.0, 0.25, n, 1, 1) * _waves(rng, n, 1, 3, CANVAS).squeeze(1)
@@ -297,8 +289,5 @@ def _scan(drawing: Tensor, rng: torch.Generator) -> Tensor:
     coarse, middle = 2 * n // 3, 5 * n // 6
     small = torch.round(functional.avg_pool2d(ink[:coarse], 4) * 16) / 16
     medium = functional.avg_pool2d(ink[coarse:middle], 2)
-    scaled = [
-        functional.interpolate(part, size=SIZE, mode="bilinear", align_corners=False)
-        for part in (small, medium)
-    ]
+    scaled = [functional.interpolate(part, size=SIZE, mode="bilinear", align_corners=False) for part in (small, medium)]
     return torch.cat((*scaled, ink[middle:])).squeeze(1)
