@@ -1,6 +1,6 @@
 """Text features by two processes on two cores, beside one process on one core (one thread each).
 
-    python benchmarks/extract_processes.py SENTENCES.csv [--rows 4000]
+    python benchmarks/extract_processes.py SENTENCES.csv [--rows 10000]
 
 Every process takes a disjoint share of the missing rows and writes its own shards. Rates are of the extraction
 alone, as
@@ -47,7 +47,7 @@ def seconds(recipe: Path, processes: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sentences", type=Path)
-    parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=2)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

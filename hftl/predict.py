@@ -20,6 +20,7 @@ from hftl.data.columns import TEXT_NAMES
 from hftl.data.folders import list_files
 from hftl.data.tables import read_tables
 from hftl.errors import BackboneError, BadRowError, DataError
+from hftl.matmul import speed_up
 from hftl.metrics import evaluate_predictions
 from hftl.registry import BackboneOptions, find, load
 
@@ -67,6 +68,7 @@ class Model:
             raise BackboneError(
                 f"{where} has no trained head ({', '.join(sorted(untrained))} missing): run a recipe first"
             )
+        speed_up(network)
         device = PartialState().device
         config = network.config
         names = [config.id2label[i] for i in range(config.num_labels)]

@@ -34,6 +34,7 @@ from hftl.features.space import NonFiniteError, Space
 from hftl.features.stat_index import StatIndex
 from hftl.features.store import FeatureStore
 from hftl.features.values import Ragged
+from hftl.matmul import speed_up
 from hftl.progress import Progress
 
 # Raised whenever a change here or in hftl.backbones can change a stored number.
@@ -247,6 +248,7 @@ class _Extraction:
     def _prepare(self) -> Capture:
         """The model on its device, cut as the spaces record (the cuts are made and proved now where a space is new)."""
         model, head = self.backbone.build(self.config)
+        speed_up(model)
         new = {pooling: space for pooling, space in self.views.items() if space.info is None}
         if new:
             probes = self.backbone.probes()

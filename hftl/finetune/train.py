@@ -32,6 +32,7 @@ from hftl.finetune.losses import Loss, class_weights
 from hftl.finetune.parallel import on_main, share, share_tensors
 from hftl.finetune.rows import Encoder, TrainRows
 from hftl.finetune.state import is_sharded
+from hftl.matmul import speed_up
 from hftl.methods import FineTune, LoRA, Partial
 
 DEFAULT_BATCH = 32
@@ -174,6 +175,8 @@ def build(method: FineTune, backbone: Backbone, config: Any, start: Mapping[str,
         if isinstance(method, Partial):
             freeze_below(model, depths, method.freeze, backbone.name)
         freeze_unused(model, backbone.probes()[0])
+    if not method.compile:
+        speed_up(model)
     if method.gradient_checkpointing:
         try:
             # Its older name, before transformers renamed it.

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from hftl.heads.basis import Basis
 from hftl.heads.lbfgs import Solution
+from hftl.matmul import matmul
 
 Loss = Literal["softmax", "sigmoid"]
 NO_FOLD = -1  # of rows that every head trains on
@@ -132,7 +133,7 @@ class Objective:
             loss, residual = _loss_and_residual(self.loss, logits, block.targets)
             residual *= block.weights[:, None, :]
             value[members] += (loss * block.weights[:, None, :]).sum((0, 2), dtype=torch.float64)
-            product = residual.flatten(1).T @ block.features
+            product = matmul(residual.flatten(1).T, block.features)
             gradient[members] += product.view(len(members), self.outputs, -1).transpose(1, 2).double()
         total, penalty = self.total[problems], self.penalty[problems]
         weights[:, -1] = 0  # the bias is free
@@ -165,7 +166,7 @@ class Objective:
         for block, members, logits in self._logits(weights, problems):
             probabilities = logits.softmax(-1) if self.loss == "softmax" else logits.sigmoid()
             variance = probabilities * (1 - probabilities) * block.weights[:, None, :]
-            product = variance.flatten(1).T @ block.features.square()
+            product = matmul(variance.flatten(1).T, block.features.square())
             diagonal[members] += product.view(len(members), self.outputs, -1).transpose(1, 2).double()
         diagonal /= self.total[:, None, None]
         diagonal[:, :-1] += self.penalty[:, None, None]
@@ -184,7 +185,7 @@ class Objective:
                 chosen[block.fold] = members, F.pad(columns, (0, -columns.shape[1] % _LANES))
             members, columns = chosen[block.fold]
             if len(members):
-                logits = (block.features @ columns)[:, : len(members) * self.outputs]
+                logits = matmul(block.features, columns)[:, : len(members) * self.outputs]
                 yield block, members, logits.view(-1, len(members), self.outputs)
 
 

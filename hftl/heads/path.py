@@ -12,6 +12,7 @@ from hftl.heads.calibration import fit_temperature
 from hftl.heads.lbfgs import Solution, minimize
 from hftl.heads.objective import NO_FOLD, Loss, Objective, Rows
 from hftl.heads.selection import f1_scores, standard_error
+from hftl.matmul import matmul
 
 # Relative suboptimality at which a head of the path stops: small beside the standard error of its validation
 # loss.
@@ -167,7 +168,7 @@ def held_out_logits(objective: Objective, theta: Tensor, held_out: HeldOut) -> T
     logits = torch.empty(objective.rows.count, objective.outputs, device=theta.device)
     for block in objective.rows:
         if block.fold != NO_FOLD:
-            logits[block.rows] = block.features @ weights[problem_of[block.fold]]
+            logits[block.rows] = matmul(block.features, weights[problem_of[block.fold]])
     return logits[held_out.index]
 
 

@@ -1,0 +1,79 @@
+"""Matrix products of float32 on CPUs, by oneDNN where it is the faster of the two libraries that torch carries.
+
+torch multiplies float32 matrices on x86 with MKL, which leaves half of an AVX-512 unit idle on processors that are not
+its maker's; oneDNN, which torch carries for convolutions, does not. Both compute in full float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+def _find_kernel() -> Any:
+    """oneDNN's linear layer; None on a CPU without AVX-512, and in a torch built without it."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return None
+    # The operator behind torch.compile's linear layers on CPUs; it has no public name.
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+_KERNEL = _find_kernel()
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """The product of two matrices, (n, k) and (k, m), without a gradient."""
+    return _product(a, b.T) if _suits(a, b) else a @ b
+
+
+def speed_up(model: nn.Module) -> None:
+    """Let every ``nn.Linear`` of a model multiply by the faster library; parameters and names stay as they are."""
+    if _KERNEL is None:
+        return
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = _Linear
+
+
+class _Linear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        if not _suits(input, self.weight) or torch.is_autocast_enabled("cpu"):
+            return F.linear(input, self.weight, self.bias)
+        if torch.is_grad_enabled():
+            output: Tensor = _Differentiable.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
+            return output
+        return _product(input, self.weight, self.bias)
+
+
+class _Differentiable(torch.autograd.Function):
+    """``y = x W^T + b``, with the gradients ``g W``, ``g^T x`` and the sum of ``g`` over rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        rows = gradient.flatten(0, -2)
+        of_x = _product(gradient, weight.T) if weight is not None else None
+        of_weight = _product(rows.T, x.flatten(0, -2).T) if x is not None else None
+        return of_x, of_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def _suits(a: Tensor, b: Tensor) -> bool:
+    plain = a.device.type == "cpu" and a.dtype == b.dtype == torch.float32
+    return _KERNEL is not None and plain and a.dim() >= 2 and a.numel() > 0
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x W^T + b`` for x (…, k) and W (m, k) of any strides."""
+    product: Tensor = _KERNEL(x, weight, bias, "none", [], "")
+    return product
