@@ -117,6 +117,8 @@ def finetune(
     data, chooses = splits(data, method, seed, say)
     accelerator = _accelerator(method, folder, track)
     built = build(method, backbone, config, share_tensors(dict(start) if start else None), seed)
+    if not method.compile:
+        speed_up(built.model)
     checkpoints = folder / "checkpoints"
     made_with = settings(method, backbone, data, seed)
     checkpoint = _resumed(checkpoints, made_with, say) if resume else None
@@ -175,8 +177,6 @@ def build(method: FineTune, backbone: Backbone, config: Any, start: Mapping[str,
         if isinstance(method, Partial):
             freeze_below(model, depths, method.freeze, backbone.name)
         freeze_unused(model, backbone.probes()[0])
-    if not method.compile:
-        speed_up(model)
     if method.gradient_checkpointing:
         try:
             # Its older name, before transformers renamed it.
