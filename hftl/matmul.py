@@ -6,6 +6,7 @@ its maker's; oneDNN, which torch carries for convolutions, does not. Both comput
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -13,11 +14,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+# oneDNN compiles a kernel of nearly a megabyte for each number of rows, and texts come in many lengths: training keeps
+# to multiples of this, and so few kernels that they weigh nothing beside the model. Compiling one again is quick.
+_ROWS = 128
+_KERNELS_KEPT = "24"
+
 
 def _find_kernel() -> Any:
     """oneDNN's linear layer; None on a CPU without AVX-512, and in a torch built without it."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KERNELS_KEPT)
     # The operator behind torch.compile's linear layers on CPUs; it has no public name.
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
@@ -56,16 +63,24 @@ class _Differentiable(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         needs_x, needs_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
-        return _product(x, weight, bias)
+        return _product(_filled(x), weight, bias)[: x.shape[:-1].numel()].view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        rows = gradient.flatten(0, -2)
-        of_x = _product(gradient, weight.T) if weight is not None else None
-        of_weight = _product(rows.T, x.flatten(0, -2).T) if x is not None else None
+        rows = _filled(gradient)
+        count = gradient.shape[:-1].numel()
+        of_x = _product(rows, weight.T)[:count].view(*gradient.shape[:-1], -1) if weight is not None else None
+        of_weight = _product(rows.T, _filled(x).T) if x is not None else None
         return of_x, of_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def _filled(x: Tensor) -> Tensor:
+    """(…, k) as rows (n, k), with rows of zeros up to a multiple of ``_ROWS``."""
+    rows = x.flatten(0, -2)
+    missing = -len(rows) % _ROWS
+    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
 def _suits(a: Tensor, b: Tensor) -> bool:
