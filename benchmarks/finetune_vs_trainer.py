@@ -2,13 +2,15 @@
 accumulation.
 
     python benchmarks/finetune_vs_trainer.py [--case digits|text|images] [--data REF] [--method full|lora] [--pairs 5]
-        [--steps 60] [--batch 32] [--micro 16] [--threads 2] [--precision no|bf16]
+        [--steps 60] [--batch 32] [--micro 16] [--threads 2] [--precision no|bf16] [--compile] [--workers 0]
 
 Each run has a process of its own; the two take turns, and which goes first alternates. Both see the same rows in the
 same order, with dropout off, a linear schedule and no weight decay, and log every step; neither evaluates nor saves
 in between. Both encode a row when they first meet it and keep it in memory. A step's time is the median interval
 between the ends of steps after the first five; its CPU time is taken in the same way, and is what to look at on a
-machine that others use too. LoRA is PEFT with the same configuration under both.
+machine that others use too. LoRA is PEFT with the same configuration under both. On a GPU, ``--backbone vit-b16`` is a
+ViT-B/16 at 224 pixels with random weights, ``--workers`` are the Trainer's loader's, memory is the GPU's, and the
+arithmetic of a step, counted by torch, gives the share of ``--peak`` (TFLOP/s; an H100's and H200's bf16 by default).
 """
 
 from __future__ import annotations
@@ -42,6 +44,9 @@ def main() -> None:
     parser.add_argument("--micro", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=["no", "bf16"], default="no")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--peak", type=float, default=989.0)
     parser.add_argument("--role", choices=["hftl", "trainer"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.role:
@@ -56,7 +61,7 @@ def main() -> None:
             f"pair {pair + 1}: hftl {shown(mine)}; Trainer {shown(theirs)}",
             flush=True,
         )
-    report(found)
+    report(found, arguments)
 
 
 def in_a_process(role: str, threads: int) -> dict[str, Any]:
@@ -77,11 +82,16 @@ def shown(run: dict[str, Any]) -> str:
     return f"{run['steps_per_second']:.3f} steps/s, {run['cpu']:.3f} CPU s/step, {run['memory'] / 2**20:.0f} MiB"
 
 
-def report(found: dict[str, list[dict[str, Any]]]) -> None:
+def report(found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace) -> None:
     pairs = list(zip(found["hftl"], found["trainer"], strict=True))
     for what, name in (("steps per second", "steps_per_second"), ("CPU time a step", "cpu"), ("peak memory", "memory")):
         ratios = [mine[name] / theirs[name] for mine, theirs in pairs]
         print(f"{what:17} {np.median(ratios):.3f} x Trainer (median of pairs; {min(ratios):.3f} to {max(ratios):.3f})")
+    for role, runs in found.items():
+        rate = np.median([run["steps_per_second"] for run in runs])
+        flops = found["trainer"][0].get("flops")
+        share = f", {rate * flops / (arguments.peak * 1e12):.1%} of {arguments.peak:.0f} TFLOP/s" if flops else ""
+        print(f"{role:17} {rate * arguments.batch:,.0f} rows/s{share}")
     mine, theirs = (np.array(found[role][0]["losses"]) for role in ("hftl", "trainer"))
     worst = np.abs(mine - theirs).max()
     print(f"loss curve        {mine[0]:.4f} to {mine[-1]:.4f}; largest difference {worst:.1e} over {len(mine)} steps")
@@ -96,6 +106,8 @@ def job(arguments: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     from hftl.registry import BackboneOptions, find, load
 
     default = {"digits": "hftl/glyph-vit-tiny", "text": "minilm-l6", "images": ""}[arguments.case]
+    if arguments.backbone == "vit-b16":
+        arguments.backbone = vit_b16()
     backbone = load(find(arguments.backbone or default), BackboneOptions(offline=True))
     data = load_data(arguments.data or "sample:digits", wants=backbone.wants, suffixes=backbone.suffixes)
     rows = np.random.default_rng(0).permutation(len(data.train))[: arguments.steps * arguments.batch]
@@ -118,19 +130,42 @@ def job(arguments: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
         "warmup": 0.0,
         "weight_decay": 0.0,
         "mixed_precision": arguments.precision,
+        "compile": arguments.compile,
     }
     return backbone, config, data, (LoRA if arguments.method == "lora" else Full)(**options)
 
 
+def vit_b16() -> str:
+    """A folder with ViT-B/16 as its paper has it; made once."""
+    import transformers
+
+    folder = Path(tempfile.gettempdir()) / "hftl-benchmark-vit-b16"
+    if not (folder / "preprocessor_config.json").exists():
+        transformers.ViTModel(transformers.ViTConfig()).save_pretrained(folder)
+        transformers.ViTImageProcessorPil().save_pretrained(folder)
+    return str(folder)
+
+
+def flops_of_step(model: Any, batch: dict[str, Any], arguments: argparse.Namespace) -> float:
+    """Floating point operations of a step's matrix products, forward and backward, as torch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    batch = {name: value.to(model.device) for name, value in batch.items()}
+    with FlopCounterMode(display=False) as counter:
+        model(**batch).logits.sum().backward()
+    return float(counter.get_total_flops()) / len(next(iter(batch.values()))) * arguments.batch
+
+
 def measured(ends: list[tuple[float, float]], losses: list[float]) -> dict[str, Any]:
+    import torch
+
     # Of all intervals the median, so that an epoch's end, with an evaluation or a checkpoint, is no step.
     wall, cpu = np.median(np.diff(ends, axis=0)[WARM_UP:], axis=0)
-    return {
-        "steps_per_second": float(1 / wall),
-        "cpu": float(cpu),
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "losses": losses,
-    }
+    if torch.cuda.is_available():
+        memory = torch.cuda.max_memory_allocated()
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"steps_per_second": float(1 / wall), "cpu": float(cpu), "memory": memory, "losses": losses}
 
 
 def hftl_run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -195,7 +230,13 @@ def trainer_run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     class Ordered(Trainer):
         def get_train_dataloader(self) -> Any:
-            loader = torch.utils.data.DataLoader(Rows(), batch_sampler=order, collate_fn=collate)
+            loader = torch.utils.data.DataLoader(
+                Rows(),
+                batch_sampler=order,
+                collate_fn=collate,
+                num_workers=arguments.workers,
+                pin_memory=torch.cuda.is_available(),
+            )
             return self.accelerator.prepare(loader)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -209,6 +250,7 @@ def trainer_run(arguments: argparse.Namespace) -> dict[str, Any]:
             weight_decay=0.0,
             max_grad_norm=1.0,
             bf16=arguments.precision == "bf16",
+            torch_compile=arguments.compile,
             logging_steps=1,
             save_strategy="no",
             report_to=[],
@@ -217,7 +259,10 @@ def trainer_run(arguments: argparse.Namespace) -> dict[str, Any]:
             label_names=["labels"],
         )
         Ordered(built.model, options, train_dataset=Rows(), callbacks=[Clock()]).train()
-    return measured(ends, losses)
+    result = measured(ends, losses)
+    if torch.cuda.is_available():
+        result["flops"] = flops_of_step(built.model, backbone.collate(encoder(range(8))), arguments)
+    return result
 
 
 def micro_batches(rows: Any, epoch: int) -> list[list[int]]:

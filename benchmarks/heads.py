@@ -10,8 +10,9 @@ Each round times, one after another and on the same features (standardised, floa
 It prints the times, the largest gradient entry of each solution, recomputed in float64, and the medians of the
 rounds' ratios. The job may end its path before the weakest strengths, where they have clearly made it worse.
 ``--features FILE.safetensors`` (x_train, y_train, x_test, y_test) takes real features instead of generated ones;
-``--large`` adds 100,000 x 768 x 100, for ``fit_linear`` only. On a machine that does other work, ``--threads 1`` and
-the environment variable OMP_NUM_THREADS=1 keep threads from waiting for one another.
+``--large`` adds 100,000 x 768 x 100, for ``fit_linear`` only. ``--device cuda`` computes hftl's heads on a GPU. On a
+machine that does other work, ``--threads 1`` and the environment variable OMP_NUM_THREADS=1 keep threads from waiting
+for one another.
 """
 
 from __future__ import annotations
@@ -74,16 +75,18 @@ def accuracy(weight: Tensor, bias: Tensor, data: dict[str, Tensor]) -> float:
     return float(((data["x_test"] @ weight.T + bias).argmax(1) == data["y_test"]).double().mean())
 
 
-def compare(data: dict[str, Tensor], repeats: int) -> None:
+def compare(data: dict[str, Tensor], repeats: int, device: str) -> None:
     x, y = data["x_train"], data["y_train"]
     mean, scale = x.mean(0), x.std(0, correction=0)
     data = {**data, "x_test": (data["x_test"] - mean) / scale}
     x = (x - mean) / scale
     classes = int(y.max()) + 1
-    print(f"{len(x):,} x {x.shape[1]} x {classes}, {torch.get_num_threads()} threads, {repeats} rounds")
+    print(
+        f"{len(x):,} x {x.shape[1]} x {classes}, {torch.get_num_threads()} threads, hftl on {device}, {repeats} rounds"
+    )
 
     for sklearn_tolerance, one_tolerance, job_tolerance in TOLERANCES:
-        compare_at(x, y, data, classes, repeats, sklearn_tolerance, one_tolerance, job_tolerance)
+        compare_at(x, y, data, classes, repeats, device, sklearn_tolerance, one_tolerance, job_tolerance)
 
 
 def compare_at(
@@ -92,6 +95,7 @@ def compare_at(
     data: dict[str, Tensor],
     classes: int,
     repeats: int,
+    device: str,
     sklearn_tolerance: float,
     one_tolerance: float,
     job_tolerance: float,
@@ -100,7 +104,7 @@ def compare_at(
         return LogisticRegression(C=C, tol=sklearn_tolerance, max_iter=5000).fit(x.numpy(), y.numpy())
 
     def fit(**options: Any) -> HeadFit:
-        return fit_linear(x, y, task="single_label", num_labels=classes, **options)
+        return fit_linear(x, y, task="single_label", num_labels=classes, device=device, **options)
 
     print(f" gradient tolerance {sklearn_tolerance:.0e}")
     one_ratios, job_ratios = [], []
@@ -134,15 +138,15 @@ def compare_at(
     print(f"  whole job / scikit-learn's one fit:    {statistics.median(job_ratios):.2f}   (target 4)")
 
 
-def large() -> None:
+def large(device: str) -> None:
     data = generated(100_000, 768, 100)
     x, y = data["x_train"], data["y_train"]
     print("100,000 x 768 x 100, fit_linear only")
     one, seconds = timed(
-        lambda: fit_linear(x, y, task="single_label", num_labels=100, strengths=[100.0], calibrate=False)
+        lambda: fit_linear(x, y, task="single_label", num_labels=100, device=device, strengths=[100.0], calibrate=False)
     )
     print(f"  one strength             {seconds:7.2f} s  iterations {one.report['iterations']}")
-    whole, seconds = timed(lambda: fit_linear(x, y, task="single_label", num_labels=100))
+    whole, seconds = timed(lambda: fit_linear(x, y, task="single_label", num_labels=100, device=device))
     print(
         f"  the whole job            {seconds:7.2f} s  strength {whole.report['chosen']:.3g}, "
         f"converged {whole.report['converged']}  accuracy {accuracy(whole.weight, whole.bias, data):.4f}"
@@ -154,13 +158,15 @@ def main() -> None:
     parser.add_argument("--features", type=Path, help="safetensors with x_train, y_train, x_test, y_test")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--large", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with threadpool_limits(arguments.threads):
-        compare(load_file(arguments.features) if arguments.features else generated(10_003, 384, 77), arguments.repeats)
+        data = load_file(arguments.features) if arguments.features else generated(10_003, 384, 77)
+        compare(data, arguments.repeats, arguments.device)
         if arguments.large:
-            large()
+            large(arguments.device)
 
 
 if __name__ == "__main__":

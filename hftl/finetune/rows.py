@@ -42,11 +42,15 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        return Batch(
-            {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()},
-            self.targets.to(device, non_blocking=True),
-            self.counted.to(device, non_blocking=True),
-        )
+        return self._each(lambda value: value.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory, from where it is copied to a GPU while that computes."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        inputs = {name: change(value) for name, value in self.inputs.items()}
+        return Batch(inputs, change(self.targets), change(self.counted))
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class TrainRows:
         micro_batch: most rows of one forward.
         rank: this process among ``world``.
         world: number of processes.
+        pin_memory: whether batches are made in page-locked memory, for a GPU.
         augmentation: of each row.
         mixing: of pairs of rows.
     """
@@ -118,6 +123,7 @@ class TrainRows:
         micro_batch: int,
         rank: int = 0,
         world: int = 1,
+        pin_memory: bool = False,
         augmentation: Augmentation | None = None,
         mixing: Mixing | None = None,
     ) -> None:
@@ -128,6 +134,7 @@ class TrainRows:
         self.micro_batch = micro_batch
         self.rank = rank
         self.world = world
+        self.pin_memory = pin_memory
         self.augmentation = augmentation or Augmentation()
         self.mixing = mixing or Mixing()
         self.labels = torch.from_numpy(encoder.split.labels)
@@ -193,7 +200,8 @@ class TrainRows:
             partners = self._encode(epoch, [mix.partner for mix in mixes], PARTNER, rows)
             encoded = [mixed(*three) for three in zip(encoded, partners, mixes, strict=True)]
         counts = (torch.arange(len(rows)) < (len(rows) if counted is None else counted)).float()
-        return Batch(self.encoder.backbone.collate(encoded), self.targets(epoch, rows), counts)
+        batch = Batch(self.encoder.backbone.collate(encoded), self.targets(epoch, rows), counts)
+        return batch.pin_memory() if self.pin_memory else batch
 
     def _encode(self, epoch: int, rows: Sequence[int], purpose: int, of: Sequence[int] | None = None) -> list[Encoded]:
         if not self.augmentation:

@@ -307,6 +307,7 @@ def assemble(
         micro_batch=method.micro_batch if isinstance(method.micro_batch, int) else share_of_one,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        pin_memory=accelerator.device.type == "cuda",
         augmentation=Augmentation(method.flip, method.crop),
         mixing=Mixing(method.mixup, method.cutmix),
     )
