@@ -65,14 +65,15 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
 
 def gradient(weight: Tensor, bias: Tensor, x: Tensor, y: Tensor, strength: float) -> float:
     """The largest entry of the gradient of scikit-learn's objective (mean loss, C = 1 / strength), in float64."""
-    x, weight, bias = x.double(), weight.double(), bias.double()
+    x, weight, bias = x.double(), weight.cpu().double(), bias.cpu().double()
     residual = (x @ weight.T + bias).softmax(1) - torch.nn.functional.one_hot(y, len(weight))
     by_weight = (residual.T @ x + strength * weight) / len(x)
     return float(torch.cat([by_weight.flatten(), residual.mean(0)]).abs().max())
 
 
 def accuracy(weight: Tensor, bias: Tensor, data: dict[str, Tensor]) -> float:
-    return float(((data["x_test"] @ weight.T + bias).argmax(1) == data["y_test"]).double().mean())
+    logits = data["x_test"] @ weight.T.cpu() + bias.cpu()
+    return float((logits.argmax(1) == data["y_test"]).double().mean())
 
 
 def compare(data: dict[str, Tensor], repeats: int, device: str) -> None:
