@@ -1,7 +1,8 @@
 """The head method: a head trained on stored features, and the model that it becomes part of.
 
 Where the model's own head is one linear layer on one vector, it is solved exactly; elsewhere the whole head is
-trained with the model's own forward replayed on what is stored. Neither reads the frozen weights.
+trained with the model's own forward replayed on what is stored; and who asks for a hidden layer on pooled tokens gets a
+perceptron. None reads the frozen weights.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from hftl.backbones.protocol import Backbone
 from hftl.backbones.replay import initial_head, needs_weights, replaying
 from hftl.backbones.split import Split
 from hftl.data import Data
-from hftl.export.model import export_model, export_sentence_transformer, fold
+from hftl.export.model import Dense, export_model, export_sentence_transformer, fold
 from hftl.features.values import Ragged
 from hftl.frozen import Features, Part
-from hftl.heads import baselines, fit_linear, fit_native
+from hftl.heads import baselines, fit_linear, fit_mlp, fit_native, mlp_logits
 from hftl.methods import Head
 
 EVALUATION_ROWS = 1024
@@ -69,7 +70,8 @@ def train_head(
         ConvergenceError: there is no finite solution.
         UserError: an option does not fit the data.
     """
-    train = _native if features.split.kind == "replay" else _linear
+    replayed = features.split.kind == "replay"
+    train = _perceptron if method.hidden else _native if replayed else _linear
     return train(method, backbone, config, features, data, seed, device)
 
 
@@ -105,10 +107,45 @@ def _linear(
         fit.report["baselines"] = baselines(vectors["train"], labels["train"], vectors["test"], labels["test"])
     logits = fit.logits(vectors["test"]).cpu()
     if split.kind == "pooled":
-        export = partial(export_sentence_transformer, backbone, config, split.pooling or "", weight, bias)
+        layers = [Dense(weight, bias)]
+        export = partial(export_sentence_transformer, backbone, config, split.pooling or "", layers)
         return TrainedHead(logits, export, fit.report)
     parameters = fold(split, weight, bias)
     return TrainedHead(logits, partial(export_model, backbone, config, info, parameters), fit.report, parameters)
+
+
+def _perceptron(
+    method: Head,
+    backbone: Backbone,
+    config: Any,
+    features: Features,
+    data: Data,
+    seed: int,
+    device: torch.device,
+) -> TrainedHead:
+    """One hidden layer on pooled tokens, trained with AdamW."""
+    vectors = {name: part.columns["features"].to(device) for name, part in features.parts.items()}
+    labels = {name: torch.from_numpy(part.split.labels).to(device) for name, part in features.parts.items()}
+    held = ({"features": vectors["validation"]}, labels["validation"]) if "validation" in vectors else None
+    fit = fit_mlp(
+        vectors["train"],
+        labels["train"],
+        task=data.task,
+        num_labels=len(data.label_names),
+        hidden=method.hidden or 0,
+        class_weight=method.class_weight,
+        calibrate=method.calibrate,
+        validation=held,
+        seed=seed,
+    )
+    logits = mlp_logits(fit.params, vectors["test"]).cpu()
+    weights = {name: value.cpu() for name, value in fit.params.items()}
+    layers = [
+        Dense(weights["hidden.weight"], weights["hidden.bias"], "torch.nn.modules.activation.GELU"),
+        Dense(weights["output.weight"], weights["output.bias"]),
+    ]
+    export = partial(export_sentence_transformer, backbone, config, features.split.pooling or "", layers)
+    return TrainedHead(logits, export, fit.report)
 
 
 def _native(
@@ -142,6 +179,7 @@ def _native(
             task=data.task,
             num_labels=len(data.label_names),
             class_weight=method.class_weight,
+            calibrate=method.calibrate,
             validation=(columns["validation"], labels["validation"]) if "validation" in columns else None,
             seed=seed,
             device=device,

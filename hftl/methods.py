@@ -21,6 +21,8 @@ class Head(Options):
         pooling: what of the backbone the head reads: ``"native"`` for what the model's own head reads (exported in
             the model's own class), or the ``"mean"`` or first (``"cls"``) token of its last layer (texts: exported
             for sentence-transformers).
+        hidden: units of one hidden layer (GELU), trained with AdamW instead of solved; None for a linear head. Only the
+            format of sentence-transformers has a place for it, so it goes with ``"mean"`` or ``"cls"``.
         strengths: L2 strengths to choose from, any order; None for a path of 20.
         folds: stratified folds on which the strength is chosen, where the data bring no validation split.
         rule: ``"best"`` mean, or ``"one_se"`` for the strongest within one standard error of it.
@@ -32,6 +34,7 @@ class Head(Options):
 
     name: Literal["head"] = "head"
     pooling: Literal["native", "mean", "cls"] = "native"
+    hidden: int | None = Field(default=None, ge=1)
     strengths: list[float] | None = Field(default=None, min_length=1)
     folds: int = Field(default=5, ge=2)
     rule: Literal["best", "one_se"] = "best"
@@ -45,6 +48,12 @@ class Head(Options):
         if strengths and not all(s > 0 for s in strengths):
             raise ValueError("strengths are positive")
         return strengths
+
+    @model_validator(mode="after")
+    def _hidden_layer_has_a_place(self) -> Self:
+        if self.hidden and self.pooling == "native":
+            raise ValueError("hidden goes with pooling='mean' or 'cls': the model's own class has no hidden layer")
+        return self
 
 
 class FineTune(Options):

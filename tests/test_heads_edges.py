@@ -8,8 +8,9 @@ from torch import Tensor
 
 from hftl.errors import ConvergenceError, DataError, UserError
 from hftl.heads import HeadFit, fit_linear
-from hftl.heads.folds import stratified_folds
+from hftl.heads.folds import rarest_label_folds, stratified_folds
 from hftl.heads.lbfgs import minimize
+from hftl.heads.objective import NO_FOLD
 
 
 def blobs(rows: int, dim: int, classes: int, *, spread: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -42,6 +43,20 @@ def test_folds_are_stratified_and_keep_single_rows_out() -> None:
         assert int((labels[folds == fold] == 0).sum()) == 4
         assert int((labels[folds == fold] == 1).sum()) == 2
     assert sorted(folds[labels == 2].tolist()) == sorted(set(folds[labels == 2].tolist()))
+
+
+def test_folds_of_several_labels_spread_the_rare_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(500, 6, generator=generator) < torch.tensor([0.5, 0.4, 0.3, 0.02, 0.02, 0.0])).float()
+    labels[:, 5] = 0
+    labels[7] = torch.tensor([1, 0, 0, 0, 0, 1])
+    folds = rarest_label_folds(labels, 5, seed=0)
+    assert folds[7] == NO_FOLD, "the only row of a label always trains"
+    for label in (3, 4):
+        counts = torch.bincount(folds[labels[:, label] > 0], minlength=5)
+        assert int(counts.max() - counts.min()) <= 2
+    assert torch.equal(folds, rarest_label_folds(labels, 5, seed=0))
+    assert not torch.equal(folds, rarest_label_folds(labels, 5, seed=1))
 
 
 def test_every_class_of_one_row_still_gives_a_head() -> None:

@@ -46,6 +46,7 @@ def refuses_vmap(params: dict[str, Tensor], features: dict[str, Tensor], train: 
     return dense_tanh_projection(params, features, train)
 
 
+SHAPES = {"weight": (10, 64), "bias": (10,)}
 QUICK: dict[str, Any] = {"learning_rates": (1e-3, 3e-3), "weight_decays": (0.01,), "rounds": 12}
 
 
@@ -98,9 +99,43 @@ def test_a_validation_split_keeps_the_best_parameters_as_they_are() -> None:
         validation=({"x": x[600:]}, y[600:]),
         **QUICK,
     )
-    logits = dense_tanh_projection(fit.params, {"x": x[600:]}, False)
+    logits = dense_tanh_projection(fit.params, {"x": x[600:]}, False) * fit.report["calibration"]["temperature"]
     assert fit.report["validation"] == pytest.approx(float(F.cross_entropy(logits, y[600:])), rel=1e-4)
     assert fit.report["validation"] == min(s["validation"] for s in fit.report["settings"])
+
+
+def two_last_layers(params: dict[str, Tensor], features: dict[str, Tensor], train: bool) -> Tensor:
+    one, other = (
+        F.linear(features["x"], params[f"{name}.weight"], params[f"{name}.bias"]) for name in ("one", "other")
+    )
+    return (one + other) / 2
+
+
+def bounded(params: dict[str, Tensor], features: dict[str, Tensor], train: bool) -> Tensor:
+    return 5 * torch.tanh(dense_tanh_projection(params, features, train))
+
+
+def test_the_temperature_is_folded_into_the_last_layer_where_that_scales_the_logits() -> None:
+    x, y, x_eval, _ = digits()
+    pair = {f"{name}.{part}": torch.zeros(*shape) for name in ("one", "other") for part, shape in SHAPES.items()}
+    for forward, params, num_labels, folded in (
+        (dense_tanh_projection, head_params(64, 10), 10, True),
+        (dense_tanh_projection, head_params(64, 64), 64, True),  # its first layer has a row for each label too
+        (two_last_layers, pair, 10, True),
+        (bounded, head_params(64, 10), 10, False),
+    ):
+        plain, calibrated = (
+            fit_native(
+                forward, params, {"x": x}, y, task="single_label", num_labels=num_labels, calibrate=calibrate, **QUICK
+            )
+            for calibrate in (False, True)
+        )
+        assert "calibration" not in plain.report
+        report = calibrated.report["calibration"]
+        assert report["folded"] == folded
+        assert report["after"]["log_loss"] <= report["before"]["log_loss"]
+        before, after = (forward(fit.params, {"x": x_eval}, False) for fit in (plain, calibrated))
+        torch.testing.assert_close(after, before / report["temperature"] if folded else before, rtol=1e-4, atol=1e-4)
 
 
 def test_stacked_adamw_equals_torch_adamw() -> None:

@@ -131,6 +131,43 @@ def test_heads_that_are_not_linear_are_trained_whole(cli, tmp_path: Path, monkey
     assert Path("cold/model/model.safetensors").read_bytes() == Path("warm/model/model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("task", ["multi_label", "one target", "two targets"])
+@pytest.mark.parametrize("name", ["bert", "roberta"], ids=["linear", "native"])
+def test_other_tasks_give_the_same_numbers_in_plain_transformers(cli, tmp_path: Path, name: str, task: str):
+    import torch
+
+    backbone = tiny.save(name, tmp_path / "backbone")
+    source = runs.write_texts(tmp_path / "texts.csv", 200).read_text().splitlines()[1:]
+    texts = [line.rsplit(",", 1)[0] for line in source]
+    noise = np.random.default_rng(0).normal(size=(len(texts), 2))
+    numbers = [[len(text) / 10 + a, ("red" in text) + b] for text, (a, b) in zip(texts, noise.tolist(), strict=True)]
+    columns = {
+        "multi_label": ("label", [[w for w in ("cat", "dog", "red", "ran") if w in text.split()] for text in texts]),
+        "one target": ("label", [first for first, _ in numbers]),
+        "two targets": ("label", numbers),
+    }
+    column, values = columns[task]
+    rows = [{"text": text, column: value} for text, value in zip(texts, values, strict=True)]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = ("--task", "multi_label" if task == "multi_label" else "regression")
+    cli.ok("run", write_recipe(tmp_path, backbone, data), "--out", "run", *more)
+    mine = predictions(Path("run"))
+    held = [texts[int(row.split(" row ")[1]) - 1] for row in mine["row"]]
+    model = transformers.AutoModelForSequenceClassification.from_pretrained("run/model").eval()
+    batch = transformers.AutoTokenizer.from_pretrained("run/model")(held, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**batch).logits
+    if task == "multi_label":
+        assert model.config.problem_type == "multi_label_classification"
+        np.testing.assert_allclose(np.array(mine["scores"]), logits.sigmoid().numpy(), atol=1e-5)
+        assert metrics(Path("run"))["head"]["calibration"]["folded"]
+    else:
+        assert model.config.problem_type == "regression"
+        found = np.array(mine["prediction"]).reshape(logits.shape)
+        np.testing.assert_allclose(found, logits.numpy(), atol=1e-5)
+
+
 def test_a_head_on_two_tokens_of_an_image(cli, tmp_path: Path):
     backbone = tiny.save("deit-distilled", tmp_path / "backbone", head=True)
     data = runs.write_images(tmp_path / "data")
@@ -210,9 +247,13 @@ def test_pooled_heads_are_exported_for_sentence_transformers(cli, tmp_path: Path
     data = runs.write_texts(tmp_path / "data.csv", 200)
     recipe = write_recipe(tmp_path, backbone, data)
     cli.ok("run", recipe, "--out", "native")
-    for pooling in ("mean", "cls"):
-        cli.ok("run", recipe, "--out", pooling, "--pooling", pooling)
-        assert metrics(Path(pooling))["features"]["computed"] > 0, "another pooling is another feature"
+    assert "pooling" in cli.refused("run", recipe, "--out", "refused", "--hidden", "16")
+    for pooling, *hidden in (("mean",), ("cls",), ("mean", "--hidden", "16")):
+        shutil.rmtree(pooling, ignore_errors=True)
+        cli.ok("run", recipe, "--out", pooling, "--pooling", pooling, *hidden)
+        reused = metrics(Path(pooling))["features"]["computed"] == 0
+        assert reused == bool(hidden), "another pooling is another feature, another head is not"
+        assert (metrics(Path(pooling))["head"]["kind"] == "mlp") == bool(hidden)
         lines = [line.rsplit(",", 1)[0] for line in data.read_text().splitlines()[1:]]
         mine = predictions(Path(pooling))
         texts = [lines[int(row.split(" row ")[1]) - 1] for row in mine["row"]]

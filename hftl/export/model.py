@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,25 @@ def export_model(
     backbone.save_processor(folder)
 
 
+@dataclass(frozen=True)
+class Dense:
+    """A layer of a head: ``activation(features @ weight.T + bias)``.
+
+    Attributes:
+        weight: (out, in) float32.
+        bias: (out,) float32.
+        activation: the name of a module of torch, as sentence-transformers imports it.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    activation: str = "torch.nn.modules.linear.Identity"
+
+
 def export_sentence_transformer(
-    backbone: Backbone, config: Any, pooling: str, weight: Tensor, bias: Tensor, folder: Path
+    backbone: Backbone, config: Any, pooling: str, layers: Sequence[Dense], folder: Path
 ) -> None:
-    """Write a folder that ``sentence_transformers.SentenceTransformer`` loads: body, pooling, and the head as a Dense.
+    """Write a folder that ``sentence_transformers.SentenceTransformer`` loads: body, pooling, and the head's layers.
 
     ``encode`` gives the logits; the label names stand in ``config.json``.
 
@@ -63,35 +79,29 @@ def export_sentence_transformer(
         backbone: the pretrained text network.
         config: the configuration with the label names.
         pooling: ``"mean"`` or ``"cls"``.
-        weight: (num_labels, dim) float32.
-        bias: (num_labels,) float32.
+        layers: of the head.
         folder: where to write; made if missing.
     """
-    num_labels, width = weight.shape
-    for part in ("1_Pooling", "2_Dense"):
+    parts = ["1_Pooling", *(f"{number}_Dense" for number in range(2, 2 + len(layers)))]
+    for part in parts:
         (folder / part).mkdir(parents=True, exist_ok=True)
     write_weights(folder / WEIGHTS, NameRule("", []), backbone.weight_files(), {}, torch.float32)
-    dense = {"linear.weight": weight, "linear.bias": bias}
-    write_weights(folder / "2_Dense" / WEIGHTS, NameRule("", []), {}, dense, torch.float32)
     config.save_pretrained(folder)
     backbone.save_processor(folder)
     modules = [
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-        {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"},
+        {"idx": i, "name": str(i), "path": part, "type": f"sentence_transformers.models.{part.partition('_')[2]}"}
+        for i, part in enumerate(["", *parts])
     ]
-    modes = {f"pooling_mode_{mode}": mode.startswith(pooling + "_tok") for mode in MODES}
+    modules[0]["type"] = "sentence_transformers.models.Transformer"
     _write_json(folder / "modules.json", modules)
-    _write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **modes})
-    _write_json(
-        folder / "2_Dense" / "config.json",
-        {
-            "in_features": width,
-            "out_features": num_labels,
-            "bias": True,
-            "activation_function": "torch.nn.modules.linear.Identity",
-        },
-    )
+    modes = {f"pooling_mode_{mode}": mode.startswith(pooling + "_tok") for mode in MODES}
+    _write_json(folder / parts[0] / "config.json", {"word_embedding_dimension": layers[0].weight.shape[1], **modes})
+    for part, layer in zip(parts[1:], layers, strict=True):
+        tensors = {"linear.weight": layer.weight, "linear.bias": layer.bias}
+        write_weights(folder / part / WEIGHTS, NameRule("", []), {}, tensors, torch.float32)
+        size, width = layer.weight.shape
+        shape = {"in_features": width, "out_features": size, "bias": True}
+        _write_json(folder / part / "config.json", {**shape, "activation_function": layer.activation})
     _write_json(
         folder / "sentence_bert_config.json",
         {"max_seq_length": backbone.identity()["processor"]["max_length"]},

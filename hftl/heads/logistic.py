@@ -14,7 +14,7 @@ from torch import Tensor
 from hftl.errors import ConvergenceError, DataError
 from hftl.heads.basis import default_strengths, fit_basis
 from hftl.heads.calibration import calibration_report
-from hftl.heads.folds import random_folds, stratified_folds
+from hftl.heads.folds import rarest_label_folds, stratified_folds
 from hftl.heads.head import HeadFit
 from hftl.heads.objective import EVERY_ROW, NO_FOLD, Loss, Objective, Rows
 from hftl.heads.path import Candidate, HeldOut, held_out_logits, solve, walk
@@ -166,9 +166,8 @@ def _restrict(labels: Tensor, weights: Tensor, learnable: _Learnable, loss: Loss
 
 def _deal(labels: Tensor, loss: Loss, options: Options) -> Tensor:
     """The fold of each row; all ``NO_FOLD`` where nothing can be held out."""
-    if loss == "softmax":
-        return stratified_folds(labels, options.folds, options.seed)
-    return random_folds(len(labels), min(options.folds, len(labels)), options.seed)
+    deal = stratified_folds if loss == "softmax" else rarest_label_folds
+    return deal(labels, options.folds, options.seed)
 
 
 def _join(
@@ -210,7 +209,7 @@ def _held_out_report(
     thresholds."""
     report: dict[str, Any] = {}
     if options.calibrate:
-        report["calibration"] = calibration_report(logits, targets, temperature, loss)
+        report["calibration"] = {**calibration_report(logits, targets, temperature, loss), "folded": True}
     if loss == "sigmoid":
         thresholds, f1 = best_thresholds((logits / temperature).sigmoid(), targets)
         tuned = torch.full_like(learnable.bias, 0.5)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from hftl.errors import ConvergenceError, DataError, UserError
 from hftl.heads.calibration import calibration_report, fit_temperature
 from hftl.heads.checks import ClassWeight, Task, check_labels, loss_weights
-from hftl.heads.folds import random_folds, stratified_folds
+from hftl.heads.folds import random_folds, rarest_label_folds, stratified_folds
 from hftl.heads.objective import Loss
 
 Params = dict[str, Tensor]
@@ -32,6 +32,7 @@ _WARM_UP = 0.05  # share of all steps
 _STEPS_PER_ROUND = 20  # at least, however few rows there are
 _HELD_OUT_FOLDS = 5  # one of them is held out where no validation split is given
 _EVALUATION_ROWS = 1024
+_PROVED_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def fit_native(
     class_weight: ClassWeight = None,
     sample_weight: Tensor | None = None,
     validation: tuple[Features, Tensor] | None = None,
+    calibrate: bool = True,
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> NativeFit:
@@ -93,7 +95,8 @@ def fit_native(
     A round is one pass over the rows (at least 20 steps). The learning rate warms up and then follows a
     cosine over all rounds; biases and norms are not decayed. Without a validation split, a fifth of the rows
     is held out to choose the setting and the round, and the chosen one is trained anew on all rows; with a
-    split, the best parameters are kept as they are. The same inputs and seed give the same bits on the same
+    split, the best parameters are kept as they are. A temperature fitted on the rows that chose is folded into the last
+    layer, where it is proved to scale the logits. The same inputs and seed give the same bits on the same
     device and number of threads.
 
     Args:
@@ -112,6 +115,7 @@ def fit_native(
         class_weight: as for ``fit_linear``.
         sample_weight: as for ``fit_linear``.
         validation: features and labels to choose on.
+        calibrate: divide the logits by a temperature fitted on the rows that chose (classification only).
         seed: decides the held-out rows, the order of the batches and dropout.
         device: where to train; that of the first feature where None.
 
@@ -157,8 +161,13 @@ def fit_native(
         "stacked": search.stacked,
         "parameters": sum(value.numel() for value in params.values()),
     }
-    if task != "regression":
-        report["calibration"] = _calibration(best.logits, judging, task)
+    if task != "regression" and calibrate:
+        loss: Loss = "softmax" if task == "single_label" else "sigmoid"
+        temperature = _temperature(best.logits, judging, loss)
+        scaled = _scaled(forward, refitted, judging, temperature, num_labels)
+        measured = calibration_report(best.logits, judging.labels, temperature, loss)
+        report["calibration"] = {**measured, "folded": scaled is not None}
+        refitted = scaled or refitted
     return NativeFit(refitted, report)
 
 
@@ -364,6 +373,8 @@ def _hold_out(rows: _Rows, task: Task, seed: int) -> tuple[_Rows, _Rows]:
     """A fifth of the rows, stratified by class, to judge on; classes of one row stay in training."""
     if task == "single_label":
         folds = stratified_folds(rows.labels, _HELD_OUT_FOLDS, seed)
+    elif task == "multi_label":
+        folds = rarest_label_folds(rows.labels, _HELD_OUT_FOLDS, seed)
     else:
         folds = random_folds(len(rows), _HELD_OUT_FOLDS, seed).to(rows.labels.device)
     held = folds == 0
@@ -372,9 +383,27 @@ def _hold_out(rows: _Rows, task: Task, seed: int) -> tuple[_Rows, _Rows]:
     return rows.take(torch.nonzero(~held).flatten()), rows.take(torch.nonzero(held).flatten())
 
 
-def _calibration(logits: Tensor, judging: _Rows, task: Task) -> dict[str, Any]:
-    """How true the held-out probabilities are; the temperature is told, not folded: the last layer is not
-    ours."""
-    loss: Loss = "softmax" if task == "single_label" else "sigmoid"
-    temperature = fit_temperature(logits, judging.labels, judging.weights, loss)
-    return {**calibration_report(logits, judging.labels, temperature, loss), "folded": False}
+def _temperature(logits: Tensor, judging: _Rows, loss: Loss) -> float:
+    """The temperature of held-out rows; one where all are predicted right, for then any sharpening looks better."""
+    right = logits.argmax(1) == judging.labels if loss == "softmax" else (logits > 0) == (judging.labels > 0)
+    if bool(right.all()):
+        return 1.0
+    return fit_temperature(logits, judging.labels, judging.weights, loss)
+
+
+@torch.no_grad()
+def _scaled(forward: Forward, params: Params, rows: _Rows, temperature: float, num_labels: int) -> Params | None:
+    """Parameters that give the logits divided by ``temperature``; None where scaling the last layers does not.
+
+    Candidates are modules whose parameters have a row for each label: all of them (some models average the logits of
+    two layers), or one. What they give is compared, so that a layer that only looks like the last is not taken for it.
+    """
+    last = {name: name.rpartition(".")[0] for name, value in params.items() if value.shape[:1] == (num_labels,)}
+    modules = list(dict.fromkeys(last.values()))
+    few = rows.take(torch.arange(min(_PROVED_ROWS, len(rows)), device=rows.labels.device))
+    wanted = forward(params, few.features, False) / temperature
+    for chosen in (modules, *([module] for module in reversed(modules))):
+        scaled = {name: value / temperature if last.get(name) in chosen else value for name, value in params.items()}
+        if torch.allclose(forward(scaled, few.features, False), wanted, rtol=1e-4, atol=1e-5):
+            return scaled
+    return None
