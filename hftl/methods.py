@@ -87,6 +87,7 @@ class FineTune(Options):
         save_every: steps between checkpoints; None for the ends of epochs only.
         flip: mirror pictures at random.
         crop: smallest share of a picture's area that a random crop keeps; None for no cropping.
+        trivial_augment: change a picture by one random operation of random strength (Müller & Hutter 2021).
         mixup: parameter of mixup's Beta distribution (0.2 is usual); 0 for off.
         cutmix: parameter of CutMix's Beta distribution (1 is usual); 0 for off.
     """
@@ -114,6 +115,7 @@ class FineTune(Options):
     save_every: int | None = Field(default=None, ge=1)
     flip: bool = False
     crop: float | None = Field(default=None, gt=0, le=1)
+    trivial_augment: bool = False
     mixup: float = Field(default=0.0, ge=0)
     cutmix: float = Field(default=0.0, ge=0)
 

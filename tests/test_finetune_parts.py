@@ -17,7 +17,7 @@ from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_wi
 
 from hftl.backbones.protocol import Encoded
 from hftl.errors import BackboneError, DataError, RecipeError
-from hftl.finetune.augment import Augmentation, Mix, Mixing, crop_box, mixed, stream
+from hftl.finetune.augment import OPERATIONS, Augmentation, Mix, Mixing, crop_box, mixed, stream
 from hftl.finetune.ema import Ema
 from hftl.finetune.groups import find_depths, freeze_below, parameter_groups, set_modes
 from hftl.finetune.losses import Loss, class_weights
@@ -250,7 +250,7 @@ def test_an_epoch_sees_every_row_once_in_an_order_of_its_own() -> None:
 
 @pytest.mark.parametrize("world", [2, 3, 5])
 def test_processes_share_each_step_and_see_the_same_pictures(world: int) -> None:
-    options = {"augmentation": Augmentation(True, 0.3), "mixing": Mixing(0.4, 1.0)}
+    options = {"augmentation": Augmentation(True, 0.3, True), "mixing": Mixing(0.4, 1.0)}
     alone = seen(train_rows(**options), 3)
 
     shared = [train_rows(**options, rank=rank, world=world, micro_batch=2) for rank in range(world)]
@@ -266,7 +266,7 @@ def test_processes_share_each_step_and_see_the_same_pictures(world: int) -> None
 
 
 def test_an_epoch_begun_in_the_middle_goes_on_as_the_whole() -> None:
-    options = {"augmentation": Augmentation(True, 0.3), "mixing": Mixing(0.4, 1.0)}
+    options = {"augmentation": Augmentation(True, 0.3, True), "mixing": Mixing(0.4, 1.0)}
     whole, rest = seen(train_rows(**options), 2), seen(train_rows(**options), 2, start=2)
 
     assert len(rest) == 10
@@ -305,6 +305,50 @@ def test_a_flip_mirrors_half_of_the_pictures() -> None:
         assert np.array_equal(changed, original[:, ::-1] if flipped else original)
         flips += flipped
     assert 70 < flips < 130
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_each_operation_changes_pixels_as_its_name_says(name: str) -> None:
+    pixels = np.random.default_rng(0).integers(20, 200, (28, 42, 3), dtype=np.uint8)
+    weak, strong, opposite = (np.asarray(OPERATIONS[name](Image.fromarray(pixels), s)) for s in (0, 1, -1))
+    grey = pixels @ np.array([0.299, 0.587, 0.114])
+    moved = pixels.astype(float)
+
+    assert weak.shape == strong.shape == pixels.shape
+    if name not in ("autocontrast", "equalize"):
+        assert np.array_equal(weak, np.where(pixels == 255, 0, pixels)), "without strength nothing changes"
+    expected = {
+        "identity": moved,
+        "shear_x": moved[0],
+        "shear_y": moved[:, 0],
+        "translate_x": moved[:, 6:],
+        "translate_y": moved[4:],
+        "brightness": np.clip(moved * 1.99, 0, 255),
+        "color": np.clip(grey[..., None] + 1.99 * (moved - grey[..., None]), 0, 255),
+        "contrast": np.clip(round(grey.mean()) + 1.99 * (moved - round(grey.mean())), 0, 255),
+        "posterize": moved // 64 * 64,
+        "solarize": 255 - moved,
+        "autocontrast": (moved - moved.min((0, 1))) / np.ptp(moved, (0, 1)) * 255,
+    }
+    seen = {"shear_x": strong[0], "shear_y": strong[:, 0], "translate_x": strong[:, :-6], "translate_y": strong[:-4]}
+    if name in expected:
+        np.testing.assert_allclose(seen.get(name, strong), expected[name], atol=2)
+    if name in ("shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "contrast", "sharpness"):
+        assert not np.array_equal(strong, opposite)
+    if name == "equalize":
+        assert strong.std() > pixels.std()
+
+
+def test_trivial_augment_takes_every_operation_and_is_a_function_of_its_stream() -> None:
+    encoded = small.pictures(1)[0][0]
+    change = Augmentation(trivial=True)
+
+    views = [change(encoded, "row", stream(0, epoch, 0, 1)) for epoch in range(200)]
+
+    assert views == [change(encoded, "row", stream(0, epoch, 0, 1)) for epoch in range(200)]
+    assert len(set(views)) > 100
+    drawn = {int(stream(0, epoch, 0, 1).integers(len(OPERATIONS))) for epoch in range(200)}
+    assert drawn == set(range(len(OPERATIONS)))
 
 
 def test_mixtures_are_those_of_their_share() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from hftl.backbones.protocol import Encoded
@@ -32,13 +33,15 @@ class Augmentation:
     Attributes:
         flip: mirror it left to right, half of the time.
         crop: smallest share of its area that a random resized crop keeps (Szegedy et al. 2015); None for the whole.
+        trivial: whether one random operation of random strength follows, see `trivial_augment`.
     """
 
     flip: bool = False
     crop: float | None = None
+    trivial: bool = False
 
     def __bool__(self) -> bool:
-        return self.flip or self.crop is not None
+        return self.flip or self.crop is not None or self.trivial
 
     def __call__(self, encoded: bytes, name: str, random: np.random.Generator) -> bytes:
         """An image file, changed; returned as PPM, which costs a copy and loses nothing.
@@ -51,6 +54,8 @@ class Augmentation:
             image = image.crop(crop_box(*image.size, self.crop, random))
         if self.flip and random.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.trivial:
+            image = trivial_augment(image, random)
         buffer = io.BytesIO()
         image.save(buffer, format="PPM")
         return buffer.getvalue()
@@ -66,6 +71,38 @@ def crop_box(width: int, height: int, smallest: float, random: np.random.Generat
             left, upper = int(random.integers(0, width - w + 1)), int(random.integers(0, height - h + 1))
             return left, upper, left + w, upper + h
     return 0, 0, width, height
+
+
+# Each takes a picture and a strength in -1 … 1; the ranges are the paper's "wide" ones, in shares of the picture.
+OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
+    "identity": lambda image, _: image,
+    "shear_x": lambda image, s: _affine(image, (1, 0.99 * s, 0, 0, 1, 0)),
+    "shear_y": lambda image, s: _affine(image, (1, 0, 0, 0.99 * s, 1, 0)),
+    "translate_x": lambda image, s: _affine(image, (1, 0, image.width * s / 7, 0, 1, 0)),
+    "translate_y": lambda image, s: _affine(image, (1, 0, 0, 0, 1, image.height * s / 7)),
+    "rotate": lambda image, s: image.rotate(135 * s),
+    "brightness": lambda image, s: ImageEnhance.Brightness(image).enhance(1 + 0.99 * s),
+    "color": lambda image, s: ImageEnhance.Color(image).enhance(1 + 0.99 * s),
+    "contrast": lambda image, s: ImageEnhance.Contrast(image).enhance(1 + 0.99 * s),
+    "sharpness": lambda image, s: ImageEnhance.Sharpness(image).enhance(1 + 0.99 * s),
+    "posterize": lambda image, s: ImageOps.posterize(image, 8 - round(6 * abs(s))),
+    "solarize": lambda image, s: ImageOps.solarize(image, round(255 * (1 - abs(s)))),
+    "autocontrast": lambda image, _: ImageOps.autocontrast(image),
+    "equalize": lambda image, _: ImageOps.equalize(image),
+}
+
+
+def trivial_augment(image: Image.Image, random: np.random.Generator) -> Image.Image:
+    """One operation of Pillow, strength and sign by chance (TrivialAugment, Müller & Hutter 2021, "wide").
+
+    As good as RandAugment in the paper's comparison, and without its two parameters.
+    """
+    operation = OPERATIONS[list(OPERATIONS)[random.integers(len(OPERATIONS))]]
+    return operation(image, random.integers(31) / 30 * random.choice((-1, 1)))
+
+
+def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix)
 
 
 @dataclass(frozen=True)

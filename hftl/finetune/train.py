@@ -308,7 +308,7 @@ def assemble(
         rank=accelerator.process_index,
         world=accelerator.num_processes,
         pin_memory=accelerator.device.type == "cuda",
-        augmentation=Augmentation(method.flip, method.crop),
+        augmentation=Augmentation(method.flip, method.crop, method.trivial_augment),
         mixing=Mixing(method.mixup, method.cutmix),
     )
 
