@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from hftl.backbones.protocol import Backbone
 from hftl.data import Data
+from hftl.errors import BadRowError
 from hftl.frozen import Features
 from hftl.provenance import sizes
 
@@ -32,17 +33,19 @@ def describe(say: Console, backbone: Backbone, data: Data) -> None:
 
 
 def describe_features(say: Console, features: Features) -> None:
-    """Print what was computed and what was known, cut or left out."""
+    """Print what was computed, and what was known or cut."""
     counts = features.counts
     say.print(f"features  {counts['computed']:,} computed, {counts['reused']:,} reused")
     if counts["truncated"]:
         say.print(
             f"          {counts['truncated']:,} texts were longer than the model reads and were cut (--max-length)"
         )
-    if features.bad:
-        say.print(
-            f"          {len(features.bad):,} rows could not be decoded and were left out; skipped.json lists them"
-        )
+
+
+def describe_bad(say: Console, bad: Sequence[BadRowError]) -> None:
+    """Print how many rows are left out, if any."""
+    if bad:
+        say.print(f"          {len(bad):,} rows could not be decoded and were left out; skipped.json lists them")
 
 
 def report(say: Console, metrics: Mapping[str, Any], folder: Path) -> None:

@@ -15,12 +15,13 @@ from accelerate import PartialState
 from rich.console import Console
 
 from hftl.backbones.protocol import Backbone
-from hftl.console import describe, describe_features, quiet_libraries, report
+from hftl.console import describe, describe_bad, describe_features, quiet_libraries, report
 from hftl.data import Data, load_data
-from hftl.errors import RecipeError
+from hftl.errors import BadRowError, RecipeError
 from hftl.export.card import write_card
 from hftl.export.matrix import Matrix
 from hftl.finetune.parallel import on_main, share
+from hftl.finetune.rows import without_bad_rows
 from hftl.frozen import Features, features_of, matrix_of
 from hftl.head import TrainedHead, train_head
 from hftl.methods import Head
@@ -96,12 +97,15 @@ def run(
         if folder:
             folder.write_json("recipe.json", resolved)
             plugins().tell("hftl_run_start", recipe=resolved, folder=str(folder.path))
-        features = None
+        features, bad = None, []
         if isinstance(recipe.method, Head) or recipe.method.init == "probe":
             features = stored_features(recipe, spec, backbone, data, say, on_bad_row=on_bad_row, quiet=quiet)
-            data = features.of(data)
+            data, bad = features.of(data), features.bad
             if folder:
                 folder.log("features", **features.counts, space=features.space.id)
+        elif on_bad_row == "skip":
+            data, bad = without_bad_rows(backbone, data)
+            describe_bad(say, bad)
         fitting = time.monotonic()
         trained = train(recipe, backbone, data, features, folder, say, resume, track)
         if folder is None or trained is None:
@@ -114,7 +118,7 @@ def run(
             "train": round(trained_at - fitting, 3),
             "total": round(time.monotonic() - started, 3),
         }
-        finish(folder, recipe, backbone, resolved, metrics, features)
+        finish(folder, recipe, backbone, resolved, metrics, bad)
     report(say, metrics, folder.path)
     return Run(folder.path, metrics)
 
@@ -214,6 +218,7 @@ def stored_features(
         quiet=quiet,
     )
     describe_features(say, features)
+    describe_bad(say, features.bad)
     return features
 
 
@@ -297,15 +302,15 @@ def finish(
     backbone: Backbone,
     resolved: dict[str, Any],
     metrics: dict[str, Any],
-    features: Features | None,
+    bad: Sequence[BadRowError],
 ) -> None:
     """Write the model card and, last, the metrics."""
     library = backbone.library if probe_of(recipe).pooling == "native" else "sentence-transformers"
     write_card(folder.model, resolved, metrics, library)
     if (folder.path / "adapter").is_dir():
         write_card(folder.path / "adapter", resolved, metrics, "peft")
-    if features and features.bad:
-        folder.write_json("skipped.json", [{"row": bad.row, "why": bad.why} for bad in features.bad])
+    if bad:
+        folder.write_json("skipped.json", [{"row": row.row, "why": row.why} for row in bad])
     # Last, for where metrics.json stands a run is complete.
     folder.write_json("metrics.json", metrics)
     plugins().tell("hftl_run_end", metrics=metrics, folder=str(folder.path))

@@ -161,6 +161,12 @@ def test_an_image_that_cannot_be_decoded(cli, image_recipe: Path, tmp_path: Path
     assert metrics(Path("skipped"))["features"]["rows"] == 18
     # What was computed before the bad row was met is kept.
     assert metrics(Path("skipped"))["features"]["computed"] <= 18
+    # Fine-tuning that computes no features finds the same rows.
+    tuning = ("--method", "full", "--init", "random", "--epochs", "1", "--out", "tuned")
+    assert "2 rows could not be decoded" in cli.ok("run", image_recipe, *tuning, "--on-bad-row", "skip")
+    tuned = json.loads(Path("tuned/skipped.json").read_text())
+    assert sorted(row["row"] for row in tuned) == ["class1/bad.png", "class2/void.png"]
+    assert sum(metrics(Path("tuned"))["rows"].values()) == 18
 
 
 def test_a_decompression_bomb_is_refused(cli, image_recipe: Path, tmp_path: Path):

@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hftl.backbones.protocol import Backbone, Encoded
-from hftl.data import Split
+from hftl.data import Data, Split
+from hftl.errors import BadRowError
 from hftl.finetune.augment import CHANGES, PARTNER, Augmentation, Mixing, mixed, stream
 from hftl.finetune.losses import Loss
 
@@ -95,6 +96,29 @@ class Encoder:
         """One row, augmented before preprocessing."""
         name = self.split.inputs.name(row)
         return self.backbone.encode([augmentation(self.split.inputs[row], name, random)], [name])[0]  # type: ignore[arg-type]
+
+
+def without_bad_rows(backbone: Backbone, data: Data) -> tuple[Data, list[BadRowError]]:
+    """The data without the rows that cannot be decoded, and why each of those cannot; decodes all of them once."""
+    bad: list[BadRowError] = []
+
+    def readable(split: Split) -> Split:
+        encoder = Encoder(backbone, split)
+
+        def problem(row: int) -> BadRowError | None:
+            try:
+                backbone.encode([split.inputs[row]], [split.inputs.name(row)])
+            except BadRowError as error:
+                return error
+            return None
+
+        problems = list(ahead(problem, range(len(split)), encoder.workers))
+        bad.extend(error for error in problems if error)
+        good = np.array([row for row, error in enumerate(problems) if not error], dtype=np.int64)
+        return Split(split.name, split.inputs.select(good), split.labels[good])
+
+    validation = readable(data.validation) if data.validation else None
+    return replace(data, train=readable(data.train), validation=validation, test=readable(data.test)), bad
 
 
 class TrainRows:
