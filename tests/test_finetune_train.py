@@ -291,6 +291,23 @@ def test_a_resume_before_the_first_checkpoint_starts_anew(backbone: ImageBackbon
     assert "resume    there is no checkpoint yet; starting anew" in said
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_computes_in_it_and_keeps_float32_weights(
+    backbone: ImageBackbone, data: Data, tmp_path: Path, precision: Any
+) -> None:
+    full = run(Full(**QUICK), backbone, data, tmp_path / "full")
+    method = Full(**QUICK, mixed_precision=precision, save_every=1, keep=9)
+    half = run(method, backbone, data, tmp_path / "half")
+    assert 0 < float((half.logits - full.logits).abs().max()) < 0.1
+    assert {value.dtype for value in final(tmp_path / "half").values()} == {torch.float32}
+
+    for step in (8, 7, 6):
+        (tmp_path / "half" / "checkpoints" / f"step-0000000{step}" / "manifest.json").unlink()
+    resumed = run(method, backbone, data, tmp_path / "half", resume=True)
+    assert resumed.report["resumed_at"] == 5
+    assert torch.equal(resumed.logits, half.logits)
+
+
 # ── auto ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

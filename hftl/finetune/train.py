@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
@@ -248,6 +249,8 @@ def _accelerator(method: FineTune, folder: Path, track: Sequence[str]) -> Accele
         UserError: precision or a kind of distribution that this machine, or a checkpoint of hftl, does not know.
     """
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if method.unfreeze else []
+    # Accelerate keeps the first run's precision for all runs of a process, unless told to forget it.
+    AcceleratorState._reset_state()
     try:
         accelerator = Accelerator(
             mixed_precision=method.mixed_precision,

@@ -1,0 +1,135 @@
+"""What only a GPU can show; skipped where there is none.   pytest tests/test_gpu.py"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import runs
+import tiny
+import torch
+from finetune import small
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoTokenizer
+
+from hftl import Head, Recipe, compute_features
+from hftl.backbones.vision import ImageBackbone
+from hftl.data import Data
+from hftl.finetune.train import Trained, finetune
+from hftl.heads import fit_linear, fit_mlp, mlp_logits
+from hftl.methods import FineTune, Full, LoRA
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+# Before the first product: what cuBLAS needs to give the same bits each time.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+QUICK: dict[str, Any] = {"epochs": 4, "lr": 3e-3, "batch_size": 8, "warmup": 0.0}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> ImageBackbone:
+    return small.image_backbone(tmp_path_factory.mktemp("vit"))
+
+
+@pytest.fixture
+def _deterministic() -> Any:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def run(method: FineTune, backbone: ImageBackbone, folder: Path, data: Data | None = None, **options: Any) -> Trained:
+    data = data or small.picture_data(26, 9)
+    config = backbone.config(data.task, data.label_names)
+    return finetune(method, backbone, config, data, start=None, seed=0, folder=folder, **options)
+
+
+@pytest.mark.parametrize("task", ["single_label", "multi_label", "regression"])
+def test_a_head_solved_on_the_gpu_is_the_one_solved_on_the_cpu(task: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 24, generator=generator)
+    signal = x @ torch.randn(24, 3, generator=generator) + torch.randn(600, 3, generator=generator)
+    y = {"single_label": signal.argmax(1), "multi_label": (signal > 0).float(), "regression": signal}[task]
+    on_cpu, on_gpu = (fit_linear(x, y, task=task, num_labels=3, device=device) for device in ("cpu", "cuda"))
+    assert on_gpu.report["chosen"] == pytest.approx(on_cpu.report["chosen"])
+    torch.testing.assert_close(on_gpu.logits(x), on_cpu.logits(x), rtol=1e-3, atol=1e-3)
+
+
+def test_a_hidden_layer_trained_on_the_gpu_learns() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 8, generator=generator).cuda()
+    y = (x[:, 0] * x[:, 1] > 0).long()
+    fit = fit_mlp(x[:500], y[:500], task="single_label", num_labels=2, hidden=64)
+    assert fit.report["calibration"]["folded"]
+    assert float((mlp_logits(fit.params, x[500:]).argmax(1) == y[500:]).double().mean()) > 0.85
+
+
+def test_features_of_pictures_are_what_transformers_computes_on_the_cpu(tmp_path: Path) -> None:
+    folder, data = tiny.save("vit", tmp_path / "backbone"), runs.write_images(tmp_path / "data")
+    matrix = compute_features(Recipe(backbone=str(folder), data=str(data), method=Head()), quiet=True)
+    images = [Image.open(data / name) for name in matrix.rows]
+    batch = AutoImageProcessor.from_pretrained(folder)(images, return_tensors="pt")
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(folder).eval()(**batch).last_hidden_state[:, 0]
+    torch.testing.assert_close(matrix.features, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_features_of_texts_are_what_transformers_computes_on_the_cpu(tmp_path: Path) -> None:
+    folder, data = tiny.save("bert", tmp_path / "backbone"), runs.write_texts(tmp_path / "data.csv", 60)
+    matrix = compute_features(Recipe(backbone=str(folder), data=str(data), method=Head()), quiet=True)
+    texts = [line.rsplit(",", 1)[0] for line in data.read_text().splitlines()[1:]]
+    chosen = [texts[int(name.split(" row ")[1]) - 1] for name in matrix.rows]
+    batch = AutoTokenizer.from_pretrained(folder)(chosen, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(folder).eval()(**batch).pooler_output
+    torch.testing.assert_close(matrix.features, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("kind", [Full, LoRA])
+@pytest.mark.usefixtures("_deterministic")
+def test_a_run_in_each_precision_learns_resumes_to_the_bit_and_exports_float32(
+    backbone: ImageBackbone, tmp_path: Path, kind: type[FineTune], precision: Any
+) -> None:
+    method = kind(**QUICK, mixed_precision=precision, save_every=1, keep=99, micro_batch=4, crop=0.5, flip=True)
+    whole = run(method, backbone, tmp_path / "whole")
+    losses = [epoch["train_loss"] for epoch in whole.report["epochs"]]
+    assert losses[-1] < losses[0]
+
+    checkpoints = tmp_path / "whole" / "checkpoints"
+    newest = sorted(checkpoints.glob("step-*"))
+    for folder in newest[6:]:
+        (folder / "manifest.json").unlink()
+    resumed = run(method, backbone, tmp_path / "whole", resume=True)
+    assert resumed.report["resumed_at"] == 6
+    assert torch.equal(resumed.logits, whole.logits)
+
+    resumed.export(tmp_path / "model")
+    model, told = AutoModelForImageClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not told["missing_keys"]
+    assert {value.dtype for value in load_file(tmp_path / "model" / "model.safetensors").values()} == {torch.float32}
+    test = small.picture_data(26, 9).test
+    batch = backbone.collate(backbone.encode([test.inputs[i] for i in range(9)], ["row"] * 9))
+    with torch.no_grad():
+        logits = model.eval()(**batch).logits
+    tolerance = 1e-4 if precision == "no" else 0.1
+    torch.testing.assert_close(resumed.logits, logits, rtol=tolerance, atol=tolerance)
+
+
+def test_memory_that_ends_halves_the_micro_batch(tmp_path: Path) -> None:
+    backbone = small.image_backbone(tmp_path / "vit", hidden_size=512, intermediate_size=8192, num_hidden_layers=8)
+    data = small.picture_data(512, 9)
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 1.6e9 / total))
+    try:
+        method = Full(**QUICK | {"epochs": 1, "batch_size": 512, "micro_batch": "auto"})
+        found = run(method, backbone, tmp_path / "run", data)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert found.report["micro_batch"] in (16, 32, 64, 128, 256)
+    state = json.loads(next((tmp_path / "run" / "checkpoints").glob("step-*/state.json")).read_text())
+    assert state["chosen"]["micro_batch"] == found.report["micro_batch"]
