@@ -261,6 +261,9 @@ def _accelerator(method: FineTune, folder: Path, track: Sequence[str]) -> Accele
         )
     except ValueError as error:
         raise UserError(f"mixed_precision={method.mixed_precision}: {' '.join(str(error).split())}") from error
+    if method.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        # Accelerate would train in float32 and say nothing.
+        raise UserError("mixed_precision=fp16 trains on GPUs only; use bf16, or leave it out")
     kind = accelerator.distributed_type
     if kind in UNSUPPORTED or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
         raise UserError(
