@@ -77,9 +77,11 @@ def test_gradients_do_not_depend_on_how_the_batch_is_cut(
     step = next(loop.rows.epoch(0))
     model, _ = backbone.build(backbone.config(data.task, data.label_names))
     model.load_state_dict(loop.model.state_dict())
+    device = loop.accelerator.device
     whole = backbone.collate(backbone.encode([data.train.inputs[i] for i in step.rows], ["row"] * 32))
-    labels = torch.from_numpy(data.train.labels[list(step.rows)])
-    expected = F.cross_entropy(model(**whole).logits, labels, weight=torch.tensor([1.0, 3.0, 0.2]))
+    labels = torch.from_numpy(data.train.labels[list(step.rows)]).to(device)
+    logits = model.to(device)(**{name: value.to(device) for name, value in whole.items()}).logits
+    expected = F.cross_entropy(logits, labels, weight=torch.tensor([1.0, 3.0, 0.2], device=device))
     expected.backward()
 
     summed = loop.accumulate(step, 0)
@@ -118,7 +120,9 @@ def test_a_compiled_model_gives_the_same_result(
 
     compiled = run(Full(**QUICK | {"epochs": 1}, compile=True), backbone, data, tmp_path / "compiled")
 
-    torch.testing.assert_close(compiled.logits, plain.logits)
+    # On GPUs two runs in float32 differ by their order of summation.
+    tolerance = 5e-3 if torch.cuda.is_available() else 1e-5
+    torch.testing.assert_close(compiled.logits, plain.logits, rtol=tolerance, atol=tolerance)
     assert final(tmp_path / "compiled").keys() == final(tmp_path / "plain").keys()
 
 
