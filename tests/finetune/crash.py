@@ -51,6 +51,7 @@ OPTIONS: dict[str, Any] = {
     "micro_batch": 3,
     "flip": True,
     "crop": 0.5,
+    "trivial_augment": True,
     "mixup": 0.2,
     "ema": 0.9,
     "save_every": 2,
