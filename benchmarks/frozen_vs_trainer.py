@@ -81,8 +81,8 @@ def main() -> None:
     print(f"Trainer, one epoch                {one:8.1f} s   accuracy {accuracy:.4f}")
     if arguments.full:
         whole, accuracy = trainer_epochs(folder, arguments.train, arguments.test, arguments.epochs)
-    said = "measured" if arguments.full else "extrapolated"
-    print(f"Trainer, {arguments.epochs} epochs, {said:12s}  {whole:8.1f} s")
+    said = f"accuracy {accuracy:.4f}" if arguments.full else "(extrapolated)"
+    print(f"Trainer, {arguments.epochs:2d} epochs                {whole:8.1f} s   {said}")
     for (pooling, state), (seconds, mine) in results.items():
         print(f"hftl, {pooling:6s}, {state}     {seconds:8.1f} s   accuracy {mine:.4f}   ratio {whole / seconds:6.1f}")
     print("(target: ratio 60 at equal or better accuracy)")

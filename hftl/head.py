@@ -70,124 +70,120 @@ def train_head(
         ConvergenceError: there is no finite solution.
         UserError: an option does not fit the data.
     """
-    replayed = features.split.kind == "replay"
-    train = _perceptron if method.hidden else _native if replayed else _linear
-    return train(method, backbone, config, features, data, seed, device)
+    job = _Job(method, backbone, config, features, data, seed, device)
+    if method.hidden:
+        return job.perceptron()
+    return job.native() if features.split.kind == "replay" else job.linear()
 
 
-def _linear(
-    method: Head,
-    backbone: Backbone,
-    config: Any,
-    features: Features,
-    data: Data,
-    seed: int,
-    device: torch.device,
-) -> TrainedHead:
-    """The exact solution, for a head that is one linear layer on one vector."""
-    split, info = features.split, features.space.info or {}
-    vectors = {name: part.columns["features"].to(device) for name, part in features.parts.items()}
-    labels = {name: torch.from_numpy(part.split.labels).to(device) for name, part in features.parts.items()}
-    fit = fit_linear(
-        vectors["train"],
-        labels["train"],
-        task=data.task,
-        num_labels=len(data.label_names),
-        strengths=method.strengths,
-        folds=method.folds,
-        rule=method.rule,
-        class_weight=method.class_weight,
-        calibrate=method.calibrate,
-        bias=split.bias,
-        validation=(vectors["validation"], labels["validation"]) if "validation" in vectors else None,
-        seed=seed,
-    )
-    weight, bias = fit.weight.cpu(), fit.bias.cpu()
-    if data.task == "single_label":
-        fit.report["baselines"] = baselines(vectors["train"], labels["train"], vectors["test"], labels["test"])
-    logits = fit.logits(vectors["test"]).cpu()
-    if split.kind == "pooled":
-        layers = [Dense(weight, bias)]
-        export = partial(export_sentence_transformer, backbone, config, split.pooling or "", layers)
-        return TrainedHead(logits, export, fit.report)
-    parameters = fold(split, weight, bias)
-    return TrainedHead(logits, partial(export_model, backbone, config, info, parameters), fit.report, parameters)
+@dataclass(frozen=True)
+class _Job:
+    """What `train_head` was given, and one method for each kind of head."""
 
+    method: Head
+    backbone: Backbone
+    config: Any
+    features: Features
+    data: Data
+    seed: int
+    device: torch.device
 
-def _perceptron(
-    method: Head,
-    backbone: Backbone,
-    config: Any,
-    features: Features,
-    data: Data,
-    seed: int,
-    device: torch.device,
-) -> TrainedHead:
-    """One hidden layer on pooled tokens, trained with AdamW."""
-    vectors = {name: part.columns["features"].to(device) for name, part in features.parts.items()}
-    labels = {name: torch.from_numpy(part.split.labels).to(device) for name, part in features.parts.items()}
-    held = ({"features": vectors["validation"]}, labels["validation"]) if "validation" in vectors else None
-    fit = fit_mlp(
-        vectors["train"],
-        labels["train"],
-        task=data.task,
-        num_labels=len(data.label_names),
-        hidden=method.hidden or 0,
-        class_weight=method.class_weight,
-        calibrate=method.calibrate,
-        validation=held,
-        seed=seed,
-    )
-    logits = mlp_logits(fit.params, vectors["test"]).cpu()
-    weights = {name: value.cpu() for name, value in fit.params.items()}
-    layers = [
-        Dense(weights["hidden.weight"], weights["hidden.bias"], "torch.nn.modules.activation.GELU"),
-        Dense(weights["output.weight"], weights["output.bias"]),
-    ]
-    export = partial(export_sentence_transformer, backbone, config, features.split.pooling or "", layers)
-    return TrainedHead(logits, export, fit.report)
-
-
-def _native(
-    method: Head,
-    backbone: Backbone,
-    config: Any,
-    features: Features,
-    data: Data,
-    seed: int,
-    device: torch.device,
-) -> TrainedHead:
-    """The model's own head, trained with AdamW on its forward replayed from the store."""
-    split, info = features.split, features.space.info or {}
-    model = backbone.skeleton(config)
-    start = initial_head(model, set(split.head), seed)
-    if needs_weights(model, split):
-        model, _ = backbone.build(config)
-    columns = {name: _as_tensors(part, split) for name, part in features.parts.items()}
-    labels = {name: torch.from_numpy(part.split.labels) for name, part in features.parts.items()}
-    with replaying(model, split) as replay:
-
-        def forward(parameters: dict[str, Tensor], kept: dict[str, Tensor], train: bool) -> Tensor:
-            _set_training(model, train)
-            return replay(kept, parameters)
-
-        fit = fit_native(
-            forward,
-            start,
-            columns["train"],
+    def linear(self) -> TrainedHead:
+        """The exact solution, for a head that is one linear layer on one vector."""
+        method, split = self.method, self.features.split
+        vectors, labels = self._vectors(), self._labels()
+        fit = fit_linear(
+            vectors["train"],
             labels["train"],
-            task=data.task,
-            num_labels=len(data.label_names),
+            task=self.data.task,
+            num_labels=len(self.data.label_names),
+            strengths=method.strengths,
+            folds=method.folds,
+            rule=method.rule,
             class_weight=method.class_weight,
             calibrate=method.calibrate,
-            validation=(columns["validation"], labels["validation"]) if "validation" in columns else None,
-            seed=seed,
-            device=device,
+            bias=split.bias,
+            validation=(vectors["validation"], labels["validation"]) if "validation" in vectors else None,
+            seed=self.seed,
         )
-        with torch.no_grad():
-            logits = torch.cat([forward(fit.params, block, False).cpu() for block in _blocks(columns["test"], device)])
-    parameters = {name: value.cpu() for name, value in fit.params.items()}
-    return TrainedHead(logits, partial(export_model, backbone, config, info, parameters), fit.report, parameters)
+        weight, bias = fit.weight.cpu(), fit.bias.cpu()
+        if self.data.task == "single_label":
+            fit.report["baselines"] = baselines(vectors["train"], labels["train"], vectors["test"], labels["test"])
+        logits = fit.logits(vectors["test"]).cpu()
+        if split.kind == "pooled":
+            return TrainedHead(logits, self._export_pooled([Dense(weight, bias)]), fit.report)
+        parameters = fold(split, weight, bias)
+        return TrainedHead(logits, self._export(parameters), fit.report, parameters)
+
+    def perceptron(self) -> TrainedHead:
+        """One hidden layer on pooled tokens, trained with AdamW."""
+        vectors, labels = self._vectors(), self._labels()
+        held = ({"features": vectors["validation"]}, labels["validation"]) if "validation" in vectors else None
+        fit = fit_mlp(
+            vectors["train"],
+            labels["train"],
+            task=self.data.task,
+            num_labels=len(self.data.label_names),
+            hidden=self.method.hidden or 0,
+            class_weight=self.method.class_weight,
+            calibrate=self.method.calibrate,
+            validation=held,
+            seed=self.seed,
+        )
+        logits = mlp_logits(fit.params, vectors["test"]).cpu()
+        weights = {name: value.cpu() for name, value in fit.params.items()}
+        layers = [
+            Dense(weights["hidden.weight"], weights["hidden.bias"], "torch.nn.modules.activation.GELU"),
+            Dense(weights["output.weight"], weights["output.bias"]),
+        ]
+        return TrainedHead(logits, self._export_pooled(layers), fit.report)
+
+    def native(self) -> TrainedHead:
+        """The model's own head, trained with AdamW on its forward replayed from the store."""
+        split = self.features.split
+        model = self.backbone.skeleton(self.config)
+        start = initial_head(model, set(split.head), self.seed)
+        if needs_weights(model, split):
+            model, _ = self.backbone.build(self.config)
+        columns = {name: _as_tensors(part, split) for name, part in self.features.parts.items()}
+        labels = self._labels()
+        with replaying(model, split) as replay:
+
+            def forward(parameters: dict[str, Tensor], kept: dict[str, Tensor], train: bool) -> Tensor:
+                _set_training(model, train)
+                return replay(kept, parameters)
+
+            fit = fit_native(
+                forward,
+                start,
+                columns["train"],
+                labels["train"],
+                task=self.data.task,
+                num_labels=len(self.data.label_names),
+                class_weight=self.method.class_weight,
+                calibrate=self.method.calibrate,
+                validation=(columns["validation"], labels["validation"]) if "validation" in columns else None,
+                seed=self.seed,
+                device=self.device,
+            )
+            with torch.no_grad():
+                blocks = [forward(fit.params, block, False).cpu() for block in _blocks(columns["test"], self.device)]
+        parameters = {name: value.cpu() for name, value in fit.params.items()}
+        return TrainedHead(torch.cat(blocks), self._export(parameters), fit.report, parameters)
+
+    def _vectors(self) -> dict[str, Tensor]:
+        return {name: part.columns["features"].to(self.device) for name, part in self.features.parts.items()}
+
+    def _labels(self) -> dict[str, Tensor]:
+        parts = self.features.parts
+        return {name: torch.from_numpy(part.split.labels).to(self.device) for name, part in parts.items()}
+
+    def _export(self, parameters: dict[str, Tensor]) -> Callable[[Path], None]:
+        return partial(export_model, self.backbone, self.config, self.features.space.info or {}, parameters)
+
+    def _export_pooled(self, layers: list[Dense]) -> Callable[[Path], None]:
+        pooling = self.features.split.pooling or ""
+        return partial(export_sentence_transformer, self.backbone, self.config, pooling, layers)
 
 
 def _as_tensors(part: Part, split: Split) -> dict[str, Tensor]:

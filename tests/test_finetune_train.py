@@ -23,7 +23,8 @@ from hftl.errors import BackboneError, HftlError, RecipeError, UserError
 from hftl.finetune import auto, train
 from hftl.finetune.loop import Loop
 from hftl.finetune.lora import linear_modules
-from hftl.finetune.train import Trained, assemble, build, finetune, settings
+from hftl.finetune.resume import settings
+from hftl.finetune.train import Trained, assemble, build, finetune
 from hftl.methods import FineTune, Full, LoRA, Partial
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -23,14 +23,15 @@ from hftl.data.splits import hold_out
 from hftl.errors import BackboneError, HftlError, RecipeError, UserError
 from hftl.finetune.augment import Augmentation, Mixing
 from hftl.finetune.auto import choose_lr, largest_micro_batch
-from hftl.finetune.checkpoint import Checkpoint, DamagedError, prune, read_checkpoint, read_newest
+from hftl.finetune.checkpoint import Checkpoint, DamagedError, prune, read_checkpoint
 from hftl.finetune.ema import Ema
 from hftl.finetune.evaluate import logits_of
 from hftl.finetune.groups import Depths, find_depths, freeze_below, parameter_groups
 from hftl.finetune.loop import Loop, Plan
 from hftl.finetune.lora import adapter_tensors, add_lora, lora_head, save_adapter
 from hftl.finetune.losses import Loss, class_weights
-from hftl.finetune.parallel import on_main, share, share_tensors
+from hftl.finetune.parallel import on_main, share_tensors
+from hftl.finetune.resume import flat, resumed, settings
 from hftl.finetune.rows import Encoder, TrainRows
 from hftl.finetune.state import is_sharded
 from hftl.matmul import speed_up
@@ -42,8 +43,6 @@ COMPILER = "inductor"
 # Their engines keep weights and moments where a checkpoint does not reach.
 UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
-# Settings that change neither a weight nor what is measured; a run may be resumed with others.
-NOT_IN_RESULT = ("keep", "save_every", "micro_batch")
 
 
 @dataclass
@@ -122,13 +121,13 @@ def finetune(
         speed_up(built.model)
     checkpoints = folder / "checkpoints"
     made_with = settings(method, backbone, data, seed)
-    checkpoint = _resumed(checkpoints, made_with, say) if resume else None
+    checkpoint = resumed(checkpoints, made_with, say) if resume else None
     if not resume and accelerator.is_main_process and any(checkpoints.glob("step-*")):
         raise UserError(f"{checkpoints} holds checkpoints; add --resume to go on, or give another folder with --out")
 
     loop, test = assemble(method, accelerator, built, backbone, data, seed, chooses, made_with, checkpoints, log)
     if track:
-        accelerator.init_trackers("hftl", config=_flat(made_with))
+        accelerator.init_trackers("hftl", config=flat(made_with))
     if not checkpoint and "auto" in (method.batch_size, method.micro_batch):
         loop.choose(micro_batch=largest_micro_batch(loop))
         say(f"batch     {loop.rows.batch_size} rows a step, {loop.rows.micro_batch} of them at a time on each process")
@@ -353,67 +352,6 @@ def assemble(
         log=tell,
     )
     return loop, test
-
-
-# ── resume ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def settings(method: FineTune, backbone: Backbone, data: Data, seed: int) -> dict[str, Any]:
-    """Everything that a result depends on, which a resumed run must have in common with the one that began."""
-    chosen = {name: value for name, value in method.model_dump().items() if name not in NOT_IN_RESULT}
-    return {
-        "method": chosen,
-        "seed": seed,
-        "backbone": {"name": backbone.name, "commit": backbone.commit},
-        "task": data.task,
-        "labels": data.label_names,
-        "rows": [len(data.train), len(data.validation) if data.validation else 0],
-    }
-
-
-def _resumed(checkpoints: Path, made_with: Mapping[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint, read by the main process and told to all.
-
-    Raises:
-        UserError: all are damaged, or it was made with other settings.
-    """
-
-    def read() -> Checkpoint | None:
-        checkpoint, problems = read_newest(checkpoints)
-        for problem in problems:
-            say(f"resume    {problem}")
-        if checkpoint is None:
-            say("resume    there is no checkpoint yet; starting anew")
-            return None
-        other = differences(checkpoint.state["made_with"], made_with)
-        if other:
-            raise UserError(f"the checkpoint was made with other settings ({other}); use the same, or start anew")
-        return checkpoint
-
-    checkpoint = on_main(read)
-    told = share([checkpoint.step, checkpoint.state, list(checkpoint.tensors)] if checkpoint else None)
-    if told is None:
-        return None
-    step, state, parts = told
-    tensors = {part: share_tensors(checkpoint.tensors[part] if checkpoint else None) for part in parts}
-    return Checkpoint(step, state, tensors)
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs between two settings, for a person."""
-    old, new = _flat(before), _flat(now)
-    names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-    return ", ".join(f"{name} was {old.get(name)} and is {new.get(name)}" for name in names)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value if isinstance(value, (int, float, str)) else str(value)
-    return flat
 
 
 # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────────
