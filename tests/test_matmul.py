@@ -11,13 +11,16 @@ from hftl.matmul import matmul, speed_up
 
 @pytest.mark.parametrize("rows", [(1, 48), (7, 48), (3, 5, 48), (2, 3, 5, 48), (0, 48), (48,)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_fast_layer_and_its_gradients_are_those_of_float64(rows: tuple[int, ...], bias: bool) -> None:
+@pytest.mark.parametrize("rows_vary", [True, False])
+def test_a_fast_layer_and_its_gradients_are_those_of_float64(
+    rows: tuple[int, ...], bias: bool, rows_vary: bool
+) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(48, 33, bias=bias)
     exact = nn.Linear(48, 33, bias=bias).double()
     exact.load_state_dict(layer.state_dict())
     inputs = torch.randn(rows)
-    speed_up(layer)
+    speed_up(layer, rows_vary=rows_vary)
 
     found = _outputs(layer, inputs)
     expected = _outputs(exact, inputs.double())

@@ -118,7 +118,7 @@ def finetune(
     accelerator = _accelerator(method, folder, track)
     built = build(method, backbone, config, share_tensors(dict(start) if start else None), seed)
     if not method.compile:
-        speed_up(built.model)
+        speed_up(built.model, rows_vary=backbone.wants == "text")
     checkpoints = folder / "checkpoints"
     made_with = settings(method, backbone, data, seed)
     checkpoint = resumed(checkpoints, made_with, say) if resume else None
