@@ -101,7 +101,7 @@ def job(arguments: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     """Backbone, configuration without dropout, data of exactly so many full batches, and the method."""
     from dataclasses import replace
 
-    from hftl.data import Split, load_data
+    from hftl.data import load_data
     from hftl.methods import Full, LoRA
     from hftl.registry import BackboneOptions, find, load
 
@@ -113,7 +113,7 @@ def job(arguments: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     rows = np.random.default_rng(0).permutation(len(data.train))[: arguments.steps * arguments.batch]
     rows = rows[: len(rows) // arguments.batch * arguments.batch]
     parts = {
-        name: Split(name, split.inputs.select(chosen), split.labels[chosen])
+        name: split.select(chosen)
         for name, split, chosen in (("train", data.train, rows), ("test", data.test, np.arange(2)))
     }
     data = replace(data, **parts, validation=None)

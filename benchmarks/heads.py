@@ -9,7 +9,7 @@ Each round times, one after another and on the same features (standardised, floa
 
 It prints the times, the largest gradient entry of each solution, recomputed in float64, and the medians of the
 rounds' ratios. The job may end its path before the weakest strengths, where they have clearly made it worse.
-``--features FILE.safetensors`` (x_train, y_train, x_test, y_test) takes real features instead of generated ones;
+``--features FILE.safetensors``, as ``hftl features RECIPE --export`` writes it, takes real ones for generated ones;
 ``--parity`` compares the solutions instead of the times: scikit-learn to a gradient of 1e-8 beside ``fit_linear`` at
 its defaults, for three strengths. ``--large`` adds 100,000 x 768 x 100, for ``fit_linear`` only. ``--device cuda``
 computes hftl's heads on a GPU. On a machine that does other work, ``--threads 1`` and the environment variable
@@ -19,6 +19,7 @@ OMP_NUM_THREADS=1 keep threads from waiting for one another.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -55,6 +56,19 @@ def generated(rows: int, dim: int, classes: int) -> dict[str, Tensor]:
         "y_train": labels[:rows],
         "x_test": features[rows:],
         "y_test": labels[rows:],
+    }
+
+
+def exported(path: Path) -> dict[str, Tensor]:
+    """Training and test rows of a matrix of features."""
+    with safe_open(path, "pt") as file:
+        splits = np.array(json.loads(file.metadata()["splits"]))
+        features, labels = file.get_tensor("features"), file.get_tensor("labels")
+    parts = {split: torch.from_numpy(np.flatnonzero(splits == split)) for split in ("train", "test")}
+    return {
+        f"{letter}_{split}": of[rows]
+        for split, rows in parts.items()
+        for letter, of in (("x", features), ("y", labels))
     }
 
 
@@ -199,7 +213,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with threadpool_limits(arguments.threads):
-        data = load_file(arguments.features) if arguments.features else generated(10_003, 384, 77)
+        data = exported(arguments.features) if arguments.features else generated(10_003, 384, 77)
         if arguments.parity:
             parity(data, arguments.device)
             return

@@ -40,17 +40,18 @@ def jobs(data: Path) -> dict[str, Recipe]:
     }
 
 
-def best_of_grid(recipe: Recipe) -> float:
+def best_of_grid(recipe: Recipe) -> tuple[float, float]:
+    """The best accuracy on the test split, and the strength that gives it."""
     matrix = compute_features(recipe, quiet=True)
     train, labels = (value.numpy() for value in matrix.of("train"))
     test, truth = (value.numpy() for value in matrix.of("test"))
-    best = 0.0
+    found = []
     for strength in STRENGTHS:
         for scaled in (True, False):
             head = LogisticRegression(C=strength, max_iter=300)
             model = make_pipeline(StandardScaler(), head) if scaled else head
-            best = max(best, float(np.mean(model.fit(train, labels).predict(test) == truth)))
-    return best
+            found.append((float(np.mean(model.fit(train, labels).predict(test) == truth)), strength))
+    return max(found)
 
 
 def main() -> None:
@@ -70,9 +71,14 @@ def main() -> None:
             assert done is not None
         mine = done.metrics["eval"]["accuracy"]
         started = time.perf_counter()
-        best = best_of_grid(recipe)
+        best, c = best_of_grid(recipe)
         seconds = time.perf_counter() - started
-        print(f"| {name} | {mine:.4f} | {best:.4f} ({seconds:.0f} s) | {100 * (mine - best):+.2f} |", flush=True)
+        chosen = f"C = {1 / done.metrics['head']['chosen']:.2g}" if "path" in done.metrics["head"] else "trained"
+        print(
+            f"| {name} | {mine:.4f} ({chosen}) | {best:.4f} (C = {c:g}, {seconds:.0f} s) "
+            f"| {100 * (mine - best):+.2f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -226,5 +226,4 @@ def _without(part: Part, bad: Mapping[int, object]) -> Part:
     if not bad:
         return part
     good = np.setdiff1d(np.arange(len(part.digests)), list(bad))
-    split = DataSplit(part.split.name, part.split.inputs.select(good), part.split.labels[good])
-    return Part(split, part.digests[good])
+    return Part(part.split.select(good), part.digests[good])

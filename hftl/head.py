@@ -72,7 +72,7 @@ def train_head(
     """
     job = _Job(method, backbone, config, features, data, seed, device)
     if method.hidden:
-        return job.perceptron()
+        return job.perceptron(method.hidden)
     return job.native() if features.split.kind == "replay" else job.linear()
 
 
@@ -115,7 +115,7 @@ class _Job:
         parameters = fold(split, weight, bias)
         return TrainedHead(logits, self._export(parameters), fit.report, parameters)
 
-    def perceptron(self) -> TrainedHead:
+    def perceptron(self, hidden: int) -> TrainedHead:
         """One hidden layer on pooled tokens, trained with AdamW."""
         vectors, labels = self._vectors(), self._labels()
         held = ({"features": vectors["validation"]}, labels["validation"]) if "validation" in vectors else None
@@ -124,7 +124,7 @@ class _Job:
             labels["train"],
             task=self.data.task,
             num_labels=len(self.data.label_names),
-            hidden=self.method.hidden or 0,
+            hidden=hidden,
             class_weight=self.method.class_weight,
             calibrate=self.method.calibrate,
             validation=held,

@@ -89,7 +89,7 @@ def measured(labels: list[str]) -> dict[str, Any]:
         "head": {
             "chosen": 0.5,
             "chosen_on": "3 folds",
-            "calibration": {"temperature": 1.5, "rows": 30, "before": values, "after": values},
+            "calibration": {"temperature": 1.5, "rows": 30, "folded": True, "before": values, "after": values},
         },
         "features": {"truncated": 0},
         "rows": {"train": 30, "test": 20},

@@ -194,6 +194,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def select(self, rows: np.ndarray, name: str | None = None) -> Split:
+        """Some of its rows, by position; under another name where one is given."""
+        return Split(name or self.name, self.inputs.select(rows), self.labels[rows])
+
 
 @dataclass(frozen=True)
 class Data:

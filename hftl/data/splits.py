@@ -42,11 +42,7 @@ def make_splits(
     how = ", stratified" if encoded.task == "single_label" else ""
     share = f"{test_size:.0%} of {plural(len(whole), 'row')} ({len(drawn):,})"
     note = f"no evaluation split: {share} set aside{how}, seed {seed}"
-    return {"train": _take(whole, "train", stays), "test": _take(whole, "test", drawn)}, [note]
-
-
-def _take(split: Split, name: str, rows: Indices) -> Split:
-    return Split(name, split.inputs.select(rows), split.labels[rows])
+    return {"train": whole.select(stays, "train"), "test": whole.select(drawn, "test")}, [note]
 
 
 def shared_rows(train: Split, test: Split) -> list[str]:

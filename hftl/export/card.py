@@ -255,7 +255,8 @@ def _limitations(made: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[st
         )
     if made["backbone"].get("pickled"):
         found.append("The backbone's weights were published as a pickle; they were read as nothing but tensors.")
-    if task != "regression" and not metrics.get("head", {}).get("calibration", {"folded": False}).get("folded", True):
+    calibration = metrics.get("head", {}).get("calibration")
+    if task != "regression" and not (calibration and calibration["folded"]):
         found.append("The scores were not calibrated: they rank labels, but are no probabilities.")
     return found
 

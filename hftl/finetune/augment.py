@@ -97,7 +97,7 @@ def trivial_augment(image: Image.Image, random: np.random.Generator) -> Image.Im
 
     As good as RandAugment in the paper's comparison, and without its two parameters.
     """
-    operation = OPERATIONS[list(OPERATIONS)[random.integers(len(OPERATIONS))]]
+    operation = list(OPERATIONS.values())[random.integers(len(OPERATIONS))]
     return operation(image, random.integers(31) / 30 * random.choice((-1, 1)))
 
 

@@ -115,7 +115,7 @@ def without_bad_rows(backbone: Backbone, data: Data) -> tuple[Data, list[BadRowE
         problems = list(ahead(problem, range(len(split)), encoder.workers))
         bad.extend(error for error in problems if error)
         good = np.array([row for row, error in enumerate(problems) if not error], dtype=np.int64)
-        return Split(split.name, split.inputs.select(good), split.labels[good])
+        return split.select(good)
 
     validation = readable(data.validation) if data.validation else None
     return replace(data, train=readable(data.train), validation=validation, test=readable(data.test)), bad

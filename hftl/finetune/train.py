@@ -18,7 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
 from hftl.backbones.protocol import Backbone
-from hftl.data import Data, Split
+from hftl.data import Data
 from hftl.data.splits import hold_out
 from hftl.errors import BackboneError, HftlError, RecipeError, UserError
 from hftl.finetune.augment import Augmentation, Mixing
@@ -218,11 +218,7 @@ def splits(data: Data, method: FineTune, seed: int, say: Callable[[str], None]) 
         return data, False
     stays, drawn = hold_out(data.train.labels, data.task, SET_ASIDE, seed)
     say(f"epochs    {len(drawn):,} training rows set aside to choose the epoch, seed {seed}")
-    train, validation = (
-        Split(name, data.train.inputs.select(rows), data.train.labels[rows])
-        for name, rows in (("train", stays), ("validation", drawn))
-    )
-    return replace(data, train=train, validation=validation), True
+    return replace(data, train=data.train.select(stays), validation=data.train.select(drawn, "validation")), True
 
 
 # ── how it is trained ────────────────────────────────────────────────────────────────────────────────────────────────
