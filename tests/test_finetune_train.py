@@ -77,7 +77,7 @@ def test_gradients_do_not_depend_on_how_the_batch_is_cut(
     loop = loop_of(method, backbone, data, tmp_path)
     step = next(loop.rows.epoch(0))
     model, _ = backbone.build(backbone.config(data.task, data.label_names))
-    model.load_state_dict(loop.model.state_dict())
+    model.load_state_dict(loop.engine.model.state_dict())
     device = loop.accelerator.device
     whole = backbone.collate(backbone.encode([data.train.inputs[i] for i in step.rows], ["row"] * 32))
     labels = torch.from_numpy(data.train.labels[list(step.rows)]).to(device)
@@ -90,7 +90,7 @@ def test_gradients_do_not_depend_on_how_the_batch_is_cut(
     assert len(step.micro_batches) == -(-32 // micro_batch)
     torch.testing.assert_close(summed / step.weight, expected.detach())
     theirs = dict(model.named_parameters())
-    for name, parameter in loop.trained.items():
+    for name, parameter in loop.engine.trained.items():
         torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-4, atol=1e-6)
 
 
@@ -105,7 +105,7 @@ def test_gradient_checkpointing_changes_no_result(backbone: ImageBackbone, data:
 
     loop = loop_of(method, backbone, data, tmp_path)
     loop.prepare_epoch(0)
-    loop.model.vit.layers[0].attention.register_forward_hook(count)
+    loop.engine.model.vit.layers[0].attention.register_forward_hook(count)
     loop.accumulate(next(loop.rows.epoch(0)), 0)
     assert calls == 2
 

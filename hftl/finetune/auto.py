@@ -29,15 +29,15 @@ PRINTED = 12
 @contextmanager
 def undone(loop: Loop) -> Iterator[None]:
     """Whatever is trained meanwhile is put back: weights, running statistics, the optimizer, the scaler of float16."""
-    weights = {name: value.clone() for name, value in loop.weights().items()}
+    weights = {name: value.clone() for name, value in loop.engine.weights().items()}
     scaler = loop.accelerator.scaler.state_dict() if loop.accelerator.scaler else None
     with torch.random.fork_rng():
         try:
             yield
         finally:
-            loop.optimizer.zero_grad(set_to_none=True)
-            loop.optimizer.optimizer.state.clear()
-            loop.load_weights(weights)
+            loop.engine.forget_gradient()
+            loop.engine.load_moments({})
+            loop.engine.load_weights(weights)
             if scaler:
                 loop.accelerator.scaler.load_state_dict(scaler)
 
@@ -72,10 +72,10 @@ def _fits(loop: Loop, size: int) -> bool:
             loop.prepare_epoch(loop.plan.epochs - 1)
             # Not the wrapped model, for processes that run out of memory at different times would wait for one another.
             batch = loop.rows.batch(0, _longest(loop, size)).to(loop.accelerator.device)
-            loss = loop.loss(loop.model(**batch.inputs).logits, batch.targets, batch.counted)
+            loss = loop.loss(loop.engine.model(**batch.inputs).logits, batch.targets, batch.counted)
             loop.accelerator.backward(loss / size)
             loop.set_lr(0.0)
-            loop.optimizer.step()
+            loop.engine.optimizer.step()
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
             raise
@@ -135,7 +135,7 @@ def range_test(loop: Loop) -> list[tuple[float, float]]:
             lr = LOWEST * (HIGHEST / LOWEST) ** (number / (STEPS - 1))
             loop.set_lr(lr)
             summed = loop.accumulate(step, number)
-            loop.accelerator.clip_grad_norm_(list(loop.trained.values()), loop.plan.clip)
+            loop.engine.clip()
             loss = float(together(summed / step.weight))
             if not math.isfinite(loss):
                 break
@@ -145,8 +145,7 @@ def range_test(loop: Loop) -> list[tuple[float, float]]:
             curve.append((lr, smoothed))
             if smoothed > DIVERGED * best:
                 break
-            loop.optimizer.step()
-            loop.optimizer.zero_grad(set_to_none=True)
+            loop.engine.step()
     return curve
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hftl.finetune.state import assign
+from hftl.finetune.engine import assign
 
 
 class Ema:

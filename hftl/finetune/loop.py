@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from hftl.errors import HftlError, Interrupted
 from hftl.finetune.checkpoint import Checkpoint, prune, step_name, write_checkpoint
 from hftl.finetune.ema import Ema
+from hftl.finetune.engine import Engine, whole
 from hftl.finetune.evaluate import logits_of
 from hftl.finetune.groups import Depths, set_modes
 from hftl.finetune.losses import Loss
 from hftl.finetune.parallel import on_main, together
 from hftl.finetune.rows import Batch, Encoder, Step, TrainRows
 from hftl.finetune.schedule import Schedule, lr_factor
-from hftl.finetune.state import assign, optimizer_state, restore_optimizer, whole
 from hftl.finetune.stop import StopSignals
 from hftl.metrics import evaluate_predictions
 
@@ -47,7 +47,6 @@ class Plan:
         epochs: passes over the rows.
         schedule: how the learning rate falls.
         warmup: share of the steps in which it rises.
-        clip: largest norm of the gradient; infinite for no clipping.
         unfreeze: one more block in each epoch.
         patience: epochs without a better result before it stops; None for never.
         chooses: whether the best epoch is kept, rather than the last.
@@ -59,7 +58,6 @@ class Plan:
     epochs: int
     schedule: Schedule = "cosine"
     warmup: float = 0.0
-    clip: float = math.inf
     unfreeze: bool = False
     patience: int | None = None
     chooses: bool = False
@@ -89,9 +87,7 @@ class Loop:
 
     Args:
         accelerator: knows processes, devices and precision.
-        model: the model itself, of which ``wrapped`` may be a distributed wrapper; on its device.
-        wrapped: what is called to train.
-        optimizer: with the groups of `hftl.finetune.groups.parameter_groups`.
+        engine: holds the model, and the optimizer with the groups of `hftl.finetune.groups.parameter_groups`.
         loss: of logits and targets.
         rows: the training rows.
         watched: the split that is evaluated after each epoch.
@@ -107,9 +103,7 @@ class Loop:
     def __init__(
         self,
         accelerator: Accelerator,
-        model: nn.Module,
-        wrapped: nn.Module,
-        optimizer: Any,
+        engine: Engine,
         *,
         loss: Loss,
         rows: TrainRows,
@@ -123,9 +117,7 @@ class Loop:
         log: Callable[..., None],
     ) -> None:
         self.accelerator = accelerator
-        self.model = model
-        self.wrapped = wrapped
-        self.optimizer = optimizer
+        self.engine = engine
         self.loss = loss
         self.rows = rows
         self.watched = watched
@@ -136,7 +128,6 @@ class Loop:
         self.made_with = made_with
         self.folder = folder
         self.log = log
-        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.progress = Progress()
         self.chosen: dict[str, Any] = {}
         self.signals = StopSignals()
@@ -153,7 +144,7 @@ class Loop:
         if "micro_batch" in chosen:
             self.rows.micro_batch = chosen["micro_batch"]
         if "lr" in chosen:
-            for group in self.optimizer.param_groups:
+            for group in self.engine.param_groups:
                 group["base_lr"] *= chosen["lr"]
 
     # ── the loop ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -183,24 +174,21 @@ class Loop:
     def prepare_epoch(self, epoch: int) -> None:
         """Thaw what trains in an epoch, and put modules into training or eval mode."""
         if self.plan.unfreeze:
-            for name, parameter in self.trained.items():
+            for name, parameter in self.engine.trained.items():
                 parameter.requires_grad_(self.depths.of[name] > self.depths.blocks - epoch)
-        set_modes(self.model)
+        set_modes(self.engine.model)
 
     def _step(self, epoch: int, step: Step) -> bool:
         """One optimizer step; whether any process was asked to stop."""
         started = time.monotonic()
         lr = self.set_lr(lr_factor(self.progress.step, self.total, self.warmup, self.plan.schedule))
         summed = self.accumulate(step, self.progress.step)
-        norm = self.accelerator.clip_grad_norm_(list(self.trained.values()), self.plan.clip)
+        self.engine.clip()
         told = together(torch.stack([summed / step.weight, summed.new_tensor(float(self.signals.asked))]))
         loss, asked = told.tolist()
-        norm = float(whole(norm))
-        # A scaler of float16 gradients meets infinite ones now and then, skips the step and lowers its scale.
+        norm = self.engine.step() if math.isfinite(loss) else math.nan
         if not math.isfinite(loss) or not (math.isfinite(norm) or self.accelerator.scaler):
             self._not_finite(epoch, step, loss, norm, lr)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.update(self.progress.step)
         self.progress.step += 1
@@ -215,24 +203,24 @@ class Loop:
         summed = torch.zeros((), device=self.accelerator.device)
         for i, batch in enumerate(step.micro_batches):
             torch.manual_seed(seed_of(self.plan.seed, number, self.rows.rank, i))
-            with nullcontext() if i == last else self.accelerator.no_sync(self.wrapped):
+            with self.engine.micro_batch(last=i == last):
                 loss = self._loss(batch.to(self.accelerator.device))
                 # Processes' gradients are averaged, and what is due is their sum.
-                self.accelerator.backward(loss * (world / step.weight))
+                self.engine.backward(loss * (world / step.weight))
             summed += loss.detach()
         return summed
 
     def _loss(self, batch: Batch) -> Tensor:
-        return self.loss(self.wrapped(**batch.inputs).logits, batch.targets, batch.counted)
+        return self.loss(self.engine.wrapped(**batch.inputs).logits, batch.targets, batch.counted)
 
     def set_lr(self, factor: float) -> float:
         """Multiply the learning rates of all groups; returns the largest."""
-        for group in self.optimizer.param_groups:
+        for group in self.engine.param_groups:
             group["lr"] = group["base_lr"] * factor
-        return float(max(group["lr"] for group in self.optimizer.param_groups))
+        return float(max(group["lr"] for group in self.engine.param_groups))
 
     def _not_finite(self, epoch: int, step: Step, loss: float, norm: float, lr: float) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        self.engine.forget_gradient()
         self.save()
         names = [self.rows.encoder.split.inputs.name(row) for row in step.rows]
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
@@ -254,7 +242,7 @@ class Loop:
             if self._is_best():
                 self.progress.best = epoch
                 if self.plan.chooses:
-                    self._write("best", {"model": self.weights()})
+                    self._write("best", {"model": self.engine.weights()})
         self.log("epoch", **self.progress.history[-1])
         self.save()
         told = together(torch.tensor(float(self.signals.asked), device=self.accelerator.device))
@@ -263,7 +251,7 @@ class Loop:
 
     def measure(self) -> dict[str, float | None]:
         """Metrics of the watched split, each row counted once; the same on every process."""
-        logits = logits_of(self.accelerator, self.model, self.watched, self.rows.micro_batch)
+        logits = logits_of(self.accelerator, self.engine.model, self.watched, self.rows.micro_batch)
         found = evaluate_predictions(self.loss.task, logits.numpy(), self.watched.split.labels, self.label_names)
         return {name: value for name, value in found.items() if value is None or isinstance(value, float)}
 
@@ -283,22 +271,13 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint and remove old ones."""
-        tensors = {
-            "model": self.weights(),
-            "optimizer": optimizer_state(self.optimizer.optimizer, self.trained),
-        }
+        tensors = {"model": self.engine.weights(), "optimizer": self.engine.moments()}
         if self.ema:
             tensors["ema"] = {name: whole(value) for name, value in self.ema.averages.items()}
         self._write(step_name(self.progress.step), tensors)
         if self.accelerator.is_main_process:
             prune(self.folder, self.plan.keep)
         self.log("checkpoint", step=self.progress.step)
-
-    def weights(self) -> dict[str, Tensor]:
-        """What training changes: trained parameters, and buffers such as running statistics."""
-        saved = set(self.model.state_dict())
-        buffers = {name: value for name, value in self.model.named_buffers() if name in saved}
-        return {name: whole(value).cpu() for name, value in {**self.trained, **buffers}.items()}
 
     def _write(self, name: str, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         state = {
@@ -317,19 +296,12 @@ class Loop:
         state = checkpoint.state
         self.progress = Progress(state["step"], state["losses"], state["history"], state["best"])
         self.choose(**state["chosen"])
-        self.load_weights(checkpoint.tensors["model"])
-        restore_optimizer(self.optimizer.optimizer, self.trained, checkpoint.tensors["optimizer"])
+        self.engine.load_weights(checkpoint.tensors["model"])
+        self.engine.load_moments(checkpoint.tensors["optimizer"])
         if self.ema:
             self.ema.load(checkpoint.tensors["ema"])
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-
-    @torch.no_grad()
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Set the parameters and buffers that training changes."""
-        buffers = dict(self.model.named_buffers())
-        for name, value in weights.items():
-            assign(self.trained[name] if name in self.trained else buffers[name], value)
 
 
 def seed_of(seed: int, step: int, rank: int, micro_batch: int) -> int:

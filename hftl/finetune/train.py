@@ -25,6 +25,7 @@ from hftl.finetune.augment import Augmentation, Mixing
 from hftl.finetune.auto import choose_lr, largest_micro_batch
 from hftl.finetune.checkpoint import Checkpoint, DamagedError, prune, read_checkpoint
 from hftl.finetune.ema import Ema
+from hftl.finetune.engine import Engine
 from hftl.finetune.evaluate import logits_of
 from hftl.finetune.groups import Depths, find_depths, freeze_below, parameter_groups
 from hftl.finetune.loop import Loop, Plan
@@ -33,15 +34,12 @@ from hftl.finetune.losses import Loss, class_weights
 from hftl.finetune.parallel import on_main, share_tensors
 from hftl.finetune.resume import flat, resumed, settings
 from hftl.finetune.rows import Encoder, TrainRows
-from hftl.finetune.state import is_sharded
 from hftl.matmul import speed_up
 from hftl.methods import FineTune, LoRA, Partial
 
 DEFAULT_BATCH = 32
 SET_ASIDE = 0.1
 COMPILER = "inductor"
-# Their engines keep weights and moments where a checkpoint does not reach.
-UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
 
 
@@ -144,7 +142,7 @@ def finetune(
     for tracker in accelerator.trackers:
         # Not accelerator.end_training, which also ends the processes' group while the model still holds on to it.
         tracker.finish()
-    if is_sharded(built.model):
+    if loop.engine.is_spread:
         built = unsharded(loop, method, backbone, config, seed)
     seconds = time.monotonic() - started
     return Trained(
@@ -189,7 +187,7 @@ def build(method: FineTune, backbone: Backbone, config: Any, start: Mapping[str,
 
 def unsharded(loop: Loop, method: FineTune, backbone: Backbone, config: Any, seed: int) -> Built:
     """The trained model in one piece, for export: built again, with the weights that training changed."""
-    weights = loop.weights()
+    weights = loop.engine.weights()
     built = build(method, backbone, config, {}, seed)
     with torch.no_grad():
         for name, value in [*built.model.named_parameters(), *built.model.named_buffers()]:
@@ -260,9 +258,14 @@ def _accelerator(method: FineTune, folder: Path, track: Sequence[str]) -> Accele
         # Accelerate would train in float32 and say nothing.
         raise UserError("mixed_precision=fp16 trains on GPUs only; use bf16, or leave it out")
     kind = accelerator.distributed_type
-    if kind in UNSUPPORTED or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
+    if kind == DistributedType.DEEPSPEED:
+        from hftl.finetune.zero import prepare_for_zero
+
+        prepare_for_zero(accelerator, method)
+    # These two keep weights and moments where a checkpoint does not reach.
+    elif kind == DistributedType.MEGATRON_LM or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
         raise UserError(
-            f"fine-tuning does not run on {kind.value}; launch with accelerate's MULTI_GPU or FSDP version 2"
+            f"fine-tuning does not run on {kind.value}; launch with accelerate's MULTI_GPU, FSDP version 2 or DEEPSPEED"
         )
     return accelerator
 
@@ -297,7 +300,13 @@ def assemble(
         weight_decay=method.weight_decay,
     )
     fused = accelerator.device.type in ("cpu", "cuda")
-    wrapped, optimizer = accelerator.prepare(model, torch.optim.AdamW(groups, lr=lr, fused=fused))
+    optimizer, clip = torch.optim.AdamW(groups, lr=lr, fused=fused), method.clip or math.inf
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from hftl.finetune.zero import ZeroEngine
+
+        engine: Engine = ZeroEngine(accelerator, model, optimizer, clip, backbone.probes()[0])
+    else:
+        engine = Engine(accelerator, model, optimizer, clip)
     batch_size = DEFAULT_BATCH if method.batch_size == "auto" else method.batch_size
     share_of_one = math.ceil(batch_size / accelerator.num_processes)
     rows = TrainRows(
@@ -319,24 +328,20 @@ def assemble(
         if event in ("step", "epoch") and accelerator.trackers:
             accelerator.log(numbers, step=values["step"])
 
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     loop = Loop(
         accelerator,
-        model,
-        wrapped,
-        optimizer,
+        engine,
         loss=loss,
         rows=rows,
         watched=Encoder(backbone, data.validation) if data.validation else test,
         label_names=data.label_names,
         depths=built.depths,
-        ema=Ema(trained, method.ema) if method.ema else None,
+        ema=Ema(engine.trained, method.ema) if method.ema else None,
         plan=Plan(
             seed,
             method.epochs,
             method.schedule,
             method.warmup,
-            method.clip or math.inf,
             method.unfreeze,
             method.patience,
             chooses,
@@ -364,10 +369,10 @@ def _settle(loop: Loop, checkpoints: Path, chooses: bool) -> None:
                 raise HftlError(f"the best epoch's weights in {checkpoints / 'best'} are damaged: {error}") from error
 
         best = on_main(read)
-        loop.load_weights(share_tensors(best.tensors["model"] if best else None))
+        loop.engine.load_weights(share_tensors(best.tensors["model"] if best else None))
     elif loop.ema:
         with torch.no_grad():
-            for name, parameter in loop.trained.items():
+            for name, parameter in loop.engine.trained.items():
                 parameter.copy_(loop.ema.averages[name])
     if loop.accelerator.is_main_process:
         prune(checkpoints, loop.plan.keep)
@@ -404,7 +409,7 @@ def _report(loop: Loop, built: Built, seconds: float, before: int) -> dict[str, 
     return {
         "parameters": {
             "all": sum(p.numel() for p in parameters),
-            "trained": sum(p.numel() for p in loop.trained.values()),
+            "trained": sum(p.numel() for p in loop.engine.trained.values()),
         },
         "steps": loop.progress.step,
         "resumed_at": before or None,
@@ -412,7 +417,7 @@ def _report(loop: Loop, built: Built, seconds: float, before: int) -> dict[str, 
         "kept_epoch": loop.progress.best if loop.plan.chooses else len(loop.progress.history) - 1,
         "batch_size": loop.rows.batch_size,
         "micro_batch": loop.rows.micro_batch,
-        "lr": max(group["base_lr"] for group in loop.optimizer.param_groups),
+        "lr": max(group["base_lr"] for group in loop.engine.param_groups),
         "processes": loop.accelerator.num_processes,
         "mixed_precision": loop.accelerator.mixed_precision,
         "peak_memory_bytes": peak,

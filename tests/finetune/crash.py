@@ -19,14 +19,17 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
 from finetune import small
 from torch import nn
@@ -82,8 +85,9 @@ def start(world: int, work: Callable[[], None], machines: int = 1) -> list[int]:
                         "LOCAL_WORLD_SIZE": str(world // machines),
                         "MASTER_ADDR": "127.0.0.1",
                         "MASTER_PORT": str(port),
-                        "ACCELERATE_USE_CPU": "true",
                     }
+                    if "ACCELERATE_USE_DEEPSPEED" not in os.environ:
+                        os.environ["ACCELERATE_USE_CPU"] = "true"
                 refuse_pickles()
                 faulthandler.dump_traceback_later(TIMEOUT - 15, exit=False)
                 work()
@@ -203,10 +207,12 @@ class Runs:
     def differences(self, folder: Path) -> list[str]:
         """What is not bitwise as in the run that was never killed."""
         last = Path("checkpoints") / step_name(STEPS)
-        files = [last / f"{name}.safetensors" for name in ("model", "optimizer", "ema")]
-        files += [last / "state.json", Path("model/model.safetensors"), Path("adapter/adapter_model.safetensors")]
+        files = [last / f"{name}.safetensors" for name in ("model", "optimizer")]
+        files += [last / "ema.safetensors"] if self.options["ema"] else []
+        files += [last / "state.json", Path("model/model.safetensors")]
+        files += [Path("adapter/adapter_model.safetensors")] if self.method == "lora" else []
         found = []
-        for file in files[: None if self.method == "lora" else -1]:
+        for file in files:
             mine, theirs = folder / file, self.whole / file
             if not mine.exists() or mine.read_bytes() != theirs.read_bytes():
                 found.append(str(file))
@@ -302,6 +308,44 @@ def sharded(root: Path, model: Path) -> dict[str, Any]:
     return {"killed": killed, "worst": max(float((one[name] - two[name]).abs().max()) for name in one)}
 
 
+def zero(root: Path, model: Path) -> dict[str, Any]:
+    """Runs under DeepSpeed on two processes, killed and resumed, and beside one process without it."""
+    from safetensors.torch import load_file
+
+    found = {}
+    for method, stage in (("full", 2), ("full", 3), ("lora", 3)):
+        alone = Runs(root / f"beside-{stage}", model, method, 1, ema=None)
+        with deepspeed_on_cpus(stage):
+            runs = Runs(root / f"zero-{stage}", model, method, 2, ema=None)
+            killed = [runs.killed(number, [5], random.Random(0)) for number in (signal.SIGKILL, signal.SIGTERM)]
+        one, two = (load_file(run.whole / "model" / "model.safetensors") for run in (alone, runs))
+        worst = max(float((one[name] - two[name]).abs().max()) for name in one)
+        found[f"{method}-{stage}"] = {"killed": killed, "worst": worst}
+    return found
+
+
+@contextmanager
+def deepspeed_on_cpus(stage: int) -> Iterator[None]:
+    """What ``accelerate launch --use_deepspeed`` sets; and gloo, which accelerate does not choose on CPUs by itself."""
+    prepare = PartialState._prepare_backend
+
+    def with_gloo(self: PartialState, cpu: bool = False, sagemaker_dp: bool = False, backend: str | None = None) -> Any:
+        return prepare(self, cpu, sagemaker_dp, backend or "gloo")
+
+    PartialState._prepare_backend = with_gloo  # type: ignore[method-assign]
+    asked = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage), "DS_ACCELERATOR": "cpu"}
+    os.environ |= asked
+    # Once, and before pickles are refused: what DeepSpeed imports from torch derives classes from pickle's.
+    import_module("deepspeed")
+    import_module("torch._inductor.codecache")
+    try:
+        yield
+    finally:
+        PartialState._prepare_backend = prepare  # type: ignore[method-assign]
+        for name in asked:
+            del os.environ[name]
+
+
 class Passing(nn.Module):
     """Logits are what the row holds; a row of the wrong number would show."""
 
@@ -364,6 +408,7 @@ def main(root: Path, rounds: int) -> None:
     for world in (1, 2, 3):
         found["metrics"][str(world)] = exact_metrics(root, world)
     found["sharded"] = sharded(root, without)
+    found["zero"] = zero(root, without) if find_spec("deepspeed") else None
     found["worlds"] = same_result_on_two(root, without)
     print(json.dumps(found))
 
