@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,29 @@ def test_two_machines_of_one_process_train_what_two_processes_do(crashed: dict[s
     assert crashed["worlds"]["machines"] is True
 
 
-def test_weights_spread_over_two_processes_are_saved_resumed_and_exported_whole(crashed: dict[str, Any]) -> None:
-    sharded = crashed["sharded"]
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_weights_that_fsdp2_spreads_are_saved_resumed_and_exported_whole(crashed: dict[str, Any], method: str) -> None:
+    run = crashed["sharded"][method]
 
-    assert [run["differs"] for run in sharded["killed"]] == [[], []]
-    assert [run["codes"] for run in sharded["killed"]] == [[[-9, -9], [0, 0]], [[130, 130], [0, 0]]]
-    assert sharded["worst"] < 5e-4
+    assert [killed["differs"] for killed in run["killed"]] == [[], []]
+    assert [killed["codes"] for killed in run["killed"]] == [[[-9, -9], [0, 0]], [[130, 130], [0, 0]]]
+    assert run["worst"] < 5e-4
+
+
+@pytest.mark.skipif(not find_spec("deepspeed"), reason="needs deepspeed")
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("stage", [2, 3])
+def test_weights_that_deepspeed_spreads_are_saved_resumed_and_exported_whole(
+    crashed: dict[str, Any], method: str, stage: int
+) -> None:
+    run = crashed["zero"][f"{method}-{stage}"]
+
+    assert [killed["differs"] for killed in run["killed"]] == [[], []]
+    assert [killed["codes"] for killed in run["killed"]] == [[[-9, -9], [0, 0]], [[130, 130], [0, 0]]]
+    assert run["worst"] < 5e-4
+
+
+@pytest.mark.skipif(not find_spec("deepspeed"), reason="needs deepspeed")
+def test_a_run_begun_under_deepspeed_may_end_without_it(crashed: dict[str, Any]) -> None:
+    assert crashed["zero"]["moved"]["codes"] == [0]
+    assert crashed["zero"]["moved"]["worst"] < 5e-4

@@ -98,7 +98,7 @@ class ZeroEngine(Engine):
 
     def weights(self) -> dict[str, Tensor]:  # noqa: D102
         trained = {name: safe_get_full_fp32_param(parameter).cpu() for name, parameter in self.trained.items()}
-        return trained | {name: value.float().cpu() for name, value in self.buffers().items()}
+        return trained | {name: value.cpu() for name, value in self.buffers().items()}
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:  # noqa: D102

@@ -32,6 +32,8 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
 from finetune import small
+from peft import PeftModel
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -62,6 +64,7 @@ OPTIONS: dict[str, Any] = {
     "layer_decay": 0.8,
 }
 STEPS, ROWS = 12, 26
+SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 TIMEOUT = 60
 
 
@@ -188,21 +191,25 @@ class Runs:
     def killed(self, number: signal.Signals, steps: list[int], random_: random.Random) -> dict[str, Any]:
         """A run killed soon after each of the given steps began, resumed each time, and then left to end."""
         folder = self.root / f"{number.name}-{'-'.join(map(str, steps))}"
-        folder.mkdir(parents=True)
-        codes: list[list[int]] = []
-        for i, step in enumerate(steps):
-            before = len(lines(folder / "seen-0.jsonl"))
-            children = self.start(folder, resume=i > 0)
-            wait_for_step(folder / "seen-0.jsonl", step, before, children)
-            time.sleep(random_.random() * 0.03)
-            # SIGTERM may reach any one process; all must stop at the same step.
-            for child in children if number == signal.SIGKILL else [random_.choice(children)]:
-                os.kill(child, number)
-            codes.append(wait(children))
+        codes = [self.interrupted(folder, number, step, i > 0, random_) for i, step in enumerate(steps)]
         codes.append(self.once(folder, resume=True))
         result = {"steps": steps, "signal": number.name, "codes": codes, "differs": self.differences(folder)}
         shutil.rmtree(folder)
         return result
+
+    def interrupted(
+        self, folder: Path, number: signal.Signals, step: int, resume: bool, random_: random.Random
+    ) -> list[int]:
+        """A run that goes on until soon after a step began."""
+        folder.mkdir(parents=True, exist_ok=True)
+        before = len(lines(folder / "seen-0.jsonl"))
+        children = self.start(folder, resume)
+        wait_for_step(folder / "seen-0.jsonl", step, before, children)
+        time.sleep(random_.random() * 0.03)
+        # SIGTERM may reach any one process; all must stop at the same step.
+        for child in children if number == signal.SIGKILL else [random_.choice(children)]:
+            os.kill(child, number)
+        return wait(children)
 
     def differences(self, folder: Path) -> list[str]:
         """What is not bitwise as in the run that was never killed."""
@@ -252,7 +259,7 @@ def kills(root: Path, model: Path, method: str, world: int, rounds: int) -> list
     random_ = random.Random(f"{method}{world}")
     runs = Runs(root, model, method, world)
     found = []
-    for number in (signal.SIGKILL, signal.SIGTERM):
+    for number in SIGNALS:
         steps = random_.sample(range(STEPS - 1), min(rounds, STEPS - 1))
         steps += [random_.randrange(STEPS - 1) for _ in range(rounds - len(steps))]
         for round_, step in enumerate(steps):
@@ -263,10 +270,14 @@ def kills(root: Path, model: Path, method: str, world: int, rounds: int) -> list
     return found
 
 
+def apart(one: Path, other: Path) -> float:
+    """The largest difference between the exported weights of two runs."""
+    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
 def same_result_on_two(root: Path, model: Path) -> dict[str, Any]:
     """Final weights of one process and of two, and of two machines with one process each, without dropout."""
-    from safetensors.torch import load_file
-
     data = small.picture_data(ROWS, 7)
     options = OPTIONS | {"class_weight": [1.0, 2.0, 0.5], "label_smoothing": 0.1}
     final = {}
@@ -284,43 +295,44 @@ def same_result_on_two(root: Path, model: Path) -> dict[str, Any]:
     }
 
 
+def sharded(root: Path, model: Path) -> dict[str, Any]:
+    """Runs that spread their weights over two processes by FSDP2, killed and resumed, and beside one process."""
+    prepare, Accelerator.prepare = Accelerator.prepare, prepare_sharded  # type: ignore[method-assign]
+    found = {}
+    for method in METHODS:
+        runs = Runs(root / "sharded", model, method, 2)
+        found[method] = {"killed": [runs.killed(number, [5], random.Random(0)) for number in SIGNALS]}
+    Accelerator.prepare = prepare  # type: ignore[method-assign]
+    for method in METHODS:
+        found[method]["worst"] = apart(Runs(root / "alone", model, method, 1).whole, root / f"sharded/{method}-2/whole")
+    return found
+
+
 def prepare_sharded(_: Accelerator, model: Any, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
     """What accelerate's prepare does for FSDP2 on GPUs; on CPUs it never shards."""
     mesh = init_device_mesh("cpu", (2,))
-    for block in model.vit.layers:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    blocks = (model.base_model.model if isinstance(model, PeftModel) else model).vit.layers
+    for module in (*blocks, model):
+        fully_shard(module, mesh=mesh)
     parameters = dict(model.named_parameters())
     groups = [group | {"params": [parameters[name] for name in group["names"]]} for group in optimizer.param_groups]
     return model, AcceleratedOptimizer(torch.optim.AdamW(groups, fused=False))
 
 
-def sharded(root: Path, model: Path) -> dict[str, Any]:
-    """A run that spreads its weights over two processes, killed and resumed, and beside one process that does not."""
-    from safetensors.torch import load_file
-
-    alone = Runs(root / "alone", model, "full", 1)
-    prepare, Accelerator.prepare = Accelerator.prepare, prepare_sharded  # type: ignore[method-assign]
-    runs = Runs(root / "sharded", model, "full", 2)
-    killed = [runs.killed(number, [5], random.Random(0)) for number in (signal.SIGKILL, signal.SIGTERM)]
-    Accelerator.prepare = prepare  # type: ignore[method-assign]
-    one, two = (load_file(run.whole / "model" / "model.safetensors") for run in (alone, runs))
-    return {"killed": killed, "worst": max(float((one[name] - two[name]).abs().max()) for name in one)}
-
-
 def zero(root: Path, model: Path) -> dict[str, Any]:
     """Runs under DeepSpeed on two processes, killed and resumed, and beside one process without it."""
-    from safetensors.torch import load_file
-
     found = {}
-    for method, stage in (("full", 2), ("full", 3), ("lora", 3)):
+    for method, stage in (("full", 2), ("full", 3), ("lora", 2), ("lora", 3)):
         alone = Runs(root / f"beside-{stage}", model, method, 1, ema=None)
         with deepspeed_on_cpus(stage):
             runs = Runs(root / f"zero-{stage}", model, method, 2, ema=None)
-            killed = [runs.killed(number, [5], random.Random(0)) for number in (signal.SIGKILL, signal.SIGTERM)]
-        one, two = (load_file(run.whole / "model" / "model.safetensors") for run in (alone, runs))
-        worst = max(float((one[name] - two[name]).abs().max()) for name in one)
-        found[f"{method}-{stage}"] = {"killed": killed, "worst": worst}
+            killed = [runs.killed(number, [5], random.Random(0)) for number in SIGNALS]
+        found[f"{method}-{stage}"] = {"killed": killed, "worst": apart(alone.whole, runs.whole)}
+    # Begun under DeepSpeed on two processes, ended without it on one.
+    moved = root / "moved"
+    with deepspeed_on_cpus(3):
+        runs.interrupted(moved, signal.SIGTERM, 5, False, random.Random(0))
+    found["moved"] = {"codes": alone.once(moved, resume=True), "worst": apart(alone.whole, moved)}
     return found
 
 
