@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# oneDNN compiles a kernel of nearly a megabyte for each number of rows. Where that varies from batch to batch, training
-# keeps to multiples of this; and so few kernels are kept that they weigh little beside a model, but enough for one
-# batch after another of the same size.
-_ROWS = 128
+# oneDNN compiles a kernel of nearly a megabyte for each number of rows, and what it sets free is scattered. Where the
+# number varies from batch to batch, rows are multiplied in pieces of these sizes. Few kernels are kept, so that they
+# weigh little beside a model, but enough for one batch after another of the same size.
+_PIECES = (1024, 512, 256, 128)
+# Below this many inputs or outputs, as LoRA's matrices have, cutting into pieces costs more than the faster library wins.
+_NARROW = 64
 _KERNELS_KEPT = "48"
 
 
@@ -48,54 +50,81 @@ def speed_up(model: nn.Module, *, rows_vary: bool = False) -> None:
     if _KERNEL is None:
         return
     for module in model.modules():
-        if type(module) is nn.Linear:
+        if type(module) is nn.Linear and not (rows_vary and min(module.weight.shape) < _NARROW):
             module.__class__ = _LinearOfAnyRows if rows_vary else _Linear
 
 
 class _Linear(nn.Linear):
-    multiple = 1
+    in_pieces = False
 
     def forward(self, input: Tensor) -> Tensor:
         if not _suits(input, self.weight) or torch.is_autocast_enabled("cpu"):
             return F.linear(input, self.weight, self.bias)
         if torch.is_grad_enabled():
             output: Tensor = _Differentiable.apply(  # type: ignore[no-untyped-call]
-                input, self.weight, self.bias, self.multiple
+                input, self.weight, self.bias, self.in_pieces
             )
             return output
-        return _product(input, self.weight, self.bias)
+        return _of_rows(input, self.weight, self.bias, self.in_pieces)
 
 
 class _LinearOfAnyRows(_Linear):
-    multiple = _ROWS
+    in_pieces = True
 
 
 class _Differentiable(torch.autograd.Function):
     """``y = x W^T + b``, with the gradients ``g W``, ``g^T x`` and the sum of ``g`` over rows."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, multiple: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, in_pieces: bool) -> Tensor:
         needs_x, needs_weight, *_ = ctx.needs_input_grad
         ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
-        ctx.multiple = multiple
-        return _product(_filled(x, multiple), weight, bias)[: x.shape[:-1].numel()].view(*x.shape[:-1], -1)
+        ctx.in_pieces = in_pieces
+        return _of_rows(x, weight, bias, in_pieces)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        rows = _filled(gradient, ctx.multiple)
-        count = gradient.shape[:-1].numel()
-        of_x = _product(rows, weight.T)[:count].view(*gradient.shape[:-1], -1) if weight is not None else None
-        of_weight = _product(rows.T, _filled(x, ctx.multiple).T) if x is not None else None
-        return of_x, of_weight, rows.sum(0) if ctx.needs_input_grad[2] else None, None
+        of_x = _of_rows(gradient, weight.T, None, ctx.in_pieces) if weight is not None else None
+        of_weight = _over_rows(gradient, x, ctx.in_pieces) if x is not None else None
+        return of_x, of_weight, gradient.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None, None
 
 
-def _filled(x: Tensor, multiple: int) -> Tensor:
-    """(…, k) as rows (n, k), with rows of zeros up to a multiple of ``multiple``."""
-    rows = x.flatten(0, -2)
-    missing = -len(rows) % multiple
-    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
+def _of_rows(x: Tensor, weight: Tensor, bias: Tensor | None, in_pieces: bool) -> Tensor:
+    """``x W^T + b`` for x (…, k)."""
+    if not in_pieces:
+        return _product(x, weight, bias)
+    pieces = _pieces(x.flatten(0, -2))
+    parts = [_product(_filled(piece), weight, bias)[: len(piece)] for piece in pieces]
+    return (torch.cat(parts) if len(parts) > 1 else parts[0]).view(*x.shape[:-1], -1)
+
+
+def _over_rows(g: Tensor, x: Tensor, in_pieces: bool) -> Tensor:
+    """``g^T x`` summed over the rows of g (…, m) and x (…, k)."""
+    g, x = g.flatten(0, -2), x.flatten(0, -2)
+    if not in_pieces:
+        return _product(g.T, x.T)
+    total = g.new_zeros(g.shape[1], x.shape[1])
+    for left, right in zip(_pieces(g), _pieces(x), strict=True):
+        total += _product(_filled(left).T, _filled(right).T)
+    return total
+
+
+def _pieces(rows: Tensor) -> list[Tensor]:
+    """Rows (n, k), n ≥ 1, cut into as few pieces of the sizes as there can be; the last may be short."""
+    sizes: list[int] = []
+    left = len(rows)
+    while left > 0:
+        sizes.append(next((size for size in _PIECES if size <= left), left))
+        left -= sizes[-1]
+    return list(torch.split(rows, sizes))
+
+
+def _filled(piece: Tensor) -> Tensor:
+    """A piece with rows of zeros up to the smallest size."""
+    missing = _PIECES[-1] - len(piece)
+    return F.pad(piece, (0, 0, 0, missing)) if missing > 0 else piece
 
 
 def _suits(a: Tensor, b: Tensor) -> bool:
