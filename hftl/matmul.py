@@ -18,7 +18,7 @@ from torch.nn import functional as F
 # number varies from batch to batch, rows are multiplied in pieces of these sizes. Few kernels are kept, so that they
 # weigh little beside a model, but enough for one batch after another of the same size.
 _PIECES = (1024, 512, 256, 128)
-# Below this many inputs or outputs, as LoRA's matrices have, cutting into pieces costs more than the faster library wins.
+# Layers with fewer inputs or outputs, like LoRA's, lose more by being cut into pieces than the faster library wins.
 _NARROW = 64
 _KERNELS_KEPT = "48"
 
