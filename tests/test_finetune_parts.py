@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from accelerate.utils import FullyShardedDataParallelPlugin
 from finetune import small
 from PIL import Image
 from sklearn.utils.class_weight import compute_class_weight
@@ -16,9 +17,10 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from hftl.backbones.protocol import Encoded
-from hftl.errors import BackboneError, DataError, RecipeError
+from hftl.errors import BackboneError, DataError, RecipeError, UserError
 from hftl.finetune.augment import OPERATIONS, Augmentation, Mix, Mixing, crop_box, mixed, stream
 from hftl.finetune.ema import Ema
+from hftl.finetune.engine import spread_by_block
 from hftl.finetune.groups import find_depths, freeze_below, parameter_groups, set_modes
 from hftl.finetune.losses import Loss, class_weights
 from hftl.finetune.rows import Encoder, TrainRows
@@ -176,6 +178,23 @@ def test_learning_rates_fall_with_depth_and_norms_do_not_decay() -> None:
         bare = name.endswith("bias") or "layernorm" in name
         assert of[name]["weight_decay"] == (0.0 if bare else 0.1), name
         assert any(parameter is p for p in of[name]["params"])
+
+
+@pytest.mark.parametrize(
+    ("name", "block"), [("bert", "BertLayer"), ("vit", "ViTLayer"), ("llama", "LlamaDecoderLayer")]
+)
+def test_fsdp2_spreads_blocks_and_what_holds_the_embedding_only_once(name: str, block: str) -> None:
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    spread_by_block(plugin, tiny.model(name))
+    assert plugin.transformer_cls_names_to_wrap == [block]
+
+
+def test_what_the_user_had_spread_is_left_and_a_model_without_an_embedding_is_refused() -> None:
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, transformer_cls_names_to_wrap=["BertLayer"])
+    spread_by_block(plugin, tiny.model("bert"))
+    assert plugin.transformer_cls_names_to_wrap == ["BertLayer"]
+    with pytest.raises(UserError, match="does not run under FSDP2"):
+        spread_by_block(plugin, tiny.model("resnet"))
 
 
 def test_the_first_blocks_freeze_and_their_statistics_with_them() -> None:

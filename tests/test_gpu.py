@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,66 @@ def test_a_run_in_each_precision_learns_resumes_to_the_bit_and_exports_float32(
         logits = model.eval()(**batch).logits
     tolerance = 1e-4 if precision == "no" else 0.1
     torch.testing.assert_close(resumed.logits, logits, rtol=tolerance, atol=tolerance)
+
+
+SPREAD = {
+    "fsdp2": ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"],
+    "zero-2": ["--use_deepspeed", "--zero_stage", "2"],
+    "zero-3": ["--use_deepspeed", "--zero_stage", "3"],
+}
+RECIPE = """
+import torch
+from hftl import {kind}, Recipe, recipe
+
+torch.use_deterministic_algorithms(True)
+
+
+@recipe
+def spread() -> Recipe:
+    method = {kind}(lr=3e-3, epochs=3, batch_size=8, micro_batch=4, save_every=1, keep=99)
+    return Recipe(backbone={backbone!r}, data={data!r}, method=method)
+"""
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("kind", ["Full", "LoRA"])
+@pytest.mark.parametrize("how", SPREAD)
+def test_weights_spread_over_all_gpus_are_trained_resumed_and_exported(
+    tmp_path: Path, how: str, kind: str, precision: str
+) -> None:
+    if "deepspeed" in SPREAD[how][0]:
+        pytest.importorskip("deepspeed")
+    small.image_backbone(tmp_path / "base")
+    data = runs.write_images(tmp_path / "data", per_class=12, size=32)
+    recipe = tmp_path / "spread.py"
+    recipe.write_text(RECIPE.format(kind=kind, backbone=str(tmp_path / "base"), data=str(data)))
+    launch = ["accelerate.commands.launch", "--num_processes", torch.cuda.device_count(), "--num_machines", "1"]
+    launch += ["--dynamo_backend", "no", "--main_process_port", "0", "--mixed_precision", precision, *SPREAD[how], "-m"]
+    run_it = ["hftl", "run", recipe, "--mixed-precision", precision, "--out"]
+
+    python(*launch, *run_it, tmp_path / "run")
+    whole = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    for folder in sorted((tmp_path / "run" / "checkpoints").glob("step-*"))[4:]:
+        (folder / "manifest.json").unlink()
+    (tmp_path / "run" / "metrics.json").unlink()
+    said = python(*launch, *run_it, tmp_path / "run", "--resume")
+
+    assert "from step 4 of" in said
+    resumed = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    python(*run_it, tmp_path / "alone")
+    alone = load_file(tmp_path / "alone" / "model" / "model.safetensors")
+    for name, value in alone.items():
+        # AdamW moves a weight by up to lr each step, whatever the size of its gradient.
+        torch.testing.assert_close(whole[name], value, rtol=0, atol=1e-3 if precision == "no" else 3e-2)
+
+
+def python(*arguments: Any) -> str:
+    """Run a module in a process of its own."""
+    command = [sys.executable, "-m", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def test_memory_that_ends_halves_the_micro_batch(tmp_path: Path) -> None:

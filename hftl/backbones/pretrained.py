@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from hftl.backbones.source import Source
+from hftl.backbones.weights import whole_on_every_process
 from hftl.errors import BackboneError
 
 PROBLEM_TYPES = {
@@ -108,16 +109,17 @@ class PretrainedBackbone:
     def _from_pretrained(self, config: Any, **options: Any) -> tuple[Any, set[str]]:
         self.weight_files()
         try:
-            model, loading = self.auto_class.from_pretrained(
-                self.source.folder,
-                config=config,
-                dtype=torch.float32,
-                output_loading_info=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                **options,
-            )
+            with whole_on_every_process():
+                model, loading = self.auto_class.from_pretrained(
+                    self.source.folder,
+                    config=config,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    local_files_only=True,
+                    **options,
+                )
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise BackboneError(f"{self.name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
         without_generation(model.config)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,10 @@ def find_rule(model: Any, head: set[str], files: Mapping[str, Path]) -> NameRule
     inside = hasattr(model, model.base_model_prefix) and not any(name.startswith(prefix) for name in files)
     rule = NameRule(prefix if inside else "", sorted(head.intersection(files)))
     named = {name: _read(source) for name, source in rule.renamed(files).items()} | {name: state[name] for name in head}
-    loaded, loading = type(model).from_pretrained(
-        None, config=model.config, state_dict=dict(named), dtype=torch.float32, output_loading_info=True
-    )
+    with whole_on_every_process():
+        loaded, loading = type(model).from_pretrained(
+            None, config=model.config, state_dict=dict(named), dtype=torch.float32, output_loading_info=True
+        )
     if loading["missing_keys"] or loading["mismatched_keys"]:
         return None
     again = loaded.state_dict()
@@ -71,6 +73,22 @@ def find_rule(model: Any, head: set[str], files: Mapping[str, Path]) -> NameRule
         return None
     unused = {name.removeprefix(rule.add) for name in loading["unexpected_keys"]}
     return NameRule(rule.add, sorted({*rule.drop, *unused.intersection(files)}))
+
+
+@contextmanager
+def whole_on_every_process() -> Iterator[None]:
+    """Load a model whole, also under ``accelerate launch --use_fsdp``.
+
+    There transformers leaves the new head out of all processes but each machine's first, for FSDP would send it; but
+    every process computes features, and sees which parameters the logits depend on, before weights are spread.
+    """
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    asked = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ[name] = asked
 
 
 def write_weights(

@@ -13,8 +13,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from hftl.errors import UserError
 
 
 class Engine:
@@ -26,8 +29,12 @@ class Engine:
         optimizer: an AdamW over what trains.
         clip: largest norm of the gradient; infinite for no clipping.
 
+    Raises:
+        UserError: the model does not run under FSDP2.
+
     Attributes:
         model: the model itself, of which ``wrapped`` may be a distributed wrapper.
+        unsynchronised: what to call outside of training, where DDP's wrapper would synchronise buffers.
         trained: its parameters that train, by name.
     """
 
@@ -36,7 +43,11 @@ class Engine:
         self.model = model
         self.wrapped: Any
         self.optimizer: Any
+        if accelerator.is_fsdp2:
+            spread_by_block(accelerator.state.fsdp_plugin, model)
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        # FSDP2 gathers a compiled model's weights when the wrapper is called, not the model.
+        self.unsynchronised = self.wrapped if accelerator.is_fsdp2 else model
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.clip_at = clip
         self.norm: Any = None
@@ -122,6 +133,26 @@ class Engine:
             else:
                 # Step counts lie beside the parameter where the fused kernel reads them there, else on the CPU.
                 state[kind] = value.to(parameter.device) if optimizer.defaults["fused"] else value
+
+
+def spread_by_block(plugin: FullyShardedDataParallelPlugin, model: Any) -> None:
+    """Name the classes of modules that FSDP2 gathers one at a time, where the user has named none.
+
+    A model names them itself, but among them what holds its input embedding (``ViTEmbeddings``, ``BertEmbeddings``);
+    accelerate 1.15 spreads the embedding once more afterwards, and fails.
+
+    Raises:
+        UserError: the model does not know its input embedding, which accelerate asks for.
+    """
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError as error:
+        raise UserError(
+            f"{type(model).__name__} does not run under FSDP2, for it names no input embedding; launch with MULTI_GPU"
+        ) from error
+    if plugin.transformer_cls_names_to_wrap is None:
+        holders = {type(module).__name__ for module in model.modules() if embedding in module.modules()}
+        plugin.transformer_cls_names_to_wrap = sorted(set(model._no_split_modules or ()) - holders)
 
 
 def whole(value: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def logits_of(accelerator: Accelerator, model: nn.Module, encoder: Encoder, batc
 
     Args:
         accelerator: knows the processes and the device.
-        model: not wrapped for distribution, for a wrapper would synchronise buffers.
+        model: without a wrapper that synchronises buffers.
         encoder: of the split.
         batch_size: rows of one forward.
 

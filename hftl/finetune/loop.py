@@ -251,7 +251,7 @@ class Loop:
 
     def measure(self) -> dict[str, float | None]:
         """Metrics of the watched split, each row counted once; the same on every process."""
-        logits = logits_of(self.accelerator, self.engine.model, self.watched, self.rows.micro_batch)
+        logits = logits_of(self.accelerator, self.engine.unsynchronised, self.watched, self.rows.micro_batch)
         found = evaluate_predictions(self.loss.task, logits.numpy(), self.watched.split.labels, self.label_names)
         return {name: value for name, value in found.items() if value is None or isinstance(value, float)}
 

@@ -138,7 +138,7 @@ def finetune(
     before = loop.progress.step
     loop.run()
     _settle(loop, checkpoints, chooses)
-    logits = logits_of(accelerator, built.model, test, loop.rows.micro_batch)
+    logits = logits_of(accelerator, loop.engine.unsynchronised, test, loop.rows.micro_batch)
     for tracker in accelerator.trackers:
         # Not accelerator.end_training, which also ends the processes' group while the model still holds on to it.
         tracker.finish()

@@ -30,13 +30,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from finetune import small
-from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 import hftl.finetune.loop as loop_module
 from hftl.data import Data
@@ -297,26 +294,40 @@ def same_result_on_two(root: Path, model: Path) -> dict[str, Any]:
 
 def sharded(root: Path, model: Path) -> dict[str, Any]:
     """Runs that spread their weights over two processes by FSDP2, killed and resumed, and beside one process."""
-    prepare, Accelerator.prepare = Accelerator.prepare, prepare_sharded  # type: ignore[method-assign]
     found = {}
-    for method in METHODS:
-        runs = Runs(root / "sharded", model, method, 2)
-        found[method] = {"killed": [runs.killed(number, [5], random.Random(0)) for number in SIGNALS]}
-    Accelerator.prepare = prepare  # type: ignore[method-assign]
+    with fsdp2_on_cpus():
+        for method in METHODS:
+            runs = Runs(root / "sharded", model, method, 2)
+            found[method] = {"killed": [runs.killed(number, [5], random.Random(0)) for number in SIGNALS]}
     for method in METHODS:
         found[method]["worst"] = apart(Runs(root / "alone", model, method, 1).whole, root / f"sharded/{method}-2/whole")
     return found
 
 
-def prepare_sharded(_: Accelerator, model: Any, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-    """What accelerate's prepare does for FSDP2 on GPUs; on CPUs it never shards."""
-    mesh = init_device_mesh("cpu", (2,))
-    blocks = (model.base_model.model if isinstance(model, PeftModel) else model).vit.layers
-    for module in (*blocks, model):
-        fully_shard(module, mesh=mesh)
-    parameters = dict(model.named_parameters())
-    groups = [group | {"params": [parameters[name] for name in group["names"]]} for group in optimizer.param_groups]
-    return model, AcceleratedOptimizer(torch.optim.AdamW(groups, fused=False))
+@contextmanager
+def fsdp2_on_cpus() -> Iterator[None]:
+    """What ``accelerate launch --use_fsdp --fsdp_version 2`` sets, and what accelerate says on GPUs only: FSDP."""
+    init = Accelerator.__init__
+
+    def sharding(self: Accelerator, **options: Any) -> None:
+        init(self, **options)
+        self.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        self.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+
+    asked = {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    }
+    Accelerator.__init__ = sharding  # type: ignore[method-assign]
+    os.environ |= asked
+    try:
+        yield
+    finally:
+        Accelerator.__init__ = init  # type: ignore[method-assign]
+        for name in asked:
+            del os.environ[name]
 
 
 def zero(root: Path, model: Path) -> dict[str, Any]:
