@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import patch_environment
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -75,20 +76,14 @@ def find_rule(model: Any, head: set[str], files: Mapping[str, Path]) -> NameRule
     return NameRule(rule.add, sorted({*rule.drop, *unused.intersection(files)}))
 
 
-@contextmanager
-def whole_on_every_process() -> Iterator[None]:
+def whole_on_every_process() -> AbstractContextManager[None]:
     """Load a model whole, also under ``accelerate launch --use_fsdp``.
 
     There transformers leaves the new head out of all processes but each machine's first, for FSDP would send it; but
     every process computes features, and sees which parameters the logits depend on, before weights are spread.
     """
-    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
-    asked = os.environ.pop(name, None)
-    try:
-        yield
-    finally:
-        if asked is not None:
-            os.environ[name] = asked
+    asked: AbstractContextManager[None] = patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false")
+    return asked
 
 
 def write_weights(

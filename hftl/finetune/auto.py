@@ -70,7 +70,7 @@ def _fits(loop: Loop, size: int) -> bool:
     try:
         with undone(loop):
             loop.prepare_epoch(loop.plan.epochs - 1)
-            # Not the wrapped model, for processes that run out of memory at different times would wait for one another.
+            # Not DDP's wrapper, for processes that run out of memory at different times would wait for one another.
             batch = loop.rows.batch(0, _longest(loop, size)).to(loop.accelerator.device)
             loss = loop.loss(loop.engine.unsynchronised(**batch.inputs).logits, batch.targets, batch.counted)
             loop.accelerator.backward(loss / size)

@@ -26,11 +26,12 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, patch_environment
 from finetune import small
 from safetensors.torch import load_file
 from torch import nn
@@ -314,20 +315,14 @@ def fsdp2_on_cpus() -> Iterator[None]:
         self.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         self.state.fsdp_plugin = FullyShardedDataParallelPlugin()
 
-    asked = {
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
-    }
-    Accelerator.__init__ = sharding  # type: ignore[method-assign]
-    os.environ |= asked
-    try:
+    asked = patch_environment(
+        ACCELERATE_USE_FSDP="true",
+        FSDP_VERSION="2",
+        FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP",
+        FSDP_CPU_RAM_EFFICIENT_LOADING="true",
+    )
+    with asked, mock.patch.object(Accelerator, "__init__", sharding):
         yield
-    finally:
-        Accelerator.__init__ = init  # type: ignore[method-assign]
-        for name in asked:
-            del os.environ[name]
 
 
 def zero(root: Path, model: Path) -> dict[str, Any]:
@@ -355,18 +350,14 @@ def deepspeed_on_cpus(stage: int) -> Iterator[None]:
     def with_gloo(self: PartialState, cpu: bool = False, sagemaker_dp: bool = False, backend: str | None = None) -> Any:
         return prepare(self, cpu, sagemaker_dp, backend or "gloo")
 
-    PartialState._prepare_backend = with_gloo  # type: ignore[method-assign]
-    asked = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage), "DS_ACCELERATOR": "cpu"}
-    os.environ |= asked
-    # Once, and before pickles are refused: what DeepSpeed imports from torch derives classes from pickle's.
-    import_module("deepspeed")
-    import_module("torch._inductor.codecache")
-    try:
+    asked = patch_environment(
+        ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_ZERO_STAGE=stage, DS_ACCELERATOR="cpu"
+    )
+    with asked, mock.patch.object(PartialState, "_prepare_backend", with_gloo):
+        # Once, and before pickles are refused: what DeepSpeed imports from torch derives classes from pickle's.
+        import_module("deepspeed")
+        import_module("torch._inductor.codecache")
         yield
-    finally:
-        PartialState._prepare_backend = prepare  # type: ignore[method-assign]
-        for name in asked:
-            del os.environ[name]
 
 
 class Passing(nn.Module):
