@@ -22,13 +22,15 @@ import transformers
 from PIL import Image, ImageFilter
 
 from hftl.backbones import hftl_resolve_backbone
+from hftl.backbones.protocol import Target
 from hftl.data import Files
-from hftl.features import extract as extraction
-from hftl.features.digests import digest_files
-from hftl.features.extract import Rows, extract, open_space
-from hftl.features.stat_index import StatIndex
-from hftl.features.store import FeatureStore
-from hftl.registry import BackboneOptions
+from hftl.frozen import extract as extraction
+from hftl.frozen.extract import ConcatRows, extract
+from hftl.frozen.view import View, open_space
+from hftl.parallel import Process
+from hftl.plugins.spec import BackboneOptions
+from hftl.store.stat_index import digest_files
+from hftl.store.store import FeatureStore
 
 BATCHES = (4, 8, 16, 32, 64)
 
@@ -98,13 +100,14 @@ def main() -> None:
             print(f"forward alone, batch {size}: {len(encoded) / seconds:,.1f} images/s", flush=True)
             best = min(best, seconds)
 
-        index = StatIndex(Path(folder) / "files.safetensors")
-        space = open_space(FeatureStore(Path(folder)), backbone, {"name": "hftl"}, "native", index, arguments.precision)
+        store, view = FeatureStore(Path(folder)), View("native", arguments.precision)
+        space = open_space(store, backbone, {"name": "hftl"}, view)
         started = time.perf_counter()
-        digests = digest_files(encoded)
+        digests = digest_files(encoded, store.file_digests)
+        memory = store.root / "batches.json"
         extract(
-            backbone, config, {"native": space}, Rows([rows]), digests,
-            device=device, precision=arguments.precision, quiet=True,
+            Target(backbone, config), {view: space}, ConcatRows([rows]), digests, Process(device),
+            memory=memory, quiet=True,
         )  # fmt: skip
         whole = time.perf_counter() - started
     print(f"decode and preprocess alone   {decode:7.2f} s  {len(encoded) / decode:8.1f} images/s")

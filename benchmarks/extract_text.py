@@ -25,12 +25,15 @@ import transformers
 from sentence_transformers import SentenceTransformer
 
 from hftl.backbones import hftl_resolve_backbone
+from hftl.backbones.protocol import Target
 from hftl.data import RowNames, Texts
-from hftl.features.digests import digest_texts
-from hftl.features.extract import Rows, extract, open_space
-from hftl.features.stat_index import StatIndex
-from hftl.features.store import FeatureStore
-from hftl.registry import BackboneOptions
+from hftl.frozen.extract import ConcatRows, extract
+from hftl.frozen.view import View, open_space
+from hftl.parallel import Process
+from hftl.plugins.spec import BackboneOptions
+from hftl.store.digests import digest_texts
+from hftl.store.store import FeatureStore
+from hftl.tasks import Task
 
 PIPELINE_ROWS = 300
 
@@ -40,13 +43,14 @@ def timed_hftl(folder: Path, texts: list[str]) -> tuple[float, torch.Tensor]:
         spec = hftl_resolve_backbone(str(folder))
         assert spec is not None
         backbone = spec.load(BackboneOptions(max_length=256))
-        config = backbone.config("single_label", ["a", "b"])
+        target = Target(backbone, backbone.config(Task.SINGLE_LABEL, ["a", "b"]))
         started = time.perf_counter()
         rows = Texts([(text,) for text in texts], RowNames([("texts", len(texts))]))
         digests = digest_texts(rows.values)
-        index = StatIndex(Path(cache) / "files.safetensors")
-        space = open_space(FeatureStore(Path(cache)), backbone, {"name": "hftl"}, "mean", index)
-        extract(backbone, config, {"mean": space}, Rows([rows]), digests, device=torch.device("cpu"), quiet=True)
+        view = View("mean")
+        space = open_space(FeatureStore(Path(cache)), backbone, {"name": "hftl"}, view)
+        process, memory = Process(torch.device("cpu")), Path(cache) / "batches.json"
+        extract(target, {view: space}, ConcatRows([rows]), digests, process, memory=memory, quiet=True)
         seconds = time.perf_counter() - started
         return seconds, space.gather(digests)["features"]
 

@@ -101,14 +101,16 @@ def job(arguments: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     """Backbone, configuration without dropout, data of exactly so many full batches, and the method."""
     from dataclasses import replace
 
+    from hftl.backbones.loading import load_backbone
     from hftl.data import load_data
     from hftl.methods import Full, LoRA
-    from hftl.registry import BackboneOptions, find, load
+    from hftl.plugins.registry import find
+    from hftl.plugins.spec import BackboneOptions
 
     default = {"digits": "hftl/glyph-vit-tiny", "text": "minilm-l6", "images": ""}[arguments.case]
     if arguments.backbone == "vit-b16":
         arguments.backbone = vit_b16()
-    backbone = load(find(arguments.backbone or default), BackboneOptions(offline=True))
+    backbone = load_backbone(find(arguments.backbone or default), BackboneOptions(offline=True))
     data = load_data(arguments.data or "sample:digits", wants=backbone.wants, suffixes=backbone.suffixes)
     rows = np.random.default_rng(0).permutation(len(data.train))[: arguments.steps * arguments.batch]
     rows = rows[: len(rows) // arguments.batch * arguments.batch]
@@ -169,6 +171,7 @@ def measured(ends: list[tuple[float, float]], losses: list[float]) -> dict[str, 
 
 
 def hftl_run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from hftl.backbones.protocol import Target
     from hftl.finetune.train import finetune
 
     backbone, config, data, method = job(arguments)
@@ -181,7 +184,7 @@ def hftl_run(arguments: argparse.Namespace) -> dict[str, Any]:
             losses.append(values["loss"])
 
     with tempfile.TemporaryDirectory() as folder:
-        finetune(method, backbone, config, data, start=None, seed=0, folder=Path(folder), log=log)
+        finetune(method, Target(backbone, config), data, start=None, seed=0, folder=Path(folder), log=log)
     return measured(ends, losses)
 
 
@@ -189,12 +192,14 @@ def trainer_run(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
+    from hftl.backbones.protocol import Target
     from hftl.finetune.losses import Loss
     from hftl.finetune.rows import Encoder, TrainRows
     from hftl.finetune.train import build
+    from hftl.parallel import Process
 
     backbone, config, data, method = job(arguments)
-    built = build(method, backbone, config, {}, 0)
+    built = build(method, Target(backbone, config), {}, 0)
     encoder = Encoder(backbone, data.train)
 
     class Rows(torch.utils.data.Dataset[dict[str, Any]]):
@@ -207,6 +212,7 @@ def trainer_run(arguments: argparse.Namespace) -> dict[str, Any]:
     rows = TrainRows(
         Encoder(backbone, data.train),
         Loss("single_label", len(data.label_names)),
+        Process(torch.device("cpu")),
         seed=0,
         batch_size=arguments.batch,
         micro_batch=arguments.micro,

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hftl.features.digests import digest_files, digest_texts
-from hftl.features.stat_index import RACY_NS, StatIndex
-from hftl.features.store import ColumnSpec, FeatureStore
+from hftl.store.digests import digest_texts
+from hftl.store.stat_index import RACY_NS, StatIndex, digest_files
+from hftl.store.store import ColumnSpec, FeatureStore
 
 DIM = 384
 CHUNK = 40_000

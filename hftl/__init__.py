@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from hftl._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from hftl.backbones.pretrained import PretrainedBackbone
@@ -20,31 +20,39 @@ if TYPE_CHECKING:
         BackboneError,
         BadRowError,
         ConvergenceError,
+        CutError,
         DataError,
         HftlError,
         HubError,
         Interrupted,
         PluginError,
         RecipeError,
-        SplitError,
         StoreError,
         UserError,
     )
-    from hftl.hookspecs import hookimpl
+    from hftl.export.loaded import LoadedModel
+    from hftl.export.push import push
+    from hftl.frozen.matrix import FeatureMatrix, write_features
+    from hftl.hub.commit import Pushed
+    from hftl.inference import evaluate, load, predict
     from hftl.methods import Full, Head, LoRA, Partial
-    from hftl.pipeline import compute_features, run
+    from hftl.pipeline import Run, compute_features, run
+    from hftl.plugins.hookspecs import hookimpl
+    from hftl.plugins.spec import BackboneOptions, BackboneSpec
     from hftl.recipes import Recipe, recipe
-    from hftl.registry import BackboneOptions, BackboneSpec
+    from hftl.tasks import Task
 
 _HOME = {
     "Backbone": "hftl.backbones.protocol",
     "BackboneError": "hftl.errors",
-    "BackboneOptions": "hftl.registry",
-    "BackboneSpec": "hftl.registry",
+    "BackboneOptions": "hftl.plugins.spec",
+    "BackboneSpec": "hftl.plugins.spec",
     "BadRowError": "hftl.errors",
     "ConvergenceError": "hftl.errors",
+    "CutError": "hftl.errors",
     "DataError": "hftl.errors",
     "Encoded": "hftl.backbones.protocol",
+    "FeatureMatrix": "hftl.frozen.matrix",
     "Full": "hftl.methods",
     "Head": "hftl.methods",
     "HftlError": "hftl.errors",
@@ -52,20 +60,28 @@ _HOME = {
     "ImageBackbone": "hftl.backbones.vision",
     "Interrupted": "hftl.errors",
     "LoRA": "hftl.methods",
+    "LoadedModel": "hftl.export.loaded",
     "Partial": "hftl.methods",
     "PluginError": "hftl.errors",
     "PretrainedBackbone": "hftl.backbones.pretrained",
+    "Pushed": "hftl.hub.commit",
     "Recipe": "hftl.recipes",
     "RecipeError": "hftl.errors",
+    "Run": "hftl.pipeline",
     "Source": "hftl.backbones.source",
-    "SplitError": "hftl.errors",
     "StoreError": "hftl.errors",
+    "Task": "hftl.tasks",
     "TextBackbone": "hftl.backbones.text",
     "UserError": "hftl.errors",
     "compute_features": "hftl.pipeline",
-    "hookimpl": "hftl.hookspecs",
+    "evaluate": "hftl.inference",
+    "hookimpl": "hftl.plugins.hookspecs",
+    "load": "hftl.inference",
+    "predict": "hftl.inference",
+    "push": "hftl.export.push",
     "recipe": "hftl.recipes",
     "run": "hftl.pipeline",
+    "write_features": "hftl.frozen.matrix",
 }
 
 __all__ = [
@@ -75,8 +91,10 @@ __all__ = [
     "BackboneSpec",
     "BadRowError",
     "ConvergenceError",
+    "CutError",
     "DataError",
     "Encoded",
+    "FeatureMatrix",
     "Full",
     "Head",
     "HftlError",
@@ -84,20 +102,28 @@ __all__ = [
     "ImageBackbone",
     "Interrupted",
     "LoRA",
+    "LoadedModel",
     "Partial",
     "PluginError",
     "PretrainedBackbone",
+    "Pushed",
     "Recipe",
     "RecipeError",
+    "Run",
     "Source",
-    "SplitError",
     "StoreError",
+    "Task",
     "TextBackbone",
     "UserError",
     "compute_features",
+    "evaluate",
     "hookimpl",
+    "load",
+    "predict",
+    "push",
     "recipe",
     "run",
+    "write_features",
 ]
 
 

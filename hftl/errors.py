@@ -10,7 +10,7 @@
         ├── DataError           a data reference, a column, labels
         │   └── BadRowError     one row that cannot be decoded; names file and row
         ├── BackboneError       a model that cannot be found, loaded or used
-        │   └── SplitError      a model whose frozen part cannot be replayed exactly
+        │   └── CutError      a model whose frozen part cannot be replayed exactly
         └── PluginError         a plugin that is broken, missing or in conflict
 
 Each message is one line: what is wrong, where, and what to do about it.
@@ -75,7 +75,7 @@ class BackboneError(UserError):
     """A backbone cannot be found, loaded or used."""
 
 
-class SplitError(BackboneError):
+class CutError(BackboneError):
     """The frozen part of a model cannot be replaced by cached features exactly."""
 
 

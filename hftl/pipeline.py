@@ -4,36 +4,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from rich.console import Console
 
-from hftl.backbones.protocol import Backbone
-from hftl.console import describe, describe_bad, describe_features, quiet_libraries, report
+from hftl.backbones.loading import load_backbone
+from hftl.backbones.protocol import Backbone, Target
 from hftl.data import Data, load_data
-from hftl.errors import BadRowError, RecipeError
+from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
-from hftl.export.matrix import Matrix
-from hftl.finetune.parallel import on_main, share
+from hftl.export.trained import Exported, Trained
 from hftl.finetune.rows import without_bad_rows
-from hftl.frozen import Features, features_of, matrix_of
-from hftl.head import TrainedHead, train_head
+from hftl.frozen.features import StoredFeatures, features_of, matrix_of
+from hftl.frozen.head import train_head
+from hftl.frozen.matrix import FeatureMatrix
+from hftl.frozen.view import Pooling, View
+from hftl.hub.client import staying_offline
 from hftl.methods import Head
 from hftl.metrics import evaluate_predictions
-from hftl.plugins import plugins
-from hftl.provenance import as_json, sizes
+from hftl.parallel import broadcast, on_main
+from hftl.plugins.registry import add_metrics, find
+from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.recipes import Recipe
-from hftl.registry import BackboneOptions, BackboneSpec, add_metrics, find, load
-from hftl.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from hftl.finetune.train import Trained
+from hftl.runs.console import print_bad_rows, print_features, print_inputs, print_results, quiet_libraries
+from hftl.runs.folder import RunFolder
+from hftl.runs.provenance import record_of
+from hftl.runs.record import Metrics, RunRecord
+from hftl.store.store import FeatureStore, cache_root
 
 NO_FEATURES = {"rows": 0, "computed": 0, "reused": 0}
 
@@ -55,7 +57,7 @@ def run(
     recipe: Recipe,
     *,
     name: str = "recipe",
-    out: Path | None = None,
+    out: str | Path | None = None,
     offline: bool = False,
     allow_pickle: bool = False,
     quiet: bool = False,
@@ -90,49 +92,56 @@ def run(
     started = time.monotonic()
     main = start_processes().is_main_process
     say = Console(quiet=quiet or not main, highlight=False)
-    with quiet_libraries():
-        spec, backbone, data = inputs_of(recipe, say, offline, allow_pickle)
+    with quiet_libraries(), staying_offline(offline):
+        spec, backbone, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
+        # Only the main process has a folder; the others compute their share and write nothing but features.
         folder: RunFolder | None = on_main(lambda: open_folder(out, name, resume))
-        resolved = as_json(name, recipe, spec, backbone, data)
+        record = record_of(name, recipe, spec, backbone, data)
         if folder:
-            folder.write_json("recipe.json", resolved)
-            plugins().tell("hftl_run_start", recipe=resolved, folder=str(folder.path))
+            folder.write_record(record)
         features, bad = None, []
-        if isinstance(recipe.method, Head) or recipe.method.init == "probe":
-            features = stored_features(recipe, spec, backbone, data, say, on_bad_row=on_bad_row, quiet=quiet)
-            data, bad = features.of(data), features.bad
+        if needs_features(recipe):
+            features = starting_features(recipe, spec, backbone, data, say, on_bad_row=on_bad_row, quiet=quiet)
+        if features:
+            data, bad = features.readable(data), features.bad
             if folder:
                 folder.log("features", **features.counts, space=features.space.id)
         elif on_bad_row == "skip":
             data, bad = without_bad_rows(backbone, data)
-            describe_bad(say, bad)
+            print_bad_rows(say, bad)
+        target = Target(backbone, backbone.config(data.task, data.label_names))
         fitting = time.monotonic()
-        trained = train(recipe, backbone, data, features, folder, say, resume, track)
+        if isinstance(recipe.method, Head):
+            # A head takes seconds, so one process solves it and the others are done.
+            trained = solved_head(recipe, target, features, data) if folder else None
+        else:
+            trained = finetuned(recipe, target, features, data, folder, say, resume=resume, track=track)
         if folder is None or trained is None:
             return None
         trained_at = time.monotonic()
         metrics = evaluate(folder, trained, features, data)
-        trained.export(folder.model)
-        metrics["seconds"] = {
+        exported = trained.export(folder.model)
+        seconds = {
             "extract": round(features.seconds if features else 0.0, 3),
             "train": round(trained_at - fitting, 3),
             "total": round(time.monotonic() - started, 3),
         }
-        finish(folder, recipe, backbone, resolved, metrics, bad)
-    report(say, metrics, folder.path)
-    return Run(folder.path, metrics)
+        metrics = metrics.model_copy(update={"seconds": seconds})
+        finish(folder, exported, record, metrics, bad)
+    print_results(say, metrics, folder.path)
+    return Run(folder.path, metrics.as_json())
 
 
 def compute_features(
     recipe: Recipe,
     *,
-    pooling: str | None = None,
-    also: Sequence[str] = (),
+    pooling: Pooling | None = None,
+    also: Sequence[Pooling] = (),
     offline: bool = False,
     allow_pickle: bool = False,
     quiet: bool = False,
     on_bad_row: str = "error",
-) -> Matrix:
+) -> FeatureMatrix:
     """Compute what is missing of a recipe's features and return all of them, without training.
 
     Args:
@@ -149,11 +158,11 @@ def compute_features(
         StoreError: features cannot be stored.
     """
     say = Console(quiet=quiet or not start_processes().is_main_process, highlight=False)
-    with quiet_libraries():
-        spec, backbone, data = inputs_of(recipe, say, offline, allow_pickle)
-        features = stored_features(
-            recipe, spec, backbone, data, say, pooling=pooling, also=also, on_bad_row=on_bad_row, quiet=quiet
-        )
+    own = view_of(recipe)
+    views = [replace(own, pooling=each) for each in (pooling or own.pooling, *also)]
+    with quiet_libraries(), staying_offline(offline):
+        spec, backbone, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
+        features = stored_features(spec, backbone, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
     return matrix_of(features, data)
 
 
@@ -166,10 +175,10 @@ def start_processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def inputs_of(recipe: Recipe, say: Console, offline: bool, allow_pickle: bool) -> tuple[BackboneSpec, Backbone, Data]:
+def inputs_of(recipe: Recipe, say: Console, options: BackboneOptions) -> tuple[BackboneSpec, Backbone, Data]:
     """Find the backbone and the data that a recipe names, and say what was found and inferred."""
     spec = find(recipe.backbone)
-    backbone = load(spec, BackboneOptions(recipe.max_length, offline, allow_pickle))
+    backbone = load_backbone(spec, options)
     data = load_data(
         recipe.data,
         wants=backbone.wants,
@@ -183,8 +192,15 @@ def inputs_of(recipe: Recipe, say: Console, offline: bool, allow_pickle: bool) -
     pooling = probe_of(recipe).pooling
     if pooling != "native" and backbone.wants != "text":
         raise RecipeError(f"pooling={pooling!r}: only a head on texts can be exported with it; leave pooling out")
-    describe(say, backbone, data)
+    print_inputs(say, backbone, data)
     return spec, backbone, data
+
+
+def open_folder(out: str | Path | None, name: str, resume: bool) -> RunFolder:
+    """The run's folder: the one asked for, the one to go on with, or a new one."""
+    if out:
+        return RunFolder.create(Path(out).expanduser(), resume=resume)
+    return RunFolder.unfinished(Path("runs"), name) if resume else RunFolder.under(Path("runs"), name)
 
 
 def probe_of(recipe: Recipe) -> Head:
@@ -192,66 +208,93 @@ def probe_of(recipe: Recipe) -> Head:
     return recipe.method if isinstance(recipe.method, Head) else recipe.method.probe
 
 
-def stored_features(
+def view_of(recipe: Recipe) -> View:
+    """What that head reads of the backbone."""
+    probe = probe_of(recipe)
+    return View(probe.pooling, probe.mixed_precision)
+
+
+def needs_features(recipe: Recipe) -> bool:
+    """Whether a head is solved on stored features, as the result or as the start of fine-tuning."""
+    return isinstance(recipe.method, Head) or recipe.method.init == "probe"
+
+
+def starting_features(
     recipe: Recipe,
     spec: BackboneSpec,
     backbone: Backbone,
     data: Data,
     say: Console,
     *,
-    pooling: str | None = None,
-    also: Sequence[str] = (),
     on_bad_row: str,
     quiet: bool,
-) -> Features:
+) -> StoredFeatures | None:
+    """The features that the head is solved on; None where fine-tuning has to do without, which is said.
+
+    Raises:
+        CutError: the backbone cannot be cut exactly, and the method is a head.
+    """
+    try:
+        return stored_features(spec, backbone, data, [view_of(recipe)], say, on_bad_row=on_bad_row, quiet=quiet)
+    except CutError as error:
+        if isinstance(recipe.method, Head):
+            raise
+        say.print(
+            f"start     the head as the checkpoint has it, because it cannot be solved on features: {error}",
+            markup=False,
+            soft_wrap=True,
+        )
+        return None
+
+
+def stored_features(
+    spec: BackboneSpec,
+    backbone: Backbone,
+    data: Data,
+    views: Sequence[View],
+    say: Console,
+    *,
+    on_bad_row: str,
+    quiet: bool,
+) -> StoredFeatures:
     """The features of all rows, computed where they are missing."""
-    probe = probe_of(recipe)
-    features = features_of(
-        spec,
-        backbone,
-        backbone.config(data.task, data.label_names),
-        data,
-        pooling=pooling or probe.pooling,
-        also=also,
-        precision=probe.mixed_precision,
-        on_bad_row=on_bad_row,
-        quiet=quiet,
-    )
-    describe_features(say, features)
-    describe_bad(say, features.bad)
+    target = Target(backbone, backbone.config(data.task, data.label_names))
+    store = FeatureStore(cache_root())
+    features = features_of(store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet)
+    print_features(say, features.counts)
+    print_bad_rows(say, features.bad)
     return features
 
 
-def train(
+def solved_head(recipe: Recipe, target: Target, features: StoredFeatures | None, data: Data) -> Trained:
+    """The head, trained on the features."""
+    assert features is not None
+    return train_head(probe_of(recipe), target, features, data, seed=recipe.seed, device=PartialState().device)
+
+
+def finetuned(
     recipe: Recipe,
-    backbone: Backbone,
+    target: Target,
+    features: StoredFeatures | None,
     data: Data,
-    features: Features | None,
     folder: RunFolder | None,
     say: Console,
+    *,
     resume: bool,
     track: Sequence[str],
-) -> TrainedHead | Trained | None:
-    """Train what the method trains; a head on the main process alone, everything else on all of them."""
-    config = backbone.config(data.task, data.label_names)
-
-    def solved() -> TrainedHead:
-        assert features is not None
-        return train_head(probe_of(recipe), backbone, config, features, data, recipe.seed, PartialState().device)
-
-    if isinstance(recipe.method, Head):
-        return solved() if folder else None
+) -> Trained:
+    """The model, fine-tuned on all processes from the solved head where there is one."""
     # Brought only here: PEFT takes a second to import.
     from hftl.finetune.train import finetune
 
+    assert not isinstance(recipe.method, Head)
     return finetune(
         recipe.method,
-        backbone,
-        config,
+        target,
         data,
-        start=on_main(lambda: start_of(solved(), data, say)) if features else None,
+        start=on_main(lambda: start_of(solved_head(recipe, target, features, data), data, say)) if features else None,
         seed=recipe.seed,
-        folder=Path(share(str(folder.path) if folder else None)),
+        folder=Path(broadcast(str(folder.path) if folder else None)),
         resume=resume,
         track=track,
         log=folder.log if folder else _log_nothing,
@@ -259,68 +302,38 @@ def train(
     )
 
 
-def start_of(head: TrainedHead, data: Data, say: Console) -> dict[str, torch.Tensor]:
+def start_of(head: Trained, data: Data, say: Console) -> dict[str, torch.Tensor]:
     """The solved head's parameters, for fine-tuning to start from, and a word on how good they are."""
-    computed = evaluate_predictions(data.task, head.logits.numpy(), data.test.labels, data.label_names)
-    name = next(iter(computed))
-    say.print(f"start     the head solved on the features: {name} {computed[name]:.4f}", markup=False, soft_wrap=True)
+    values = evaluate_predictions(data.task, head.logits.numpy(), data.test.labels, data.label_names)
+    name = next(iter(values))
+    say.print(f"start     the head solved on the features: {name} {values[name]:.4f}", markup=False, soft_wrap=True)
     return head.parameters
 
 
-def evaluate(
-    folder: RunFolder, trained: TrainedHead | Trained, features: Features | None, data: Data
-) -> dict[str, Any]:
+def evaluate(folder: RunFolder, trained: Trained, features: StoredFeatures | None, data: Data) -> Metrics:
     """Metrics on the test split and what training reports; predictions go to ``predictions.parquet``."""
     for step in trained.report.get("path", []):
         folder.log("strength", **step)
-    test, logits = data.test, trained.logits
-    computed = evaluate_predictions(data.task, logits.numpy(), test.labels, data.label_names)
-    add_metrics(computed, logits.numpy(), test.labels, data.task)
-    folder.log("eval", **{key: value for key, value in computed.items() if isinstance(value, float)})
+    task, test, logits = data.task, data.test, trained.logits
+    values = evaluate_predictions(task, logits.numpy(), test.labels, data.label_names)
+    add_metrics(values, logits.numpy(), test.labels, task)
+    folder.log("eval", **{name: value for name, value in values.items() if isinstance(value, float)})
     names = [test.inputs.name(i) for i in range(len(test))]
-    folder.write_predictions(names, test.labels, scores(data.task, logits), data.label_names, data.task)
-    return {
-        "eval": computed,
-        "features": features.counts | {"space": features.space.id} if features else dict(NO_FEATURES),
-        "head" if isinstance(trained, TrainedHead) else "finetune": trained.report,
-        "rows": sizes(data),
-    }
-
-
-def scores(task: str, logits: torch.Tensor) -> np.ndarray:
-    """Logits (n, C) as what a pipeline reports: probabilities of classes, of each label, or the targets themselves."""
-    if task == "single_label":
-        logits = logits.softmax(1)
-    elif task == "multi_label":
-        logits = logits.sigmoid()
-    return np.asarray(logits.float().numpy())
+    folder.write_predictions(task, names, test.labels, task.scores(logits).numpy(), data.label_names)
+    counts = {**features.counts, "space": features.space.id} if features else NO_FEATURES
+    return Metrics(eval=values, features=counts, rows=data.sizes(), **{trained.section: trained.report})
 
 
 def finish(
-    folder: RunFolder,
-    recipe: Recipe,
-    backbone: Backbone,
-    resolved: dict[str, Any],
-    metrics: dict[str, Any],
-    bad: Sequence[BadRowError],
+    folder: RunFolder, exported: Sequence[Exported], record: RunRecord, metrics: Metrics, bad: Sequence[BadRowError]
 ) -> None:
-    """Write the model card and, last, the metrics."""
-    library = backbone.library if probe_of(recipe).pooling == "native" else "sentence-transformers"
-    write_card(folder.model, resolved, metrics, library)
-    if (folder.path / "adapter").is_dir():
-        write_card(folder.path / "adapter", resolved, metrics, "peft")
+    """Write the cards of what was exported and, last, the metrics."""
+    for each in exported:
+        write_card(each.folder, record, metrics, each.library)
     if bad:
         folder.write_json("skipped.json", [{"row": row.row, "why": row.why} for row in bad])
-    # Last, for where metrics.json stands a run is complete.
-    folder.write_json("metrics.json", metrics)
-    plugins().tell("hftl_run_end", metrics=metrics, folder=str(folder.path))
-
-
-def open_folder(out: Path | None, name: str, resume: bool) -> RunFolder:
-    """The run's folder: the one asked for, the one to go on with, or a new one."""
-    if out:
-        return RunFolder(out, resume=resume)
-    return RunFolder.unfinished(Path("runs"), name) if resume else RunFolder.under(Path("runs"), name)
+    # Last, because where metrics.json stands a run is complete.
+    folder.write_metrics(metrics)
 
 
 def _log_nothing(event: str, **values: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -12,13 +11,15 @@ from collections.abc import Callable, Mapping
 from functools import update_wrapper
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Generic, Literal, ParamSpec, get_type_hints
+from typing import Any, Generic, ParamSpec, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from hftl.errors import HftlError, RecipeError
 from hftl.methods import METHODS, Head, Method, Options
-from hftl.plugins import one_line, plugins
+from hftl.plugins.manager import plugins
+from hftl.tasks import Task
+from hftl.wording import close_matches, did_you_mean, named_error, suggest
 
 P = ParamSpec("P")
 
@@ -43,7 +44,7 @@ class Recipe(Options):
     backbone: str
     data: Any
     method: Method = Head()
-    task: Literal["single_label", "multi_label", "regression"] | None = None
+    task: Task | None = None
     input_columns: list[str] | None = Field(default=None, min_length=1, max_length=2)
     label_columns: list[str] | None = Field(default=None, min_length=1)
     max_length: int | None = Field(default=None, ge=1)
@@ -102,7 +103,7 @@ class RecipeFunction(Generic[P]):
         except ValidationError as error:
             raise RecipeError(f"recipe {self.name!r}: {first_problem(error)}") from error
         except Exception as error:
-            raise RecipeError(f"recipe {self.name!r} failed: {one_line(error)}") from error
+            raise RecipeError(f"recipe {self.name!r} failed: {named_error(error)}") from error
         if not isinstance(made, Recipe):
             raise RecipeError(f"recipe {self.name!r} returned a {type(made).__name__}, not a Recipe")
         return made
@@ -133,12 +134,8 @@ def find_recipe(ref: str) -> RecipeFunction[...]:
         return _from_object(ref, known[ref])
     if Path(f"{ref}.py").is_file():
         return _from_file(Path(f"{ref}.py"), "")
-    close = difflib.get_close_matches(ref, known, n=3)
-    raise RecipeError(
-        f"no recipe is called {ref!r}; "
-        + (f"did you mean {', '.join(close)}?" if close else "give a Python file, or a name from `hftl recipes`")
-        + plugins().suspects()
-    )
+    ways = did_you_mean(ref, known) or "; give a Python file, or a name from `hftl recipes`"
+    raise RecipeError(f"no recipe is called {ref!r}{ways}{plugins().suspects()}")
 
 
 def registered_recipes() -> dict[str, str]:
@@ -157,10 +154,8 @@ def registered_recipes() -> dict[str, str]:
 
 def _from_file(path: Path, function: str) -> RecipeFunction[...]:
     if not path.is_file():
-        close = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=3)
-        raise RecipeError(
-            f"no recipe file {str(path)!r}" + (f"; beside it: {', '.join(close)}" if close else "; check the path")
-        )
+        beside = did_you_mean(path.name, [p.name for p in path.parent.glob("*.py")])
+        raise RecipeError(f"no recipe file {str(path)!r}{beside or '; check the path'}")
     name = f"hftl_recipe_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -172,7 +167,7 @@ def _from_file(path: Path, function: str) -> RecipeFunction[...]:
     except HftlError:
         raise
     except (Exception, SystemExit) as error:
-        raise RecipeError(f"recipe {path} cannot be loaded: {one_line(error)}{_line_in(error, path)}") from error
+        raise RecipeError(f"recipe {path} cannot be loaded: {named_error(error)}{_line_in(error, path)}") from error
     found = {f.name: f for f in vars(module).values() if isinstance(f, RecipeFunction)}
     if function:
         if function not in found:
@@ -202,7 +197,7 @@ def _from_object(name: str, value: str) -> RecipeFunction[...]:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:
-        raise RecipeError(f"recipe {name!r} ({value}) cannot be loaded: {one_line(error)}") from error
+        raise RecipeError(f"recipe {name!r} ({value}) cannot be loaded: {named_error(error)}") from error
     if not isinstance(found, RecipeFunction):
         raise RecipeError(f"recipe {name!r} ({value}) is a {type(found).__name__}; decorate it with @recipe")
     return found
@@ -279,10 +274,9 @@ def first_problem(error: ValidationError) -> str:
 
 
 def _close_field(name: str) -> str:
-    close = difflib.get_close_matches(name, field_names(), n=3) or difflib.get_close_matches(
-        f"method.{name}", field_names(), n=3
-    )
-    return f"; did you mean {', '.join(close)}?" if close else f"; the fields are: {', '.join(field_names())}"
+    known = field_names()
+    close = close_matches(name, known) or close_matches(f"method.{name}", known)
+    return suggest(close) or f"; the fields are: {', '.join(known)}"
 
 
 def _parsed(value: Any, annotation: Any) -> Any:

@@ -56,9 +56,9 @@ class Client:
 
 
 def read_model(ref: str, **options: Any) -> dict[str, Any]:
-    from hftl.backbones.source import from_hub
+    from hftl.backbones.source import hub_source
 
-    source = from_hub(ref, **options)
+    source = hub_source(ref, **options)
     return {
         "commit": source.commit,
         "folder": source.folder,

@@ -14,8 +14,10 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from hftl.cli.output import show
-from hftl.export.card import card, cell
-from hftl.text import printable
+from hftl.export.card import card as typed_card
+from hftl.export.card import cell
+from hftl.runs.record import Metrics, RunRecord
+from hftl.wording import printable
 
 HOSTILE = [
     "---\nlicense: mit\n---",
@@ -95,6 +97,10 @@ def measured(labels: list[str]) -> dict[str, Any]:
         "rows": {"train": 30, "test": 20},
         "seconds": {"extract": 1.0, "train": 2.0, "total": 4.0},
     }
+
+
+def card(made: dict[str, Any], measured: dict[str, Any], library: str) -> str:
+    return typed_card(RunRecord.model_validate(made), Metrics.model_validate(measured), library)
 
 
 def parsed(text: str) -> list[Token]:

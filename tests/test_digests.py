@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hftl.errors import StoreError
-from hftl.features import stat_index
-from hftl.features.digests import digest_bytes, digest_files, digest_texts, folder_digest
-from hftl.features.stat_index import RACY_NS, StatIndex
+from hftl.store import stat_index
+from hftl.store.digests import digest_bytes, digest_texts
+from hftl.store.stat_index import RACY_NS, StatIndex, digest_files
 
 
 def expected_file(content: bytes) -> bytes:
@@ -41,16 +41,16 @@ def test_rows_that_join_to_the_same_text_differ():
     assert len({digest.tobytes() for digest in digest_texts(rows)}) == len(rows)
 
 
-def test_no_rows():
+def test_no_rows(tmp_path):
     assert digest_texts([]).shape == (0, 16)
-    assert digest_files([]).shape == (0, 16)
+    assert digest_files([], StatIndex(tmp_path / "index")).shape == (0, 16)
 
 
 def test_a_path_and_its_bytes_have_the_same_digest(tmp_path):
     big = os.urandom(3_000_001)
     (tmp_path / "a").write_bytes(big)
     (tmp_path / "b").write_bytes(b"")
-    digests = digest_files([tmp_path / "a", big, str(tmp_path / "b"), b""])
+    digests = digest_files([tmp_path / "a", big, str(tmp_path / "b"), b""], StatIndex(tmp_path / "index"))
     assert [d.tobytes() for d in digests] == [expected_file(big)] * 2 + [expected_file(b"")] * 2
     assert digest_bytes(big) == expected_file(big)
 
@@ -61,26 +61,8 @@ def test_texts_and_files_are_different_domains():
 
 
 def test_a_missing_file_is_named(tmp_path):
-    for index in (None, StatIndex(tmp_path / "index")):
-        with pytest.raises(StoreError, match=r"gone\.jpg"):
-            digest_files([tmp_path / "gone.jpg"], index)
-
-
-def test_a_folder_is_named_by_names_and_contents(tmp_path):
-    (tmp_path / "m" / "sub").mkdir(parents=True)
-    (tmp_path / "m" / "model.safetensors").write_bytes(b"weights")
-    (tmp_path / "m" / "sub" / "config.json").write_bytes(b"{}")
-    names = [folder_digest(tmp_path / "m")]
-    (tmp_path / "m").rename(tmp_path / "n")
-    assert folder_digest(tmp_path / "n") == names[0]  # where it lies does not matter
-    (tmp_path / "n" / "model.safetensors").write_bytes(b"weighst")
-    names.append(folder_digest(tmp_path / "n"))
-    (tmp_path / "n" / "model.safetensors").rename(tmp_path / "n" / "model2.safetensors")
-    names.append(folder_digest(tmp_path / "n"))
-    assert len(set(names)) == 3
-    assert folder_digest(tmp_path / "n", ["*.safetensors"]) != names[-1]
-    with pytest.raises(StoreError, match="no file"):
-        folder_digest(tmp_path / "n", ["*.bin"])
+    with pytest.raises(StoreError, match=r"gone\.jpg"):
+        digest_files([tmp_path / "gone.jpg"], StatIndex(tmp_path / "index"))
 
 
 # -- the index ---------------------------------------------------------------------------------------------

@@ -19,13 +19,13 @@ from test_run import write_recipe
 
 from hftl import Head, Recipe, compute_features
 from hftl.backbones import hftl_resolve_backbone
-from hftl.backbones.capture import Capture
-from hftl.features import extract as extraction
-from hftl.features.budget import RAMP_ROWS, Ramp, ramp_for, remember
-from hftl.features.extract import open_space
-from hftl.features.stat_index import StatIndex
-from hftl.features.store import FeatureStore
-from hftl.registry import BackboneOptions
+from hftl.backbones.cut.capture import Capture
+from hftl.frozen import extract as extraction
+from hftl.frozen import view
+from hftl.frozen.budget import RAMP_ROWS, Ramp, ramp_for, remember
+from hftl.frozen.view import View, open_space
+from hftl.plugins.spec import BackboneOptions
+from hftl.store.store import FeatureStore
 
 
 def space_of(folder: Path, tmp_path: Path, **changes) -> str:
@@ -33,8 +33,8 @@ def space_of(folder: Path, tmp_path: Path, **changes) -> str:
     backbone = load(folder, max_length=options.pop("max_length", None))
     backbone.commit = options.pop("commit", None)
     backbone.name = options.pop("name", backbone.name)
-    store, index = FeatureStore(tmp_path / "store"), StatIndex(tmp_path / "index")
-    return open_space(store, backbone, options["plugin"], options["pooling"], index, options["precision"]).id
+    asked = View(options["pooling"], options["precision"])
+    return open_space(FeatureStore(tmp_path / "store"), backbone, options["plugin"], asked).id
 
 
 def load(folder: Path, max_length: int | None = None):
@@ -89,7 +89,7 @@ def test_each_input_alone_names_another_space(tmp_path: Path, monkeypatch: pytes
     (text / "tokenizer.json").write_text(vocabulary.replace('"cat"', '"car"'))
     ids.append(space_of(text, tmp_path))
     ids.append(space_of(tiny.save("vit", tmp_path / "other", seed=1), tmp_path))
-    monkeypatch.setattr(extraction, "EXTRACTOR_VERSION", 99)
+    monkeypatch.setattr(view, "EXTRACTOR_VERSION", 99)
     ids.append(space_of(image, tmp_path))
     assert len(ids) == len(set(ids)) >= 25
 
@@ -147,7 +147,7 @@ def test_several_poolings_come_from_one_pass(cli: Cli, tmp_path: Path, monkeypat
     recipe = write_recipe(tmp_path, backbone, runs.write_texts(tmp_path / "data.csv", 100))
     passes = []
     call = Capture.__call__
-    monkeypatch.setattr(Capture, "__call__", lambda self, batch: passes.append(len(self.splits)) or call(self, batch))
+    monkeypatch.setattr(Capture, "__call__", lambda self, batch: passes.append(len(self.cuts)) or call(self, batch))
     cli.ok("features", recipe, "--pooling", "mean,native,cls", "--quiet")
     assert passes.count(3) > 0
     passes.clear()
@@ -321,6 +321,6 @@ def test_an_image_that_vanishes_while_it_is_read(cli: Cli, tmp_path: Path, monke
         image.unlink(missing_ok=True)
         return found
 
-    monkeypatch.setattr("hftl.frozen.digest_rows", and_then_gone)
+    monkeypatch.setattr("hftl.frozen.features.digest_rows", and_then_gone)
     assert "class0/0.png" in cli.refused("run", recipe, "--out", "run")
     Image.new("RGB", (4, 4)).save(image)

@@ -12,7 +12,7 @@ import torch
 from hftl.errors import UserError
 from hftl.finetune.checkpoint import prune, read_newest, step_name, write_checkpoint
 
-FILES = ["manifest.json", "state.json", "model.safetensors", "optimizer.safetensors"]
+FILE_CALLS = ["manifest.json", "state.json", "model.safetensors", "optimizer.safetensors"]
 
 
 def save(folder: Path, step: int) -> Path:
@@ -52,7 +52,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert set(checkpoint.tensors["optimizer"]) == {"exp_avg:weight", "step:weight"}
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", FILE_CALLS)
 @pytest.mark.parametrize("damage", [missing, cut, emptied, zeroed])
 def test_a_damaged_checkpoint_falls_back_to_the_previous_one_and_says_so(
     tmp_path: Path, file: str, damage: Callable[[Path], None]
@@ -68,7 +68,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous_one_and_says_so(
     assert "step-00000004 is damaged" in problems[0]
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", FILE_CALLS)
 def test_no_flipped_bit_goes_unseen(tmp_path: Path, file: str) -> None:
     save(tmp_path, 2)
     path = save(tmp_path, 4) / file

@@ -17,14 +17,16 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from hftl.backbones.protocol import Encoded
-from hftl.errors import BackboneError, DataError, RecipeError, UserError
+from hftl.errors import BackboneError, RecipeError, UserError
 from hftl.finetune.augment import OPERATIONS, Augmentation, Mix, Mixing, crop_box, mixed, stream
 from hftl.finetune.ema import Ema
 from hftl.finetune.engine import spread_by_block
 from hftl.finetune.groups import find_depths, freeze_below, parameter_groups, set_modes
-from hftl.finetune.losses import Loss, class_weights
+from hftl.finetune.losses import Loss
 from hftl.finetune.rows import Encoder, TrainRows
 from hftl.finetune.schedule import lr_factor
+from hftl.parallel import Process
+from hftl.tasks import Task
 
 # ── losses ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -82,16 +84,16 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 2])
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels.numpy())
 
-    weights = class_weights("balanced", labels, "single_label", 3)
+    weights = Task.SINGLE_LABEL.class_weights("balanced", labels, 3)
 
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(DataError, match="2 numbers for 3 labels"):
-        class_weights([1.0, 2.0], torch.tensor([0, 1, 2]), "single_label", 3)
+    with pytest.raises(RecipeError, match="expected 3 numbers, one for each label, got 2"):
+        Task.SINGLE_LABEL.class_weights([1.0, 2.0], torch.tensor([0, 1, 2]), 3)
     with pytest.raises(RecipeError, match="no classes"):
-        class_weights("balanced", torch.zeros(3, 1), "regression", 1)
+        Task.REGRESSION.class_weights("balanced", torch.zeros(3, 1), 1)
 
 
 # ── schedule and average ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -239,8 +241,9 @@ class Pixels:
 
 def train_rows(**options: object) -> TrainRows:
     data = small.picture_data(26)
+    process = Process(torch.device("cpu"), options.pop("rank", 0), options.pop("world", 1))  # type: ignore[arg-type]
     arguments = {"seed": 1, "batch_size": 8, "micro_batch": 3} | options
-    return TrainRows(Encoder(Pixels(), data.train), Loss("single_label", 3), **arguments)  # type: ignore[arg-type]
+    return TrainRows(Encoder(Pixels(), data.train), Loss("single_label", 3), process, **arguments)  # type: ignore[arg-type]
 
 
 def seen(rows: TrainRows, epoch: int, start: int = 0) -> dict[int, bytes]:

@@ -22,10 +22,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast, pipeline
 
-from hftl.backbones.source import local
+from hftl.backbones.protocol import Target
+from hftl.backbones.source import local_source
 from hftl.backbones.text import TextBackbone
 from hftl.finetune.loop import Loop
-from hftl.finetune.lora import base_name
 from hftl.finetune.train import finetune
 from hftl.methods import LoRA
 
@@ -165,7 +165,7 @@ def text_backbone(folder: Path) -> TextBackbone:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32
     ).save_pretrained(folder)
-    return TextBackbone(local(folder), None)
+    return TextBackbone(local_source(folder), None)
 
 
 def test_texts_of_all_lengths_keep_their_logits(tmp_path: Path) -> None:
@@ -178,8 +178,7 @@ def test_texts_of_all_lengths_keep_their_logits(tmp_path: Path) -> None:
 
     trained = finetune(
         LoRA(epochs=1, batch_size=6, micro_batch=4, lr=1e-3),
-        backbone,
-        config,
+        Target(backbone, config),
         data,
         start=None,
         seed=0,
@@ -192,5 +191,5 @@ def test_texts_of_all_lengths_keep_their_logits(tmp_path: Path) -> None:
         scores = {found["label"]: found["score"] for found in classify([text])[0]}
         assert [scores["even"], scores["odd"]] == pytest.approx(logits.softmax(0).tolist(), abs=1e-5)
     adapter = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert adapter["base_model_name_or_path"] == base_name(backbone) == str(tmp_path / "bert")
+    assert adapter["base_model_name_or_path"] == backbone.base_reference == str(tmp_path / "bert")
     assert adapter["modules_to_save"] == ["classifier"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,18 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
+from hftl.backbones.protocol import Target
 from hftl.backbones.vision import ImageBackbone
 from hftl.data import Data
 from hftl.errors import BackboneError, HftlError, RecipeError, UserError
+from hftl.export.trained import Trained
 from hftl.finetune import auto, train
-from hftl.finetune.loop import Loop
+from hftl.finetune.checkpoint import Checkpoints
+from hftl.finetune.loop import Loop, Watch
 from hftl.finetune.lora import linear_modules
 from hftl.finetune.resume import settings
-from hftl.finetune.train import Trained, assemble, build, finetune
+from hftl.finetune.rows import Encoder
+from hftl.finetune.train import build, finetune
 from hftl.methods import FineTune, Full, LoRA, Partial
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -41,18 +44,23 @@ def data() -> Data:
     return small.picture_data(26, 9)
 
 
+def target_of(backbone: ImageBackbone, data: Data) -> Target:
+    return Target(backbone, backbone.config(data.task, data.label_names))
+
+
 def run(method: FineTune, backbone: ImageBackbone, data: Data, folder: Path, **options: Any) -> Trained:
-    config = backbone.config(data.task, data.label_names)
-    return finetune(method, backbone, config, data, start=None, seed=0, folder=folder, **options)
+    return finetune(method, target_of(backbone, data), data, start=None, seed=0, folder=folder, **options)
 
 
 def loop_of(method: FineTune, backbone: ImageBackbone, data: Data, folder: Path) -> Loop:
-    config = backbone.config(data.task, data.label_names)
-    built = build(method, backbone, config, {}, 0)
-    accelerator = train._accelerator(method, folder, ())
-    made_with = settings(method, backbone, data, 0)
-    log: Callable[..., None] = lambda *_, **__: None  # noqa: E731
-    return assemble(method, accelerator, built, backbone, data, 0, False, made_with, folder, log)[0]
+    target = target_of(backbone, data)
+    built = build(method, target, {}, 0)
+    accelerator = train.accelerator_for(method, folder, ())
+    engine = train.engine_for(method, accelerator, built, target)
+    rows = train.train_rows(method, target, data, 0, accelerator)
+    watch = Watch(Encoder(backbone, data.test), data.label_names, chooses=False)
+    checkpoints = Checkpoints(folder, settings(method, backbone, data, 0))
+    return Loop(method, engine, rows, watch, built.depths, checkpoints, log=lambda *_, **__: None)
 
 
 def final(folder: Path) -> dict[str, torch.Tensor]:
@@ -145,7 +153,7 @@ def test_thawing_goes_down_one_block_in_each_epoch(backbone: ImageBackbone, data
 
     checkpoints = sorted((tmp_path / "checkpoints").iterdir())
     weights = [load_file(path / "model.safetensors") for path in checkpoints]
-    depths = build(Full(), backbone, backbone.config(data.task, data.label_names), {}, 0).depths
+    depths = build(Full(), target_of(backbone, data), {}, 0).depths
     for epoch in range(1, 4):
         moved = {name for name in weights[0] if not torch.equal(weights[epoch][name], weights[epoch - 1][name])}
         assert {depths.of[name] for name in moved} == set(range(3 - epoch, 4))
@@ -163,10 +171,8 @@ def test_running_statistics_of_frozen_norms_stay(tmp_path: Path, data: Data) -> 
 
 def test_the_head_starts_from_what_is_given(backbone: ImageBackbone, data: Data, tmp_path: Path) -> None:
     start = {"classifier.weight": torch.full((3, 32), 0.25), "classifier.bias": torch.tensor([1.0, 2.0, 3.0])}
-    config = backbone.config(data.task, data.label_names)
-
     for method in (Full(), LoRA(), Partial(freeze=1)):
-        built = build(method, backbone, config, start, 0)
+        built = build(method, target_of(backbone, data), start, 0)
         head = {name: p for name, p in built.model.named_parameters() if name in built.head and p.requires_grad}
         assert {name.rpartition(".")[2]: p.detach().tolist() for name, p in head.items()} == {
             "weight": start["classifier.weight"].tolist(),
@@ -407,7 +413,7 @@ def test_adapter_and_merged_model_load_without_hftl(
 def test_all_linear_layers_of_the_body_are_updated_and_the_head_trains_whole(
     backbone: ImageBackbone, data: Data
 ) -> None:
-    built = build(LoRA(), backbone, backbone.config(data.task, data.label_names), {}, 0)
+    built = build(LoRA(), target_of(backbone, data), {}, 0)
 
     model, _ = backbone.build(backbone.config(data.task, data.label_names))
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}

@@ -19,9 +19,11 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoTokenizer
 
 from hftl import Head, Recipe, compute_features
+from hftl.backbones.protocol import Target
 from hftl.backbones.vision import ImageBackbone
 from hftl.data import Data
-from hftl.finetune.train import Trained, finetune
+from hftl.export.trained import Trained
+from hftl.finetune.train import finetune
 from hftl.heads import fit_linear, fit_mlp, mlp_logits
 from hftl.methods import FineTune, Full, LoRA
 
@@ -45,8 +47,8 @@ def _deterministic() -> Any:
 
 def run(method: FineTune, backbone: ImageBackbone, folder: Path, data: Data | None = None, **options: Any) -> Trained:
     data = data or small.picture_data(26, 9)
-    config = backbone.config(data.task, data.label_names)
-    return finetune(method, backbone, config, data, start=None, seed=0, folder=folder, **options)
+    target = Target(backbone, backbone.config(data.task, data.label_names))
+    return finetune(method, target, data, start=None, seed=0, folder=folder, **options)
 
 
 @pytest.mark.parametrize("task", ["single_label", "multi_label", "regression"])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fake_plugins import Site
 
-from hftl import hookspecs
+from hftl.plugins import hookspecs
 
 HOOKS = sorted(name for name in vars(hookspecs) if name.startswith("hftl_"))
 
@@ -173,7 +173,7 @@ def test_metrics_in_conflict_are_errors(tmp_path: Path) -> None:
             """,
         )
     ask = (
-        "import numpy as np\nfrom hftl.errors import PluginError\nfrom hftl.registry import add_metrics\n"
+        "import numpy as np\nfrom hftl.errors import PluginError\nfrom hftl.plugins.registry import add_metrics\n"
         "values = {VALUES}\n"
         "try: add_metrics(values, np.zeros((2, 3), np.float32), np.zeros(2, np.int64), 'single_label')\n"
         "except PluginError as error: print(error)\n"

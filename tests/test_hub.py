@@ -325,14 +325,14 @@ def test_a_full_disk_is_one_line_and_the_download_is_whole_once_there_is_space(h
     disk = tmp_path / "disk"
     disk.mkdir()
     code = (
-        "import sys; from pathlib import Path; from hftl.backbones.source import from_hub\n"
+        "import sys; from pathlib import Path; from hftl.backbones.source import hub_source\n"
         "from hftl.errors import BackboneError\n"
         "filler = Path(sys.argv[1]) / 'filler'\n"
         "filler.write_bytes(b'x' * 3_000_000)\n"
-        "try: from_hub('a/large')\n"
+        "try: hub_source('a/large')\n"
         "except BackboneError as error: print(error)\n"
         "filler.unlink()\n"
-        "print(sorted((p.name, p.stat().st_size) for p in from_hub('a/large').folder.iterdir())[-1])\n"
+        "print(sorted((p.name, p.stat().st_size) for p in hub_source('a/large').folder.iterdir())[-1])\n"
     )
     script = f'mount -t tmpfs -o size=5m tmpfs "{disk}" && exec "{sys.executable}" -c "$1" "{disk}"'
     done = subprocess.run(

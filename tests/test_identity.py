@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hftl.features.identity import canonical_json, space_id
+from hftl.store.identity import canonical_json, space_id
 
 IDENTITY = {
     "extractor": 1,
@@ -74,7 +74,7 @@ def test_the_order_of_keys_does_not_matter():
 
 
 def test_twenty_processes_agree():
-    code = "import json,sys; from hftl.features.identity import space_id; print(space_id(json.load(sys.stdin)))"
+    code = "import json,sys; from hftl.store.identity import space_id; print(space_id(json.load(sys.stdin)))"
     processes = [
         subprocess.Popen(
             [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}"],

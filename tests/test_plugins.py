@@ -180,7 +180,7 @@ def test_two_plugins_claim_one_backbone(site: Site) -> None:
     assert done.returncode == 2
     assert "claimed by two plugins" in done.stderr
     # Only the contested name is lost.
-    assert site.python("from hftl.registry import find; print(find('free').plugin)") == "third-author"
+    assert site.python("from hftl.plugins.registry import find; print(find('free').plugin)") == "third-author"
     rows = site.plugins()
     assert rows["first-author"]["error"] == "backbone 'resnet' is also claimed by second-author"
     assert rows["second-author"]["error"] == "backbone 'resnet' is also claimed by first-author"

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from fake_plugins import Site
 
-from hftl import hookspecs, samples
+from hftl import samples
+from hftl.plugins import hookspecs
 
 PAGE = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
 PARTS = re.compile(r"^```(\w+)\n(.*?)^```$|^<!-- installed: (\S+) -->$", re.DOTALL | re.MULTILINE)
@@ -108,7 +109,7 @@ def test_every_block_does_what_the_page_says(reader: Reader) -> None:
 
 def test_the_page_shows_what_is_scaffolded(reader: Reader) -> None:
     # The tutorial's test file is the scaffold's, but for comments.
-    scaffolded = (Path(hookspecs.__file__).parent / "scaffold" / "plugin" / "test.py.jinja").read_text()
+    scaffolded = (Path(hookspecs.__file__).parents[1] / "scaffold" / "plugin" / "test.py.jinja").read_text()
     assert 'check_backbone("{{ name }}")' in scaffolded
     assert 'check_backbone("my-vit")' in PAGE
 

@@ -13,10 +13,10 @@ import torch
 import xxhash
 
 from hftl.errors import StoreError
-from hftl.features import rows as rows_module
-from hftl.features.digests import digest_texts
-from hftl.features.lookup import RowIndex
-from hftl.features.store import (
+from hftl.store import gather as gather_module
+from hftl.store.digests import digest_texts
+from hftl.store.lookup import RowIndex
+from hftl.store.store import (
     ColumnSpec,
     FeatureStore,
     MissingRowsError,
@@ -122,8 +122,8 @@ def test_rows_come_back_bit_for_bit_in_the_order_asked(space, order):
 
 
 def test_small_copies_and_small_shards_give_the_same(space, monkeypatch):
-    monkeypatch.setattr(rows_module, "SHARD_BYTES", 3000)
-    monkeypatch.setattr(rows_module, "_COPY_BYTES", 100)
+    monkeypatch.setattr(gather_module, "SHARD_BYTES", 3000)
+    monkeypatch.setattr(gather_module, "_COPY_BYTES", 100)
     whole = fill(space)
     assert len(space.shard_sizes()) == 8
     chosen = np.random.default_rng(0).permutation(N)
@@ -275,12 +275,12 @@ def test_a_shard_of_another_space_is_not_served(store, space):
 
 
 def test_a_format_of_the_future_is_refused_and_not_touched(space):
-    from hftl.features import description
+    from hftl.store import description
 
     path = space.path / "space.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(description, "FORMAT", 2)
-        text = description.describe(space.identity, "x", {}, {})
+        text = description.Description(space.identity, "x", {}, {}).encode()
     path.write_bytes(text)
     with pytest.raises(StoreError, match="has format 2, this hftl knows 1: update hftl"):
         again(space)
@@ -351,7 +351,7 @@ import os, sys
 from pathlib import Path
 import numpy as np
 from hftl.errors import StoreError
-from hftl.features.store import ColumnSpec, FeatureStore, compact
+from hftl.store.store import ColumnSpec, FeatureStore, compact
 
 "".encode("ascii"), "".encode("idna")  # codecs are files that the other user may not be able to read
 root, damaged = Path(sys.argv[1]), sys.argv[2] == "damaged"
@@ -408,7 +408,7 @@ def test_a_read_only_store_is_usable(tmp_path, state):
 
 
 def test_the_store_imports_no_torch():
-    code = "import sys, hftl.features.store, hftl.features.stat_index; sys.exit('torch' in sys.modules)"
+    code = "import sys, hftl.store.store, hftl.store.stat_index; sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 

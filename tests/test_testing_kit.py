@@ -19,8 +19,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil
 
 import hftl
-from hftl.plugins import plugins
-from hftl.registry import BackboneSpec, backbone_claims
+from hftl.plugins.manager import plugins
+from hftl.plugins.registry import backbone_claims
+from hftl.plugins.spec import BackboneSpec
 from hftl.testing import CheckError, check_backbone, checks, subject
 from hftl.testing.subject import Subject
 
@@ -238,9 +239,9 @@ class Misnamed(hftl.ImageBackbone):
 def test_head(fail: Fail, vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = hftl.Source.of(vit)
     # A split is looked for first; what is said of one that cannot be is the split's own message.
-    monkeypatch.setattr(subject, "find_split", lambda model, head, probes: None)
-    assert "names no parameter of a head" in fail(lambda: Headless(source), checks._split_exact)
-    assert "classifier.scale, which is no parameter" in fail(lambda: Misnamed(source), checks._split_exact)
+    monkeypatch.setattr(subject, "find_cut", lambda model, head, probes: None)
+    assert "names no parameter of a head" in fail(lambda: Headless(source), checks._cut_exact)
+    assert "classifier.scale, which is no parameter" in fail(lambda: Misnamed(source), checks._cut_exact)
 
 
 class Whiter(hftl.ImageBackbone):

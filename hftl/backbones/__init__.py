@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hftl.errors import BackboneError
-from hftl.hookspecs import hookimpl
-from hftl.registry import BackboneOptions, BackboneSpec, suggestion
+from hftl.plugins.hookspecs import hookimpl
+from hftl.plugins.registry import suggestion
+from hftl.plugins.spec import BackboneOptions, BackboneSpec
 
 if TYPE_CHECKING:
     from hftl.backbones.protocol import Backbone
     from hftl.backbones.source import Source
 
 GLYPHS = "hftl/glyph-vit-tiny"
+
+# Names the features of every built-in backbone: the release in which a number of theirs last changed. Raised only with
+# such a change, which `tests/test_feature_version.py` notices; stored features of another version are computed again.
+FEATURE_VERSION = "0.1.0"
 
 # Hub id, parameters, licence, what it is.
 IMAGE = [
@@ -58,19 +63,12 @@ TEXT = [
 @hookimpl
 def hftl_register_backbones(register: Callable[[BackboneSpec], None]) -> None:
     """The backbone that ships with hftl, and Hub models known to serve well."""
-    register(
-        BackboneSpec(
-            GLYPHS,
-            "image",
-            _load_sample,
-            "small ViT for small glyphs; ships with hftl",
-            1_820_352,
-            "apache-2.0",
-        )
-    )
+    glyphs = "small ViT for small glyphs; ships with hftl"
+    register(BackboneSpec(GLYPHS, "image", _load_sample, glyphs, 1_820_352, "apache-2.0", FEATURE_VERSION))
     for modality, models in (("image", IMAGE), ("text", TEXT)):
         for name, parameters, licence, description in models:
-            register(BackboneSpec(name, modality, partial(_load_hub, name), description, parameters, licence))
+            load = partial(_load_hub, name)
+            register(BackboneSpec(name, modality, load, description, parameters, licence, FEATURE_VERSION))
 
 
 @hookimpl(trylast=True)
@@ -79,11 +77,11 @@ def hftl_resolve_backbone(ref: str) -> BackboneSpec | None:
     from hftl.backbones.source import is_hub_id
 
     if Path(ref).expanduser().is_dir():
-        return BackboneSpec(ref, "any", partial(_load_folder, Path(ref)))
+        return BackboneSpec(ref, "any", partial(_load_folder, Path(ref)), feature_version=FEATURE_VERSION)
     if ref.startswith((".", "/", "~")):
         raise BackboneError(f"no folder {ref!r} is here{suggestion(ref)}")
     if "/" in ref and is_hub_id(ref):
-        return BackboneSpec(ref, "any", partial(_load_hub, ref))
+        return BackboneSpec(ref, "any", partial(_load_hub, ref), feature_version=FEATURE_VERSION)
     return None
 
 
@@ -91,22 +89,22 @@ def _load_sample(options: BackboneOptions) -> Backbone:
     from dataclasses import replace
 
     from hftl import samples
-    from hftl.backbones.source import local
+    from hftl.backbones.source import local_source
 
-    return _load(replace(local(samples.path("glyph-vit-tiny")), id=GLYPHS), options)
+    return _load(replace(local_source(samples.path("glyph-vit-tiny")), id=GLYPHS), options)
 
 
 def _load_folder(folder: Path, options: BackboneOptions) -> Backbone:
-    from hftl.backbones.source import local
+    from hftl.backbones.source import local_source
 
-    return _load(local(folder), options)
+    return _load(local_source(folder), options)
 
 
 def _load_hub(ref: str, options: BackboneOptions) -> Backbone:
-    from hftl.backbones.source import from_hub
+    from hftl.backbones.source import hub_source
 
     try:
-        source = from_hub(ref, offline=options.offline, allow_pickle=options.allow_pickle)
+        source = hub_source(ref, offline=options.offline, allow_pickle=options.allow_pickle)
     except BackboneError as error:
         if any(ref == name for name, *_ in (*IMAGE, *TEXT)):
             raise

@@ -17,12 +17,8 @@ from transformers import AutoConfig, AutoModel
 from hftl.backbones.source import Source
 from hftl.backbones.weights import whole_on_every_process
 from hftl.errors import BackboneError
-
-PROBLEM_TYPES = {
-    "single_label": "single_label_classification",
-    "multi_label": "multi_label_classification",
-    "regression": "regression",
-}
+from hftl.tasks import Task
+from hftl.wording import one_line
 
 # Neither the labels that a checkpoint came with, nor where it lay and who saved it, can change a feature.
 NOT_IN_FEATURES = (
@@ -45,11 +41,27 @@ class PretrainedBackbone:
     modality: str
     library = "transformers"
     auto_class: Any
+    max_length: int | None = None
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self.name = source.id
         self.commit = source.commit
+
+    @property
+    def license(self) -> Mapping[str, str]:
+        """What the model's card states of its licence."""
+        return self.source.license()
+
+    @property
+    def pickled(self) -> bool:
+        """Whether the weights were published as a pickle."""
+        return self.source.pickled
+
+    @property
+    def base_reference(self) -> str:
+        """The Hub id, or the folder as it was given."""
+        return self.name if self.commit else str(self.source.folder)
 
     @cached_property
     def base_config(self) -> Any:
@@ -88,7 +100,7 @@ class PretrainedBackbone:
         config = copy.deepcopy(self.base_config)
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: index for index, name in enumerate(label_names)}
-        config.problem_type = PROBLEM_TYPES[task]
+        config.problem_type = Task(task).problem_type
         config.dtype = torch.float32
         return config
 
@@ -121,7 +133,7 @@ class PretrainedBackbone:
                     **options,
                 )
         except (OSError, ValueError, RuntimeError, ImportError) as error:
-            raise BackboneError(f"{self.name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+            raise BackboneError(f"{self.name} cannot be loaded: {one_line(error)}") from error
         without_generation(model.config)
         return model.eval(), set(loading["missing_keys"]) | {key[0] for key in loading["mismatched_keys"]}
 
@@ -166,7 +178,7 @@ def read_config(source: Source) -> Any:
                 f"{source.id} needs Python code of its own repository, which hftl does not run; choose a model whose "
                 "architecture transformers has, or write a plugin that loads it"
             ) from error
-        raise BackboneError(f"{source.id}: {' '.join(str(error).split())[:300]}") from error
+        raise BackboneError(f"{source.id}: {one_line(error)}") from error
 
 
 def _kernels(config: Any, asked: bool = False) -> Iterator[str]:

@@ -39,6 +39,10 @@ class Backbone(Protocol):
         suffixes: the file name endings that a folder of data may hold, such as ``.png``; empty for text.
         pipeline_tag: the Hub's task name of the exported model, such as ``"image-classification"``.
         library: the Hub's name of the library that loads the exported model, such as ``"transformers"``.
+        max_length: tokens kept of a row; None where rows are not cut.
+        license: what the model's card states: ``license``, ``license_name``, ``license_link``, those given.
+        pickled: whether the weights were published as a pickle, from which safetensors were made.
+        base_reference: what a library loads the pretrained model from: a Hub id, or a folder.
     """
 
     name: str
@@ -48,6 +52,22 @@ class Backbone(Protocol):
     suffixes: frozenset[str]
     pipeline_tag: str
     library: str
+
+    @property
+    def max_length(self) -> int | None:  # noqa: D102
+        ...
+
+    @property
+    def license(self) -> Mapping[str, str]:  # noqa: D102
+        ...
+
+    @property
+    def pickled(self) -> bool:  # noqa: D102
+        ...
+
+    @property
+    def base_reference(self) -> str:  # noqa: D102
+        ...
 
     def identity(self) -> dict[str, Any]:
         """Everything about model and preprocessing that can change a feature, as JSON.
@@ -86,6 +106,17 @@ class Backbone(Protocol):
         """
         ...
 
+    def load_trained(self) -> tuple[nn.Module, set[str]]:
+        """The classification model as the checkpoint has it, head included, in eval mode, float32.
+
+        Returns:
+            The model, and the names of parameters that the checkpoint lacks: a model that was never trained has some.
+
+        Raises:
+            BackboneError: the weights cannot be read.
+        """
+        ...
+
     def skeleton(self, config: Any) -> nn.Module:
         """The same model without its weights, on the meta device."""
         ...
@@ -97,3 +128,24 @@ class Backbone(Protocol):
     def save_processor(self, folder: Path) -> None:
         """Write the preprocessing files that the exported model needs."""
         ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """A pretrained network and the configuration of the model that it is to become.
+
+    Attributes:
+        backbone: the pretrained network.
+        config: from `Backbone.config`: label names, kind of task, float32.
+    """
+
+    backbone: Backbone
+    config: Any
+
+    def build(self) -> tuple[nn.Module, set[str]]:
+        """The model with its pretrained weights, and its head's parameter names; see `Backbone.build`."""
+        return self.backbone.build(self.config)
+
+    def skeleton(self) -> nn.Module:
+        """The model without its weights; see `Backbone.skeleton`."""
+        return self.backbone.skeleton(self.config)

@@ -1,24 +1,21 @@
-"""Where a backbone's files are: a folder, or a commit of a Hub repository brought to a folder."""
+"""`Source`: where a backbone's files are, a folder or a commit of a Hub repository brought to a folder."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from hftl import __version__
+from hftl._version import __version__
+from hftl.backbones.files import PICKLE, WEIGHTS, listed_files
 from hftl.errors import BackboneError
-from hftl.hub import hub_errors, with_retries
+from hftl.hub.client import hub_errors, with_retries
 
 # Weights in safetensors only, what configurations, tokenizers and processors are stored in, and the card.
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
 # Folders hold other formats and checkpoints.
 UNWANTED = ["*/*", "adapter_model*"]
-WEIGHTS = "model.safetensors"
-PICKLE = "pytorch_model.bin"
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Source:
             BackboneError: there is no such model, or it cannot be fetched.
         """
         folder = Path(ref).expanduser()
-        return local(folder) if folder.is_dir() else from_hub(str(ref), offline=offline)
+        return local_source(folder) if folder.is_dir() else hub_source(str(ref), offline=offline)
 
     def weight_files(self) -> dict[str, Path]:
         """Each tensor's name in the checkpoint and the safetensors file that holds it.
@@ -62,7 +59,7 @@ class Source:
         index = self.folder / f"{WEIGHTS}.index.json"
         single = self.folder / WEIGHTS
         if index.exists() and not single.exists():
-            files = listed_files(self, index)
+            files = listed_files(self.id, index)
         elif single.exists():
             try:
                 with safe_open(single, framework="pt") as opened:
@@ -92,24 +89,7 @@ class Source:
         return {name: value for name, value in given.items() if isinstance(value, str)}
 
 
-def listed_files(source: Source, index: Path) -> dict[str, Path]:
-    """The tensors of a sharded checkpoint and their files, which can only be beside the index.
-
-    Raises:
-        BackboneError: the index is damaged, or names a file elsewhere, which transformers would read.
-    """
-    try:
-        names: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = {name: Path(file) for name, file in names.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BackboneError(f"{source.id}: {index.name} is damaged ({error}); fetch it again") from error
-    for file in files.values():
-        if str(file) != file.name:
-            raise BackboneError(f"{source.id}: {index.name} names {str(file)!r}, which is not in the model's folder")
-    return {name: source.folder / file for name, file in files.items()}
-
-
-def local(folder: Path) -> Source:
+def local_source(folder: Path) -> Source:
     """A folder that transformers can load.
 
     Raises:
@@ -133,7 +113,7 @@ def is_hub_id(ref: str) -> bool:
     return re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?(@[\w.\-/]+)?", ref) is not None
 
 
-def from_hub(ref: str, *, offline: bool = False, allow_pickle: bool = False) -> Source:
+def hub_source(ref: str, *, offline: bool = False, allow_pickle: bool = False) -> Source:
     """Bring a Hub repository's configuration, preprocessing files and safetensors weights to the local cache.
 
     Args:
@@ -150,10 +130,11 @@ def from_hub(ref: str, *, offline: bool = False, allow_pickle: bool = False) -> 
     if not (source.folder / "config.json").exists():
         raise BackboneError(f"{repo} on the Hub holds no config.json, so it is no transformers model")
     if allow_pickle and not any(source.folder.glob("*.safetensors")):
-        from hftl.backbones.pickles import converted
+        from hftl.backbones.pickles import converted  # brings torch
 
-        # The commit that was found, for the branch may move in between.
-        return converted(_fetched(repo, source.commit, [*WANTED, "pytorch_model*"], offline))
+        # The commit that was found, because the branch may move in between.
+        source = _fetched(repo, source.commit, [*WANTED, "pytorch_model*"], offline)
+        return replace(source, folder=converted(repo, source.folder), pickled=True)
     return source
 
 

@@ -15,6 +15,8 @@ from hftl.backbones.pretrained import PretrainedBackbone, digest_text
 from hftl.backbones.protocol import Encoded
 from hftl.backbones.source import Source
 from hftl.errors import BackboneError
+from hftl.tasks import Task
+from hftl.wording import one_line
 
 # Tokenizers that know no limit say so with a huge number.
 NO_LIMIT = 1_000_000
@@ -42,6 +44,7 @@ class TextBackbone(PretrainedBackbone):
     suffixes: frozenset[str] = frozenset()
     pipeline_tag = "text-classification"
     auto_class = AutoModelForSequenceClassification
+    max_length: int
 
     def __init__(self, source: Source, max_length: int | None = None) -> None:
         super().__init__(source)
@@ -60,7 +63,7 @@ class TextBackbone(PretrainedBackbone):
                 self.source.folder, trust_remote_code=False, local_files_only=True
             )
         except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-            raise BackboneError(f"{self.name} has no usable tokenizer: {' '.join(str(error).split())[:200]}") from error
+            raise BackboneError(f"{self.name} has no usable tokenizer: {one_line(error, 200)}") from error
         if not tokenizer.is_fast:
             raise BackboneError(f"{self.name} has only a slow tokenizer; hftl needs a tokenizer.json")
         if tokenizer.pad_token is None:
@@ -156,7 +159,7 @@ class TextBackbone(PretrainedBackbone):
             return None
         # Families that count positions from padding_idx + 1 declare that many more than a text may use; the class says
         # so with a padding index on its position embedding.
-        model = self.skeleton(super().config("single_label", ["a", "b"]))
+        model = self.skeleton(super().config(Task.SINGLE_LABEL, ["a", "b"]))
         for name, module in model.named_modules():
             if "position" in name and isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
                 return limit - module.padding_idx - 1

@@ -18,6 +18,7 @@ from hftl.backbones.pretrained import PretrainedBackbone
 from hftl.backbones.protocol import Encoded
 from hftl.data.images import decode_image
 from hftl.errors import BackboneError
+from hftl.wording import one_line
 
 # What Pillow reads without plugins and people keep photographs in.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"})
@@ -44,9 +45,7 @@ class ImageBackbone(PretrainedBackbone):
                 self.source.folder, trust_remote_code=False, local_files_only=True
             )
         except (OSError, ValueError, ImportError) as error:
-            raise BackboneError(
-                f"{self.name} has no usable image processor: {' '.join(str(error).split())[:200]}"
-            ) from error
+            raise BackboneError(f"{self.name} has no usable image processor: {one_line(error, 200)}") from error
 
     def processor_identity(self) -> dict[str, Any]:
         """Every setting of the image processor, defaults included."""

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,6 @@ class NameRule:
 
     add: str
     drop: list[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return asdict(self)
 
     def renamed(self, files: Mapping[str, Path]) -> dict[str, tuple[Path, str]]:
         """For each tensor of the exported model that comes from the checkpoint: its file, and its name there."""

@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from hftl import __version__
+from hftl._version import __version__
 from hftl.cli import backbones, cache, doctor, evaluate, features, new, plugins, predict, push, recipes, run
 from hftl.errors import HftlError
-from hftl.text import printable
+from hftl.wording import printable
 
 HELP = """Transfer learning with Hugging Face models: features of the frozen backbone are computed once and kept,
 heads are solved exactly, and what comes out loads with plain transformers."""

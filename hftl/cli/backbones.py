@@ -14,7 +14,7 @@ def backbones(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List registered backbones; any Hub id or folder that transformers can load works too."""
-    from hftl.registry import backbones as registered
+    from hftl.plugins.registry import backbones as registered
 
     rows = [
         {

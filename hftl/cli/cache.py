@@ -12,8 +12,8 @@ from hftl.cli.output import human_bytes, show
 from hftl.errors import StoreError, UserError
 
 if TYPE_CHECKING:
-    from hftl.features.store import FeatureStore
-    from hftl.features.summary import SpaceSummary
+    from hftl.store.store import FeatureStore
+    from hftl.store.summary import SpaceSummary
 
 app = typer.Typer(help="Look after the stored features.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -79,7 +79,7 @@ COLUMNS = ["name", "modality", "commit", "pooling", "rows", "size", "last used"]
 
 
 def _store() -> FeatureStore:
-    from hftl.features.store import FeatureStore, cache_root
+    from hftl.store.store import FeatureStore, cache_root
 
     return FeatureStore(cache_root())
 

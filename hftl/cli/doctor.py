@@ -24,7 +24,7 @@ def _row(what: str, state: Any) -> dict[str, Any]:
 
 
 def _versions() -> list[dict[str, Any]]:
-    from hftl import __version__
+    from hftl._version import __version__
 
     rows = [_row("hftl", __version__), _row("python", platform.python_version())]
     for name in ("torch", "torchvision", "transformers", "datasets", "accelerate", "peft", "huggingface_hub"):
@@ -51,7 +51,7 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _cache() -> dict[str, Any]:
-    from hftl.features.store import cache_root
+    from hftl.store.store import cache_root
 
     root = cache_root()
     there = next(folder for folder in (root, *root.parents) if folder.is_dir())
@@ -62,7 +62,7 @@ def _cache() -> dict[str, Any]:
 def _hub() -> list[dict[str, Any]]:
     from huggingface_hub import constants, get_token
 
-    from hftl.hub import offline
+    from hftl.hub.client import offline
 
     return [
         _row("hub", f"{constants.ENDPOINT}{' (offline)' if offline() else ''}"),
@@ -73,6 +73,6 @@ def _hub() -> list[dict[str, Any]]:
 
 
 def _plugins() -> list[dict[str, Any]]:
-    from hftl.plugins import plugins
+    from hftl.plugins.manager import plugins
 
     return [_row(f"plugin {p.name}", f"FAILED: {p.error}") for p in plugins().failed]

@@ -19,9 +19,9 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with each class's metrics.")] = False,
 ) -> None:
     """Metrics on other data: their test (or validation) split, or all rows where they bring none."""
-    from hftl.predict import evaluate as measure
+    from hftl.inference import evaluate as do
 
-    found = measure(
+    values = do(
         model,
         data,
         input_columns=input_columns.split(",") if input_columns else None,
@@ -29,7 +29,7 @@ def evaluate(
         offline=offline,
     )
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(values))
         return
-    rows = [{"metric": name, "value": f"{value:.4f}"} for name, value in found.items() if isinstance(value, float)]
+    rows = [{"metric": name, "value": f"{value:.4f}"} for name, value in values.items() if isinstance(value, float)]
     show(rows, ["metric", "value"], as_json=False)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -26,6 +25,9 @@ def features(
     on_bad_row: Annotated[
         Literal["error", "skip"], typer.Option(help="What to do with a row that cannot be decoded.")
     ] = "error",
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read weights that are only a pickle, as nothing but tensors.")
+    ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
@@ -35,27 +37,36 @@ def features(
     """
     from hftl.recipes import changed, find_recipe
 
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
     found = find_recipe(recipe)
-    own, fields, _ = read_flags(found.parameters, context.args)
+    own, fields, show = read_flags(found.parameters, context.args)
     first, *also = _poolings(pooling) if pooling else (None,)
     made = changed(found(**own), fields | changes_of(change or []))
+    if show:
+        print(made)
+        return
 
-    from hftl.export.matrix import check_format, write_matrix
+    from hftl.frozen.matrix import check_format, write_features
     from hftl.pipeline import compute_features
 
     if export is not None:
         check_format(export)
-    matrix = compute_features(made, pooling=first, also=also, offline=offline, quiet=quiet, on_bad_row=on_bad_row)
+    matrix = compute_features(
+        made,
+        pooling=first,
+        also=also,
+        offline=offline,
+        allow_pickle=allow_pickle,
+        quiet=quiet,
+        on_bad_row=on_bad_row,
+    )
     if export is not None:
         rows, width = matrix.features.shape
-        written = " and ".join(str(path) for path in write_matrix(matrix, export))
+        written = " and ".join(str(path) for path in write_features(matrix, export))
         if not quiet:
             print(f"wrote     {rows:,} × {width:,} float32 to {written}")
 
 
-def _poolings(text: str) -> list[str]:
+def _poolings(text: str) -> list[Any]:
     from hftl.errors import RecipeError
 
     asked = [part.strip() for part in text.split(",")]

@@ -9,8 +9,10 @@ import typer
 
 from hftl.cli.output import show
 from hftl.errors import HftlError, PluginError
-from hftl.plugins import BUILT_IN, Plugin, one_line
-from hftl.plugins import plugins as loaded_plugins
+from hftl.plugins.manager import BUILT_IN
+from hftl.plugins.manager import plugins as loaded_plugins
+from hftl.plugins.spec import Plugin
+from hftl.wording import named_error
 
 
 def plugins(
@@ -57,14 +59,14 @@ def add_commands(app: typer.Typer) -> None:
             app.registered_commands += theirs.registered_commands
             app.registered_groups += theirs.registered_groups
         except Exception as error:
-            loaded.reject(owner, f"its commands do not work: {one_line(error)}")
+            loaded.reject(owner, f"its commands do not work: {named_error(error)}")
         theirs.registered_commands, theirs.registered_groups = [], []
 
 
 def _registered() -> dict[str, list[str]]:
     """What each package registered; asking for it also finds the plugins whose registration fails."""
+    from hftl.plugins.registry import backbone_claims, metrics
     from hftl.recipes import registered_recipes
-    from hftl.registry import backbone_claims, metrics
 
     gives: dict[str, list[str]] = {}
     for name, claims in backbone_claims().items():
@@ -89,7 +91,7 @@ def _short(gives: list[str]) -> str:
 
 def _problem(plugin: Plugin) -> str | None:
     """What is wrong with a plugin that is loaded all the same."""
-    from hftl.registry import backbone_claims
+    from hftl.plugins.registry import backbone_claims
 
     problems = [
         f"backbone {name!r} is also claimed by {', '.join(s.plugin for s in claims if s.plugin != plugin.package)}"

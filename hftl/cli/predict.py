@@ -20,9 +20,9 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, with every score.")] = False,
 ) -> None:
     """Predict label and score for each input."""
-    from hftl.predict import predictions
+    from hftl.inference import predict as do
 
-    rows: list[dict[str, Any]] = predictions(model, inputs, on_bad_row=on_bad_row, offline=offline)
+    rows: list[dict[str, Any]] = do(model, inputs, on_bad_row=on_bad_row, offline=offline)
     if as_json:
         for row in rows:
             print(json.dumps(row))

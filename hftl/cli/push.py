@@ -10,7 +10,7 @@ import typer
 from hftl.cli.output import human_bytes, show
 
 if TYPE_CHECKING:
-    from hftl.export.push import Pushed
+    from hftl.hub.commit import Pushed
 
 
 def push(
@@ -25,8 +25,9 @@ def push(
 
     The token is the one of `hf auth login` or HF_TOKEN. Only files that a model is made of are pushed.
     """
-    from hftl.export.push import check_repo_id, uploads_of
     from hftl.export.push import push as do
+    from hftl.export.push import uploads_of
+    from hftl.hub.commit import check_repo_id
 
     if dry_run:
         check_repo_id(repo_id)

@@ -59,9 +59,6 @@ def run(
     """
     from hftl.recipes import changed, find_recipe
 
-    if offline:
-        # Before anything imports the Hub's client, which reads it then.
-        os.environ["HF_HUB_OFFLINE"] = "1"
     found = find_recipe(recipe)
     own, fields, show = read_flags(found.parameters, context.args)
     made = found(**own)
@@ -84,11 +81,13 @@ def run(
     if num_processes > 1 and "WORLD_SIZE" not in os.environ:
         raise typer.Exit(launch(num_processes))
     if push is not None:
-        from hftl.export.push import check_can_push
+        from hftl.hub.client import staying_offline
+        from hftl.hub.commit import check_can_push
 
-        check_can_push(push)
+        with staying_offline(offline):
+            check_can_push(push)
 
-    from hftl.registry import find
+    from hftl.plugins.registry import find
 
     # A name that nobody knows is said at once, not after seconds of importing.
     find(made.backbone)

@@ -7,8 +7,8 @@ from typing import Literal, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hftl.data.source import did_you_mean, listing
 from hftl.errors import DataError
+from hftl.wording import did_you_mean, listing
 
 Kind: TypeAlias = Literal["text", "file", "class", "flag", "int", "float", "list", "other"]
 """What a column holds; ``flag``: true or false, or only the numbers 0 and 1; ``class``: named classes."""

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from hftl.data.source import Part, Source, SplitName, assign_splits, digest, listing, plural, split_of
+from hftl.data.raw import RawData, RawSplit, SplitName, assign_splits, digest, split_of
 from hftl.data.tables import TABLE_SUFFIXES
 from hftl.errors import DataError
+from hftl.wording import listing, plural
 
 FILE_COLUMN, LABEL_COLUMN = "file", "label"
 
@@ -46,7 +47,9 @@ def _walk(folder: str | Path, within: str, above: frozenset[str]) -> Iterator[st
                 yield within + entry.name
 
 
-def read_class_folders(root: Path, files: list[str], suffixes: Collection[str], *, beside_table: bool) -> Source | None:
+def read_class_folders(
+    root: Path, files: list[str], suffixes: Collection[str], *, beside_table: bool
+) -> RawData | None:
     """Understand files as ``split/class/file`` or ``class/file``.
 
     Args:
@@ -76,14 +79,14 @@ def read_class_folders(root: Path, files: list[str], suffixes: Collection[str], 
             f"{root}: only one class folder, {listing(sorted(classes))}, and it holds folders: give "
             f"the folder that holds the classes, such as {root / Path(next(iter(parts_of))).parent.parent}"
         )
-    found: dict[SplitName, Part] = {}
+    found: dict[SplitName, RawSplit] = {}
     used: list[str] = []
     for split, folder in (split_folders or {"train": None}).items():
         members = [file for file, parts in parts_of.items() if folder is None or parts[0] == folder]
         names = [parts_of[file][depth - 1] for file in members]
-        found[split] = Part(pa.table({FILE_COLUMN: members, LABEL_COLUMN: names}), None)
+        found[split] = RawSplit(pa.table({FILE_COLUMN: members, LABEL_COLUMN: names}), None)
         used += members
-    return Source(
+    return RawData(
         found,
         root=root,
         notes=_ignored(files, used),

@@ -14,11 +14,13 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIs
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever release it uses
 
-from hftl.data.rows import RowNames
-from hftl.data.source import Part, Source, SplitName, assign_splits, listing, require_train
+from hftl.data.dataset import RowNames
+from hftl.data.raw import RawData, RawSplit, SplitName, assign_splits, require_train
 from hftl.data.tables import class_label_names, plain_columns
 from hftl.errors import DataError
-from hftl.hub import answer_in, causes, disk_is_full, explain, with_retries
+from hftl.foreign import fingerprint
+from hftl.hub.client import answer_in, causes, disk_is_full, explain, with_retries
+from hftl.wording import listing, one_line
 
 OFFLINE_WAYS = (
     "without the Hub, give a folder, a .csv/.tsv/.jsonl/.parquet file, or sample:digits; "
@@ -26,7 +28,7 @@ OFFLINE_WAYS = (
 )
 
 
-def from_hub(ref: str, beside: str = "") -> Source:
+def load_hub_data(ref: str, beside: str = "") -> RawData:
     """Load ``user/name[:config][@revision]``, pinned to the commit that the revision names now.
 
     Args:
@@ -80,7 +82,7 @@ def _commit_in_cache(repo: str, revision: str) -> str:
         return "0" * 40
 
 
-def from_datasets(data: datasets.DatasetDict | datasets.Dataset) -> Source:
+def from_datasets(data: datasets.DatasetDict | datasets.Dataset) -> RawData:
     """Use a data set made in Python; a single `Dataset` is the training split.
 
     Raises:
@@ -97,21 +99,21 @@ def from_datasets(data: datasets.DatasetDict | datasets.Dataset) -> Source:
 
 
 def _fingerprints(data: datasets.DatasetDict) -> dict[str, str]:
-    return {split: str(part._fingerprint) for split, part in data.items()}
+    return {split: fingerprint(part) for split, part in data.items()}
 
 
 def _source(
     data: datasets.DatasetDict, name: str, identity: dict[str, Any], notes: Sequence[str] = (), **more: Any
-) -> Source:
+) -> RawData:
     chosen, others = assign_splits(data)
     if not chosen and len(data) == 1:
         chosen, others = {"train": next(iter(data))}, []
     require_train(chosen, list(data), name or "data set")
-    parts: dict[SplitName, Part] = {}
+    parts: dict[SplitName, RawSplit] = {}
     for split, key in chosen.items():
         table = _table(data[key])
-        parts[split] = Part(table, RowNames([(f"{name} {key}".strip(), len(table))]))
-    return Source(
+        parts[split] = RawSplit(table, RowNames([(f"{name} {key}".strip(), len(table))]))
+    return RawData(
         parts,
         class_names=class_label_names(data[chosen["train"]].features.to_dict()),
         notes=[*notes, *([f"ignored other splits: {listing(others)}"] if others else [])],
@@ -135,7 +137,7 @@ def _hub_errors(ref: str, repo: str, beside: str) -> Iterator[None]:
         yield
     except (DatasetsError, HfHubHTTPError, httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
         chain = list(causes(error))
-        said = " ".join(str(error).split())
+        said = one_line(error, 500)
         if any(isinstance(e, GatedRepoError) for e in chain) or "gated" in said:
             why = (
                 f"gated data set: accept its terms at {constants.ENDPOINT}/datasets/{repo} and log in with "
@@ -151,5 +153,5 @@ def _hub_errors(ref: str, repo: str, beside: str) -> Iterator[None]:
         elif answer_in(error) is not None or disk_is_full(error):
             why = str(explain(error, repo, "dataset", OFFLINE_WAYS))
         else:
-            why = f"cannot be loaded from the Hub: {said[:500]}"
+            why = f"cannot be loaded from the Hub: {said}"
         raise DataError(f"{ref}: {why}") from error

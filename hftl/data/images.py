@@ -16,6 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from hftl.errors import BadRowError
+from hftl.wording import one_line
 
 MAX_PIXELS = 89_478_485
 """Images with more pixels are refused before decoding: here Pillow begins to suspect a decompression bomb."""
@@ -58,7 +59,7 @@ def decode_image(encoded: bytes, name: str) -> Image.Image:
     except UnidentifiedImageError:
         why = "not an image that Pillow can read" if encoded else "the file is empty"
     except Exception as error:  # a damaged file makes Pillow's readers raise nearly anything
-        why = "the image cannot be decoded: " + " ".join(str(error).split() or [type(error).__name__])
+        why = f"the image cannot be decoded: {one_line(error)}"
     raise BadRowError(name, why)
 
 

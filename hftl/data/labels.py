@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from hftl.data.dataset import Labels
+from hftl.data.raw import SplitName
 from hftl.data.raw_labels import RawLabels, Values
-from hftl.data.rows import Labels, Task
-from hftl.data.source import SplitName, listing, plural
 from hftl.errors import DataError
+from hftl.tasks import Task
+from hftl.wording import listing, plural
 
 MAX_INT_CLASSES_UNASKED = 50
 
@@ -46,7 +48,7 @@ def infer_task(values: Values, column_names: Sequence[str], named_classes: bool)
         return _task_of_lists(values, column_names)
     column = listing(column_names)
     if named_classes or kinds == {bool}:
-        return "single_label", "named classes" if named_classes else "true or false"
+        return Task.SINGLE_LABEL, "named classes" if named_classes else "true or false"
     if kinds == {str}:
         distinct = len(set(values))
         if len(values) >= 20 and distinct > 0.9 * len(values):
@@ -54,10 +56,10 @@ def infer_task(values: Values, column_names: Sequence[str], named_classes: bool)
                 f"label column {column}: {distinct:,} different texts in {plural(len(values), 'row')} are no "
                 f"classes: state the label with --set label_columns=[…]"
             )
-        return "single_label", "words"
+        return Task.SINGLE_LABEL, "words"
     if kinds <= {int, float, bool}:
         if any(not float(value).is_integer() for value in values):
-            return "regression", "numbers with a fraction"
+            return Task.REGRESSION, "numbers with a fraction"
         return _task_of_whole_numbers({int(value) for value in values}, len(values))
     raise DataError(f"label column {column} mixes {_kinds(kinds)}: use one kind of value")
 
@@ -67,12 +69,12 @@ def _task_of_lists(values: Values, column_names: Sequence[str]) -> tuple[Task, s
     flat = [element for value in values for element in value]
     if len(column_names) == 1:
         fraction = any(isinstance(element, float) and not element.is_integer() for element in flat)
-        return ("regression", "lists of numbers") if fraction else ("multi_label", "lists of labels")
+        return (Task.REGRESSION, "lists of numbers") if fraction else (Task.MULTI_LABEL, "lists of labels")
     if not all(type(element) in (int, float, bool) for element in flat):
         raise DataError(f"label columns {listing(column_names)}: several columns must hold numbers, or only 0 and 1")
     if set(flat) <= {0, 1}:
-        return "multi_label", "columns of 0 and 1"
-    return "regression", "columns of numbers"
+        return Task.MULTI_LABEL, "columns of 0 and 1"
+    return Task.REGRESSION, "columns of numbers"
 
 
 def _kinds(kinds: set[type]) -> str:
@@ -83,9 +85,9 @@ def _task_of_whole_numbers(distinct: set[int], rows: int) -> tuple[Task, str]:
     """Class numbers are few, or count up from 0 or 1 without a gap; prices, ages and years do neither."""
     contiguous = min(distinct) in (0, 1) and max(distinct) - min(distinct) + 1 == len(distinct)
     if len(distinct) <= MAX_INT_CLASSES_UNASKED or contiguous or len(distinct) <= 0.1 * rows:
-        return "single_label", "whole numbers"
+        return Task.SINGLE_LABEL, "whole numbers"
     return (
-        "regression",
+        Task.REGRESSION,
         f"{len(distinct):,} different whole numbers in {plural(rows, 'row')}; classes if stated by task=",
     )
 
@@ -111,21 +113,24 @@ def encode_labels(
     for split, raw in splits.items():
         if not raw.values:
             raise DataError(f"{split} split: it has no rows")
-    if task == "regression":
-        return _encode_targets(splits, column_names)
-    if task == "single_label":
-        keys = {split: _class_keys(raw, column_names) for split, raw in splits.items()}
-        classes = _classes({split: [[key] for key in values] for split, values in keys.items()}, splits, class_names)
-        if len(classes.names) < 2:
-            raise DataError(
-                f"training has a single class, {listing(classes.names)}, in label column "
-                f"{listing(column_names)}: a classifier needs two or more"
-            )
-        numbers: dict[SplitName, Labels] = {
-            split: np.array([classes.index[key] for key in values], dtype=np.int64) for split, values in keys.items()
-        }
-        return EncodedLabels(task, classes.names, numbers, classes.notes)
-    return _encode_multi(splits, column_names, class_names)
+    encode = task.case(single_label=_encode_classes, multi_label=_encode_multi, regression=_encode_targets)
+    return encode(splits, column_names, class_names)
+
+
+def _encode_classes(
+    splits: Mapping[SplitName, RawLabels], column_names: Sequence[str], class_names: Sequence[str] | None
+) -> EncodedLabels:
+    keys = {split: _class_keys(raw, column_names) for split, raw in splits.items()}
+    classes = _classes({split: [[key] for key in values] for split, values in keys.items()}, splits, class_names)
+    if len(classes.names) < 2:
+        raise DataError(
+            f"training has a single class, {listing(classes.names)}, in label column "
+            f"{listing(column_names)}: a classifier needs two or more"
+        )
+    numbers: dict[SplitName, Labels] = {
+        split: np.array([classes.index[key] for key in values], dtype=np.int64) for split, values in keys.items()
+    }
+    return EncodedLabels(Task.SINGLE_LABEL, classes.names, numbers, classes.notes)
 
 
 @dataclass(frozen=True)
@@ -222,7 +227,7 @@ def _encode_multi(
         for at, row in enumerate(rows):
             array[at, [classes.index[key] for key in row]] = 1
         arrays[split] = array
-    return EncodedLabels("multi_label", classes.names, arrays, classes.notes)
+    return EncodedLabels(Task.MULTI_LABEL, classes.names, arrays, classes.notes)
 
 
 def _label_list(value: Any, raw: RawLabels, at: int) -> list[Hashable]:
@@ -259,7 +264,10 @@ def _positions(rows: Sequence[Sequence[Hashable]], raw: RawLabels, length: int) 
     return [[position for position, key in enumerate(row) if key] for row in rows]
 
 
-def _encode_targets(splits: Mapping[SplitName, RawLabels], column_names: Sequence[str]) -> EncodedLabels:
+def _encode_targets(
+    splits: Mapping[SplitName, RawLabels], column_names: Sequence[str], class_names: Sequence[str] | None
+) -> EncodedLabels:
+    del class_names  # targets are numbers, whatever the column says of classes
     first = splits["train"].values[0]
     length = len(first) if isinstance(first, list) else 1
     arrays: dict[SplitName, Labels] = {}
@@ -273,4 +281,4 @@ def _encode_targets(splits: Mapping[SplitName, RawLabels], column_names: Sequenc
                 )
         arrays[split] = np.array(raw.values, dtype=np.float32).reshape(len(raw.values), length)
     names = list(column_names) if len(column_names) == length else [f"{column_names[0]}_{i}" for i in range(length)]
-    return EncodedLabels("regression", names, arrays)
+    return EncodedLabels(Task.REGRESSION, names, arrays)

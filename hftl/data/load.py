@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
 from hftl.data.columns import Kind, choose_columns, column_kind, numbers_from_text
+from hftl.data.dataset import Data, Files, Texts
+from hftl.data.holdout import make_splits, shared_rows
 from hftl.data.labels import EncodedLabels, encode_labels, infer_task
+from hftl.data.raw import RawData, SplitName, digest
 from hftl.data.raw_labels import RawLabels, read_labels
 from hftl.data.references import open_reference
-from hftl.data.rows import Data, Files, Task, Texts
-from hftl.data.source import Source, SplitName, did_you_mean, digest, listing, plural
-from hftl.data.splits import make_splits, shared_rows
 from hftl.errors import DataError
+from hftl.tasks import Task
+from hftl.wording import did_you_mean, listing, plural
 
 if TYPE_CHECKING:
     import datasets
@@ -48,14 +50,13 @@ def load_data(
     Raises:
         DataError: the reference leads nowhere, or what is there cannot be used.
     """
-    if task is not None and task not in get_args(Task):
-        raise DataError(f"task {task!r}: there is only {listing(get_args(Task))}{did_you_mean(task, get_args(Task))}")
+    stated = None if task is None else _stated_task(task)
     said = ref if isinstance(ref, str) else f"<{type(ref).__name__}>"
     source = open_reference(ref, wants, {suffix.lower() for suffix in suffixes})
     cells = _Cells(source)
     inputs, labels = _choose_columns(source, cells, wants, input_columns, label_columns)
-    raw, dropped = _read_labels(source, cells, labels, task)
-    encoded, why = _encode(raw, labels, cells.class_names(labels), task)
+    raw, dropped = _read_labels(source, cells, labels, stated)
+    encoded, why = _encode(raw, labels, cells.class_names(labels), stated)
     rows = {split: _inputs(source, split, inputs, wants).select(raw[split].rows) for split in raw}
     splits, made = make_splits(rows, encoded, seed, test_size)
     return Data(
@@ -85,10 +86,17 @@ def load_data(
     )
 
 
+def _stated_task(task: str) -> Task:
+    known = [str(known) for known in Task]
+    if task not in known:
+        raise DataError(f"task {task!r}: there is only {listing(known)}{did_you_mean(task, known)}")
+    return Task(task)
+
+
 class _Cells:
     """The source's columns as labels see them: numbers read from text where that is how they are stored."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: RawData) -> None:
         self._source = source
         self._read: dict[tuple[SplitName, str], pa.ChunkedArray] = {}
 
@@ -107,7 +115,7 @@ class _Cells:
         return self._source.class_names.get(labels[0]) if len(labels) == 1 else None
 
 
-def _column(source: Source, split: SplitName, name: str) -> pa.ChunkedArray:
+def _column(source: RawData, split: SplitName, name: str) -> pa.ChunkedArray:
     table = source.parts[split].table
     if name not in table.column_names:
         columns = table.column_names
@@ -116,7 +124,7 @@ def _column(source: Source, split: SplitName, name: str) -> pa.ChunkedArray:
 
 
 def _choose_columns(
-    source: Source,
+    source: RawData,
     cells: _Cells,
     wants: Literal["text", "file"],
     input_columns: Sequence[str] | None,
@@ -137,7 +145,7 @@ def _choose_columns(
 
 
 def _read_labels(
-    source: Source, cells: _Cells, labels: Sequence[str], task: str | None
+    source: RawData, cells: _Cells, labels: Sequence[str], task: Task | None
 ) -> tuple[dict[SplitName, RawLabels], list[str]]:
     columns = {split: [cells(split, name) for name in labels] for split in source.parts}
     row_names = {split: part.name for split, part in source.parts.items()}
@@ -145,19 +153,19 @@ def _read_labels(
 
 
 def _encode(
-    raw: dict[SplitName, RawLabels], labels: Sequence[str], class_names: list[str] | None, task: str | None
+    raw: dict[SplitName, RawLabels], labels: Sequence[str], class_names: list[str] | None, task: Task | None
 ) -> tuple[EncodedLabels, str]:
     """Give labels their numbers; say in a few words what they are."""
     if task is None:
         kind, why = infer_task(raw["train"].values, labels, named_classes=class_names is not None)
     else:
-        kind, why = cast(Task, task), "as stated"
+        kind, why = task, "as stated"
     encoded = encode_labels(raw, kind, labels, class_names)
-    noun = "target" if kind == "regression" else "class"
+    noun = "class" if kind.has_classes else "target"
     return encoded, f"{plural(len(encoded.names), noun)}, task {kind}: {why}"
 
 
-def _inputs(source: Source, split: SplitName, columns: Sequence[str], wants: str) -> Texts | Files:
+def _inputs(source: RawData, split: SplitName, columns: Sequence[str], wants: str) -> Texts | Files:
     part = source.parts[split]
     cells = [_column(source, split, name) for name in columns]
     if wants == "file":
@@ -191,7 +199,7 @@ def _check_some_exist(files: Files, split: SplitName) -> None:
         )
 
 
-def _null_texts(source: Source, raw: dict[SplitName, RawLabels], columns: Sequence[str], wants: str) -> list[str]:
+def _null_texts(source: RawData, raw: dict[SplitName, RawLabels], columns: Sequence[str], wants: str) -> list[str]:
     """Count null texts, which were read as empty ones."""
     if wants == "file":
         return []

@@ -8,9 +8,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from hftl.data.rows import Indices
-from hftl.data.source import SplitName, listing, plural
+from hftl.data.dataset import Indices
+from hftl.data.raw import SplitName
 from hftl.errors import DataError
+from hftl.tasks import Task
+from hftl.wording import listing, plural
 
 Values: TypeAlias = list[Any]
 
@@ -43,7 +45,7 @@ def read_labels(
     column_names: Sequence[str],
     *,
     named_classes: bool,
-    task: str | None,
+    task: Task | None,
 ) -> tuple[dict[SplitName, RawLabels], list[str]]:
     """Read the labels of every split that has any.
 
@@ -60,8 +62,9 @@ def read_labels(
     Raises:
         DataError: some rows have no label, or NaN.
     """
-    values = {split: _rows(cells, blank_is_none=task == "multi_label") for split, cells in columns.items()}
-    marked = task != "regression" and (named_classes or _minus_one_is_no_class(values))
+    several = task is not None and task.has_classes and not task.is_exclusive
+    values = {split: _cells_of(cells, blank_is_none=several) for split, cells in columns.items()}
+    marked = (task is None or task.has_classes) and (named_classes or _minus_one_is_no_class(values))
     found: dict[SplitName, RawLabels] = {}
     notes: list[str] = []
     for split, rows in values.items():
@@ -72,7 +75,7 @@ def read_labels(
     return found, notes
 
 
-def _rows(columns: Sequence[pa.ChunkedArray], *, blank_is_none: bool) -> Values:
+def _cells_of(columns: Sequence[pa.ChunkedArray], *, blank_is_none: bool) -> Values:
     lists: list[Values] = [column.to_pylist() for column in columns]
     if pa.types.is_decimal(columns[0].type):
         lists = [[float(value) if isinstance(value, Decimal) else value for value in values] for values in lists]

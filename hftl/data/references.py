@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from hftl import samples
 from hftl.data.folders import list_files, read_class_folders, suffix_of
-from hftl.data.source import Part, Source, SplitName, did_you_mean, listing, plural
+from hftl.data.raw import RawData, RawSplit, SplitName
 from hftl.data.tables import TABLE_SUFFIXES, read_tables
 from hftl.errors import DataError
+from hftl.wording import did_you_mean, listing, plural
 
 if TYPE_CHECKING:
     import datasets
@@ -23,7 +24,9 @@ TEXT_SUFFIXES = (".txt",)
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[^@:]+)?(@[^@]+)?")
 
 
-def open_reference(ref: str | datasets.DatasetDict | datasets.Dataset, wants: str, suffixes: Collection[str]) -> Source:
+def open_reference(
+    ref: str | datasets.DatasetDict | datasets.Dataset, wants: str, suffixes: Collection[str]
+) -> RawData:
     """Open a reference of any kind.
 
     Args:
@@ -48,9 +51,9 @@ def open_reference(ref: str | datasets.DatasetDict | datasets.Dataset, wants: st
             raise DataError(f"{ref}: a data file must end in {', '.join(TABLE_SUFFIXES)}")
         return read_tables([path], path.parent)
     if _HUB_ID.fullmatch(ref) and path.suffix.lower() not in TABLE_SUFFIXES:
-        from hftl.data.hub import from_hub
+        from hftl.data.hub import load_hub_data
 
-        return from_hub(ref, beside=_near(path))
+        return load_hub_data(ref, beside=_near(path))
     raise DataError(f"{ref}: no such file or folder{_near(path)}; a data set on the Hub is written user/name")
 
 
@@ -60,19 +63,19 @@ def _near(path: Path) -> str:
     return did_you_mean(path.name, [entry.name for entry in folder.iterdir()] if folder.is_dir() else [])
 
 
-def _open_sample(name: str) -> Source:
+def _open_sample(name: str) -> RawData:
     if name not in samples.DATASETS:
         known = sorted(samples.DATASETS)
         raise DataError(f"sample:{name}: no such sample{did_you_mean(name, known)}; there is {listing(known)}")
-    parts: dict[SplitName, Part] = {}
+    parts: dict[SplitName, RawSplit] = {}
     rows_of = samples.DATASETS[name]()
     for split in ("train", "test"):
         files = pa.array([{"bytes": row.encoded, "path": row.name} for row in rows_of[split]])
-        parts[split] = Part(pa.table({"image": files, "label": [row.label for row in rows_of[split]]}), None)
-    return Source(parts, identity={"sample": name})
+        parts[split] = RawSplit(pa.table({"image": files, "label": [row.label for row in rows_of[split]]}), None)
+    return RawData(parts, identity={"sample": name})
 
 
-def _open_folder(root: Path, wants: str, suffixes: Collection[str]) -> Source:
+def _open_folder(root: Path, wants: str, suffixes: Collection[str]) -> RawData:
     files = list_files(root)
     tables = [root / file for file in files if suffix_of(file) in TABLE_SUFFIXES]
     wanted = suffixes if wants == "file" else TEXT_SUFFIXES

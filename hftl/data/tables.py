@@ -12,16 +12,17 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from hftl.data.rows import RowNames
-from hftl.data.source import Part, Source, SplitName, listing, plural, require_train, split_of
+from hftl.data.dataset import RowNames
+from hftl.data.raw import RawData, RawSplit, SplitName, require_train, split_of
 from hftl.errors import DataError
+from hftl.wording import listing, one_line, plural
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 _LARGEST_ROW = 1 << 26  # 64 MiB: pyarrow wants each csv row to fit into one block
 
 
-def read_tables(files: Sequence[Path], root: Path) -> Source:
+def read_tables(files: Sequence[Path], root: Path) -> RawData:
     """Read one file, or the files of a folder, as a source.
 
     One file is the training split. Of several, the file's name (``test.csv``,
@@ -44,15 +45,15 @@ def read_tables(files: Sequence[Path], root: Path) -> Source:
         raise DataError(
             f"{root}: {listing(kinds)} files side by side: give a folder with files of one kind, or one file"
         )
-    parts: dict[SplitName, Part] = {}
+    parts: dict[SplitName, RawSplit] = {}
     class_names: dict[str, list[str]] = {}
     for split, members in grouped.items():
         tables = [_read(file, file.relative_to(root).as_posix()) for file in members]
         names = [file.relative_to(root).as_posix() for file in members]
-        parts[split] = Part(_concat(tables, names), RowNames(zip(names, map(len, tables), strict=True)))
+        parts[split] = RawSplit(_concat(tables, names), RowNames(zip(names, map(len, tables), strict=True)))
         if split == "train":
             class_names = _class_names(tables[0].schema)
-    return Source(
+    return RawData(
         parts,
         numbers_as_text=as_text.pop(),
         class_names=class_names,
@@ -91,7 +92,7 @@ def _read(file: Path, name: str) -> pa.Table:
             return _read_csv(content, name, tab=suffix == ".tsv")
         return _read_json(content, name, lines=suffix == ".jsonl")
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{name}: cannot be read: {_one_line(error)}") from error
+        raise DataError(f"{name}: cannot be read: {one_line(error)}") from error
 
 
 def _check_utf8(content: bytes, name: str) -> None:
@@ -133,7 +134,7 @@ def _csv_error(name: str, message: str) -> str:
         row, expected, got = map(int, ragged.groups())
         hint = "put a text that holds the delimiter or a line break in double quotes, and close each quote"
         return f"{name} row {row - 1}: {plural(got, 'cell')}, but the header has {expected}: {hint}"
-    return f"{name}: cannot be read as csv: {_one_line(message)}"
+    return f"{name}: cannot be read as csv: {one_line(message)}"
 
 
 def _read_json(content: bytes, name: str, *, lines: bool) -> pa.Table:
@@ -177,7 +178,7 @@ def _json_column(values: list[Any], column: str, name: str) -> pa.Array | None:
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError) as error:
-        raise DataError(f"{name}: column {column!r} mixes kinds of values: {_one_line(error)}") from error
+        raise DataError(f"{name}: column {column!r} mixes kinds of values: {one_line(error)}") from error
 
 
 def plain_columns(table: pa.Table) -> pa.Table:
@@ -199,7 +200,7 @@ def _concat(tables: list[pa.Table], names: list[str]) -> pa.Table:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise DataError(
-            f"{listing(names)}: columns of one name hold different kinds of values: {_one_line(error)}"
+            f"{listing(names)}: columns of one name hold different kinds of values: {one_line(error)}"
         ) from error
 
 
@@ -224,7 +225,3 @@ def class_label_names(features: dict[str, Any]) -> dict[str, list[str]]:
         if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" and inner.get("names"):
             found[column] = [str(name) for name in inner["names"]]
     return found
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:300]

@@ -16,7 +16,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hftl.methods import METHODS
-from hftl.text import printable
+from hftl.runs.record import BackboneRecord, Metrics, RunRecord
+from hftl.tasks import Task
+from hftl.wording import printable
 
 MOST_LABELS = 200
 MOST_CLASSES_IN_TABLE = 12
@@ -36,11 +38,6 @@ METRICS = {
     "pearson": ("pearsonr", "Pearson's correlation"),
     "spearman": ("spearmanr", "Spearman's correlation"),
 }
-PROBLEM_TYPES = {
-    "single_label": "single_label_classification",
-    "multi_label": "multi_label_classification",
-    "regression": "regression",
-}
 AUTO_CLASSES = {
     "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor", "image_processor"),
     "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer", "tokenizer"),
@@ -53,19 +50,19 @@ HOW = {
 }
 
 
-def write_card(folder: Path, made: Mapping[str, Any], metrics: Mapping[str, Any], library: str) -> None:
+def write_card(folder: Path, made: RunRecord, metrics: Metrics, library: str) -> None:
     """Write ``README.md`` into a folder with a model or an adapter.
 
     Args:
         folder: where.
-        made: what ``recipe.json`` holds.
-        metrics: what ``metrics.json`` holds.
+        made: what the run was made of.
+        metrics: what came out of it.
         library: the Hub's name of the library that loads it, such as ``"transformers"`` or ``"peft"``.
     """
     (folder / "README.md").write_text(card(made, metrics, library), encoding="utf-8")
 
 
-def card(made: Mapping[str, Any], metrics: Mapping[str, Any], library: str) -> str:
+def card(made: RunRecord, metrics: Metrics, library: str) -> str:
     """The card's text, metadata included; ``"PATH_OR_REPO_ID"`` in it stands for where the model will be."""
     environment = Environment(
         loader=PackageLoader("hftl.export", "."),
@@ -84,22 +81,22 @@ def card(made: Mapping[str, Any], metrics: Mapping[str, Any], library: str) -> s
 # ── metadata ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def metadata(made: Mapping[str, Any], metrics: Mapping[str, Any], library: str) -> ModelCardData:
+def metadata(made: RunRecord, metrics: Metrics, library: str) -> ModelCardData:
     """What the Hub indexes."""
-    backbone, identity = made["backbone"], made["data"]["identity"]
-    on_hub = backbone["commit"] is not None and is_repo_id(backbone["name"])
-    known = [METRICS[name][0] for name in metrics["eval"] if name in METRICS]
+    backbone, identity = made.backbone, made.data.identity
+    on_hub = backbone.commit is not None and is_repo_id(backbone.name)
+    known = [METRICS[name][0] for name in metrics.eval if name in METRICS]
     relation: dict[str, Any] = {"base_model_relation": "adapter" if library == "peft" else "finetune"} if on_hub else {}
     return ModelCardData(
-        base_model=backbone["name"] if on_hub else None,
+        base_model=backbone.name if on_hub else None,
         datasets=[identity["repo"]] if is_repo_id(identity.get("repo")) else None,
         eval_results=_eval_results(made, metrics),
         library_name=library,
         metrics=list(dict.fromkeys(known)) or None,
-        model_name=printable(made["name"]),
-        pipeline_tag=backbone["pipeline_tag"],
-        tags=["hftl", "transfer-learning", made["recipe"]["method"]["name"]],
-        **_license(backbone["license"]),
+        model_name=printable(made.name),
+        pipeline_tag=backbone.pipeline_tag,
+        tags=["hftl", "transfer-learning", made.method["name"]],
+        **_license(backbone.license),
         **relation,
     )
 
@@ -111,13 +108,13 @@ def _license(stated: Mapping[str, str]) -> dict[str, Any]:
     return {name: printable(value) for name, value in stated.items()}
 
 
-def _eval_results(made: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[EvalResult]:
-    identity = made["data"]["identity"]
+def _eval_results(made: RunRecord, metrics: Metrics) -> list[EvalResult]:
+    identity = made.data.identity
     repo = identity.get("repo")
     return [
         EvalResult(
-            task_type=made["backbone"]["pipeline_tag"],
-            dataset_type=repo if is_repo_id(repo) else "custom",
+            task_type=made.backbone.pipeline_tag,
+            dataset_type=str(repo) if is_repo_id(repo) else "custom",
             dataset_name=printable(data_name(made)),
             dataset_config=identity.get("config"),
             dataset_revision=identity.get("commit") if is_repo_id(repo) else None,
@@ -125,7 +122,7 @@ def _eval_results(made: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[E
             metric_name=METRICS[name][1],
             metric_value=value,
         )
-        for name, value in metrics["eval"].items()
+        for name, value in metrics.eval.items()
         if name in METRICS and value is not None
     ]
 
@@ -138,16 +135,16 @@ def is_repo_id(name: object) -> bool:
 # ── text ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _facts(made: Mapping[str, Any], metrics: Mapping[str, Any], library: str) -> dict[str, Any]:
+def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
     """What the template tells."""
-    backbone, data, method = made["backbone"], made["data"], made["recipe"]["method"]
-    task, names, identity = data["task"], data["label_names"], data["identity"]
-    tag = backbone["pipeline_tag"]
+    backbone, data, method = made.backbone, made.data, made.method
+    task, names, identity = data.task, data.label_names, data.identity
+    tag = backbone.pipeline_tag
     auto_model, auto_processor, processor_argument = AUTO_CLASSES.get(tag, ("", "", ""))
-    computed, columns = metrics["eval"], identity.get("columns", {})
-    report = metrics.get("head", {})
+    computed, columns = metrics.eval, identity.get("columns", {})
+    report = metrics.head or {}
     return {
-        "name": made["name"],
+        "name": made.name,
         "what": _what(task, len(names), tag),
         "base": _base(backbone),
         "how": HOW[method["name"]],
@@ -156,53 +153,53 @@ def _facts(made: Mapping[str, Any], metrics: Mapping[str, Any], library: str) ->
         "auto_model": auto_model,
         "auto_processor": auto_processor,
         "processor_argument": processor_argument,
-        "backbone": backbone["name"],
-        "commit": backbone["commit"],
-        "problem_type": PROBLEM_TYPES[task],
+        "backbone": backbone.name,
+        "commit": backbone.commit,
+        "problem_type": task.problem_type,
         "example": _example(tag, task, len(names), len(columns.get("inputs", ()))),
-        "reading": "logits" if task == "regression" else "[labels[row.argmax()] for row in logits]",
-        "task": task,
-        "task_said": task.replace("_", " "),
+        "reading": "[labels[row.argmax()] for row in logits]" if task.has_classes else "logits",
+        "outputs": "Labels" if task.has_classes else "Targets",
+        "task": task.words,
         "label_names": names,
         "most_labels": MOST_LABELS,
         "data": data_name(made),
         "data_commit": identity.get("commit") if is_repo_id(identity.get("repo")) else None,
-        "sizes": metrics.get("rows", data["rows"]),
-        "notes": [_at_home(note, made) for note in data["notes"]],
+        "sizes": metrics.rows or data.rows,
+        "notes": [_at_home(note, made) for note in data.notes],
         "scores": {name: value for name, value in computed.items() if value is None or isinstance(value, (int, float))},
         **_by_class(computed, names),
         "calibration": report.get("calibration"),
         "settings": _settings(made, report),
         "recipe": recipe_source(made),
-        "hardware": made["hardware"],
-        "seconds_said": ", ".join(f"{name} {value:,.1f} s" for name, value in metrics["seconds"].items()),
-        "versions": made["versions"],
+        "hardware": made.hardware,
+        "seconds_said": ", ".join(f"{name} {value:,.1f} s" for name, value in metrics.seconds.items()),
+        "versions": made.versions,
         "limitations": list(_limitations(made, metrics)),
     }
 
 
-def _what(task: str, labels: int, tag: str) -> str:
+def _what(task: Task, labels: int, tag: str) -> str:
     things = {"image-classification": "images", "text-classification": "texts"}.get(tag, "inputs")
-    if task == "single_label":
-        return f"It gives {things} one of {labels:,} labels."
-    if task == "multi_label":
-        return f"It gives {things} any of {labels:,} labels, each decided on its own."
-    return f"It predicts {'a number' if labels == 1 else f'{labels:,} numbers'} from {things}."
+    return task.case(
+        single_label=f"It gives {things} one of {labels:,} labels.",
+        multi_label=f"It gives {things} any of {labels:,} labels, each decided on its own.",
+        regression=f"It predicts {'a number' if labels == 1 else f'{labels:,} numbers'} from {things}.",
+    )
 
 
-def _base(backbone: Mapping[str, Any]) -> str:
-    if backbone["commit"] and is_repo_id(backbone["name"]):
-        name = backbone["name"]
-        return f"[{cell(name)}](https://huggingface.co/{name}) at commit `{backbone['commit']}`"
-    return cell(backbone["name"])
+def _base(backbone: BackboneRecord) -> str:
+    if backbone.commit and is_repo_id(backbone.name):
+        name = backbone.name
+        return f"[{cell(name)}](https://huggingface.co/{name}) at commit `{backbone.commit}`"
+    return cell(backbone.name)
 
 
-def _example(tag: str, task: str, labels: int, inputs: int) -> str:
+def _example(tag: str, task: Task, labels: int, inputs: int) -> str:
     """The arguments of a pipeline for one example."""
     if tag == "image-classification":
-        return '"photo.jpg"' if task == "single_label" else f'"photo.jpg", top_k={labels}'
+        return '"photo.jpg"' if task.is_exclusive else f'"photo.jpg", top_k={labels}'
     text = '{"text": "some text", "text_pair": "another text"}' if inputs == 2 else '"some text"'
-    return f"{text}, {'' if task == 'single_label' else 'top_k=None, '}truncation=True"
+    return f"{text}, {'' if task.is_exclusive else 'top_k=None, '}truncation=True"
 
 
 def _by_class(computed: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -221,10 +218,10 @@ def _by_class(computed: Mapping[str, Any], names: Sequence[str]) -> dict[str, An
     return {"per_class": classes, "per_class_title": title, "confusion": confusion, "confused": confused}
 
 
-def _settings(made: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(made: RunRecord, report: Mapping[str, Any]) -> dict[str, Any]:
     """Every field of the recipe, and what was chosen by the data."""
-    fields = {name: value for name, value in made["recipe"].items() if name not in ("method", "data", "backbone")}
-    options = made["recipe"]["method"]
+    fields = {name: value for name, value in made.recipe.items() if name not in ("method", "data", "backbone")}
+    options = made.method
     method = {"method": options["name"]} | {f"method.{n}": value for n, value in options.items() if n != "name"}
     chosen = {
         f"chosen {name}": report[key] for name, key in (("strength", "chosen"), ("on", "chosen_on")) if key in report
@@ -232,55 +229,55 @@ def _settings(made: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, A
     return {**method, **chosen, **fields}
 
 
-def _limitations(made: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
-    backbone, task = made["backbone"], made["data"]["task"]
-    rows = metrics.get("rows", made["data"]["rows"])
+def _limitations(made: RunRecord, metrics: Metrics) -> list[str]:
+    backbone, task = made.backbone, made.data.task
+    rows = metrics.rows or made.data.rows
     found = [
         f"The results are of {rows['test']:,} rows of the same data; other sources and times were not measured.",
         f"What {_base(backbone)} gets wrong about people and things, this model gets wrong too; see its card.",
     ]
-    if task == "single_label":
+    if task.is_exclusive:
         found.append("It always answers with one of its labels, also for what is none of them.")
-    rare = [n for n, row in metrics["eval"].get("per_class", {}).items() if row["support"] < 10]
+    rare = [n for n, row in metrics.eval.get("per_class", {}).items() if row["support"] < 10]
     if rare:
         found.append(f"{len(rare):,} labels have fewer than 10 test rows, so their numbers are rough.")
-    if metrics["eval"].get("accuracy") == 1.0:
+    if metrics.eval.get("accuracy") == 1.0:
         found.append(
             "No test row was predicted wrong: the test split is too small or too easy to tell how often it errs."
         )
-    truncated = metrics.get("features", {}).get("truncated")
+    truncated = metrics.features.get("truncated")
     if truncated:
         found.append(
             f"{truncated:,} texts were longer than the model reads; what is beyond {_max_length(made)} was not read."
         )
-    if made["backbone"].get("pickled"):
+    if made.backbone.pickled:
         found.append("The backbone's weights were published as a pickle; they were read as nothing but tensors.")
-    calibration = metrics.get("head", {}).get("calibration")
-    if task != "regression" and not (calibration and calibration["folded"]):
+    calibration = (metrics.head or {}).get("calibration")
+    if task.has_classes and not (calibration and calibration["folded"]):
         found.append("The scores were not calibrated: they rank labels, but are no probabilities.")
     return found
 
 
-def _max_length(made: Mapping[str, Any]) -> str:
-    length = made["backbone"]["identity"].get("processor", {}).get("max_length")
+def _max_length(made: RunRecord) -> str:
+    length = made.backbone.max_length
     return f"{length:,} tokens" if length else "its limit"
 
 
 # ── the recipe ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def recipe_source(made: Mapping[str, Any]) -> str:
+def recipe_source(made: RunRecord) -> str:
     """A recipe file that does the same again: commits are pinned, and what has its default value is left out."""
-    fields, method = made["recipe"], made["recipe"]["method"]
+    fields, method = made.recipe, made.method
     kind = METHODS[method["name"]]
     options = {
         n: v
         for n, v in method.items()
         if n != "name" and v != kind.model_fields[n].get_default(call_default_factory=True)
     }
-    backbone, identity = made["backbone"], made["data"]["identity"]
+    backbone, identity = made.backbone, made.data.identity
     lines = {
-        "backbone": f"{backbone['name']}@{backbone['commit']}" if backbone["commit"] else backbone["name"],
+        "backbone": f"{backbone.name}@{backbone.commit}" if backbone.commit else backbone.name,
         "data": f"{data_name(made)}@{identity['commit']}" if is_repo_id(identity.get("repo")) else data_name(made),
     }
     defaults = {
@@ -293,7 +290,7 @@ def recipe_source(made: Mapping[str, Any]) -> str:
     }
     lines |= {name: fields[name] for name, default in defaults.items() if fields.get(name, default) != default}
     call = f"{kind.__name__}({', '.join(f'{name}={python(value)}' for name, value in options.items())})"
-    name = made["name"] if made["name"].isidentifier() else "made"
+    name = made.name if made.name.isidentifier() else "made"
     return "\n".join(
         [
             f"from hftl import {', '.join(sorted([kind.__name__, 'Recipe'], key=str.lower))}, recipe",
@@ -309,19 +306,19 @@ def recipe_source(made: Mapping[str, Any]) -> str:
     )
 
 
-def data_name(made: Mapping[str, Any]) -> str:
+def data_name(made: RunRecord) -> str:
     """What the data are called: of files here only the last name, for the folders above are nobody's business."""
-    ref = str(made["recipe"]["data"])
-    identity = made["data"]["identity"]
+    ref = str(made.recipe["data"])
+    identity = made.data.identity
     if is_repo_id(identity.get("repo")):
         config = f":{identity['config']}" if ":" in ref.partition("@")[0] else ""
         return f"{identity['repo']}{config}"
     return ref if ref.startswith("sample:") else Path(ref).name or "data"
 
 
-def _at_home(note: str, made: Mapping[str, Any]) -> str:
+def _at_home(note: str, made: RunRecord) -> str:
     """A note without the folders that this machine's files are in."""
-    ref = str(made["recipe"]["data"])
+    ref = str(made.recipe["data"])
     return note.replace(ref, data_name(made)) if "/" in ref else note
 
 

@@ -11,46 +11,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hftl.backbones.protocol import Backbone
-from hftl.backbones.split import Split
+from hftl.backbones.cut.cut import Cut
+from hftl.backbones.protocol import Target
 from hftl.backbones.weights import NameRule, write_weights
+from hftl.export.trained import Exported
 
 WEIGHTS = "model.safetensors"
 
 
-def fold(split: Split, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+def fold(cut: Cut, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
     """A solved linear head as the parameters of the model's own Linear."""
-    folded = {f"{split.linear}.weight": weight}
-    return folded | {f"{split.linear}.bias": bias} if split.bias else folded
+    folded = {f"{cut.linear}.weight": weight}
+    return folded | {f"{cut.linear}.bias": bias} if cut.bias else folded
 
 
 def export_model(
-    backbone: Backbone, config: Any, info: Mapping[str, Any], head: Mapping[str, Tensor], folder: Path
-) -> None:
+    target: Target, architecture: str, rule: NameRule | None, head: Mapping[str, Tensor], folder: Path
+) -> list[Exported]:
     """Write a folder that ``transformers.pipeline`` loads without hftl.
 
     Args:
-        backbone: the pretrained network.
-        config: the configuration with the label names.
-        info: what the feature space records: the architecture, and how weights are named.
+        target: the pretrained network, and the configuration with the label names.
+        architecture: the model's class.
+        rule: how the checkpoint's tensors are renamed; None where only the class itself can save them.
         head: the trained head's parameters by the model's names, float32.
         folder: where to write; made if missing.
     """
+    backbone, config = target.backbone, target.config
     folder.mkdir(parents=True, exist_ok=True)
-    config.architectures = [info["architecture"]]
-    if info["weights"] is None:
-        # Names that no simple rule explains: the class itself knows how to save them.
-        model, _ = backbone.build(config)
+    config.architectures = [architecture]
+    if rule is None:
+        model, _ = target.build()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name in head:
                     parameter.copy_(head[name])
         model.save_pretrained(folder)  # type: ignore[operator]
     else:
-        write_weights(folder / WEIGHTS, NameRule(**info["weights"]), backbone.weight_files(), head, torch.float32)
-    # Last, for a model's own save_pretrained writes the configuration that it ran with.
+        write_weights(folder / WEIGHTS, rule, backbone.weight_files(), head, torch.float32)
+    # Last, because a model's own save_pretrained writes the configuration that it ran with.
     config.save_pretrained(folder)
     backbone.save_processor(folder)
+    return [Exported(folder, backbone.library)]
 
 
 @dataclass(frozen=True)
@@ -68,20 +70,18 @@ class Dense:
     activation: str = "torch.nn.modules.linear.Identity"
 
 
-def export_sentence_transformer(
-    backbone: Backbone, config: Any, pooling: str, layers: Sequence[Dense], folder: Path
-) -> None:
+def export_sentence_transformer(target: Target, pooling: str, layers: Sequence[Dense], folder: Path) -> list[Exported]:
     """Write a folder that ``sentence_transformers.SentenceTransformer`` loads: body, pooling, and the head's layers.
 
     ``encode`` gives the logits; the label names stand in ``config.json``.
 
     Args:
-        backbone: the pretrained text network.
-        config: the configuration with the label names.
+        target: the pretrained text network, and the configuration with the label names.
         pooling: ``"mean"`` or ``"cls"``.
         layers: of the head.
         folder: where to write; made if missing.
     """
+    backbone, config = target.backbone, target.config
     parts = ["1_Pooling", *(f"{number}_Dense" for number in range(2, 2 + len(layers)))]
     for part in parts:
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -102,10 +102,8 @@ def export_sentence_transformer(
         size, width = layer.weight.shape
         shape = {"in_features": width, "out_features": size, "bias": True}
         _write_json(folder / part / "config.json", {**shape, "activation_function": layer.activation})
-    _write_json(
-        folder / "sentence_bert_config.json",
-        {"max_seq_length": backbone.identity()["processor"]["max_length"]},
-    )
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": backbone.max_length})
+    return [Exported(folder, "sentence-transformers")]
 
 
 MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")

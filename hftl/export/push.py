@@ -3,31 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
-from hashlib import sha1, sha256
 from pathlib import Path
 
-from huggingface_hub import (
-    CommitInfo,
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    ModelInfo,
-    constants,
-    get_token,
-)
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import httpx, validate_repo_id  # type: ignore[attr-defined]
-from huggingface_hub.utils.sha import sha_fileobj
-
-from hftl import __version__
-from hftl.errors import HftlError, HubError, UserError
-from hftl.hub import answer_in, causes, connection_lost, explain, hub_api, offline, with_retries
+from hftl.errors import UserError
+from hftl.hub.commit import Pushed, Upload, check_can_push, check_repo_id, commit_files
 
 # Whatever else lies in the folder stays at home: optimizer states, logs, notes, credentials.
 ALLOWED = (
@@ -61,61 +41,6 @@ ALLOWED = (
     "2_Dense/model.safetensors",
 )
 PLACEHOLDER = "PATH_OR_REPO_ID"
-# Somebody else made a commit first, or is making one.
-RACES = frozenset({409, 412})
-# Something between us and the Hub answered; whether the Hub did what was asked is not known.
-UNSURE = frozenset({500, 502, 504})
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A file to push.
-
-    Attributes:
-        path: in the repository.
-        content: the local file, or what stands in its place.
-        size: bytes.
-    """
-
-    path: str
-    content: Path | bytes
-    size: int
-
-    @cached_property
-    def sha256(self) -> str:
-        """As the Hub names a large file."""
-        if isinstance(self.content, bytes):
-            return sha256(self.content).hexdigest()
-        with self.content.open("rb") as file:
-            return sha_fileobj(file).hex()
-
-    def git_oid(self) -> str:
-        """As the Hub names any other file: git's name of a blob."""
-        content = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
-        return sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-    def operation(self) -> CommitOperationAdd:
-        """As an operation of a commit, which serves only once."""
-        made = CommitOperationAdd(self.path, self.content)
-        made.upload_info.sha256 = bytes.fromhex(self.sha256)
-        return made
-
-
-@dataclass(frozen=True)
-class Pushed:
-    """What a push left on the Hub.
-
-    Attributes:
-        url: of the commit, or of the pull request.
-        commit: its hash.
-        uploads: the files of the repository that came from here.
-        notes: what a person should know.
-    """
-
-    url: str
-    commit: str
-    uploads: list[Upload]
-    notes: list[str]
 
 
 def uploads_of(run: Path, repo_id: str) -> list[Upload]:
@@ -204,133 +129,6 @@ def push(
         HubError: the Hub cannot be reached or goes on failing, or what it holds afterwards is not what was pushed.
     """
     check_can_push(repo_id)
-    uploads = uploads_of(run, repo_id)
-    api = hub_api()
-    try:
-        notes = [] if create_pr else _prepare(api, repo_id, public, revision)
-        commit = with_retries(lambda: _commit(api, repo_id, uploads, create_pr, revision), races=RACES)
-        differing = _differing(api, repo_id, uploads, commit.oid)
-    except HftlError:
-        raise
-    except Exception as error:
-        _tell(error, repo_id)
-        raise
-    if differing:
-        raise HubError(
-            f"pushed to {repo_id!r}, but {len(differing)} files, {differing[0]} among them, "
-            "are not there as they are here: push again"
-        )
-    return Pushed(commit.pr_url or commit.commit_url, commit.oid, uploads, notes)
-
-
-def check_can_push(repo_id: str) -> None:
-    """Refuse early what cannot end well.
-
-    Raises:
-        UserError: the name is none, there is no token, or the Hub must not be asked.
-    """
-    check_repo_id(repo_id)
-    if offline():
-        raise UserError(f"cannot push to {repo_id!r}: offline mode is on (HF_HUB_OFFLINE)")
-    if get_token() is None:
-        raise UserError(f"cannot push to {repo_id!r} without a token: log in with `hf auth login`, or set HF_TOKEN")
-
-
-def check_repo_id(repo_id: str) -> None:
-    """Refuse what is no name of a repository.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise UserError(f"{repo_id!r} is no name of a repository: write user/name, such as me/flowers") from error
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII):
-        raise UserError(f"{repo_id!r} does not say whose repository it is: write user/name, such as me/flowers")
-
-
-def _prepare(api: HfApi, repo_id: str, public: bool, branch: str | None) -> list[str]:
-    """Make the repository and the branch where they are missing; what a person should know of it."""
-    there = _info(api, repo_id)
-    if there is None:
-        # Nothing there, or nothing that this token may see; the answer to this tells.
-        with_retries(lambda: api.create_repo(repo_id, private=not public, exist_ok=True))
-    if branch is not None and _info(api, repo_id, branch) is None:
-        with_retries(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
-    if there is None or bool(there.private) != public:
-        return []
-    stays, other = ("private", "public") if there.private else ("public", "private")
-    return [f"{repo_id} was there already and stays {stays}; its settings page makes it {other}"]
-
-
-def _info(api: HfApi, repo_id: str, revision: str | None = None) -> ModelInfo | None:
-    try:
-        return with_retries(lambda: api.model_info(repo_id, revision=revision))
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        if isinstance(error, GatedRepoError):
-            raise
-        return None
-
-
-def _commit(api: HfApi, repo_id: str, uploads: Sequence[Upload], create_pr: bool, revision: str | None) -> CommitInfo:
-    """Commit on what is the head now; fails with status 412 if somebody else commits in between.
-
-    Safe to do again: a commit whose answer was lost is found to be there, for there is nothing left to change.
-    """
-    head = api.repo_info(repo_id, revision=revision).sha
-    additions = [upload.operation() for upload in uploads]
-    there = [
-        file.path for file in api.list_repo_tree(repo_id, revision=head, recursive=True) if isinstance(file, RepoFile)
-    ]
-    kept = {upload.path for upload in uploads}
-    deletions = [CommitOperationDelete(path) for path in there if is_ours(path) and path not in kept]
-    # Before the commit, for what was uploaded once is not uploaded again, whatever happens to the commit.
-    api.preupload_lfs_files(repo_id, additions, revision=revision, create_pr=create_pr, free_memory=False)
-    try:
-        return api.create_commit(
-            repo_id,
-            [*additions, *deletions],
-            commit_message=f"Push with hftl {__version__}",
-            revision=revision,
-            create_pr=create_pr,
-            parent_commit=head,
-        )
-    except Exception as error:
-        answered = answer_in(error)
-        if create_pr and (connection_lost(error) if answered is None else answered.response.status_code in UNSURE):
-            # Doing it again might open a second one.
-            page = f"{api.endpoint}/{repo_id}/discussions"
-            raise HubError(f"the answer to the pull request got lost; see at {page} whether it is there") from error
-        raise
-
-
-def _differing(api: HfApi, repo_id: str, uploads: Sequence[Upload], commit: str) -> list[str]:
-    """Files that the commit does not hold as they are here."""
-    tree = with_retries(lambda: list(api.list_repo_tree(repo_id, revision=commit, recursive=True)))
-    there = {file.path: file for file in tree if isinstance(file, RepoFile)}
-    return [upload.path for upload in uploads if not _same(upload, there.get(upload.path))]
-
-
-def _same(upload: Upload, file: RepoFile | None) -> bool:
-    if file is None or file.size != upload.size:
-        return False
-    return file.lfs.sha256 == upload.sha256 if file.lfs else file.blob_id == upload.git_oid()
-
-
-def _tell(error: Exception, repo_id: str) -> None:
-    """Raise what a person can use in place of a client's error, if it is one of the Hub's."""
-    answered = answer_in(error)
-    status = answered.response.status_code if answered else None
-    if isinstance(answered, RepositoryNotFoundError) and not isinstance(answered, GatedRepoError):
-        why: str | None = "found no such repository that your token may see: check the name, and `hf auth login`"
-    elif answered is None and any(isinstance(cause, httpx.TransportError) for cause in causes(error)):
-        why = f"failed: {constants.ENDPOINT} cannot be reached; push again when it can"
-    elif status == 412:
-        why = "lost every race: others commit there all the time; try again"
-    else:
-        why = explain(error, repo_id, "model", "push again: what was uploaded is not uploaded twice")
-    if why is None:
-        return
-    kind = UserError if status in (400, 401, 403, 404) else HubError
-    raise kind(f"push to {repo_id!r} {why}") from error
+    return commit_files(
+        repo_id, uploads_of(run, repo_id), is_ours, public=public, create_pr=create_pr, revision=revision
+    )

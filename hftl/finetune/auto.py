@@ -17,8 +17,8 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from hftl.data import Texts
 from hftl.errors import BackboneError, HftlError
 from hftl.finetune.loop import Loop
-from hftl.finetune.parallel import together
 from hftl.finetune.rows import Step
+from hftl.parallel import all_reduce_sum
 
 LOWEST, HIGHEST, STEPS = 1e-7, 1.0, 100
 SMOOTHING = 0.8
@@ -57,7 +57,7 @@ def largest_micro_batch(loop: Loop) -> int:
     size: int = math.ceil(loop.rows.batch_size / loop.accelerator.num_processes)
     while True:
         fits = torch.tensor(float(_fits(loop, size)), device=loop.accelerator.device)
-        if float(together(fits)) == loop.accelerator.num_processes:
+        if float(all_reduce_sum(fits)) == loop.accelerator.num_processes:
             return size
         if size == 1:
             raise BackboneError(
@@ -69,7 +69,7 @@ def largest_micro_batch(loop: Loop) -> int:
 def _fits(loop: Loop, size: int) -> bool:
     try:
         with undone(loop):
-            loop.prepare_epoch(loop.plan.epochs - 1)
+            loop.prepare_epoch(loop.method.epochs - 1)
             # Not DDP's wrapper, for processes that run out of memory at different times would wait for one another.
             batch = loop.rows.batch(0, _longest(loop, size)).to(loop.accelerator.device)
             loss = loop.loss(loop.engine.unsynchronised(**batch.inputs).logits, batch.targets, batch.counted)
@@ -130,13 +130,13 @@ def range_test(loop: Loop) -> list[tuple[float, float]]:
     curve: list[tuple[float, float]] = []
     average, best = 0.0, math.inf
     with undone(loop):
-        loop.prepare_epoch(loop.plan.epochs - 1)
+        loop.prepare_epoch(loop.method.epochs - 1)
         for number, step in zip(range(STEPS), _steps(loop), strict=False):  # _steps has no end
             lr = LOWEST * (HIGHEST / LOWEST) ** (number / (STEPS - 1))
             loop.set_lr(lr)
             summed = loop.accumulate(step, number)
             loop.engine.clip()
-            loss = float(together(summed / step.weight))
+            loss = float(all_reduce_sum(summed / step.weight))
             if not math.isfinite(loss):
                 break
             average = SMOOTHING * average + (1 - SMOOTHING) * loss

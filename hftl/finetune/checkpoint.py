@@ -20,6 +20,7 @@ from torch import Tensor
 from xxhash import xxh3_128
 
 from hftl.errors import HftlError, UserError
+from hftl.store.files import FILE_CALLS
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -41,6 +42,19 @@ class Checkpoint:
     step: int
     state: dict[str, Any]
     tensors: dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where a run's checkpoints are, and what it is.
+
+    Attributes:
+        folder: where they are.
+        made_with: the settings that the result depends on; each checkpoint records them, for a resume to compare.
+    """
+
+    folder: Path
+    made_with: Mapping[str, Any]
 
 
 class DamagedError(Exception):
@@ -70,13 +84,17 @@ def write_checkpoint(
             # Written from the tensors themselves: a copy of the optimizer's moments would be the run's peak of memory.
             save_file(dict(named), temporary / f"{part}.safetensors")
         (temporary / STATE).write_bytes(_json(state))
-        manifest = {"format": FORMAT, "files": {file.name: _described(file) for file in sorted(temporary.iterdir())}}
+        manifest = {
+            "format": FORMAT,
+            "files": {file.name: _fingerprint_of(file) for file in sorted(temporary.iterdir())},
+        }
         (temporary / MANIFEST).write_bytes(_json(manifest))
         for file in temporary.iterdir():
             _flush(file)
-        _flush(temporary)
+        # The files' names before the folder's, or a crash could leave a folder that looks whole and is empty.
+        FILE_CALLS.fsync_folder(temporary)
         _rename(temporary, folder / name)
-        _flush(folder)
+        FILE_CALLS.fsync_folder(folder)
     except OSError as error:
         raise HftlError(f"the checkpoint {folder / name} cannot be written: {error.strerror or error}") from error
     return folder / name
@@ -124,8 +142,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         DamagedError: a file is missing, cut, or changed.
     """
-    content = _bytes(path / MANIFEST)
-    manifest = _parsed(path / MANIFEST, content)
+    content = _content(path / MANIFEST)
+    manifest = _parsed_json(path / MANIFEST, content)
     if _json(manifest) != content:
         raise DamagedError(f"{MANIFEST} is not what was written")
     try:
@@ -138,12 +156,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise DamagedError(f"{MANIFEST} does not list {STATE}")
     for file, described in listed.items():
         try:
-            found = _described(path / file)
+            actual = _fingerprint_of(path / file)
         except OSError as error:
             raise DamagedError(f"{file} cannot be read: {error.strerror}") from error
-        if found != described:
-            raise DamagedError(f"{file} is not what was written: {found}, not {described}")
-    state = _parsed(path / STATE, _bytes(path / STATE))
+        if actual != described:
+            raise DamagedError(f"{file} is not what was written: {actual}, not {described}")
+    state = _parsed_json(path / STATE, _content(path / STATE))
     tensors = {file.removesuffix(".safetensors"): load_file(path / file) for file in listed if file != STATE}
     return Checkpoint(int(state["step"]), state, tensors)
 
@@ -163,14 +181,14 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
-def _bytes(path: Path) -> bytes:
+def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise DamagedError(f"{path.name} cannot be read: {error.strerror}") from error
 
 
-def _parsed(path: Path, content: bytes) -> dict[str, Any]:
+def _parsed_json(path: Path, content: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(content)
     except ValueError as error:
@@ -180,7 +198,7 @@ def _parsed(path: Path, content: bytes) -> dict[str, Any]:
     return parsed
 
 
-def _described(path: Path) -> dict[str, Any]:
+def _fingerprint_of(path: Path) -> dict[str, Any]:
     """Size and hash of a file, read piece by piece."""
     digest = xxh3_128()
     with path.open("rb") as file:
@@ -202,8 +220,8 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Have a file or a folder on the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Have a file's content on the disk itself."""
+    descriptor = os.open(path, os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

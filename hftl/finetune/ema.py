@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from hftl.finetune.engine import assign
 
@@ -30,7 +31,8 @@ class Ema:
     def update(self, step: int) -> None:
         """Take in the parameters after a step; 0 is the first."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.averages.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average(list(self.averages.values()), [p.detach() for p in self.parameters.values()], step)
 
     @torch.no_grad()
     def load(self, averages: Mapping[str, Tensor]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hftl.errors import UserError
+from hftl.foreign import block_classes
 
 
 class Engine:
@@ -152,7 +153,7 @@ def spread_by_block(plugin: FullyShardedDataParallelPlugin, model: Any) -> None:
         ) from error
     if plugin.transformer_cls_names_to_wrap is None:
         holders = {type(module).__name__ for module in model.modules() if embedding in module.modules()}
-        plugin.transformer_cls_names_to_wrap = sorted(set(model._no_split_modules or ()) - holders)
+        plugin.transformer_cls_names_to_wrap = [name for name in block_classes(model) if name not in holders]
 
 
 def whole(value: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from hftl.ahead import ahead
 from hftl.data import Texts
-from hftl.finetune.parallel import in_order
-from hftl.finetune.rows import Encoder, ahead
+from hftl.finetune.rows import Encoder
+from hftl.parallel import gather_rows
 
 
 def logits_of(accelerator: Accelerator, model: nn.Module, encoder: Encoder, batch_size: int) -> Tensor:
@@ -46,7 +47,7 @@ def logits_of(accelerator: Accelerator, model: nn.Module, encoder: Encoder, batc
             found.append(model(**batch).logits.float())
     for module in was_training:
         module.training = True
-    everything = in_order(torch.cat(found), rows).cpu()
+    everything = gather_rows(torch.cat(found), rows).cpu()
     logits = torch.empty_like(everything)
     logits[torch.from_numpy(order.copy())] = everything
     return logits

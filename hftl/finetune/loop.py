@@ -12,61 +12,45 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from hftl.errors import HftlError, Interrupted
-from hftl.finetune.checkpoint import Checkpoint, prune, step_name, write_checkpoint
+from hftl.finetune.checkpoint import Checkpoint, Checkpoints, prune, step_name, write_checkpoint
 from hftl.finetune.ema import Ema
 from hftl.finetune.engine import Engine, whole
 from hftl.finetune.evaluate import logits_of
 from hftl.finetune.groups import Depths, set_modes
-from hftl.finetune.losses import Loss
-from hftl.finetune.parallel import on_main, together
 from hftl.finetune.rows import Batch, Encoder, Step, TrainRows
-from hftl.finetune.schedule import Schedule, lr_factor
+from hftl.finetune.schedule import lr_factor
 from hftl.finetune.stop import StopSignals
+from hftl.methods import FineTune
 from hftl.metrics import evaluate_predictions
+from hftl.parallel import all_reduce_sum, on_main
 
-# What chooses between epochs; a tie goes to the smaller loss, and then to the earlier epoch.
-SCORES = {"single_label": ("accuracy", "log_loss"), "multi_label": ("map", "log_loss"), "regression": ("r2", "mse")}
 NAMED_ROWS = 8
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The numbers of a run.
+class Watch:
+    """The split that is evaluated after each epoch.
 
     Attributes:
-        seed: of dropout, order, augmentation and mixing.
-        epochs: passes over the rows.
-        schedule: how the learning rate falls.
-        warmup: share of the steps in which it rises.
-        unfreeze: one more block in each epoch.
-        patience: epochs without a better result before it stops; None for never.
-        chooses: whether the best epoch is kept, rather than the last.
-        save_every: steps between checkpoints; None for the ends of epochs only.
-        keep: newest checkpoints to keep.
+        encoder: of its rows.
+        label_names: of its labels.
+        chooses: whether it decides which epoch is kept; if not, the last one is.
     """
 
-    seed: int
-    epochs: int
-    schedule: Schedule = "cosine"
-    warmup: float = 0.0
-    unfreeze: bool = False
-    patience: int | None = None
-    chooses: bool = False
-    save_every: int | None = None
-    keep: int = 2
+    encoder: Encoder
+    label_names: Sequence[str]
+    chooses: bool
 
 
 @dataclass
-class Progress:
+class TrainState:
     """Where a run is; plain JSON in and out, so that what is logged after a resume is what would have been.
 
     Attributes:
@@ -86,53 +70,41 @@ class Loop:
     """Trains a model.
 
     Args:
-        accelerator: knows processes, devices and precision.
+        method: how long, how fast, and when to stop.
         engine: holds the model, and the optimizer with the groups of `hftl.finetune.groups.parameter_groups`.
-        loss: of logits and targets.
-        rows: the training rows.
-        watched: the split that is evaluated after each epoch.
-        label_names: of its labels.
+        rows: the training rows, and the loss of them.
+        watch: the split that is evaluated after each epoch.
         depths: of the parameters, for unfreezing.
-        ema: an average to evaluate and keep in place of the weights.
-        plan: the numbers.
-        made_with: settings that a checkpoint records, for a resume to compare.
-        folder: where checkpoints go.
+        checkpoints: where the state is saved.
         log: takes an event's name and values; does nothing on other processes than the main one.
     """
 
     def __init__(
         self,
-        accelerator: Accelerator,
+        method: FineTune,
         engine: Engine,
-        *,
-        loss: Loss,
         rows: TrainRows,
-        watched: Encoder,
-        label_names: Sequence[str],
+        watch: Watch,
         depths: Depths,
-        ema: Ema | None,
-        plan: Plan,
-        made_with: Mapping[str, Any],
-        folder: Path,
+        checkpoints: Checkpoints,
+        *,
         log: Callable[..., None],
     ) -> None:
-        self.accelerator = accelerator
+        self.method = method
+        self.accelerator = engine.accelerator
         self.engine = engine
-        self.loss = loss
+        self.loss = rows.loss
         self.rows = rows
-        self.watched = watched
-        self.label_names = label_names
+        self.watch = watch
         self.depths = depths
-        self.ema = ema
-        self.plan = plan
-        self.made_with = made_with
-        self.folder = folder
+        self.checkpoints = checkpoints
         self.log = log
-        self.progress = Progress()
+        self.ema = Ema(engine.trained, method.ema) if method.ema else None
+        self.state = TrainState()
         self.chosen: dict[str, Any] = {}
         self.signals = StopSignals()
-        self.total = plan.epochs * rows.steps
-        self.warmup = round(plan.warmup * self.total)
+        self.total = method.epochs * rows.steps
+        self.warmup = round(method.warmup * self.total)
 
     def choose(self, **chosen: Any) -> None:
         """Settle what was left to choose automatically; checkpoints keep it.
@@ -157,23 +129,21 @@ class Loop:
             HftlError: the loss or the gradient is NaN or infinite; the state before that step is written.
         """
         with self.signals, torch.random.fork_rng():
-            for epoch in range(len(self.progress.history), self.plan.epochs):
+            for epoch in range(len(self.state.history), self.method.epochs):
                 self.prepare_epoch(epoch)
-                for step in self.rows.epoch(epoch, self.progress.step - epoch * self.rows.steps):
+                for step in self.rows.epoch(epoch, self.state.step - epoch * self.rows.steps):
                     stop = self._step(epoch, step)
-                    if stop or (self.plan.save_every and self.progress.step % self.plan.save_every == 0):
+                    if stop or (self.method.save_every and self.state.step % self.method.save_every == 0):
                         self.save()
                     if stop:
-                        raise Interrupted(
-                            f"stopped after step {self.progress.step} of {self.total}; the state is saved"
-                        )
+                        raise Interrupted(f"stopped after step {self.state.step} of {self.total}; the state is saved")
                 self._finish_epoch(epoch)
                 if self._out_of_patience():
                     break
 
     def prepare_epoch(self, epoch: int) -> None:
         """Thaw what trains in an epoch, and put modules into training or eval mode."""
-        if self.plan.unfreeze:
+        if self.method.unfreeze:
             for name, parameter in self.engine.trained.items():
                 parameter.requires_grad_(self.depths.of[name] > self.depths.blocks - epoch)
         set_modes(self.engine.model)
@@ -181,20 +151,20 @@ class Loop:
     def _step(self, epoch: int, step: Step) -> bool:
         """One optimizer step; whether any process was asked to stop."""
         started = time.monotonic()
-        lr = self.set_lr(lr_factor(self.progress.step, self.total, self.warmup, self.plan.schedule))
-        summed = self.accumulate(step, self.progress.step)
+        lr = self.set_lr(lr_factor(self.state.step, self.total, self.warmup, self.method.schedule))
+        summed = self.accumulate(step, self.state.step)
         self.engine.clip()
-        told = together(torch.stack([summed / step.weight, summed.new_tensor(float(self.signals.asked))]))
-        loss, asked = told.tolist()
+        sums = all_reduce_sum(torch.stack([summed / step.weight, summed.new_tensor(float(self.signals.asked))]))
+        loss, asked = sums.tolist()
         norm = self.engine.step() if math.isfinite(loss) else math.nan
         if not math.isfinite(loss) or not (math.isfinite(norm) or self.accelerator.scaler):
             self._not_finite(epoch, step, loss, norm, lr)
         if self.ema:
-            self.ema.update(self.progress.step)
-        self.progress.step += 1
-        self.progress.losses += loss
+            self.ema.update(self.state.step)
+        self.state.step += 1
+        self.state.losses += loss
         seconds = round(time.monotonic() - started, 4)
-        self.log("step", step=self.progress.step, epoch=epoch, loss=loss, norm=norm, lr=lr, seconds_of_step=seconds)
+        self.log("step", step=self.state.step, epoch=epoch, loss=loss, norm=norm, lr=lr, seconds_of_step=seconds)
         return bool(asked > 0)
 
     def accumulate(self, step: Step, number: int) -> Tensor:
@@ -202,7 +172,7 @@ class Loop:
         world, last = self.accelerator.num_processes, len(step.micro_batches) - 1
         summed = torch.zeros((), device=self.accelerator.device)
         for i, batch in enumerate(step.micro_batches):
-            torch.manual_seed(seed_of(self.plan.seed, number, self.rows.rank, i))
+            torch.manual_seed(seed_of(self.rows.seed, number, self.rows.rank, i))
             with self.engine.micro_batch(last=i == last):
                 loss = self._loss(batch.to(self.accelerator.device))
                 # Processes' gradients are averaged, and what is due is their sum.
@@ -224,10 +194,10 @@ class Loop:
         self.save()
         names = [self.rows.encoder.split.inputs.name(row) for row in step.rows]
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-        self.log("not_finite", step=self.progress.step, epoch=epoch, loss=str(loss), norm=str(norm), lr=lr, rows=names)
+        self.log("not_finite", step=self.state.step, epoch=epoch, loss=str(loss), norm=str(norm), lr=lr, rows=names)
         more = f" and {len(names) - NAMED_ROWS} more (events.jsonl lists all)" if len(names) > NAMED_ROWS else ""
         raise HftlError(
-            f"{what} at step {self.progress.step} (epoch {epoch}, learning rate {lr:.3g}), rows: "
+            f"{what} at step {self.state.step} (epoch {epoch}, learning rate {lr:.3g}), rows: "
             f"{', '.join(names[:NAMED_ROWS])}{more}; the state before is saved; lower --lr, or look at these rows"
         )
 
@@ -236,36 +206,38 @@ class Loop:
     def _finish_epoch(self, epoch: int) -> None:
         with self.ema.applied() if self.ema else nullcontext():
             measured = self.measure()
-            result = {"epoch": epoch, "step": self.progress.step, "train_loss": self.progress.losses / self.rows.steps}
-            self.progress.history.append(result | {"split": self.watched.split.name, **measured})
-            self.progress.losses = 0.0
+            result = {"epoch": epoch, "step": self.state.step, "train_loss": self.state.losses / self.rows.steps}
+            self.state.history.append(result | {"split": self.watch.encoder.split.name, **measured})
+            self.state.losses = 0.0
             if self._is_best():
-                self.progress.best = epoch
-                if self.plan.chooses:
+                self.state.best = epoch
+                if self.watch.chooses:
                     self._write("best", {"model": self.engine.weights()})
-        self.log("epoch", **self.progress.history[-1])
+        self.log("epoch", **self.state.history[-1])
         self.save()
-        told = together(torch.tensor(float(self.signals.asked), device=self.accelerator.device))
-        if told > 0:
-            raise Interrupted(f"stopped after epoch {epoch + 1} of {self.plan.epochs}; the state is saved")
+        asked = all_reduce_sum(torch.tensor(float(self.signals.asked), device=self.accelerator.device))
+        if asked > 0:
+            raise Interrupted(f"stopped after epoch {epoch + 1} of {self.method.epochs}; the state is saved")
 
     def measure(self) -> dict[str, float | None]:
         """Metrics of the watched split, each row counted once; the same on every process."""
-        logits = logits_of(self.accelerator, self.engine.unsynchronised, self.watched, self.rows.micro_batch)
-        found = evaluate_predictions(self.loss.task, logits.numpy(), self.watched.split.labels, self.label_names)
-        return {name: value for name, value in found.items() if value is None or isinstance(value, float)}
+        logits = logits_of(self.accelerator, self.engine.unsynchronised, self.watch.encoder, self.rows.micro_batch)
+        values = evaluate_predictions(
+            self.loss.task, logits.numpy(), self.watch.encoder.split.labels, self.watch.label_names
+        )
+        return {name: value for name, value in values.items() if value is None or isinstance(value, float)}
 
     def _is_best(self) -> bool:
         def score(result: Mapping[str, Any]) -> tuple[float, float]:
-            high, low = (result.get(name) for name in SCORES[self.loss.task])
+            high, low = (result.get(name) for name in (self.loss.task.metric, self.loss.task.tie_breaker))
             return (-math.inf if high is None else high, -math.inf if low is None else -low)
 
-        history = self.progress.history
-        return self.progress.best < 0 or score(history[-1]) > score(history[self.progress.best])
+        history = self.state.history
+        return self.state.best < 0 or score(history[-1]) > score(history[self.state.best])
 
     def _out_of_patience(self) -> bool:
-        waited = len(self.progress.history) - 1 - self.progress.best
-        return self.plan.patience is not None and waited >= self.plan.patience
+        waited = len(self.state.history) - 1 - self.state.best
+        return self.method.patience is not None and waited >= self.method.patience
 
     # ── checkpoints ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -274,27 +246,27 @@ class Loop:
         tensors = {"model": self.engine.weights(), "optimizer": self.engine.moments()}
         if self.ema:
             tensors["ema"] = {name: whole(value) for name, value in self.ema.averages.items()}
-        self._write(step_name(self.progress.step), tensors)
+        self._write(step_name(self.state.step), tensors)
         if self.accelerator.is_main_process:
-            prune(self.folder, self.plan.keep)
-        self.log("checkpoint", step=self.progress.step)
+            prune(self.checkpoints.folder, self.method.keep)
+        self.log("checkpoint", step=self.state.step)
 
     def _write(self, name: str, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         state = {
-            "step": self.progress.step,
-            "losses": self.progress.losses,
-            "history": self.progress.history,
-            "best": self.progress.best,
-            "made_with": self.made_with,
+            "step": self.state.step,
+            "losses": self.state.losses,
+            "history": self.state.history,
+            "best": self.state.best,
             "chosen": self.chosen,
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            "made_with": self.checkpoints.made_with,
         }
-        on_main(lambda: write_checkpoint(self.folder, name, state, tensors))
+        on_main(lambda: write_checkpoint(self.checkpoints.folder, name, state, tensors))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint."""
         state = checkpoint.state
-        self.progress = Progress(state["step"], state["losses"], state["history"], state["best"])
+        self.state = TrainState(state["step"], state["losses"], state["history"], state["best"])
         self.choose(**state["chosen"])
         self.engine.load_weights(checkpoint.tensors["model"])
         self.engine.load_moments(checkpoint.tensors["optimizer"])

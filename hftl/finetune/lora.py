@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from hftl.backbones.protocol import Backbone
 from hftl.errors import BackboneError, RecipeError
 from hftl.methods import LoRA
+from hftl.wording import one_line
 
 SAVED = ".modules_to_save."
 WEIGHTS = "adapter_model.safetensors"
@@ -45,18 +46,18 @@ def add_lora(model: nn.Module, method: LoRA, head: set[str], backbone: Backbone)
         "init_lora_weights": "pissa" if method.pissa else True,
         "target_modules": linear_modules(model, heads),
         "modules_to_save": heads,
-        "base_model_name_or_path": base_name(backbone),
+        "base_model_name_or_path": backbone.base_reference,
         "revision": backbone.commit,
     }
     # PEFT records what the model says it was loaded from, which is a folder of this machine.
-    model.name_or_path = base_name(backbone)  # type: ignore[assignment]
+    model.name_or_path = backbone.base_reference  # type: ignore[assignment]
     try:
         with warnings.catch_warnings():
             # PEFT asks transformers for a property that transformers has renamed.
             warnings.simplefilter("ignore", FutureWarning)
             return get_peft_model(model, LoraConfig(**fields | method.lora))
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"method.lora: {' '.join(str(error).split())[:300]}") from error
+        raise RecipeError(f"method.lora: {one_line(error)}") from error
 
 
 def head_modules(model: nn.Module, head: set[str], name: str) -> list[str]:
@@ -97,12 +98,6 @@ def linear_modules(model: nn.Module, heads: list[str]) -> list[str]:
             "the model has no linear layer for LoRA; name others with --set method.lora.target_modules=…"
         )
     return found
-
-
-def base_name(backbone: Backbone) -> str:
-    """What PEFT loads the base model from: the Hub id, or the folder as it was given."""
-    source = getattr(backbone, "source", None)
-    return backbone.name if backbone.commit or source is None else str(source.folder)
 
 
 def lora_head(model: nn.Module) -> set[str]:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hftl.errors import DataError, RecipeError
-
-ClassWeight = Literal["balanced"] | Sequence[float] | None
+from hftl.tasks import Task
 
 
 class Loss:
@@ -28,8 +22,10 @@ class Loss:
         class_weights: (C,) for ``single_label``; (2, C) for negatives and positives of ``multi_label``; None for ones.
     """
 
-    def __init__(self, task: str, num_labels: int, smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
-        self.task = task
+    def __init__(
+        self, task: Task | str, num_labels: int, smoothing: float = 0.0, class_weights: Tensor | None = None
+    ) -> None:
+        self.task = Task(task)
         self.num_labels = num_labels
         self.smoothing = smoothing
         self.class_weights = class_weights
@@ -43,9 +39,9 @@ class Loss:
             counted: (n,) 1 for a row that counts, 0 for one that only fills a batch up.
         """
         logits = logits.float()
-        if self.task == "regression":
+        if self.task.link == "identity":
             rows = (logits.view(targets.shape) - targets).square().mean(1)
-        elif self.task == "multi_label":
+        elif self.task.link == "sigmoid":
             smooth = targets * (1 - self.smoothing) + self.smoothing / 2
             each = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
             rows = (each * self._of_labels(targets)).mean(1)
@@ -61,7 +57,7 @@ class Loss:
 
     def weight(self, targets: Tensor) -> float:
         """What a sum of losses over rows with these targets is divided by: their number, or their classes' weights."""
-        if self.task != "single_label" or self.class_weights is None:
+        if not self.task.is_exclusive or self.class_weights is None:
             return float(len(targets))
         if targets.dim() == 1:
             return float(self.class_weights[targets].double().sum())
@@ -73,34 +69,3 @@ class Loss:
         weights = self.class_weights.to(targets)
         of_labels: Tensor = weights[0] + targets * (weights[1] - weights[0])
         return of_labels
-
-
-def class_weights(given: ClassWeight, labels: Tensor, task: str, num_labels: int) -> Tensor | None:
-    """The weight of each class, float32 as `Loss` takes it.
-
-    Args:
-        given: ``"balanced"`` for the same total weight of every class (scikit-learn's formula), or one number for each
-            class (``multi_label``: for the rows that have the label).
-        labels: of the training rows.
-        task: what they are.
-        num_labels: classes or labels.
-
-    Raises:
-        RecipeError: a regression has no classes.
-        DataError: the number of weights is wrong.
-    """
-    if given is None:
-        return None
-    if task == "regression":
-        raise RecipeError("method.class_weight: a regression has no classes; leave it out")
-    if given == "balanced":
-        if task == "single_label":
-            counts = torch.bincount(labels, minlength=num_labels).double()
-            return (len(labels) / (num_labels * counts.clamp(min=1))).float()
-        positive = labels.double().sum(0)
-        counts = torch.stack([len(labels) - positive, positive])
-        return (len(labels) / (2 * counts.clamp(min=1))).float()
-    weights = torch.tensor([float(weight) for weight in given])
-    if len(weights) != num_labels:
-        raise DataError(f"method.class_weight has {len(weights)} numbers for {num_labels} labels; give one for each")
-    return weights if task == "single_label" else torch.stack([torch.ones_like(weights), weights])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from hftl.backbones.protocol import Backbone
 from hftl.data import Data
 from hftl.errors import UserError
-from hftl.finetune.checkpoint import Checkpoint, read_newest
-from hftl.finetune.parallel import on_main, share, share_tensors
+from hftl.finetune.checkpoint import Checkpoint, Checkpoints, read_newest
 from hftl.methods import FineTune
+from hftl.parallel import broadcast, broadcast_tensors, on_main
 
 # Settings that change neither a weight nor what is measured; a run may be resumed with others.
 NOT_IN_RESULT = ("keep", "save_every", "micro_batch")
@@ -30,7 +29,7 @@ def settings(method: FineTune, backbone: Backbone, data: Data, seed: int) -> dic
     }
 
 
-def resumed(checkpoints: Path, made_with: Mapping[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
+def resumed(checkpoints: Checkpoints, say: Callable[[str], None]) -> Checkpoint | None:
     """The newest whole checkpoint, read by the main process and told to all.
 
     Raises:
@@ -38,39 +37,39 @@ def resumed(checkpoints: Path, made_with: Mapping[str, Any], say: Callable[[str]
     """
 
     def read() -> Checkpoint | None:
-        checkpoint, problems = read_newest(checkpoints)
+        checkpoint, problems = read_newest(checkpoints.folder)
         for problem in problems:
             say(f"resume    {problem}")
         if checkpoint is None:
             say("resume    there is no checkpoint yet; starting anew")
             return None
-        other = differences(checkpoint.state["made_with"], made_with)
+        other = differences(checkpoint.state["made_with"], checkpoints.made_with)
         if other:
             raise UserError(f"the checkpoint was made with other settings ({other}); use the same, or start anew")
         return checkpoint
 
     checkpoint = on_main(read)
-    told = share([checkpoint.step, checkpoint.state, list(checkpoint.tensors)] if checkpoint else None)
-    if told is None:
+    described = broadcast([checkpoint.step, checkpoint.state, list(checkpoint.tensors)] if checkpoint else None)
+    if described is None:
         return None
-    step, state, parts = told
-    tensors = {part: share_tensors(checkpoint.tensors[part] if checkpoint else None) for part in parts}
+    step, state, parts = described
+    tensors = {part: broadcast_tensors(checkpoint.tensors[part] if checkpoint else None) for part in parts}
     return Checkpoint(step, state, tensors)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs between two settings, for a person."""
-    old, new = flat(before), flat(now)
+    old, new = flat_settings(before), flat_settings(now)
     names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
     return ", ".join(f"{name} was {old.get(name)} and is {new.get(name)}" for name in names)
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as one level, by names like ``method.lr``."""
     level: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            level |= flat(value, f"{prefix}{name}.")
+            level |= flat_settings(value, f"{prefix}{name}.")
         else:
             level[prefix + name] = value if isinstance(value, (int, float, str)) else str(value)
     return level

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hftl.ahead import ahead
 from hftl.backbones.protocol import Backbone, Encoded
 from hftl.data import Data, Split
 from hftl.errors import BadRowError
 from hftl.finetune.augment import CHANGES, PARTNER, Augmentation, Mixing, mixed, stream
 from hftl.finetune.losses import Loss
-
-T = TypeVar("T")
-R = TypeVar("R")
+from hftl.parallel import Process
 
 HOLD_BYTES = 1 << 30
 
@@ -88,7 +85,7 @@ class Encoder:
         new = dict(zip(missing, made, strict=True))
         for row, encoded in new.items():
             if self._bytes < HOLD_BYTES:
-                self._bytes += _nbytes(encoded)
+                self._bytes += _encoded_bytes(encoded)
                 self._held[row] = encoded
         return [new[row] if row in new else self._held[row] for row in rows]
 
@@ -127,12 +124,10 @@ class TrainRows:
     Args:
         encoder: of the training split.
         loss: says what targets weigh.
+        process: this process among those that share each step.
         seed: of order, augmentation and mixing.
         batch_size: rows of one step, over all processes.
         micro_batch: most rows of one forward.
-        rank: this process among ``world``.
-        world: number of processes.
-        pin_memory: whether batches are made in page-locked memory, for a GPU.
         augmentation: of each row.
         mixing: of pairs of rows.
     """
@@ -141,13 +136,11 @@ class TrainRows:
         self,
         encoder: Encoder,
         loss: Loss,
+        process: Process,
         *,
         seed: int,
         batch_size: int,
         micro_batch: int,
-        rank: int = 0,
-        world: int = 1,
-        pin_memory: bool = False,
         augmentation: Augmentation | None = None,
         mixing: Mixing | None = None,
     ) -> None:
@@ -156,9 +149,10 @@ class TrainRows:
         self.seed = seed
         self.batch_size = batch_size
         self.micro_batch = micro_batch
-        self.rank = rank
-        self.world = world
-        self.pin_memory = pin_memory
+        self.rank = process.rank
+        self.world = process.world
+        # In page-locked memory a batch is copied to a GPU while that computes.
+        self.pin_memory = process.device.type == "cuda"
         self.augmentation = augmentation or Augmentation()
         self.mixing = mixing or Mixing()
         self.labels = torch.from_numpy(encoder.split.labels)
@@ -236,24 +230,9 @@ class TrainRows:
         ]
 
 
-def ahead(work: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
-    """Do ``work`` on each item in worker threads, a few items ahead; results in order."""
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[R]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+def _encoded_bytes(encoded: Encoded) -> int:
+    return sum(_value_bytes(value) for value in encoded.inputs.values())
 
 
-def _nbytes(encoded: Encoded) -> int:
-    return sum(_size(value) for value in encoded.inputs.values())
-
-
-def _size(value: Any) -> int:
+def _value_bytes(value: Any) -> int:
     return int(value.nbytes) if isinstance(value, Tensor) else 8 * len(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,49 +12,36 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
-from hftl.backbones.protocol import Backbone
+from hftl.backbones.protocol import Target
 from hftl.data import Data
-from hftl.data.splits import hold_out
+from hftl.data.holdout import hold_out
 from hftl.errors import BackboneError, HftlError, RecipeError, UserError
+from hftl.export.trained import Exported, Trained
 from hftl.finetune.augment import Augmentation, Mixing
 from hftl.finetune.auto import choose_lr, largest_micro_batch
-from hftl.finetune.checkpoint import Checkpoint, DamagedError, prune, read_checkpoint
-from hftl.finetune.ema import Ema
+from hftl.finetune.checkpoint import Checkpoint, Checkpoints, DamagedError, prune, read_checkpoint
 from hftl.finetune.engine import Engine
 from hftl.finetune.evaluate import logits_of
 from hftl.finetune.groups import Depths, find_depths, freeze_below, parameter_groups
-from hftl.finetune.loop import Loop, Plan
+from hftl.finetune.loop import Loop, Watch
 from hftl.finetune.lora import adapter_tensors, add_lora, lora_head, save_adapter
-from hftl.finetune.losses import Loss, class_weights
-from hftl.finetune.parallel import on_main, share_tensors
-from hftl.finetune.resume import flat, resumed, settings
+from hftl.finetune.losses import Loss
+from hftl.finetune.memory import peak_memory_bytes
+from hftl.finetune.resume import flat_settings, resumed, settings
 from hftl.finetune.rows import Encoder, TrainRows
-from hftl.matmul import speed_up
+from hftl.foreign import forget_precision
 from hftl.methods import FineTune, LoRA, Partial
+from hftl.onednn import speed_up
+from hftl.parallel import Process, broadcast_tensors, on_main
+from hftl.wording import one_line
 
 DEFAULT_BATCH = 32
 SET_ASIDE = 0.1
 COMPILER = "inductor"
 TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
-
-
-@dataclass
-class Trained:
-    """A fine-tuned model.
-
-    Attributes:
-        logits: (n, C) float32 of the test split.
-        export: writes the model folder (and beside it ``adapter`` for LoRA); on the main process.
-        report: for ``metrics.json``.
-    """
-
-    logits: Tensor
-    export: Callable[[Path], None]
-    report: dict[str, Any]
 
 
 @dataclass
@@ -77,8 +63,7 @@ class Built:
 
 def finetune(
     method: FineTune,
-    backbone: Backbone,
-    config: Any,
+    target: Target,
     data: Data,
     *,
     start: Mapping[str, Tensor] | None,
@@ -93,8 +78,7 @@ def finetune(
 
     Args:
         method: what trains, and how.
-        backbone: the pretrained network.
-        config: the configuration to build it with.
+        target: the pretrained network, and the configuration to build it with.
         data: rows and labels, all of them decodable.
         start: the head's parameters to start from, by the model's names, on the main process; None leaves the head
             as it is built.
@@ -112,20 +96,26 @@ def finetune(
     """
     started = time.monotonic()
     check_trackers(track)
-    data, chooses = splits(data, method, seed, say)
-    accelerator = _accelerator(method, folder, track)
-    built = build(method, backbone, config, share_tensors(dict(start) if start else None), seed)
+    data, chooses = with_validation(data, method, seed, say)
+    accelerator = accelerator_for(method, folder, track)
+    built = build(method, target, broadcast_tensors(dict(start) if start else None), seed)
     if not method.compile:
-        speed_up(built.model, rows_vary=backbone.wants == "text")
-    checkpoints = folder / "checkpoints"
-    made_with = settings(method, backbone, data, seed)
-    checkpoint = resumed(checkpoints, made_with, say) if resume else None
-    if not resume and accelerator.is_main_process and any(checkpoints.glob("step-*")):
-        raise UserError(f"{checkpoints} holds checkpoints; add --resume to go on, or give another folder with --out")
+        speed_up(built.model, rows_vary=target.backbone.wants == "text")
+    checkpoints = Checkpoints(folder / "checkpoints", settings(method, target.backbone, data, seed))
+    checkpoint = resumed(checkpoints, say) if resume else None
+    if not resume and accelerator.is_main_process and any(checkpoints.folder.glob("step-*")):
+        raise UserError(
+            f"{checkpoints.folder} holds checkpoints; add --resume to go on, or give another folder with --out"
+        )
 
-    loop, test = assemble(method, accelerator, built, backbone, data, seed, chooses, made_with, checkpoints, log)
+    engine = engine_for(method, accelerator, built, target)
+    rows = train_rows(method, target, data, seed, accelerator)
+    test = Encoder(target.backbone, data.test)
+    watched = Encoder(target.backbone, data.validation) if data.validation else test
+    watch = Watch(watched, data.label_names, chooses)
+    loop = Loop(method, engine, rows, watch, built.depths, checkpoints, log=tracked(log, accelerator))
     if track:
-        accelerator.init_trackers("hftl", config=flat(made_with))
+        accelerator.init_trackers("hftl", config=flat_settings(checkpoints.made_with))
     if not checkpoint and "auto" in (method.batch_size, method.micro_batch):
         loop.choose(micro_batch=largest_micro_batch(loop))
         say(f"batch     {loop.rows.batch_size} rows a step, {loop.rows.micro_batch} of them at a time on each process")
@@ -133,36 +123,35 @@ def finetune(
         loop.choose(lr=choose_lr(loop, say))
     if checkpoint:
         loop.restore(checkpoint)
-        say(f"resume    from step {loop.progress.step} of {loop.total}")
-        log("resume", step=loop.progress.step, of=loop.total)
-    before = loop.progress.step
+        say(f"resume    from step {loop.state.step} of {loop.total}")
+        log("resume", step=loop.state.step, of=loop.total)
+    before = loop.state.step
     loop.run()
-    _settle(loop, checkpoints, chooses)
+    keep_best(loop)
     logits = logits_of(accelerator, loop.engine.unsynchronised, test, loop.rows.micro_batch)
     for tracker in accelerator.trackers:
         # Not accelerator.end_training, which also ends the processes' group while the model still holds on to it.
         tracker.finish()
     if loop.engine.is_spread:
-        built = unsharded(loop, method, backbone, config, seed)
-    seconds = time.monotonic() - started
-    return Trained(
-        logits, lambda target: export(built, backbone, config, target), _report(loop, built, seconds, before)
-    )
+        built = unsharded(loop, target, seed)
+    report = report_of(loop, built, time.monotonic() - started, before)
+    return Trained(logits, "finetune", report, lambda folder: export(built, target, folder))
 
 
 # ── what is trained ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def build(method: FineTune, backbone: Backbone, config: Any, start: Mapping[str, Tensor], seed: int) -> Built:
+def build(method: FineTune, target: Target, start: Mapping[str, Tensor], seed: int) -> Built:
     """The pretrained model with the head to start from, and only what the method trains left trainable.
 
     Raises:
         BackboneError: the model does not fit the method.
     """
+    backbone = target.backbone
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: Any
-        model, head = backbone.build(config)
+        model, head = target.build()
         with torch.no_grad():
             for name, value in start.items():
                 model.get_parameter(name).copy_(value)
@@ -185,10 +174,10 @@ def build(method: FineTune, backbone: Backbone, config: Any, start: Mapping[str,
     return Built(model, head, depths, initial)
 
 
-def unsharded(loop: Loop, method: FineTune, backbone: Backbone, config: Any, seed: int) -> Built:
+def unsharded(loop: Loop, target: Target, seed: int) -> Built:
     """The trained model in one piece, for export: built again, with the weights that training changed."""
     weights = loop.engine.weights()
-    built = build(method, backbone, config, {}, seed)
+    built = build(loop.method, target, {}, seed)
     with torch.no_grad():
         for name, value in [*built.model.named_parameters(), *built.model.named_buffers()]:
             if name in weights:
@@ -206,7 +195,7 @@ def freeze_unused(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
             parameter.requires_grad_(False)
 
 
-def splits(data: Data, method: FineTune, seed: int, say: Callable[[str], None]) -> tuple[Data, bool]:
+def with_validation(data: Data, method: FineTune, seed: int, say: Callable[[str], None]) -> tuple[Data, bool]:
     """The data with what chooses the epoch, and whether anything does."""
     if data.validation is not None:
         say("epochs    the best by the validation split is kept")
@@ -235,15 +224,14 @@ def check_trackers(track: Sequence[str]) -> None:
             raise RecipeError(f"--track {name} needs a package that is not installed: pip install {name}")
 
 
-def _accelerator(method: FineTune, folder: Path, track: Sequence[str]) -> Accelerator:
+def accelerator_for(method: FineTune, folder: Path, track: Sequence[str]) -> Accelerator:
     """Accelerate, as the user's own launcher has configured it.
 
     Raises:
         UserError: precision or a kind of distribution that this machine, or a checkpoint of hftl, does not know.
     """
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if method.unfreeze else []
-    # Accelerate keeps the first run's precision for all runs of a process, unless told to forget it.
-    AcceleratorState._reset_state()
+    forget_precision()
     try:
         accelerator = Accelerator(
             mixed_precision=method.mixed_precision,
@@ -253,7 +241,7 @@ def _accelerator(method: FineTune, folder: Path, track: Sequence[str]) -> Accele
             kwargs_handlers=handlers,
         )
     except ValueError as error:
-        raise UserError(f"mixed_precision={method.mixed_precision}: {' '.join(str(error).split())}") from error
+        raise UserError(f"mixed_precision={method.mixed_precision}: {one_line(error)}") from error
     if method.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         # Accelerate would train in float32 and say nothing.
         raise UserError("mixed_precision=fp16 trains on GPUs only; use bf16, or leave it out")
@@ -270,28 +258,12 @@ def _accelerator(method: FineTune, folder: Path, track: Sequence[str]) -> Accele
     return accelerator
 
 
-def assemble(
-    method: FineTune,
-    accelerator: Accelerator,
-    built: Built,
-    backbone: Backbone,
-    data: Data,
-    seed: int,
-    chooses: bool,
-    made_with: Mapping[str, Any],
-    checkpoints: Path,
-    log: Callable[..., None],
-) -> tuple[Loop, Encoder]:
-    """The loop with everything in its place, and the encoder of the test split."""
-    labels = torch.from_numpy(data.train.labels)
-    weights = class_weights(method.class_weight, labels, data.task, len(data.label_names))
-    loss = Loss(data.task, len(data.label_names), method.label_smoothing, weights)
-    test = Encoder(backbone, data.test)
+def engine_for(method: FineTune, accelerator: Accelerator, built: Built, target: Target) -> Engine:
+    """The model and an AdamW over what trains, on the devices and spread as the launcher says."""
     # Relative to what the range test will choose.
     lr = 1.0 if method.lr == "auto" else method.lr
-    model = built.model
     groups = parameter_groups(
-        ((name, p) for name, p in model.named_parameters() if p.requires_grad),
+        ((name, p) for name, p in built.model.named_parameters() if p.requires_grad),
         built.depths,
         built.head,
         lr=lr,
@@ -299,127 +271,118 @@ def assemble(
         layer_decay=method.layer_decay,
         weight_decay=method.weight_decay,
     )
+    # One kernel for all parameters, where torch has it.
     fused = accelerator.device.type in ("cpu", "cuda")
     optimizer, clip = torch.optim.AdamW(groups, lr=lr, fused=fused), method.clip or math.inf
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from hftl.finetune.zero import ZeroEngine
 
-        engine: Engine = ZeroEngine(accelerator, model, optimizer, clip, backbone.probes()[0])
-    else:
-        engine = Engine(accelerator, model, optimizer, clip)
+        return ZeroEngine(accelerator, built.model, optimizer, clip, target.backbone.probes()[0])
+    return Engine(accelerator, built.model, optimizer, clip)
+
+
+def train_rows(method: FineTune, target: Target, data: Data, seed: int, accelerator: Accelerator) -> TrainRows:
+    """The training rows in the order of their steps, and the loss of them."""
+    num_labels = len(data.label_names)
+    weights = data.task.class_weights(method.class_weight, torch.from_numpy(data.train.labels), num_labels)
     batch_size = DEFAULT_BATCH if method.batch_size == "auto" else method.batch_size
     share_of_one = math.ceil(batch_size / accelerator.num_processes)
-    rows = TrainRows(
-        Encoder(backbone, data.train),
-        loss,
+    return TrainRows(
+        Encoder(target.backbone, data.train),
+        Loss(data.task, num_labels, method.label_smoothing, None if weights is None else weights.float()),
+        Process(accelerator.device, accelerator.process_index, accelerator.num_processes),
         seed=seed,
         batch_size=batch_size,
         micro_batch=method.micro_batch if isinstance(method.micro_batch, int) else share_of_one,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        pin_memory=accelerator.device.type == "cuda",
         augmentation=Augmentation(method.flip, method.crop, method.trivial_augment),
         mixing=Mixing(method.mixup, method.cutmix),
     )
 
-    def tell(event: str, **values: Any) -> None:
+
+def tracked(log: Callable[..., None], accelerator: Accelerator) -> Callable[..., None]:
+    """``log``, and accelerate's trackers beside it."""
+
+    def log_and_track(event: str, **values: Any) -> None:
         log(event, **values)
         numbers = {f"{event}/{name}": v for name, v in values.items() if isinstance(v, (int, float))}
         if event in ("step", "epoch") and accelerator.trackers:
             accelerator.log(numbers, step=values["step"])
 
-    loop = Loop(
-        accelerator,
-        engine,
-        loss=loss,
-        rows=rows,
-        watched=Encoder(backbone, data.validation) if data.validation else test,
-        label_names=data.label_names,
-        depths=built.depths,
-        ema=Ema(engine.trained, method.ema) if method.ema else None,
-        plan=Plan(
-            seed,
-            method.epochs,
-            method.schedule,
-            method.warmup,
-            method.unfreeze,
-            method.patience,
-            chooses,
-            method.save_every,
-            method.keep,
-        ),
-        made_with=made_with,
-        folder=checkpoints,
-        log=tell,
-    )
-    return loop, test
+    return log_and_track
 
 
 # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _settle(loop: Loop, checkpoints: Path, chooses: bool) -> None:
+def keep_best(loop: Loop) -> None:
     """Put the weights that are kept into the model: the best epoch's, else the average's if there is one."""
-    if chooses:
+    folder = loop.checkpoints.folder
+    if loop.watch.chooses:
 
         def read() -> Checkpoint:
             try:
-                return read_checkpoint(checkpoints / "best")
+                return read_checkpoint(folder / "best")
             except DamagedError as error:
-                raise HftlError(f"the best epoch's weights in {checkpoints / 'best'} are damaged: {error}") from error
+                raise HftlError(f"the best epoch's weights in {folder / 'best'} are damaged: {error}") from error
 
         best = on_main(read)
-        loop.engine.load_weights(share_tensors(best.tensors["model"] if best else None))
+        loop.engine.load_weights(broadcast_tensors(best.tensors["model"] if best else None))
     elif loop.ema:
         with torch.no_grad():
             for name, parameter in loop.engine.trained.items():
                 parameter.copy_(loop.ema.averages[name])
     if loop.accelerator.is_main_process:
-        prune(checkpoints, loop.plan.keep)
+        prune(folder, loop.method.keep)
 
 
-def export(built: Built, backbone: Backbone, config: Any, folder: Path) -> None:
+def export(built: Built, target: Target, folder: Path) -> list[Exported]:
     """Write a folder that transformers loads; for LoRA also ``adapter`` beside it, which PEFT loads.
 
     Args:
         built: the trained model.
-        backbone: for its preprocessing files.
-        config: with the label names.
+        target: for its preprocessing files and the configuration with the label names.
         folder: where the model goes; made if missing.
     """
-    model = built.model
+    backbone, model = target.backbone, built.model
+    exported = [Exported(folder, backbone.library)]
     if hasattr(model, "peft_config"):
-        save_adapter(model, built.initial, folder.parent / "adapter")
-        backbone.save_processor(folder.parent / "adapter")
+        adapter = folder.parent / "adapter"
+        save_adapter(model, built.initial, adapter)
+        backbone.save_processor(adapter)
+        exported.append(Exported(adapter, "peft"))
         model = model.merge_and_unload()
     model.save_pretrained(folder)
-    config.architectures = [type(model).__name__]
-    # Last, for a model's own save_pretrained writes the configuration that it ran with.
-    config.save_pretrained(folder)
+    target.config.architectures = [type(model).__name__]
+    # Last, because a model's own save_pretrained writes the configuration that it ran with.
+    target.config.save_pretrained(folder)
     backbone.save_processor(folder)
+    return exported
 
 
-def _report(loop: Loop, built: Built, seconds: float, before: int) -> dict[str, Any]:
+def report_of(loop: Loop, built: Built, seconds: float, before: int) -> dict[str, Any]:
+    """What ``metrics.json`` tells about the training.
+
+    Args:
+        loop: at its end.
+        built: the trained model.
+        seconds: wall time of all of it.
+        before: steps done when this process began, by a run that was stopped.
+    """
     parameters = list(built.model.parameters())
-    device = loop.accelerator.device
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "parameters": {
             "all": sum(p.numel() for p in parameters),
             "trained": sum(p.numel() for p in loop.engine.trained.values()),
         },
-        "steps": loop.progress.step,
+        "steps": loop.state.step,
         "resumed_at": before or None,
-        "epochs": loop.progress.history,
-        "kept_epoch": loop.progress.best if loop.plan.chooses else len(loop.progress.history) - 1,
+        "epochs": loop.state.history,
+        "kept_epoch": loop.state.best if loop.watch.chooses else len(loop.state.history) - 1,
         "batch_size": loop.rows.batch_size,
         "micro_batch": loop.rows.micro_batch,
         "lr": max(group["base_lr"] for group in loop.engine.param_groups),
         "processes": loop.accelerator.num_processes,
         "mixed_precision": loop.accelerator.mixed_precision,
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": peak_memory_bytes(loop.accelerator.device),
         "seconds": round(seconds, 3),
     }

@@ -30,6 +30,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 from hftl.errors import UserError
 from hftl.finetune.engine import Engine
 from hftl.methods import FineTune
+from hftl.wording import one_line
 
 # What ZeRO spreads of AdamW's state; the number of steps is the same for all parameters.
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -64,7 +65,7 @@ class ZeroEngine(Engine):
         try:
             super().__init__(accelerator, model, optimizer, clip)
         except (ValueError, AssertionError) as error:
-            raise UserError(f"DeepSpeed: {' '.join(str(error).split())[:300]}") from error
+            raise UserError(f"DeepSpeed: {one_line(error)}") from error
         self.stage = accelerator.deepspeed_plugin.zero_stage
         self.probe = {name: value.to(accelerator.device) for name, value in probe.items()}
         if accelerator.mixed_precision == "bf16":

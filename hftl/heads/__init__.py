@@ -5,7 +5,7 @@
 """
 
 from hftl.heads.baselines import baselines
-from hftl.heads.head import HeadFit
+from hftl.heads.fit import HeadFit
 from hftl.heads.linear import fit_linear
 from hftl.heads.modules import attentive_logits, fit_attentive, fit_mlp, mlp_logits
 from hftl.heads.native import NativeFit, fit_native

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hftl.heads.objective import Loss
+from hftl.tasks import Link
 
 _BINS = 15
 _NEWTON_STEPS = 50
 _HOTTEST = 20.0
 
 
-def fit_temperature(logits: Tensor, targets: Tensor, weights: Tensor, loss: Loss) -> float:
+def fit_temperature(logits: Tensor, targets: Tensor, weights: Tensor, loss: Link) -> float:
     """Find the temperature that minimises the weighted log-loss of ``logits / temperature``.
 
     The log-loss is convex in the inverse temperature, which Newton steps find, bisection taking over where
@@ -47,7 +47,7 @@ def fit_temperature(logits: Tensor, targets: Tensor, weights: Tensor, loss: Loss
 
 
 def _slope_and_curvature(
-    logits: Tensor, targets: Tensor, weights: Tensor, beta: float, loss: Loss
+    logits: Tensor, targets: Tensor, weights: Tensor, beta: float, loss: Link
 ) -> tuple[float, float]:
     """Derivatives of the summed log-loss of ``beta * logits`` by ``beta``."""
     if loss == "softmax":
@@ -62,7 +62,7 @@ def _slope_and_curvature(
     return float((weights * slope).sum()), float((weights * curvature).sum())
 
 
-def calibration_report(logits: Tensor, targets: Tensor, temperature: float, loss: Loss) -> dict[str, Any]:
+def calibration_report(logits: Tensor, targets: Tensor, temperature: float, loss: Link) -> dict[str, Any]:
     """Expected calibration error, Brier score and log-loss on held-out rows, before and after the
     temperature.
 
@@ -84,7 +84,7 @@ def calibration_report(logits: Tensor, targets: Tensor, temperature: float, loss
     }
 
 
-def _scores(logits: Tensor, targets: Tensor, loss: Loss) -> tuple[dict[str, float], list[dict[str, float]]]:
+def _scores(logits: Tensor, targets: Tensor, loss: Link) -> tuple[dict[str, float], list[dict[str, float]]]:
     if loss == "softmax":
         log_probabilities = logits.log_softmax(-1)
         confidence, predicted = log_probabilities.exp().max(-1)

@@ -1,15 +1,12 @@
 """What a head is given is checked once, here; the solvers trust it."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from hftl.errors import DataError, UserError
-
-Task = Literal["single_label", "multi_label", "regression"]
-ClassWeight = Literal["balanced"] | Sequence[float] | None
+from hftl.tasks import ClassWeight, Task
 
 _BLOCK_ROWS = 8192
 
@@ -39,12 +36,12 @@ def check_labels(labels: Tensor, rows: int, task: Task, num_labels: int, name: s
         num_labels: classes, labels or targets.
         name: what to call them in a message.
     """
-    if task == "regression" and labels.ndim == 1:
+    if not task.has_classes and labels.ndim == 1:
         labels = labels[:, None]
-    shape = (rows,) if task == "single_label" else (rows, num_labels)
+    shape = task.label_shape(rows, num_labels)
     if tuple(labels.shape) != shape:
         raise DataError(f"{name}: expected shape {shape} for {task}, got {tuple(labels.shape)}")
-    if task == "single_label":
+    if task.is_exclusive:
         if labels.is_floating_point():
             raise DataError(f"{name}: expected integer class indices, got {labels.dtype}")
         outside = (labels < 0) | (labels >= num_labels)
@@ -53,13 +50,13 @@ def check_labels(labels: Tensor, rows: int, task: Task, num_labels: int, name: s
             raise DataError(f"{name}: row {row} is {int(labels[row])}, expected a class from 0 to {num_labels - 1}")
         return labels.long()
     bad = ~torch.isfinite(labels)
-    if task == "multi_label":
+    if task.has_classes:
         bad |= (labels != 0) & (labels != 1)
     if bool(bad.any()):
         row, column = (int(i) for i in torch.nonzero(bad)[0])
-        wanted = "0 or 1" if task == "multi_label" else "a finite number"
+        wanted = "0 or 1" if task.has_classes else "a finite number"
         raise DataError(f"{name}: row {row}, column {column} is {labels[row, column].item()}, expected {wanted}")
-    return labels.double() if task == "regression" else labels.float()
+    return labels.float() if task.has_classes else labels.double()
 
 
 def check_strengths(strengths: Sequence[float]) -> list[float]:
@@ -89,10 +86,9 @@ def loss_weights(
         if tuple(sample_weight.shape) != (rows,):
             raise UserError(f"sample_weight: expected shape ({rows},), got {tuple(sample_weight.shape)}")
         weights = sample_weight.to(device, torch.float64)[:, None]
-    if class_weight is not None:
-        if task == "regression":
-            raise UserError("class_weight: a regression has no classes; use sample_weight")
-        weights = weights * _class_weights(labels, task, num_labels, class_weight)
+    of_classes = task.class_weights(class_weight, labels, num_labels)
+    if of_classes is not None:
+        weights = weights * _of_rows(of_classes, labels, task)
     if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
         raise UserError("weights: expected finite numbers of at least zero; check sample_weight and class_weight")
     if not bool((weights > 0).any()):
@@ -100,18 +96,8 @@ def loss_weights(
     return weights
 
 
-def _class_weights(labels: Tensor, task: Task, num_labels: int, class_weight: ClassWeight) -> Tensor:
-    if isinstance(class_weight, str):
-        if class_weight != "balanced":
-            raise UserError(f"class_weight: expected 'balanced' or {num_labels} numbers, got {class_weight!r}")
-        if task == "single_label":
-            counts = torch.bincount(labels, minlength=num_labels)
-            present = int((counts > 0).sum())
-            return (len(labels) / (present * counts.clamp_min(1).double()))[labels, None]
-        positive = labels.double().sum(0)
-        of_positive, of_negative = (len(labels) / (2 * n.clamp_min(1)) for n in (positive, len(labels) - positive))
-        return torch.where(labels > 0, of_positive, of_negative)
-    given = torch.tensor([float(w) for w in class_weight or ()], dtype=torch.float64, device=labels.device)
-    if len(given) != num_labels:
-        raise UserError(f"class_weight: expected {num_labels} numbers, one for each label, got {len(given)}")
-    return given[labels, None] if task == "single_label" else torch.where(labels > 0, given, 1.0)
+def _of_rows(of_classes: Tensor, labels: Tensor, task: Task) -> Tensor:
+    """The classes' weights for each row's loss: (rows, 1), or (rows, num_labels) for a multi-label task."""
+    if task.is_exclusive:
+        return of_classes[labels, None]
+    return torch.where(labels > 0, of_classes[1], of_classes[0])

@@ -24,7 +24,7 @@ def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
     shuffled = torch.randperm(len(on_cpu), generator=torch.Generator().manual_seed(seed))
     by_class = shuffled[torch.argsort(on_cpu[shuffled], stable=True)]
     single = torch.bincount(on_cpu)[on_cpu[by_class]] == 1
-    return _deal(len(on_cpu), by_class[~single], folds).to(labels.device)
+    return _dealt(len(on_cpu), by_class[~single], folds).to(labels.device)
 
 
 def rarest_label_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
@@ -47,12 +47,13 @@ def rarest_label_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
     return stratified_folds(rarest.masked_fill(unlabelled, labels.shape[1]), folds, seed)
 
 
-def random_folds(rows: int, folds: int, seed: int) -> Tensor:
-    """Deal shuffled rows to the folds in turn: (rows,) int64 on the CPU."""
-    return _deal(rows, torch.randperm(rows, generator=torch.Generator().manual_seed(seed)), folds)
+def random_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
+    """Deal shuffled rows to the folds in turn, whatever their labels: (n,) int64 on the labels' device."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    return _dealt(len(labels), order, folds).to(labels.device)
 
 
-def _deal(rows: int, order: Tensor, folds: int) -> Tensor:
+def _dealt(rows: int, order: Tensor, folds: int) -> Tensor:
     result = torch.full((rows,), NO_FOLD)
     result[order] = torch.arange(len(order)) % folds
     return result

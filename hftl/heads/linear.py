@@ -6,19 +6,12 @@ import torch
 from torch import Tensor
 
 from hftl.errors import ConvergenceError, UserError
-from hftl.heads.checks import (
-    ClassWeight,
-    Task,
-    check_features,
-    check_labels,
-    check_strengths,
-    loss_weights,
-)
-from hftl.heads.head import HeadFit
-from hftl.heads.logistic import Options, fit_logistic
-from hftl.heads.objective import Loss
+from hftl.heads.checks import check_features, check_labels, check_strengths, loss_weights
+from hftl.heads.fit import HeadFit
+from hftl.heads.logistic import LogisticOptions, fit_logistic
 from hftl.heads.ridge import fit_ridge
 from hftl.heads.selection import Rule
+from hftl.tasks import ClassWeight, Task
 
 _GIGABYTE = 1 << 30
 
@@ -27,7 +20,7 @@ def fit_linear(
     features: Tensor,
     labels: Tensor,
     *,
-    task: Task,
+    task: Task | str,
     num_labels: int,
     strengths: Sequence[float] | None = None,
     folds: int = 5,
@@ -84,6 +77,7 @@ def fit_linear(
         UserError: an option or a weight makes no sense.
         ConvergenceError: the solution is not finite.
     """
+    task = Task(task)
     if folds < 2:
         raise UserError(f"folds: expected at least 2, got {folds}")
     check_features(features)
@@ -97,7 +91,7 @@ def fit_linear(
     used = (weights > 0).any(1)
     if not bool(used.all()):
         features, labels, weights = features[used.to(features.device)], labels[used], weights[used]
-    if task == "regression":
+    if task.link == "identity":
         head = fit_ridge(
             features,
             labels,
@@ -109,9 +103,8 @@ def fit_linear(
             validation=validation,
         )
     else:
-        options = Options(path, folds, rule, standardize, bias, calibrate, tolerance, seed, max_bytes)
-        loss: Loss = "softmax" if task == "single_label" else "sigmoid"
-        head = fit_logistic(features, labels, weights, loss, num_labels, options, validation)
+        options = LogisticOptions(path, folds, rule, standardize, bias, calibrate, tolerance, seed, max_bytes)
+        head = fit_logistic(features, labels, weights, task.link, num_labels, options, validation)
     if not bool(torch.isfinite(head.weight).all() and torch.isfinite(head.bias).all()):
         raise ConvergenceError(
             "the head's weights are not finite in float32; rescale the features, or set standardize=True"

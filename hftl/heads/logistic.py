@@ -14,18 +14,19 @@ from torch import Tensor
 from hftl.errors import ConvergenceError, DataError
 from hftl.heads.basis import default_strengths, fit_basis
 from hftl.heads.calibration import calibration_report
+from hftl.heads.fit import HeadFit
 from hftl.heads.folds import rarest_label_folds, stratified_folds
-from hftl.heads.head import HeadFit
-from hftl.heads.objective import EVERY_ROW, NO_FOLD, Loss, Objective, Rows
+from hftl.heads.objective import EVERY_ROW, NO_FOLD, FoldRows, Objective
 from hftl.heads.path import Candidate, HeldOut, held_out_logits, solve, walk
 from hftl.heads.selection import Rule, best_thresholds, choose, f1_scores
+from hftl.tasks import Link
 
 # The bias of a class that has no training row: its probability is zero, and the number fits into float16.
 _NEVER = -1e4
 
 
 @dataclass(frozen=True)
-class Options:
+class LogisticOptions:
     """How ``fit_linear`` was asked to choose; the fields are its arguments."""
 
     strengths: list[float] | None
@@ -56,9 +57,9 @@ def fit_logistic(
     features: Tensor,
     labels: Tensor,
     weights: Tensor,
-    loss: Loss,
+    loss: Link,
     num_labels: int,
-    options: Options,
+    options: LogisticOptions,
     validation: tuple[Tensor, Tensor] | None,
 ) -> HeadFit:
     """Solve, choose, refit and calibrate a logistic head.
@@ -86,7 +87,7 @@ def fit_logistic(
     if validation is not None:
         everything = 0
         features, labels, weights, folds = _join((features, labels, weights, folds), validation, learnable, loss)
-    rows = Rows(
+    rows = FoldRows(
         features,
         labels,
         weights,
@@ -140,7 +141,7 @@ def fit_logistic(
     return HeadFit(full_weight.float(), full_bias.float(), report)
 
 
-def _learnable(labels: Tensor, loss: Loss, num_labels: int, bias: bool) -> _Learnable:
+def _learnable(labels: Tensor, loss: Link, num_labels: int, bias: bool) -> _Learnable:
     """What can be learnt. Without a free bias to run off to infinity, every class has a finite optimum."""
     if loss == "softmax":
         index = torch.unique(labels)
@@ -157,14 +158,14 @@ def _learnable(labels: Tensor, loss: Loss, num_labels: int, bias: bool) -> _Lear
     return _Learnable(index, ((positive + 0.5) / (len(labels) + 1)).logit())
 
 
-def _restrict(labels: Tensor, weights: Tensor, learnable: _Learnable, loss: Loss) -> tuple[Tensor, Tensor]:
+def _restrict(labels: Tensor, weights: Tensor, learnable: _Learnable, loss: Link) -> tuple[Tensor, Tensor]:
     """Labels and weights in terms of what can be learnt."""
     if loss == "softmax":
         return torch.searchsorted(learnable.index, labels), weights
     return labels[:, learnable.index], weights if weights.shape[1] == 1 else weights[:, learnable.index]
 
 
-def _deal(labels: Tensor, loss: Loss, options: Options) -> Tensor:
+def _deal(labels: Tensor, loss: Link, options: LogisticOptions) -> Tensor:
     """The fold of each row; all ``NO_FOLD`` where nothing can be held out."""
     deal = stratified_folds if loss == "softmax" else rarest_label_folds
     return deal(labels, options.folds, options.seed)
@@ -174,7 +175,7 @@ def _join(
     training: tuple[Tensor, Tensor, Tensor, Tensor],
     validation: tuple[Tensor, Tensor],
     learnable: _Learnable,
-    loss: Loss,
+    loss: Link,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Append the validation rows, of weight one, as fold 0 to the training rows, which are in no fold."""
     features, labels, weights, folds = training
@@ -194,7 +195,7 @@ def _join(
     )
 
 
-def _best_constant(labels: Tensor, weights: Tensor, loss: Loss, outputs: int) -> Tensor:
+def _best_constant(labels: Tensor, weights: Tensor, loss: Link, outputs: int) -> Tensor:
     """The bias (outputs,) float64 that is optimal where all weights are zero."""
     if loss == "softmax":
         truth = torch.nn.functional.one_hot(labels, outputs).double()
@@ -203,7 +204,7 @@ def _best_constant(labels: Tensor, weights: Tensor, loss: Loss, outputs: int) ->
 
 
 def _held_out_report(
-    logits: Tensor, targets: Tensor, temperature: float, loss: Loss, learnable: _Learnable, options: Options
+    logits: Tensor, targets: Tensor, temperature: float, loss: Link, learnable: _Learnable, options: LogisticOptions
 ) -> dict[str, Any]:
     """What the rows that were not seen say of the chosen strength: calibration and, for labels,
     thresholds."""

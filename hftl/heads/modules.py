@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from hftl.errors import DataError
 from hftl.heads.basis import fit_basis
-from hftl.heads.checks import Task, check_features
+from hftl.heads.checks import check_features
 from hftl.heads.linear import fit_linear
 from hftl.heads.native import Features, NativeFit, Params, fit_native
+from hftl.tasks import Task
 
 
 def mlp_logits(params: Params, features: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ def fit_mlp(
     features: Tensor,
     labels: Tensor,
     *,
-    task: Task,
+    task: Task | str,
     num_labels: int,
     hidden: int = 512,
     dropout: float = 0.1,
@@ -100,7 +101,7 @@ def fit_attentive(
     lengths: Tensor,
     labels: Tensor,
     *,
-    task: Task,
+    task: Task | str,
     num_labels: int,
     seed: int = 0,
     **options: Any,

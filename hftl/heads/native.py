@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from hftl.errors import ConvergenceError, DataError, UserError
 from hftl.heads.calibration import calibration_report, fit_temperature
-from hftl.heads.checks import ClassWeight, Task, check_labels, loss_weights
+from hftl.heads.checks import check_labels, loss_weights
 from hftl.heads.folds import random_folds, rarest_label_folds, stratified_folds
-from hftl.heads.objective import Loss
+from hftl.tasks import ClassWeight, Link, Task
 
 Params = dict[str, Tensor]
 Features = dict[str, Tensor]
@@ -49,7 +49,7 @@ class NativeFit:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _LabelledRows:
     """Rows on the device: features by name, labels, and weights (n, 1 or num_labels) with mean one."""
 
     features: Features
@@ -59,9 +59,9 @@ class _Rows:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, index: Tensor) -> "_Rows":
+    def take(self, index: Tensor) -> "_LabelledRows":
         features = {name: value[index] for name, value in self.features.items()}
-        return _Rows(features, self.labels[index], self.weights[index])
+        return _LabelledRows(features, self.labels[index], self.weights[index])
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def fit_native(
     features: Features,
     labels: Tensor,
     *,
-    task: Task,
+    task: Task | str,
     num_labels: int,
     learning_rates: Sequence[float] = (3e-4, 1e-3, 3e-3),
     weight_decays: Sequence[float] = (0.01, 0.1),
@@ -124,6 +124,7 @@ def fit_native(
         UserError: an option or a weight makes no sense.
         ConvergenceError: no setting gives a finite validation loss.
     """
+    task = Task(task)
     settings = [_Setting(rate, decay) for rate in learning_rates for decay in weight_decays]
     if not settings or rounds < 1 or batch_size < 1:
         raise UserError("fit_native: give at least one learning rate and weight decay, one round, one row a batch")
@@ -161,8 +162,8 @@ def fit_native(
         "stacked": search.stacked,
         "parameters": sum(value.numel() for value in params.values()),
     }
-    if task != "regression" and calibrate:
-        loss: Loss = "softmax" if task == "single_label" else "sigmoid"
+    if task.has_classes and calibrate:
+        loss = task.link
         temperature = _temperature(best.logits, judging, loss)
         scaled = _scaled(forward, refitted, judging, temperature, num_labels)
         measured = calibration_report(best.logits, judging.labels, temperature, loss)
@@ -189,12 +190,12 @@ class _Search:
         self.forward, self.task, self.settings, self.rounds = forward.run, task, settings, rounds
         self.stacked = forward.vmapped
 
-    def train(self, params: Params, rows: _Rows, batch_size: int, seed: int, until: int) -> Params:
+    def train(self, params: Params, rows: _LabelledRows, batch_size: int, seed: int, until: int) -> Params:
         """Train for ``until`` rounds: stacked parameters."""
         *_, last = self.walk(params, rows, batch_size, seed, until)
         return last
 
-    def walk(self, params: Params, rows: _Rows, batch_size: int, seed: int, until: int) -> Iterator[Params]:
+    def walk(self, params: Params, rows: _LabelledRows, batch_size: int, seed: int, until: int) -> Iterator[Params]:
         """Train from ``params``, yielding the stacked parameters after each round."""
         count, device = len(self.settings), rows.labels.device
         stack = {name: value.expand(count, *value.shape).clone() for name, value in params.items()}
@@ -212,7 +213,7 @@ class _Search:
             if step % steps == 0:
                 yield stack
 
-    def _gradients(self, stack: Params, batch: _Rows) -> Params:
+    def _gradients(self, stack: Params, batch: _LabelledRows) -> Params:
         leaves = {name: value.requires_grad_() for name, value in stack.items()}
         logits = self.forward(leaves, batch.features, True)  # (settings, rows, num_labels)
         losses = _losses(logits, batch.labels, batch.weights, self.task)
@@ -223,7 +224,7 @@ class _Search:
         return dict(zip(leaves, gradients, strict=True))
 
     @torch.no_grad()
-    def logits(self, stack: Params, rows: _Rows) -> Tensor:
+    def logits(self, stack: Params, rows: _LabelledRows) -> Tensor:
         """Logits (settings, rows, num_labels) without dropout."""
         index = torch.arange(len(rows), device=rows.labels.device)
         blocks = [rows.take(block).features for block in torch.split(index, _EVALUATION_ROWS)]
@@ -233,8 +234,8 @@ class _Search:
 def _choose(
     search: _Search,
     params: Params,
-    training: _Rows,
-    judging: _Rows,
+    training: _LabelledRows,
+    judging: _LabelledRows,
     patience: int,
     batch_size: int,
     seed: int,
@@ -276,7 +277,7 @@ class _Stacked:
     vmapped: bool
 
 
-def _vmap_or_loop(forward: Forward, params: Params, rows: _Rows, count: int) -> _Stacked:
+def _vmap_or_loop(forward: Forward, params: Params, rows: _LabelledRows, count: int) -> _Stacked:
     """Run ``forward`` over a stack with vmap where that gives what one call after another gives."""
 
     def run(stack: Params, features: Features, train: bool) -> Tensor:
@@ -336,10 +337,10 @@ def _batches(rows: int, batch_size: int, seed: int) -> Iterator[Tensor]:
 
 def _losses(logits: Tensor, labels: Tensor, weights: Tensor, task: Task) -> Tensor:
     """Weighted losses (settings, rows) of logits (settings, rows, num_labels)."""
-    if task == "single_label":
+    if task.link == "softmax":
         target = labels.expand(len(logits), -1).flatten()
         losses = F.cross_entropy(logits.flatten(0, 1), target, reduction="none").view(*logits.shape[:2], 1)
-    elif task == "multi_label":
+    elif task.link == "sigmoid":
         losses = F.binary_cross_entropy_with_logits(logits, labels.expand_as(logits), reduction="none")
     else:
         losses = (logits - labels).square()
@@ -354,7 +355,7 @@ def _rows(
     class_weight: ClassWeight,
     sample_weight: Tensor | None,
     device: torch.device,
-) -> _Rows:
+) -> _LabelledRows:
     count = len(labels)
     for name, value in features.items():
         if len(value) != count:
@@ -362,28 +363,24 @@ def _rows(
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise DataError(f"features {name!r} contain NaN or Inf; recompute those rows")
     labels = check_labels(labels, count, task, num_labels).to(device)
-    if task == "regression":
+    if not task.has_classes:
         labels = labels.float()
     weights = loss_weights(labels, task, num_labels, class_weight, sample_weight)
     weights = (weights / weights.mean()).float()
-    return _Rows({name: value.to(device) for name, value in features.items()}, labels, weights)
+    return _LabelledRows({name: value.to(device) for name, value in features.items()}, labels, weights)
 
 
-def _hold_out(rows: _Rows, task: Task, seed: int) -> tuple[_Rows, _Rows]:
+def _hold_out(rows: _LabelledRows, task: Task, seed: int) -> tuple[_LabelledRows, _LabelledRows]:
     """A fifth of the rows, stratified by class, to judge on; classes of one row stay in training."""
-    if task == "single_label":
-        folds = stratified_folds(rows.labels, _HELD_OUT_FOLDS, seed)
-    elif task == "multi_label":
-        folds = rarest_label_folds(rows.labels, _HELD_OUT_FOLDS, seed)
-    else:
-        folds = random_folds(len(rows), _HELD_OUT_FOLDS, seed).to(rows.labels.device)
+    deal = task.case(single_label=stratified_folds, multi_label=rarest_label_folds, regression=random_folds)
+    folds = deal(rows.labels, _HELD_OUT_FOLDS, seed)
     held = folds == 0
     if not bool(held.any()) or bool(held.all()):
         raise DataError(f"native head: {len(rows)} rows are too few to hold some out; give a validation split")
     return rows.take(torch.nonzero(~held).flatten()), rows.take(torch.nonzero(held).flatten())
 
 
-def _temperature(logits: Tensor, judging: _Rows, loss: Loss) -> float:
+def _temperature(logits: Tensor, judging: _LabelledRows, loss: Link) -> float:
     """The temperature of held-out rows; one where all are predicted right, for then any sharpening looks better."""
     right = logits.argmax(1) == judging.labels if loss == "softmax" else (logits > 0) == (judging.labels > 0)
     if bool(right.all()):
@@ -392,7 +389,9 @@ def _temperature(logits: Tensor, judging: _Rows, loss: Loss) -> float:
 
 
 @torch.no_grad()
-def _scaled(forward: Forward, params: Params, rows: _Rows, temperature: float, num_labels: int) -> Params | None:
+def _scaled(
+    forward: Forward, params: Params, rows: _LabelledRows, temperature: float, num_labels: int
+) -> Params | None:
     """Parameters that give the logits divided by ``temperature``; None where scaling the last layers does not.
 
     Candidates are modules whose parameters have a row for each label: all of them (some models average the logits of

@@ -9,7 +9,6 @@ multiplied with the weights of exactly those problems that train on it: one matr
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,9 +16,9 @@ from torch.nn import functional as F
 
 from hftl.heads.basis import Basis
 from hftl.heads.lbfgs import Solution
-from hftl.matmul import matmul
+from hftl.onednn import matmul
+from hftl.tasks import Link
 
-Loss = Literal["softmax", "sigmoid"]
 NO_FOLD = -1  # of rows that every head trains on
 EVERY_ROW = -2  # "held out" by a head that trains on all rows
 # A block's logits stay in the cache of a CPU, where they are read several times; a GPU wants work for all its cores.
@@ -41,7 +40,7 @@ class Block:
     weights: Tensor
 
 
-class Rows:
+class FoldRows:
     """The training rows in blocks that lie within one fold, in the coordinates of the solver.
 
     They stay on the device when they fit into ``max_bytes``; otherwise each pass copies and transforms them
@@ -113,7 +112,7 @@ class Objective:
         held_out: (k,) int64, the fold that each problem does not train on, or ``EVERY_ROW``.
     """
 
-    def __init__(self, rows: Rows, loss: Loss, outputs: int, strength: float, held_out: Tensor) -> None:
+    def __init__(self, rows: FoldRows, loss: Link, outputs: int, strength: float, held_out: Tensor) -> None:
         self.rows, self.loss, self.outputs, self.held_out = rows, loss, outputs, held_out
         hidden = [rows.weight_of_fold.get(fold, 0.0) for fold in held_out.tolist()]
         self.total = rows.total_weight - torch.tensor(hidden, dtype=torch.float64, device=held_out.device)
@@ -189,7 +188,7 @@ class Objective:
                 yield block, members, logits.view(-1, len(members), self.outputs)
 
 
-def _loss_and_residual(loss: Loss, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _loss_and_residual(loss: Link, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Losses (n, k, 1 or outputs) and their derivatives by the logits (n, k, outputs)."""
     if loss == "softmax":
         log_probabilities = torch.log_softmax(logits, -1)

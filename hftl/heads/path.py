@@ -10,9 +10,10 @@ from torch import Tensor
 
 from hftl.heads.calibration import fit_temperature
 from hftl.heads.lbfgs import Solution, minimize
-from hftl.heads.objective import NO_FOLD, Loss, Objective, Rows
+from hftl.heads.objective import NO_FOLD, FoldRows, Objective
 from hftl.heads.selection import f1_scores, standard_error
-from hftl.matmul import matmul
+from hftl.onednn import matmul
+from hftl.tasks import Link
 
 # Relative suboptimality at which a head of the path stops: small beside the standard error of its validation
 # loss.
@@ -60,7 +61,7 @@ class Candidate:
 
 
 def walk(
-    rows: Rows, held_out: HeldOut, loss: Loss, start: Tensor, strengths: list[float], calibrate: bool
+    rows: FoldRows, held_out: HeldOut, loss: Link, start: Tensor, strengths: list[float], calibrate: bool
 ) -> list[Candidate]:
     """Solve every strength on every fold, each from the solution of the stronger one before it.
 
@@ -173,7 +174,7 @@ def held_out_logits(objective: Objective, theta: Tensor, held_out: HeldOut) -> T
 
 
 def _judge(
-    strength: float, solution: Solution, logits: Tensor, held_out: HeldOut, loss: Loss, calibrate: bool
+    strength: float, solution: Solution, logits: Tensor, held_out: HeldOut, loss: Link, calibrate: bool
 ) -> Candidate:
     temperature = 1.0
     if calibrate:
@@ -197,7 +198,7 @@ def _judge(
     return Candidate(strength, solution.x.float(), score, error, temperature, entry)
 
 
-def _weighted_losses(logits: Tensor, targets: Tensor, weights: Tensor, loss: Loss) -> Tensor:
+def _weighted_losses(logits: Tensor, targets: Tensor, weights: Tensor, loss: Link) -> Tensor:
     """The weighted loss of each row (m,) float64, summed over labels."""
     if loss == "softmax":
         losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")[:, None]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hftl.errors import DataError
 from hftl.heads.basis import BLOCK_ROWS, Basis, default_strengths, fit_basis
-from hftl.heads.head import HeadFit
+from hftl.heads.fit import HeadFit
 from hftl.heads.selection import Rule, choose
 
 

@@ -40,19 +40,19 @@ class LocalMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no typ
         return "" if self.keep_in_memory else str(super()._build_data_dir())
 
 
-def features(kind: str, *, rows_are_lists: bool = False) -> datasets.Features:
+def metric_features(kind: str, *, rows_are_lists: bool = False) -> datasets.Features:
     """Return the features of predictions and references of one kind."""
     value = datasets.Value(kind)
     column = datasets.Sequence(value) if rows_are_lists else value
     return datasets.Features({"predictions": column, "references": column})
 
 
-def as_json(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Turn NumPy values into what JSON knows; an undefined number becomes ``None``."""
     if isinstance(value, dict):
-        return {str(key): as_json(inner) for key, inner in value.items()}
+        return {str(key): to_plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [as_json(inner) for inner in value]
+        return [to_plain(inner) for inner in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -8,11 +8,11 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from hftl.metrics.base import Array, LocalMetric, Result, features
+from hftl.metrics.base import Array, LocalMetric, Result, metric_features
 
-_CLASSES = features("int64")
-_VECTORS = features("int64", rows_are_lists=True)
-_SCORES = features("float64", rows_are_lists=True)
+_CLASSES = metric_features("int64")
+_VECTORS = metric_features("int64", rows_are_lists=True)
+_SCORES = metric_features("float64", rows_are_lists=True)
 
 
 class Accuracy(LocalMetric):

@@ -4,7 +4,7 @@ import numpy as np
 from scipy import stats  # type: ignore[import-untyped]
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
-from hftl.metrics.base import Array, LocalMetric, Result, features
+from hftl.metrics.base import Array, LocalMetric, Result, metric_features
 
 
 class RegressionScores(LocalMetric):
@@ -16,15 +16,15 @@ class RegressionScores(LocalMetric):
     """
 
     about = "Mean squared and absolute errors, R2, Pearson's and Spearman's correlation."
-    accepts = (features("float64"), features("float64", rows_are_lists=True))
+    accepts = (metric_features("float64"), metric_features("float64", rows_are_lists=True))
 
     def _compute(self, predictions: Array, references: Array) -> Result:
         predicted, expected = (np.reshape(x, (len(x), -1)) for x in (predictions, references))
-        targets = [_scores(predicted[:, k], expected[:, k]) for k in range(expected.shape[1])]
+        targets = [_target_scores(predicted[:, k], expected[:, k]) for k in range(expected.shape[1])]
         return {name: float(np.mean([target[name] for target in targets])) for name in targets[0]}
 
 
-def _scores(predicted: Array, expected: Array) -> dict[str, float]:
+def _target_scores(predicted: Array, expected: Array) -> dict[str, float]:
     mse = float(mean_squared_error(expected, predicted))
     several = len(expected) > 1
     varied = several and np.ptp(expected) > 0 and np.ptp(predicted) > 0

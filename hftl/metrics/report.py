@@ -7,15 +7,16 @@ import numpy as np
 from scipy.special import log_softmax  # type: ignore[import-untyped]
 from sklearn.metrics import confusion_matrix
 
-from hftl.metrics.base import Array, Result, as_json
+from hftl.metrics.base import Array, Result, to_plain
 from hftl.metrics.classification import F1, Accuracy, MeanAveragePrecision, PerClass
 from hftl.metrics.regression import RegressionScores
+from hftl.tasks import Task
 
 MOST_CLASSES_IN_CONFUSION = 256
 """A table of more classes is left out: it grows with the square, and nobody reads it."""
 
 
-def evaluate_predictions(task: str, logits: Array, labels: Array, label_names: Sequence[str]) -> dict[str, Any]:
+def evaluate_predictions(task: Task | str, logits: Array, labels: Array, label_names: Sequence[str]) -> dict[str, Any]:
     """Compare predictions with labels.
 
     Args:
@@ -37,8 +38,8 @@ def evaluate_predictions(task: str, logits: Array, labels: Array, label_names: S
     if len(logits) == 0:
         raise ValueError("there are no predictions to evaluate")
     scores = np.asarray(logits, dtype=np.float64)
-    report = {"single_label": _single_label, "multi_label": _multi_label, "regression": _regression}[task]
-    result: dict[str, Any] = as_json(report(scores, np.asarray(labels), list(label_names)))
+    report = Task(task).case(single_label=_single_label, multi_label=_multi_label, regression=_regression)
+    result: dict[str, Any] = to_plain(report(scores, np.asarray(labels), list(label_names)))
     return result
 
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hftl.console import quiet_libraries
-from hftl.plugins import one_line
+from hftl.runs.console import quiet_libraries
 from hftl.testing.checks import CHECKS
 from hftl.testing.subject import CheckError, Plain, Subject
+from hftl.wording import named_error
 
 __all__ = ["CheckError", "check_backbone"]
 
@@ -57,7 +57,7 @@ def _outcome(check: Callable[[Subject], None], subject: Subject) -> str | None:
     except CheckError as error:
         line = f"  ✗  {promise}: {error}"
     except Exception as error:
-        line = f"  ✗  {promise}: the check could not be carried through, {one_line(error)}"
+        line = f"  ✗  {promise}: the check could not be carried through, {named_error(error)}"
     else:
         print(f"  ✓  {promise}")
         return None

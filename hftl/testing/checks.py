@@ -19,14 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hftl.backbones.search import prove
+from hftl.backbones.cut.search import prove
+from hftl.backbones.protocol import Target
 from hftl.backbones.weights import find_rule
 from hftl.errors import BadRowError, HftlError
 from hftl.export.model import export_model
-from hftl.plugins import HEAVY, one_line
-from hftl.registry import find
+from hftl.plugins.manager import HEAVY
+from hftl.plugins.registry import find
+from hftl.tasks import Task
 from hftl.testing.subject import LABELS, CheckError, Subject, fingerprint, sums
 from hftl.testing.tampering import flip_last_byte, mutations, opened_files, rewrite
+from hftl.wording import named_error
 
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".py")
 
@@ -35,7 +38,7 @@ def _registers_lightly(subject: Subject) -> None:
     """Registering imports neither torch nor transformers."""
     code = (
         "import json, sys\n"
-        "from hftl.registry import find\n"
+        "from hftl.plugins.registry import find\n"
         f"find({subject.ref!r})\n"
         f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
     )
@@ -75,7 +78,7 @@ def _deterministic(subject: Subject) -> None:
     if model.training or subject.parts[0].training:
         raise CheckError("`build` returns a model in training mode: call .eval(), or dropout makes features random")
     again = subject.load()
-    fresh, _ = again.build(again.config("single_label", LABELS))
+    fresh, _ = again.build(again.config(Task.SINGLE_LABEL, LABELS))
     first = subject.features(subject.rows)
     if (gap := subject.same(subject.features(subject.rows, again, fresh), first)) is not None:
         raise CheckError(f"two loads of it give features {gap:.1e} apart; is a part of it left at random values?")
@@ -161,7 +164,7 @@ def _safe(subject: Subject) -> None:
     """Neither pickles nor code from the model's folder are used."""
     with opened_files() as opened:
         backbone = subject.load()
-        backbone.build(backbone.config("single_label", LABELS))
+        backbone.build(backbone.config(Task.SINGLE_LABEL, LABELS))
         files = backbone.weight_files().values()
     pickles = sorted({file.name for file in files if file.suffix != ".safetensors"})
     if pickles:
@@ -176,15 +179,15 @@ def _safe(subject: Subject) -> None:
         raise CheckError("it runs code from a model repository (trust_remote_code)")
 
 
-def _split_exact(subject: Subject) -> None:
+def _cut_exact(subject: Subject) -> None:
     """The frozen part is split off exactly, on its probes and on rows."""
-    model, head, split = subject.parts
+    model, head, cut = subject.parts
     if not head:
         raise CheckError("`build` names no parameter of a head, so there is nothing to train")
     known = {name for name, _ in model.named_parameters()}
     if head - known:
         raise CheckError(f"`build` names {sorted(head - known)[0]}, which is no parameter of the model")
-    prove(model, split, [subject.backbone.collate(subject.encode(subject.backbone, subject.rows))])
+    prove(model, cut, [subject.backbone.collate(subject.encode(subject.backbone, subject.rows))])
     logits = subject.logits(subject.rows)
     if logits.shape != (len(subject.rows), len(LABELS)):
         raise CheckError(f"logits have the shape {tuple(logits.shape)}, not ({len(subject.rows)}, {len(LABELS)})")
@@ -192,18 +195,14 @@ def _split_exact(subject: Subject) -> None:
 
 def _export_loads(subject: Subject) -> None:
     """The export loads in plain libraries and gives the same logits."""
-    model, head, split = subject.parts
+    model, head, _ = subject.parts
     # Before anything is saved, for saving may change what is saved.
     expected = subject.logits(subject.rows)
     rule = find_rule(model, head, subject.backbone.weight_files())
-    info = {
-        "architecture": type(model).__name__,
-        "split": split.to_json(),
-        "weights": rule.to_json() if rule else None,
-    }
     trained = {name: value.detach().clone() for name, value in model.named_parameters() if name in head}
     folder = subject.folder / "export"
-    export_model(subject.backbone, subject.backbone.config("single_label", LABELS), info, trained, folder)
+    target = Target(subject.backbone, subject.backbone.config(Task.SINGLE_LABEL, LABELS))
+    export_model(target, type(model).__name__, rule, trained, folder)
     bad = sorted(file.name for file in folder.rglob("*") if file.suffix in UNSAFE)
     if bad:
         raise CheckError(f"the exported folder holds {', '.join(bad)}")
@@ -223,7 +222,9 @@ def _errors_ours(subject: Subject) -> None:
         for what, row in (("garbage", b"\x00garbage" * 9), ("nothing", b""), ("half a file", subject.rows[0][:60])):
             error = _raised(partial(subject.backbone.encode, [row], ["photos/17"]))
             if not isinstance(error, BadRowError) or "photos/17" not in str(error):
-                raise CheckError(f"`encode` of {what} must raise BadRowError with the row's name, not {_named(error)}")
+                raise CheckError(
+                    f"`encode` of {what} must raise BadRowError with the row's name, not {_raised_name(error)}"
+                )
         with ThreadPoolExecutor(4) as pool:
             alone = [sums(subject.encode(subject.backbone, [row])) for row in subject.rows]
             jobs = [pool.submit(subject.encode, subject.backbone, [row]) for row in subject.rows * 4]
@@ -235,11 +236,11 @@ def _errors_ours(subject: Subject) -> None:
             rewrite(weights, content)
             error = _raised(lambda: anew().build(subject.config))
             if not isinstance(error, HftlError):
-                raise CheckError(f"weights that are {what} must raise an hftl error, not {_named(error)}")
+                raise CheckError(f"weights that are {what} must raise an hftl error, not {_raised_name(error)}")
         rewrite(folder / "config.json", b"{")
-        error = _raised(lambda: anew().config("single_label", LABELS))
+        error = _raised(lambda: anew().config(Task.SINGLE_LABEL, LABELS))
         if not isinstance(error, HftlError):
-            raise CheckError(f"a damaged config.json must raise an hftl error, not {_named(error)}")
+            raise CheckError(f"a damaged config.json must raise an hftl error, not {_raised_name(error)}")
 
 
 CHECKS: list[Callable[[Subject], None]] = [
@@ -251,7 +252,7 @@ CHECKS: list[Callable[[Subject], None]] = [
     _identity_follows_weights,
     _identity_follows_processor,
     _safe,
-    _split_exact,
+    _cut_exact,
     _export_loads,
     _errors_ours,
 ]
@@ -291,5 +292,5 @@ def _raised(work: Callable[[], object]) -> BaseException | None:
     return None
 
 
-def _named(error: BaseException | None) -> str:
-    return "nothing" if error is None else one_line(error)[:200]
+def _raised_name(error: BaseException | None) -> str:
+    return "nothing" if error is None else named_error(error)[:200]

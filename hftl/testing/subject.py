@@ -15,14 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hftl.backbones.capture import Capture
+from hftl.backbones.cut.capture import Capture
+from hftl.backbones.cut.cut import Cut
+from hftl.backbones.cut.search import find_cut
+from hftl.backbones.loading import load_backbone
 from hftl.backbones.protocol import Backbone, Encoded
-from hftl.backbones.search import find_split
-from hftl.backbones.split import Split
-from hftl.features.extract import open_space
-from hftl.features.stat_index import StatIndex
-from hftl.features.store import FeatureStore
-from hftl.registry import BackboneOptions, find, load
+from hftl.frozen.view import View, open_space
+from hftl.plugins.registry import find
+from hftl.plugins.spec import BackboneOptions
+from hftl.store.store import FeatureStore
+from hftl.tasks import Task
 from hftl.testing.tampering import linked_copy, made_anew
 
 Plain: TypeAlias = Callable[[Path, Sequence[Any]], np.ndarray]
@@ -59,7 +61,7 @@ class Subject:
 
     def load(self) -> Backbone:
         """The backbone as a run loads it, anew."""
-        return load(find(self.ref), BackboneOptions())
+        return load_backbone(find(self.ref), BackboneOptions())
 
     @cached_property
     def rows(self) -> list[Any]:
@@ -75,13 +77,13 @@ class Subject:
     @cached_property
     def config(self) -> Any:
         """The exported model's configuration for three labels."""
-        return self.backbone.config("single_label", LABELS)
+        return self.backbone.config(Task.SINGLE_LABEL, LABELS)
 
     @cached_property
-    def parts(self) -> tuple[nn.Module, set[str], Split]:
+    def parts(self) -> tuple[nn.Module, set[str], Cut]:
         """The model with a random head, the head's parameters, and the cut."""
         model, head = self.backbone.build(self.config)
-        return model, head, find_split(model, head, self.backbone.probes())
+        return model, head, find_cut(model, head, self.backbone.probes())
 
     def encode(self, backbone: Backbone, rows: Sequence[Any]) -> list[Encoded]:
         """Rows made ready, named by their position."""
@@ -103,8 +105,7 @@ class Subject:
     def space(self, backbone: Backbone) -> str:
         """The name of the backbone's feature space."""
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            index = StatIndex(Path(folder) / "index.safetensors")
-            return open_space(FeatureStore(Path(folder)), backbone, {"name": "test"}, "native", index).id
+            return open_space(FeatureStore(Path(folder)), backbone, {"name": "test"}, View()).id
 
     @contextmanager
     def moved(self) -> Iterator[tuple[Path, Callable[[], Any]]]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hftl.features.files import FILES, Files
-from hftl.features.shard import ColumnSpec, RaggedArray
-from hftl.features.store import FeatureStore, Space
+from hftl.store.files import FILE_CALLS, FileCalls
+from hftl.store.shard import ColumnSpec, RaggedArray
+from hftl.store.store import FeatureStore, Space
 
 COLUMNS = {
     "pooled": ColumnSpec("float32", (4,)),
@@ -39,7 +39,7 @@ def columns_of(ids: np.ndarray) -> dict:
     }
 
 
-def open_space(root: Path, name: str = "space", files: Files = FILES) -> Space:
+def open_space(root: Path, name: str = "space", files: FileCalls = FILE_CALLS) -> Space:
     return FeatureStore(root, files).space({"model": name}, name)
 
 

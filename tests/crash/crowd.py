@@ -17,7 +17,7 @@ fcntl.flock = lambda fd, operation: None
 import crashmodel  # noqa: E402
 import numpy as np  # noqa: E402
 
-from hftl.features.compaction import compact  # noqa: E402
+from hftl.store.compaction import compact  # noqa: E402
 
 WRITERS, READERS, COMMITS, ROWS = 16, 8, 12, 3000
 

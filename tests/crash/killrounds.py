@@ -15,7 +15,7 @@ from pathlib import Path
 import crashmodel
 import numpy as np
 
-from hftl.features.compaction import compact
+from hftl.store.compaction import compact
 
 ROUNDS_PER_SPACE = 8
 LONGEST = 0.03

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hftl.features.files import Files
+from hftl.store.files import FileCalls
 
 
-class Recorder(Files):
+class Recorder(FileCalls):
     """Does what it is asked, and keeps a list of it."""
 
     def __init__(self) -> None:

@@ -9,8 +9,8 @@ import crashmodel
 import numpy as np
 import pytest
 
-from hftl.features.shard import BadShardError, RaggedArray, ShardFile, decode
-from hftl.features.space import MissingRowsError
+from hftl.store.shard import BadShardError, RaggedArray, ShardFile, decode
+from hftl.store.space import MissingRowsError
 
 ROWS = np.arange(12)
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from hftl.errors import StoreError
-from hftl.features import files as files_module
-from hftl.features.compaction import compact
-from hftl.features.files import Files
+from hftl.store import files as files_module
+from hftl.store.compaction import compact
+from hftl.store.files import FileCalls
 
 
-class Failing(Files):
+class Failing(FileCalls):
     """Fails every ``every``-th call."""
 
     def __init__(self, every: int, number: int) -> None:
@@ -45,7 +45,7 @@ for _name in CALLS:
 
 
 def test_every_call_of_the_file_layer_can_fail():
-    assert sorted(CALLS) == sorted(name for name in vars(Files) if not name.startswith("_"))
+    assert sorted(CALLS) == sorted(name for name in vars(FileCalls) if not name.startswith("_"))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EINTR], ids=errno.errorcode.get)
@@ -83,7 +83,7 @@ def test_every_kth_call_fails(tmp_path, every, number):
 def test_an_interrupted_call_is_made_again(tmp_path, every):
     class InterruptedBeforeTheRename(Failing):
         def close(self, fd):  # Linux has closed it when it says EINTR: never again
-            return Files.close(self, fd)
+            return FileCalls.close(self, fd)
 
     space = crashmodel.open_space(tmp_path, files=InterruptedBeforeTheRename(every, errno.EINTR))
     space.create(crashmodel.INFO, crashmodel.COLUMNS)
@@ -93,7 +93,7 @@ def test_an_interrupted_call_is_made_again(tmp_path, every):
 
 
 def test_short_writes_are_continued(tmp_path):
-    class Short(Files):
+    class Short(FileCalls):
         def write(self, fd, data):
             return super().write(fd, data[:7])
 
@@ -105,7 +105,7 @@ def test_short_writes_are_continued(tmp_path):
 
 @pytest.mark.parametrize("failing", ["write", "fsync", "replace", "fsync_folder"])
 def test_a_failed_commit_leaves_no_temporary_file(tmp_path, monkeypatch, failing):
-    class Full(Files):
+    class Full(FileCalls):
         pass
 
     space = crashmodel.open_space(tmp_path, files=Full())
@@ -122,7 +122,7 @@ def test_a_failed_commit_leaves_no_temporary_file(tmp_path, monkeypatch, failing
 
 def test_a_failed_fsync_is_not_tried_again(tmp_path):
     # After a failed fsync the kernel may have dropped the data and say yes the second time.
-    class Broken(Files):
+    class Broken(FileCalls):
         calls = 0
 
         def fsync(self, fd):
@@ -156,7 +156,7 @@ def test_orphans_of_the_dead_go_and_those_of_the_living_stay(tmp_path, monkeypat
 
 
 def test_a_writer_whose_file_was_cleaned_away_starts_over(tmp_path):
-    class Cleaned(Files):
+    class Cleaned(FileCalls):
         """Another host's clean-up takes the temporary file of a writer that slept for an hour."""
 
         done = False
@@ -179,7 +179,7 @@ from pathlib import Path
 import numpy as np
 import crashmodel
 from hftl.errors import StoreError
-from hftl.features.shard import ColumnSpec
+from hftl.store.shard import ColumnSpec
 
 root = Path(sys.argv[1])
 space = crashmodel.open_space(root)

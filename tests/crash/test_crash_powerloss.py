@@ -9,9 +9,9 @@ import numpy as np
 import powerloss
 import pytest
 
-from hftl.features import space as space_module
-from hftl.features.compaction import compact
-from hftl.features.shard import ShardFile
+from hftl.store import space as space_module
+from hftl.store.compaction import compact
+from hftl.store.shard import ShardFile
 
 ROWS = np.arange(60)
 

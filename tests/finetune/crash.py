@@ -37,6 +37,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import hftl.finetune.loop as loop_module
+from hftl.backbones.protocol import Target
 from hftl.data import Data
 from hftl.errors import HftlError, Interrupted
 from hftl.finetune.checkpoint import step_name
@@ -142,11 +143,11 @@ def wait(children: list[int]) -> list[int]:
 
 def train(folder: Path, method: str, data: Data, model: Path, options: dict[str, Any], resume: bool) -> None:
     """One run; each process writes what each step saw to a file of its own."""
-    from hftl.backbones.source import local
+    from hftl.backbones.source import local_source
     from hftl.backbones.vision import ImageBackbone
 
     torch.set_num_threads(1)
-    backbone = ImageBackbone(local(model))
+    backbone = ImageBackbone(local_source(model))
     seen = (folder / f"seen-{os.environ.get('RANK', '0')}.jsonl").open("a")
     accumulate = loop_module.Loop.accumulate
 
@@ -161,8 +162,8 @@ def train(folder: Path, method: str, data: Data, model: Path, options: dict[str,
 
     loop_module.Loop.accumulate = noting  # type: ignore[method-assign]
     made = METHODS[method](**options)
-    config = backbone.config("single_label", data.label_names)
-    trained = finetune(made, backbone, config, data, start=None, seed=0, folder=folder, resume=resume)
+    target = Target(backbone, backbone.config(data.task, data.label_names))
+    trained = finetune(made, target, data, start=None, seed=0, folder=folder, resume=resume)
     if os.environ.get("RANK", "0") == "0":
         trained.export(folder / "model")
         (folder / "logits.json").write_text(json.dumps(trained.logits.tolist()))

@@ -12,9 +12,10 @@ import tiny
 from PIL import Image
 from transformers import ViTImageProcessorPil
 
-from hftl.backbones.source import local
+from hftl.backbones.source import local_source
 from hftl.backbones.vision import ImageBackbone
 from hftl.data import Data, Files, RowNames, Split, Texts
+from hftl.tasks import Task
 
 CLASSES = ["red", "green", "blue"]
 
@@ -25,7 +26,7 @@ def image_backbone(folder: Path, name: str = "vit", **overrides: Any) -> ImageBa
     base = getattr(model, model.base_model_prefix)
     base.save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return ImageBackbone(local(folder))
+    return ImageBackbone(local_source(folder))
 
 
 def pictures(rows: int, seed: int = 0) -> tuple[Files, np.ndarray]:
@@ -51,7 +52,7 @@ def picture_data(train: int = 26, test: int = 9, validation: int = 0) -> Data:
     }
     return Data(
         ref="pictures",
-        task="single_label",
+        task=Task.SINGLE_LABEL,
         label_names=CLASSES,
         train=parts["train"],
         validation=parts.get("validation"),
@@ -68,4 +69,4 @@ def vectors_data(texts: list[str], labels: list[int], names: list[str]) -> Data:
         name: Split(name, Texts(rows, RowNames([(f"{name}.csv", len(rows))])), np.array(labels))
         for name in ("train", "test")
     }
-    return Data("texts", "single_label", names, split["train"], None, split["test"], [], {})
+    return Data("texts", Task.SINGLE_LABEL, names, split["train"], None, split["test"], [], {})

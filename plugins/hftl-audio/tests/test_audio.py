@@ -114,13 +114,13 @@ def test_base_wav2vec2_is_refused_for_a_head_and_says_so(wav2vec2: Path, tmp_pat
     Wav2Vec2ForSequenceClassification.from_pretrained(wav2vec2).wav2vec2.save_pretrained(tmp_path)
     from hftl_audio.backbone import AudioBackbone
 
-    from hftl.backbones.search import find_split
+    from hftl.backbones.cut.search import find_cut
 
     backbone = AudioBackbone(hftl.Source.of(tmp_path))
     model, head = backbone.build(backbone.config("single_label", ["a", "b"]))
     assert {name.split(".")[0] for name in head} == {"projector", "classifier"}
-    with pytest.raises(hftl.SplitError, match="fine-tune it instead"):
-        find_split(model, head, backbone.probes())
+    with pytest.raises(hftl.CutError, match="fine-tune it instead"):
+        find_cut(model, head, backbone.probes())
 
 
 def test_run_on_a_folder_of_sounds(ast: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

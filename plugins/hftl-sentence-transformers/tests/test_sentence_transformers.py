@@ -120,12 +120,12 @@ def test_minilm_gives_what_encode_gives() -> None:
 
 
 def test_another_pooling_is_refused(bert: Path, tmp_path: Path) -> None:
-    from hftl.backbones.search import pooled_split
+    from hftl.backbones.cut.search import pooled_cut
 
     backbone = SentenceBackbone(fetched(built(bert, tmp_path / "st"), offline=True))
     model, head = backbone.build(backbone.config("single_label", ["a", "b"]))
-    with pytest.raises(hftl.SplitError, match="pools in its own way"):
-        pooled_split(model, head, backbone.probes(), "mean")
+    with pytest.raises(hftl.CutError, match="pools in its own way"):
+        pooled_cut(model, head, backbone.probes(), "mean")
 
 
 def plain(folder: Path, rows: Sequence[Any]) -> np.ndarray:

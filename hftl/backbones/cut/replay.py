@@ -1,0 +1,108 @@
+"""A model's forward on what was kept: its frozen modules answer, and need no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hftl.backbones.cut.cut import Cut
+from hftl.backbones.cut.frontier import Frontier, owner
+from hftl.foreign import initializer, tree_unflatten, treespec_loads
+
+
+class Replay:
+    """A model whose frozen modules answer from kept columns; made by `replaying`."""
+
+    def __init__(self, model: nn.Module, cut: Cut, frontier: Frontier) -> None:
+        self.model = model
+        self.cut = cut
+        self.frontier = frontier
+        # A structure that was written with treespec_dumps names only registered classes; loading one imports nothing.
+        self.structures = [treespec_loads(call.structure) for call in cut.calls]
+
+    def __call__(self, kept: Mapping[str, Any], parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Logits (n, C) of a batch of kept columns; ``parameters`` stand in for the head's own, by name."""
+        kept, rows, length = self._padded(kept)
+        device = next(iter(kept.values())).device
+        inputs = {name: kept[name] for name in self.cut.tokens}
+        for name, (shape, dtype) in self.cut.blanks.items():
+            inputs[name] = torch.zeros((), dtype=getattr(torch, dtype), device=device).expand(rows, *shape)
+        self.frontier.answers = lambda index: self._answer(index, kept, rows, length)
+        if parameters is None:
+            logits: Tensor = self.model(**inputs).logits
+        else:
+            logits = torch.func.functional_call(self.model, dict(parameters), (), inputs).logits
+        return logits
+
+    def _padded(self, kept: Mapping[str, Any]) -> tuple[dict[str, Tensor], int, int]:
+        """Ragged columns padded on the right with zeros; the number of rows and of tokens."""
+        columns = {
+            name: nn.utils.rnn.pad_sequence(list(value), batch_first=True) if isinstance(value, list) else value
+            for name, value in kept.items()
+        }
+        rows = len(next(iter(columns.values())))
+        if self.cut.tokens:
+            return columns, rows, columns[self.cut.tokens[0]].shape[1]
+        return columns, rows, self.cut.positions or 0
+
+    def _answer(self, index: int, kept: Mapping[str, Tensor], rows: int, length: int) -> Any:
+        leaves: list[Any] = []
+        for leaf in self.cut.calls[index].leaves:
+            if leaf is None:
+                leaves.append(None)
+            elif leaf.column is not None:
+                leaves.append(kept[leaf.column])
+            else:
+                device = next(iter(kept.values())).device
+                zero = torch.zeros((), dtype=getattr(torch, leaf.dtype), device=device)
+                leaves.append(zero.expand(rows, *(length if size == -1 else size for size in leaf.shape)))
+        return tree_unflatten(leaves, self.structures[index])
+
+
+@contextmanager
+def replaying(model: nn.Module, cut: Cut) -> Iterator[Replay]:
+    """Enter a model's replay; its frozen modules need no weights (they may be on the meta device)."""
+    frozen = list(dict.fromkeys(call.module for call in cut.calls))
+    with Frontier(model, set(cut.head), frozen) as frontier:
+        yield Replay(model, cut, frontier)
+
+
+def initial_head(model: nn.Module, head: set[str], seed: int) -> dict[str, Tensor]:
+    """Initial values of the head's parameters, drawn as the model's class draws them, for a model on the meta device.
+
+    Args:
+        model: the skeleton; the modules that own the head's parameters get real tensors.
+        head: names of the parameters that train.
+        seed: of the draw.
+
+    Returns:
+        float32 tensors on the CPU, by name.
+    """
+    draw = initializer(model)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for name in sorted({owner(parameter) for parameter in head}):
+            module = model.get_submodule(name)
+            module.to_empty(device="cpu", recurse=False)
+            if isinstance(module, (nn.Linear, nn.LayerNorm)):
+                module.reset_parameters()
+            if draw is not None:
+                draw(module)
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name].detach().clone() for name in sorted(head)}
+
+
+def needs_weights(model: nn.Module, cut: Cut) -> bool:
+    """Whether something frozen runs live in the replay, so that a skeleton will not do.
+
+    Args:
+        model: the skeleton, its head already real.
+        cut: the cut.
+    """
+    answered = tuple(f"{call.module}." for call in cut.calls)
+    live = [*model.named_parameters(), *model.named_buffers()]
+    return any(value.is_meta and not name.startswith(answered) for name, value in live)

@@ -1,0 +1,235 @@
+"""What a data reference becomes: rows to read one by one, labels, and what was inferred about them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hftl.errors import BadRowError
+from hftl.tasks import Task
+
+Indices: TypeAlias = npt.NDArray[np.int64]
+Labels: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+
+
+class RowNames:
+    """Names of rows for a person: ``train.csv row 17`` is the 17th row of data, the header not counted.
+
+    Args:
+        sources: name and number of rows of each file (or split) that the rows come from, in order.
+    """
+
+    def __init__(self, sources: Iterable[tuple[str, int]]) -> None:
+        self._sources: list[str] = []
+        self._starts: list[int] = []
+        start = 0
+        for source, rows in sources:
+            self._sources.append(source)
+            self._starts.append(start)
+            start += rows
+
+    @property
+    def source(self) -> str:
+        """Name of the first file."""
+        return self._sources[0]
+
+    def __getitem__(self, row: int) -> str:
+        at = bisect_right(self._starts, row) - 1
+        return f"{self._sources[at]} row {row - self._starts[at] + 1}"
+
+
+class Texts(Sequence[tuple[str, ...]]):
+    """Rows of one string (a text) or two (a pair).
+
+    Attributes:
+        values: the strings; ``values[i]`` is row ``i``.
+    """
+
+    def __init__(
+        self, values: list[tuple[str, ...]], names: RowNames | Sequence[str], index: Indices | None = None
+    ) -> None:
+        self.values = values
+        self._names = names
+        self._index = np.arange(len(values)) if index is None else index
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @overload
+    def __getitem__(self, row: int) -> tuple[str, ...]: ...
+    @overload
+    def __getitem__(self, row: slice) -> Texts: ...
+    def __getitem__(self, row: int | slice) -> tuple[str, ...] | Texts:
+        return self.select(np.arange(len(self))[row]) if isinstance(row, slice) else self.values[row]
+
+    def name(self, row: int) -> str:
+        """Return the row's name for a person, such as ``train.csv row 17`` (the header not counted)."""
+        return self._names[int(self._index[row])]
+
+    def select(self, indices: Sequence[int] | Indices) -> Texts:
+        """Return the rows at ``indices``, in that order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return Texts([self.values[i] for i in chosen], self._names, self._index[chosen])
+
+
+class Files(Sequence[bytes]):
+    """Encoded files (images, sounds), never decoded here; what is known of them stays in its Arrow column.
+
+    Args:
+        column: strings (paths), binaries (the encoded bytes), or structs ``{bytes, path}`` as `datasets` has
+            them.
+        names: rows' names; ``None`` where the path itself is the best name.
+        root: folder that relative paths start from.
+        within: if not empty, the folders outside which no path is read (for data that somebody else wrote).
+        index: rows of ``column`` that these files are, in order; all by default.
+    """
+
+    def __init__(
+        self,
+        column: pa.ChunkedArray,
+        names: RowNames | None = None,
+        *,
+        root: Path = Path(),
+        within: tuple[Path, ...] = (),
+        index: Indices | None = None,
+    ) -> None:
+        self._column = column
+        self._names = names
+        self._root = root
+        self._within = within
+        self._index = np.arange(len(column)) if index is None else index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @overload
+    def __getitem__(self, row: int) -> bytes: ...
+    @overload
+    def __getitem__(self, row: slice) -> Files: ...
+    def __getitem__(self, row: int | slice) -> bytes | Files:
+        return self.select(np.arange(len(self))[row]) if isinstance(row, slice) else self.read(row)
+
+    def select(self, indices: Sequence[int] | Indices) -> Files:
+        """Return the rows at ``indices``, in that order; nothing is read or copied."""
+        chosen = self._index[np.asarray(indices, dtype=np.int64)]
+        return Files(self._column, self._names, root=self._root, within=self._within, index=chosen)
+
+    def name(self, row: int) -> str:
+        """Return the row's name for a person: ``train/cat/3.jpg``, ``train.csv row 17 (cat/3.jpg)``."""
+        _, path = self._cell(row)
+        if self._names is None:
+            return path or f"row {row + 1}"
+        name = self._names[int(self._index[row])]
+        return f"{name} ({path})" if path else name
+
+    def path(self, row: int) -> Path | None:
+        """Return where the file lies, or ``None`` if its bytes came with the data."""
+        content, path = self._cell(row)
+        return self._root / path if content is None and path else None
+
+    def read(self, row: int) -> bytes:
+        """Return the file's bytes, as stored.
+
+        Raises:
+            BadRowError: the cell is empty, or its file is missing, unreadable or outside the data's own
+                folders.
+        """
+        content, path = self._cell(row)
+        if content is not None:
+            return content
+        if not path:
+            raise BadRowError(self.name(row), "the cell is empty")
+        file = self._root / path
+        try:
+            if self._within and not any(file.resolve().is_relative_to(folder) for folder in self._within):
+                raise BadRowError(self.name(row), "the path leads out of the data set's folder and is not read")
+            return file.read_bytes()
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise BadRowError(self.name(row), f"the file cannot be read: {why} ({file})") from error
+
+    @property
+    def nbytes_in_memory(self) -> int | None:
+        """Size of the column if it holds every file's bytes, so that none lies on disk; else ``None``."""
+        cells = self._column
+        if pa.types.is_struct(cells.type):
+            cells = pc.struct_field(cells, "bytes")
+        holds_bytes = pa.types.is_binary(cells.type) or pa.types.is_large_binary(cells.type)
+        return int(cells.nbytes) if holds_bytes and not cells.null_count else None
+
+    def _cell(self, row: int) -> tuple[bytes | None, str | None]:
+        """Return the row's bytes and path, as far as the column holds them."""
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        cell = self._column[int(self._index[row])]
+        if pa.types.is_struct(cell.type):
+            return cell["bytes"].as_py() if cell.is_valid else None, cell["path"].as_py() if cell.is_valid else None
+        value = cell.as_py()
+        return (None, value) if isinstance(value, str) else (value, None)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of the data.
+
+    Attributes:
+        name: ``train``, ``validation`` or ``test``.
+        inputs: the rows.
+        labels: int64 ``(n,)`` class numbers for single_label; float32 ``(n, k)`` of 0 and 1 for multi_label;
+            float32 ``(n, k)`` targets for regression.
+    """
+
+    name: str
+    inputs: Texts | Files
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def select(self, rows: np.ndarray, name: str | None = None) -> Split:
+        """Some of its rows, by position; under another name where one is given."""
+        return Split(name or self.name, self.inputs.select(rows), self.labels[rows])
+
+
+@dataclass(frozen=True)
+class Data:
+    """Everything a run knows about its data.
+
+    Attributes:
+        ref: the reference as given.
+        task: what the labels are.
+        label_names: names of the classes (every one has a training row), or of the targets of a regression.
+        train: rows to learn from.
+        validation: rows for choosing, if the data bring them.
+        test: rows that the run reports on.
+        notes: one sentence for each thing that was inferred, dropped or made.
+        identity: what the data were, as JSON: reference, commit or files, split sizes, columns, labels'
+            digest.
+        set_aside: whether ``test`` was drawn from the training rows because the data bring no other split.
+    """
+
+    ref: str
+    task: Task
+    label_names: list[str]
+    train: Split
+    validation: Split | None
+    test: Split
+    notes: list[str]
+    identity: dict[str, Any]
+    set_aside: bool = False
+
+    def splits(self) -> list[Split]:
+        """The splits that there are, in the order in which their rows are numbered."""
+        return [split for split in (self.train, self.validation, self.test) if split is not None]
+
+    def sizes(self) -> dict[str, int]:
+        """Rows of each split."""
+        return {split.name: len(split) for split in self.splits()}

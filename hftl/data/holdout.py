@@ -1,0 +1,125 @@
+"""See that there is a split to report on: the data's own, or one set aside by a seed, stratified by class."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from hftl.data.dataset import Files, Indices, Labels, Split, Texts
+from hftl.data.labels import EncodedLabels
+from hftl.data.raw import SPLIT_NAMES, SplitName
+from hftl.errors import DataError
+from hftl.tasks import Task
+from hftl.wording import plural
+
+_SMALL_ENOUGH_TO_COMPARE = 256 << 20  # bytes of files held in memory, up to which rows of two splits are compared
+
+
+def make_splits(
+    rows: Mapping[SplitName, Texts | Files], encoded: EncodedLabels, seed: int, test_size: float
+) -> tuple[dict[SplitName, Split], list[str]]:
+    """Put inputs and labels together, and see that there is a split ``test``, the one that is reported on.
+
+    The data's own test split is taken, or else their validation split, or else rows are set aside from
+    training.
+
+    Args:
+        rows: inputs of each split, ``train`` among them.
+        encoded: their labels.
+        seed: of the draw.
+        test_size: share of the rows to draw.
+
+    Returns:
+        The splits, and a note on where ``test`` comes from.
+    """
+    splits = {name: Split(name, rows[name], encoded.arrays[name]) for name in SPLIT_NAMES if name in rows}
+    sizes = "splits: " + ", ".join(f"{name} {len(split):,}" for name, split in splits.items())
+    if "test" in splits:
+        return splits, [sizes]
+    if "validation" in splits:
+        given = splits.pop("validation")
+        splits["test"] = Split("test", given.inputs, given.labels)
+        return splits, [f"{sizes}; no test split, so the run reports on the validation split"]
+    whole = splits["train"]
+    stays, drawn = hold_out(whole.labels, encoded.task, test_size, seed)
+    how = ", stratified" if encoded.task.is_exclusive else ""
+    share = f"{test_size:.0%} of {plural(len(whole), 'row')} ({len(drawn):,})"
+    note = f"no evaluation split: {share} set aside{how}, seed {seed}"
+    return {"train": whole.select(stays, "train"), "test": whole.select(drawn, "test")}, [note]
+
+
+def shared_rows(train: Split, test: Split) -> list[str]:
+    """Count test rows whose content training holds too; files on disk are not read for it."""
+    known = set(_contents(train.inputs))
+    shared = sum(row in known for row in _contents(test.inputs))
+    return [f"{shared:,} of {plural(len(test), 'test row')} stand in the training split too"] if shared else []
+
+
+def _contents(inputs: Texts | Files) -> Sequence[object]:
+    if isinstance(inputs, Texts):
+        return inputs.values
+    size = inputs.nbytes_in_memory
+    return [] if size is None or size > _SMALL_ENOUGH_TO_COMPARE else list(inputs)
+
+
+def hold_out(labels: Labels, task: Task, test_size: float, seed: int) -> tuple[Indices, Indices]:
+    """Draw the rows to evaluate on.
+
+    Of a class with n rows, ``test_size * n`` are drawn, rounded so that the shares add up; at least one stays
+    in training, so a class with a single row is never drawn. With several labels a row the draw is plain, and
+    then a row goes back for each label that training would lack.
+
+    Args:
+        labels: labels of all rows, as `hftl.data.Split` describes them.
+        task: what they are.
+        test_size: the share to draw, between 0 and 1.
+        seed: the same seed draws the same rows.
+
+    Returns:
+        Row numbers that stay in training, and those drawn; both sorted.
+
+    Raises:
+        DataError: there are too few rows to draw any.
+    """
+    if not 0 < test_size < 1:
+        raise DataError(f"test_size is {test_size}, but must lie between 0 and 1")
+    rng = np.random.default_rng(seed)
+    draw = task.case(single_label=_draw_by_class, multi_label=_draw_labels, regression=_draw)
+    drawn = draw(labels, test_size, rng)
+    if len(drawn) == 0 or len(drawn) == len(labels):
+        raise DataError(f"{plural(len(labels), 'labelled row')} cannot spare an evaluation split: add rows")
+    return np.setdiff1d(np.arange(len(labels)), drawn), np.sort(drawn)
+
+
+def _draw(labels: Labels, share: float, rng: np.random.Generator) -> Indices:
+    return rng.permutation(len(labels))[: round(share * len(labels))]
+
+
+def _draw_labels(labels: Labels, share: float, rng: np.random.Generator) -> Indices:
+    return _keep_each_label(labels, _draw(labels, share, rng))
+
+
+def _draw_by_class(labels: Labels, share: float, rng: np.random.Generator) -> Indices:
+    """Draw from each class; what rounding down leaves over goes to the largest remainders."""
+    counts = np.bincount(labels.astype(np.int64))
+    quota = share * counts
+    take = np.floor(quota).astype(np.int64)
+    most = np.maximum(counts - 1, 0)
+    left_over = round(share * len(labels)) - int(take.sum())
+    # Ties are broken at random, or else the first classes would always win.
+    order = np.lexsort((rng.random(len(counts)), take - quota))
+    for c in order:
+        if left_over > 0 and take[c] < min(most[c], np.ceil(quota[c])):
+            take[c] += 1
+            left_over -= 1
+    drawn = [rng.permutation(np.flatnonzero(labels == c))[: take[c]] for c in range(len(counts))]
+    return np.concatenate(drawn)
+
+
+def _keep_each_label(labels: Labels, drawn: Indices) -> Indices:
+    stays = np.ones(len(labels), dtype=bool)
+    stays[drawn] = False
+    for label in range(labels.shape[1]):
+        has = labels[:, label] > 0
+        if not (has & stays).any() and has.any():
+            stays[np.flatnonzero(has)[0]] = True
+    return np.flatnonzero(~stays)

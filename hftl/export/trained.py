@@ -1,0 +1,44 @@
+"""`Trained`: what training returns, whatever the method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder that an export wrote.
+
+    Attributes:
+        folder: where it is.
+        library: the Hub's name of the library that loads it, such as ``"transformers"`` or ``"peft"``.
+    """
+
+    folder: Path
+    library: str
+
+
+@dataclass
+class Trained:
+    """A trained model, before it is written.
+
+    Attributes:
+        logits: (n, C) float32 of the test split, on the CPU.
+        section: where ``metrics.json`` tells about the training: ``"head"`` or ``"finetune"``.
+        report: what it tells there; plain JSON values.
+        export: writes the model into a folder, and whatever belongs beside it; says what it wrote and who loads it.
+            To be called once, on the main process.
+        parameters: the head's parameters by the model's names, for fine-tuning to start from; empty where the model's
+            own class has no place for them.
+    """
+
+    logits: Tensor
+    section: str
+    report: dict[str, Any]
+    export: Callable[[Path], list[Exported]]
+    parameters: dict[str, Tensor] = field(default_factory=dict)

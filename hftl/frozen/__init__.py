@@ -1,0 +1,1 @@
+"""The frozen path: from rows to stored features to a trained head."""

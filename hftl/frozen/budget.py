@@ -1,0 +1,105 @@
+"""How much goes into one batch: fixed where it hardly matters (CPUs), found by a short measured ramp elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from hftl.store.files import write_file
+
+# Tokens (for rows of different lengths) or rows (where all cost the same) in one batch.
+CPU_TOKENS, CPU_ROWS = 1024, 16
+RAMP_TOKENS = (8_192, 16_384, 32_768, 65_536, 131_072)
+RAMP_ROWS = (32, 64, 128, 256, 512)
+SECONDS_PER_STEP = 0.5
+# A larger batch must earn its memory.
+GAIN = 1.03
+
+
+@dataclass
+class Ramp:
+    """Tries budgets from small to large while work goes on, and stays with the best.
+
+    Attributes:
+        steps: budgets to try; a single one is simply used.
+        at: the step in use.
+        settled: whether trying is over.
+    """
+
+    steps: Sequence[int]
+    at: int = 0
+    settled: bool = False
+    rates: list[float] = field(default_factory=list)
+    _cost: int = 0
+    _seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.settled = self.settled or len(self.steps) == 1
+
+    @property
+    def budget(self) -> int:
+        """The cost that the next batch may have."""
+        return self.steps[self.at]
+
+    def saw(self, cost: int, seconds: float) -> None:
+        """Learn that a batch of this cost took so long."""
+        if self.settled or cost < self.budget // 2:
+            return
+        self._cost += cost
+        self._seconds += seconds
+        if self._seconds < SECONDS_PER_STEP:
+            return
+        self.rates.append(self._cost / self._seconds)
+        self._cost, self._seconds = 0, 0.0
+        if len(self.rates) > 1 and self.rates[-1] < GAIN * self.rates[-2]:
+            self.at -= 1
+            self.settled = True
+        elif self.at + 1 < len(self.steps):
+            self.at += 1
+        else:
+            self.settled = True
+
+    def too_large(self, cost: int) -> None:
+        """Learn that a batch of this cost does not fit the device's memory."""
+        self.steps = [*[step for step in self.steps if step < cost], max(cost // 2, 1)][: len(self.steps)]
+        self.at = min(self.at, len(self.steps) - 1)
+        while self.at and self.steps[self.at] >= cost:
+            self.at -= 1
+        self.settled = True
+
+
+def ramp_for(device: torch.device, *, by_tokens: bool, key: str, memory: Path) -> Ramp:
+    """The ramp for a device: settled on what was remembered under ``key``, or to be climbed.
+
+    On CPUs the budget is fixed: it hardly changes the speed, and a fixed one makes two runs on one machine equal to
+    the bit.
+    """
+    if device.type == "cpu":
+        return Ramp([CPU_TOKENS if by_tokens else CPU_ROWS])
+    remembered = _remembered(memory).get(key)
+    if isinstance(remembered, int) and remembered > 0:
+        return Ramp([remembered])
+    return Ramp(RAMP_TOKENS if by_tokens else RAMP_ROWS)
+
+
+def remember(ramp: Ramp, key: str, memory: Path) -> None:
+    """Keep what a ramp settled on for the next run; what cannot be written is measured again."""
+    if not ramp.settled or len(ramp.steps) == 1:
+        return
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_file(memory, (json.dumps(_remembered(memory) | {key: ramp.budget}, indent=1) + "\n").encode())
+    except OSError:
+        return
+
+
+def _remembered(memory: Path) -> dict[str, object]:
+    try:
+        read = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        return {}
+    return read if isinstance(read, dict) else {}

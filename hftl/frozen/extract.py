@@ -1,0 +1,369 @@
+"""From rows to stored features: find what is missing, run the frozen part of the backbone on it, commit it.
+
+The order of work: digests of all rows → which the space knows → the missing ones are encoded ahead in worker threads,
+batched, run through the backbone, and committed every few seconds. Whatever is committed is never computed again, by
+any run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hftl.ahead import ahead
+from hftl.backbones.cut.capture import Capture
+from hftl.backbones.protocol import Encoded, Target
+from hftl.backbones.weights import find_rule
+from hftl.data import Files, Texts
+from hftl.errors import BackboneError, BadRowError
+from hftl.frozen.budget import Ramp, ramp_for, remember
+from hftl.frozen.view import Content, View
+from hftl.onednn import speed_up
+from hftl.parallel import Process
+from hftl.progress import Progress
+from hftl.store.digests import digest_texts
+from hftl.store.shard import Digests
+from hftl.store.space import NonFiniteError, Space
+from hftl.store.stat_index import StatIndex, digest_files
+from hftl.store.values import Ragged
+
+# Texts are tokenised and sorted by length in chunks: long enough to fill batches evenly, short enough to start soon.
+TEXT_CHUNK = 20_000
+# A kill costs at most what was computed since the last commit; a commit costs two fsyncs.
+COMMIT_SECONDS = 20.0
+COMMIT_BYTES = 64 << 20
+# How long to measure before saying what the whole will cost, and from how many seconds on that is worth a line.
+PREVIEW_AFTER, PREVIEW_FROM = 1.0, 10.0
+# Decoded pictures that wait for the device, for each worker.
+DECODED_AHEAD = 32
+
+
+@dataclass
+class ExtractReport:
+    """What an extraction did.
+
+    Attributes:
+        computed: distinct rows that went through the backbone.
+        bad: the rows that could not be decoded, by position.
+    """
+
+    computed: int = 0
+    bad: dict[int, BadRowError] = field(default_factory=dict)
+
+
+class ConcatRows:
+    """The rows of several splits, one after the other."""
+
+    def __init__(self, parts: Sequence[Files | Texts]) -> None:
+        self.parts = parts
+        self.starts = [0, *itertools.accumulate(len(part) for part in parts)]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, row: int) -> Any:
+        """The row's content: encoded bytes, read now, or strings."""
+        part, inside = self._where(row)
+        return part[inside]
+
+    def name(self, row: int) -> str:
+        """The row's name for a person."""
+        part, inside = self._where(row)
+        return part.name(inside)
+
+    def _where(self, row: int) -> tuple[Files | Texts, int]:
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.parts[number], row - self.starts[number]
+
+
+def digest_rows(inputs: Files | Texts, index: StatIndex) -> tuple[Digests, dict[int, BadRowError]]:
+    """Name rows by their content.
+
+    Returns:
+        uint8 (n, 16), zeros where a row cannot be read; and those rows, by position.
+    """
+    if isinstance(inputs, Texts):
+        return digest_texts(inputs.values), {}
+    bad: dict[int, BadRowError] = {}
+    rows: list[Any] = []
+    for i in range(len(inputs)):
+        path = inputs.path(i)
+        try:
+            rows.append(path if path is not None and path.is_file() else inputs.read(i))
+        except BadRowError as error:
+            bad[i] = error
+            rows.append(b"")
+    digests = digest_files(rows, index).copy()
+    digests[list(bad)] = 0
+    return digests, bad
+
+
+def extract(
+    target: Target,
+    views: Mapping[View, Space],
+    rows: ConcatRows,
+    digests: Digests,
+    process: Process,
+    *,
+    memory: Path,
+    quiet: bool = False,
+    on_bad_row: str = "error",
+) -> ExtractReport:
+    """Make sure that every row's features are stored; compute those that are not.
+
+    Args:
+        target: the pretrained network; its weights are read only if a row is missing.
+        views: for each view where its features are kept; one pass computes all of them, so they share a precision.
+        rows: the rows.
+        digests: their names, uint8 (n, 16).
+        process: where the backbone runs; processes take disjoint shares of the missing rows.
+        memory: the file that remembers which batch size suits a device.
+        quiet: print no progress.
+        on_bad_row: ``"error"`` raises at the first row that cannot be decoded; ``"skip"`` lists it in the report.
+
+    Raises:
+        BadRowError: a row cannot be decoded.
+        CutError: the backbone cannot be cut exactly.
+        StoreError: features cannot be written, or a feature is NaN or Inf.
+    """
+    lacking = {view: ~space.known(digests) for view, space in views.items()}
+    # Copies of a row share its digest and are computed once.
+    _, first = np.unique(digests, axis=0, return_index=True)
+    wanted = np.logical_or.reduce(list(lacking.values()))[first]
+    missing = np.sort(first[wanted])[process.rank :: process.world]
+    work = _Extraction(target, views, rows, digests, lacking, process.device, memory=memory, skip=on_bad_row == "skip")
+    if len(missing) or any(space.info is None for space in views.values()):
+        with Progress("features", len(missing), quiet=quiet or process.rank > 0) as progress:
+            work.run(missing, progress)
+    return work.report
+
+
+class _Extraction:
+    """One process's share of an extraction, from encoded rows to committed shards."""
+
+    def __init__(
+        self,
+        target: Target,
+        views: Mapping[View, Space],
+        rows: ConcatRows,
+        digests: Digests,
+        lacking: Mapping[View, np.ndarray],
+        device: torch.device,
+        *,
+        memory: Path,
+        skip: bool,
+    ) -> None:
+        self.target = target
+        self.backbone = target.backbone
+        self.views = views
+        self.rows = rows
+        self.digests = digests
+        self.lacking = lacking
+        self.device = device
+        self.memory = memory
+        self.skip = skip
+        self.report = ExtractReport()
+        self.key = f"{next(iter(views.values())).id} {_device_name(device)}"
+        by_tokens = self.backbone.wants == "text"
+        self.ramp: Ramp = ramp_for(device, by_tokens=by_tokens, key=self.key, memory=memory)
+        # Rows that went through the model and are not committed yet, and what each view keeps of them.
+        self.held: list[int] = []
+        self.kept: dict[View, list[dict[str, Any]]] = {view: [] for view in views}
+        self.bytes = 0
+        self.committed = time.monotonic()
+
+    def run(self, missing: np.ndarray, progress: Progress) -> None:
+        batches = self._batches(missing)
+        # The first batch is encoded before the weights are read: nothing but bad rows must not cost a model.
+        batch = next(batches, None)
+        if batch is None and all(space.info is not None for space in self.views.values()):
+            return
+        capture = self._prepare()
+        started, previewed = time.monotonic(), False
+        try:
+            while batch is not None:
+                held, encoded = batch
+                before = time.monotonic()
+                self._hold(held, encoded, self._forward(capture, encoded))
+                self.ramp.saw(sum(row.cost for row in encoded), time.monotonic() - before)
+                progress.advance(len(held))
+                if not previewed and time.monotonic() - started > PREVIEW_AFTER:
+                    previewed = True
+                    self._preview(progress, time.monotonic() - started)
+                batch = next(batches, None)
+        finally:
+            # An interrupt or a bad row must not cost what is already computed.
+            self._commit()
+        remember(self.ramp, self.key, self.memory)
+
+    def _prepare(self) -> Capture:
+        """The model on its device, cut as the spaces record (the cuts are made and proved now where a space is new)."""
+        model, head = self.target.build()
+        speed_up(model)
+        new = {view: space for view, space in self.views.items() if space.info is None}
+        if new:
+            probes = self.backbone.probes()
+            rule = find_rule(model, head, self.backbone.weight_files())
+            for view, space in new.items():
+                # Proved before the space exists: no row is ever stored under a cut that does not replay the model.
+                content = Content(type(model).__name__, view.find_cut(model, head, probes), rule)
+                space.create(content.as_info(), content.columns())
+        cuts = [Content.of(space).cut for space in self.views.values()]
+        return Capture(model.to(self.device), cuts, next(iter(self.views)).autocast)
+
+    def _forward(self, capture: Capture, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
+        """Run a batch and bring what is kept to the CPU; halve it while the device is out of memory."""
+        batch = {name: value.to(self.device) for name, value in self.backbone.collate(encoded).items()}
+        try:
+            return [{name: _to_cpu(value) for name, value in kept.items()} for kept in capture(batch)]
+        except torch.OutOfMemoryError as error:
+            if len(encoded) == 1:
+                raise BackboneError(f"{self.backbone.name}: one row alone does not fit the device's memory") from error
+            self.ramp.too_large(sum(row.cost for row in encoded))
+        del batch
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(encoded) // 2
+        parts = [self._forward(capture, part) for part in (encoded[:half], encoded[half:])]
+        return [{name: _join([one[name], other[name]]) for name in one} for one, other in zip(*parts, strict=True)]
+
+    def _hold(self, held: list[int], encoded: Sequence[Encoded], views: list[dict[str, Any]]) -> None:
+        truncated = torch.tensor([row.truncated for row in encoded], dtype=torch.uint8)
+        self.held += held
+        for columns, kept in zip(self.kept.values(), views, strict=True):
+            columns.append({**kept, "truncated": truncated})
+            self.bytes += sum(_nbytes(value) for value in kept.values())
+        if self.bytes >= COMMIT_BYTES or time.monotonic() - self.committed >= COMMIT_SECONDS:
+            self._commit()
+
+    def _commit(self) -> None:
+        if not self.held:
+            return
+        held, self.held, self.bytes = np.array(self.held), [], 0
+        bad: set[int] = set()
+        for view, space in self.views.items():
+            parts, self.kept[view] = self.kept[view], []
+            columns = {name: _pack([part[name] for part in parts]) for name in parts[0]}
+            bad |= self._commit_view(space, held, columns, np.flatnonzero(self.lacking[view][held]))
+        self.report.computed += len(held) - len(bad)
+        self.committed = time.monotonic()
+
+    def _commit_view(
+        self, space: Space, held: np.ndarray, columns: dict[str, Tensor | Ragged], chosen: np.ndarray
+    ) -> set[int]:
+        """Commit the chosen ones of the held rows; returns those whose features are not finite."""
+        names = [self.rows.name(int(row)) for row in held[chosen]]
+        try:
+            space.commit(self.digests[held[chosen]], {n: _take(v, chosen) for n, v in columns.items()}, names)
+        except NonFiniteError as error:
+            # The good rows are kept; the bad ones are named by the error.
+            bad = {int(held[chosen[row]]): names[row] for row in error.rows}
+            good = np.array([i for i in chosen if int(held[i]) not in bad], dtype=np.int64)
+            space.commit(self.digests[held[good]], {n: _take(v, good) for n, v in columns.items()})
+            if not self.skip:
+                raise
+            for row, name in bad.items():
+                self.report.bad[row] = BadRowError(name, "its features are NaN or infinite")
+            return set(bad)
+        return set()
+
+    def _preview(self, progress: Progress, seconds: float) -> None:
+        """Say what the whole will cost, before most of it is done."""
+        left = seconds / progress.done * (progress.total - progress.done)
+        if left >= PREVIEW_FROM:
+            size = self.bytes / progress.done * progress.total / 1e6
+            progress.say(f"features: {progress.total:,} rows to compute, about {left:,.0f} s and {size:,.1f} MB")
+
+    # ── batches ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _batches(self, missing: np.ndarray) -> Iterator[tuple[list[int], list[Encoded]]]:
+        """Encoded rows in batches: rows of like length together, as many as the budget allows."""
+        if self.backbone.wants == "text":
+            for start in range(0, len(missing), TEXT_CHUNK):
+                chosen = [int(row) for row in missing[start : start + TEXT_CHUNK]]
+                encoded = self.backbone.encode([self.rows[row] for row in chosen], [self.rows.name(r) for r in chosen])
+                # Longest first: a batch that does not fit shows at once, not at the end.
+                order = sorted(range(len(chosen)), key=lambda i: -encoded[i].cost)
+                yield from self._filled((chosen[i], encoded[i]) for i in order)
+        else:
+            yield from self._filled(self._decoded(missing))
+
+    def _filled(self, rows: Iterator[tuple[int, Encoded]]) -> Iterator[tuple[list[int], list[Encoded]]]:
+        """Rows gathered until the budget is full, padding included."""
+        batch: list[tuple[int, Encoded]] = []
+        longest = 0
+        for row, encoded in rows:
+            longest = max(longest, encoded.cost)
+            if batch and longest * (len(batch) + 1) > self.ramp.budget:
+                yield _unzip(batch)
+                batch, longest = [], encoded.cost
+            batch.append((row, encoded))
+        if batch:
+            yield _unzip(batch)
+
+    def _decoded(self, missing: np.ndarray) -> Iterator[tuple[int, Encoded]]:
+        """Files decoded and preprocessed in worker threads, a bounded number ahead; bad ones raised or reported."""
+        rows = missing.tolist()
+        encoded = ahead(self._encode_file, rows, os.cpu_count() or 1, depth=DECODED_AHEAD)
+        for row, done in zip(rows, encoded, strict=True):
+            if isinstance(done, Encoded):
+                yield row, done
+            elif self.skip:
+                self.report.bad[row] = done
+            else:
+                raise done
+
+    def _encode_file(self, row: int) -> Encoded | BadRowError:
+        try:
+            return self.backbone.encode([self.rows[row]], [self.rows.name(row)])[0]
+        except BadRowError as error:
+            return error
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _unzip(batch: Sequence[tuple[int, Encoded]]) -> tuple[list[int], list[Encoded]]:
+    return [row for row, _ in batch], [encoded for _, encoded in batch]
+
+
+# A kept column is a tensor (n, …), or while it is ragged a list of n tensors.
+Kept = Tensor | list[Tensor]
+
+
+def _to_cpu(value: Kept) -> Kept:
+    return [v.cpu() for v in value] if isinstance(value, list) else value.cpu()
+
+
+def _nbytes(value: Kept) -> int:
+    return sum(v.nbytes for v in value) if isinstance(value, list) else value.nbytes
+
+
+def _join(parts: Sequence[Kept]) -> Kept:
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    return torch.cat(tensors) if tensors else [value for part in parts for value in part]
+
+
+def _pack(parts: Sequence[Kept]) -> Tensor | Ragged:
+    joined = _join(parts)
+    if isinstance(joined, Tensor):
+        return joined
+    return Ragged(torch.cat(joined), torch.tensor([len(value) for value in joined], dtype=torch.int64))
+
+
+def _take(value: Tensor | Ragged, rows: np.ndarray) -> Tensor | Ragged:
+    if isinstance(value, Tensor):
+        return value[torch.from_numpy(rows)]
+    parts = torch.split(value.values, value.lengths.tolist())
+    empty = value.values[:0]
+    return Ragged(torch.cat([empty, *(parts[i] for i in rows)]), value.lengths[torch.from_numpy(rows)])

@@ -1,0 +1,203 @@
+"""The features of every split, from data to stored columns.
+
+Only what is missing from the store is computed; when nothing is, the backbone's weights are never read into memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from hftl.backbones.protocol import Target
+from hftl.data import Data, Split
+from hftl.errors import BadRowError
+from hftl.frozen.extract import ConcatRows, ExtractReport, digest_rows, extract
+from hftl.frozen.matrix import FeatureMatrix, flatten_columns
+from hftl.frozen.view import Content, View, open_space
+from hftl.parallel import Process, on_all
+from hftl.store.compaction import compact
+from hftl.store.shard import Digests
+from hftl.store.space import MissingRowsError, Space
+from hftl.store.stat_index import StatIndex
+from hftl.store.store import FeatureStore
+
+Columns = dict[str, Any]
+
+
+@dataclass
+class SplitFeatures:
+    """One split of the data with its features.
+
+    Attributes:
+        split: the rows and labels, without those that could not be decoded.
+        digests: the rows' names, uint8 (n, 16).
+        columns: the stored features of the rows, in order.
+    """
+
+    split: Split
+    digests: Digests
+    columns: Columns = field(default_factory=dict)
+
+
+@dataclass
+class StoredFeatures:
+    """The features of all splits, and what it took to have them.
+
+    Attributes:
+        space: where they are stored.
+        content: what the space records of the model: how it is cut, how its weights are named.
+        splits: by name: ``train``, ``validation`` if there is one, ``test``.
+        counts: rows asked for, computed now, reused; truncated rows.
+        bad: rows left out, with the reason.
+        seconds: wall time.
+    """
+
+    space: Space
+    content: Content
+    splits: dict[str, SplitFeatures]
+    counts: dict[str, int]
+    bad: list[BadRowError]
+    seconds: float
+
+    def readable(self, data: Data) -> Data:
+        """The data without the rows that could not be decoded."""
+        validation = self.splits.get("validation")
+        return replace(
+            data,
+            train=self.splits["train"].split,
+            validation=validation.split if validation else None,
+            test=self.splits["test"].split,
+        )
+
+
+def features_of(
+    store: FeatureStore,
+    target: Target,
+    origin: Mapping[str, str],
+    data: Data,
+    views: Sequence[View],
+    *,
+    on_bad_row: str = "error",
+    quiet: bool = False,
+) -> StoredFeatures:
+    """The features of every row of every split, computed where missing; each process computes its share.
+
+    Args:
+        store: where features are kept.
+        target: the pretrained network and the configuration to build it with.
+        origin: who registered it, and the version of the features.
+        data: the rows.
+        views: what is kept of each row; the first is returned, the others are stored from the same pass.
+        on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
+        quiet: print no progress.
+
+    Raises:
+        BadRowError: a row cannot be decoded and ``on_bad_row`` is ``"error"``.
+        CutError: the backbone cannot be cut exactly.
+        StoreError: features cannot be stored.
+    """
+    started = time.monotonic()
+    spaces = {view: open_space(store, target.backbone, origin, view) for view in views}
+    space = spaces[views[0]]
+    process = Process.current()
+    bad: list[BadRowError] = []
+    splits = []
+    for split in data.splits():
+        features, unreadable = _digested(split, store.file_digests, on_bad_row)
+        splits.append(features)
+        bad += unreadable
+    rows = ConcatRows([features.split.inputs for features in splits])
+    digests = np.concatenate([features.digests for features in splits])
+    share = partial(
+        extract,
+        target,
+        spaces,
+        rows,
+        digests,
+        process,
+        memory=store.root / "batches.json",
+        quiet=quiet,
+        on_bad_row=on_bad_row,
+    )
+    computed, undecodable = _extracted(share)
+    bad += [undecodable[row] for row in sorted(undecodable)]
+    splits = _without_all(splits, undecodable)
+    try:
+        _gather(space, splits)
+    except MissingRowsError:
+        # A shard proved damaged only now and was set aside: its rows are computed again, once.
+        computed += _extracted(share)[0]
+        _gather(space, splits)
+    if process.rank == 0:
+        for each in spaces.values():
+            compact(each)
+    truncated = sum(int(features.columns.pop("truncated").sum()) for features in splits)
+    total = sum(len(features.digests) for features in splits)
+    counts = {"rows": total, "computed": computed, "reused": total - computed, "truncated": truncated}
+    by_name = {features.split.name: features for features in splits}
+    return StoredFeatures(space, Content.of(space), by_name, counts, bad, time.monotonic() - started)
+
+
+def matrix_of(features: StoredFeatures, data: Data) -> FeatureMatrix:
+    """All splits' features as one matrix with labels and row names.
+
+    Raises:
+        RecipeError: rows have features of different lengths.
+    """
+    cut = features.content.cut
+    kept = [name for name in cut.kept() if name not in cut.tokens]
+    splits = list(features.splits.values())
+    return FeatureMatrix(
+        torch.cat([flatten_columns(part.columns, kept) for part in splits]),
+        torch.cat([torch.from_numpy(part.split.labels) for part in splits]),
+        [part.split.inputs.name(i) for part in splits for i in range(len(part.split))],
+        [name for name, part in features.splits.items() for _ in range(len(part.split))],
+        data.label_names,
+    )
+
+
+def _extracted(share: Callable[[], ExtractReport]) -> tuple[int, dict[int, BadRowError]]:
+    """Do this process's share; how many rows all processes computed, and the bad rows that any of them met."""
+
+    def work() -> dict[str, Any]:
+        report = share()
+        return {"computed": report.computed, "bad": [[row, e.row, e.why] for row, e in report.bad.items()]}
+
+    reports = on_all(work)
+    # Each process met its own bad rows; all leave out all of them.
+    bad = {row: BadRowError(name, why) for report in reports for row, name, why in report["bad"]}
+    return sum(report["computed"] for report in reports), bad
+
+
+def _gather(space: Space, splits: Sequence[SplitFeatures]) -> None:
+    for features in splits:
+        features.columns = space.gather(features.digests)
+
+
+def _digested(split: Split, index: StatIndex, on_bad_row: str) -> tuple[SplitFeatures, list[BadRowError]]:
+    digests, unreadable = digest_rows(split.inputs, index)
+    if unreadable and on_bad_row == "error":
+        raise next(iter(unreadable.values()))
+    return _without(SplitFeatures(split, digests), unreadable), list(unreadable.values())
+
+
+def _without_all(splits: Sequence[SplitFeatures], bad: Mapping[int, BadRowError]) -> list[SplitFeatures]:
+    """The splits without bad rows, which are numbered through all of them; copies of a bad row are as bad."""
+    digests = np.concatenate([features.digests for features in splits])
+    named = {digests[row].tobytes() for row in bad}
+    if not named:
+        return list(splits)
+    return [_without(f, {i: None for i, row in enumerate(f.digests) if row.tobytes() in named}) for f in splits]
+
+
+def _without(features: SplitFeatures, bad: Mapping[int, object]) -> SplitFeatures:
+    if not bad:
+        return features
+    good = np.setdiff1d(np.arange(len(features.digests)), list(bad))
+    return SplitFeatures(features.split.select(good), features.digests[good])

@@ -1,0 +1,191 @@
+"""The head method: a head trained on stored features, and the model that it becomes part of.
+
+Where the model's own head is one linear layer on one vector, it is solved exactly; elsewhere the whole head is
+trained with the model's own forward replayed on what is stored; and who asks for a hidden layer on pooled tokens gets a
+perceptron. None reads the frozen weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hftl.backbones.cut.cut import Cut
+from hftl.backbones.cut.replay import initial_head, needs_weights, replaying
+from hftl.backbones.protocol import Target
+from hftl.data import Data
+from hftl.export.model import Dense, export_model, export_sentence_transformer, fold
+from hftl.export.trained import Exported, Trained
+from hftl.frozen.features import SplitFeatures, StoredFeatures
+from hftl.heads import baselines, fit_linear, fit_mlp, fit_native, mlp_logits
+from hftl.heads.precision import device_with_float64
+from hftl.methods import Head
+from hftl.store.values import Ragged
+
+EVALUATION_ROWS = 1024
+
+
+def train_head(
+    method: Head, target: Target, features: StoredFeatures, data: Data, *, seed: int, device: torch.device
+) -> Trained:
+    """Train the head on stored features.
+
+    Args:
+        method: its options.
+        target: the pretrained network, whose weights are not read, and the configuration with the label names.
+        features: the stored features of all splits.
+        data: what the labels mean.
+        seed: of folds, batches and initial values.
+        device: where to compute; the CPU instead where it has no float64.
+
+    Raises:
+        ConvergenceError: there is no finite solution.
+        UserError: an option does not fit the data.
+    """
+    job = _Job(method, target, features, data, seed, device_with_float64(device))
+    if method.hidden:
+        return job.perceptron(method.hidden)
+    return job.native() if features.content.cut.kind == "replay" else job.linear()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What `train_head` was given, and one method for each kind of head."""
+
+    method: Head
+    target: Target
+    features: StoredFeatures
+    data: Data
+    seed: int
+    device: torch.device
+
+    @property
+    def cut(self) -> Cut:
+        return self.features.content.cut
+
+    def linear(self) -> Trained:
+        """The exact solution, for a head that is one linear layer on one vector."""
+        method, cut = self.method, self.cut
+        vectors, labels = self._vectors(), self._labels()
+        fit = fit_linear(
+            vectors["train"],
+            labels["train"],
+            task=self.data.task,
+            num_labels=len(self.data.label_names),
+            strengths=method.strengths,
+            folds=method.folds,
+            rule=method.rule,
+            class_weight=method.class_weight,
+            calibrate=method.calibrate,
+            bias=cut.bias,
+            validation=(vectors["validation"], labels["validation"]) if "validation" in vectors else None,
+            seed=self.seed,
+        )
+        weight, bias = fit.weight.cpu(), fit.bias.cpu()
+        if self.data.task.is_exclusive:
+            fit.report["baselines"] = baselines(vectors["train"], labels["train"], vectors["test"], labels["test"])
+        logits = fit.logits(vectors["test"]).cpu()
+        if cut.kind == "pooled":
+            return Trained(logits, "head", fit.report, self._export_pooled([Dense(weight, bias)]))
+        parameters = fold(cut, weight, bias)
+        return Trained(logits, "head", fit.report, self._export(parameters), parameters)
+
+    def perceptron(self, hidden: int) -> Trained:
+        """One hidden layer on pooled tokens, trained with AdamW."""
+        vectors, labels = self._vectors(), self._labels()
+        held = ({"features": vectors["validation"]}, labels["validation"]) if "validation" in vectors else None
+        fit = fit_mlp(
+            vectors["train"],
+            labels["train"],
+            task=self.data.task,
+            num_labels=len(self.data.label_names),
+            hidden=hidden,
+            class_weight=self.method.class_weight,
+            calibrate=self.method.calibrate,
+            validation=held,
+            seed=self.seed,
+        )
+        logits = mlp_logits(fit.params, vectors["test"]).cpu()
+        weights = {name: value.cpu() for name, value in fit.params.items()}
+        layers = [
+            Dense(weights["hidden.weight"], weights["hidden.bias"], "torch.nn.modules.activation.GELU"),
+            Dense(weights["output.weight"], weights["output.bias"]),
+        ]
+        return Trained(logits, "head", fit.report, self._export_pooled(layers))
+
+    def native(self) -> Trained:
+        """The model's own head, trained with AdamW on its forward replayed from the store."""
+        model = self.target.skeleton()
+        start = initial_head(model, set(self.cut.head), self.seed)
+        if needs_weights(model, self.cut):
+            model, _ = self.target.build()
+        columns = {name: _as_tensors(features, self.cut) for name, features in self.features.splits.items()}
+        labels = self._labels()
+        with replaying(model, self.cut) as replay:
+
+            def forward(parameters: dict[str, Tensor], kept: dict[str, Tensor], train: bool) -> Tensor:
+                _set_training(model, train)
+                return replay(kept, parameters)
+
+            fit = fit_native(
+                forward,
+                start,
+                columns["train"],
+                labels["train"],
+                task=self.data.task,
+                num_labels=len(self.data.label_names),
+                class_weight=self.method.class_weight,
+                calibrate=self.method.calibrate,
+                validation=(columns["validation"], labels["validation"]) if "validation" in columns else None,
+                seed=self.seed,
+                device=self.device,
+            )
+            with torch.no_grad():
+                blocks = [
+                    forward(fit.params, block, False).cpu() for block in _row_blocks(columns["test"], self.device)
+                ]
+        parameters = {name: value.cpu() for name, value in fit.params.items()}
+        return Trained(torch.cat(blocks), "head", fit.report, self._export(parameters), parameters)
+
+    def _vectors(self) -> dict[str, Tensor]:
+        return {name: part.columns["features"].to(self.device) for name, part in self.features.splits.items()}
+
+    def _labels(self) -> dict[str, Tensor]:
+        splits = self.features.splits
+        return {name: torch.from_numpy(part.split.labels).to(self.device) for name, part in splits.items()}
+
+    def _export(self, parameters: dict[str, Tensor]) -> Callable[[Path], list[Exported]]:
+        content = self.features.content
+        return partial(export_model, self.target, content.architecture, content.weights, parameters)
+
+    def _export_pooled(self, layers: list[Dense]) -> Callable[[Path], list[Exported]]:
+        return partial(export_sentence_transformer, self.target, self.cut.pooling or "", layers)
+
+
+def _as_tensors(features: SplitFeatures, cut: Cut) -> dict[str, Tensor]:
+    """The kept columns with rows first; ragged ones padded on the right with zeros."""
+    tensors = {}
+    for name in cut.kept():
+        value = features.columns[name]
+        if isinstance(value, Ragged):
+            rows = torch.split(value.values, value.lengths.tolist())
+            value = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+        tensors[name] = value
+    return tensors
+
+
+def _row_blocks(columns: Mapping[str, Tensor], device: torch.device) -> list[dict[str, Tensor]]:
+    rows = len(next(iter(columns.values())))
+    starts = range(0, rows, EVALUATION_ROWS)
+    return [{name: v[start : start + EVALUATION_ROWS].to(device) for name, v in columns.items()} for start in starts]
+
+
+def _set_training(model: nn.Module, train: bool) -> None:
+    """Dropout of the head on or off; what is frozen never leaves eval mode, for it does not run."""
+    if model.training != train:
+        model.train(train)

@@ -1,0 +1,1 @@
+"""Talking to the Hub; nothing here knows a model."""

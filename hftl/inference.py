@@ -1,0 +1,205 @@
+"""Labels, scores and metrics for new inputs, by any exported model: a run's, a folder's, or one of the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from hftl.backbones.protocol import Backbone, Encoded
+from hftl.data import Files, load_data
+from hftl.data.columns import TEXT_NAMES
+from hftl.data.folders import list_files
+from hftl.data.tables import read_tables
+from hftl.errors import BadRowError, DataError
+from hftl.export.loaded import LoadedModel
+from hftl.hub.client import staying_offline
+from hftl.metrics import evaluate_predictions
+from hftl.runs.console import quiet_libraries
+
+TABLES = {".csv", ".tsv", ".jsonl", ".json", ".parquet"}
+BATCH_ROWS = 32
+
+
+def predict(
+    model: str | Path | LoadedModel, inputs: Sequence[str], *, on_bad_row: str = "error", offline: bool = False
+) -> list[dict[str, Any]]:
+    """Predict label and score for inputs.
+
+    Args:
+        model: a run's folder, a model's folder, a Hub id, or what `load` gave for one.
+        inputs: for images, files and folders; for texts, the texts themselves, or files of them (one a line in
+            ``.txt``; a column named like a text in csv, tsv, jsonl and parquet).
+        on_bad_row: ``"error"``, or ``"skip"`` to give a row that cannot be decoded the label None and an ``error``.
+        offline: use only what is on this machine.
+
+    Returns:
+        For each row ``input``, ``label`` (a list of labels for several at once; a number, or a list of them, for a
+        regression), ``score`` of the label, and ``scores`` by label name.
+
+    Raises:
+        UserError: the model or an input cannot be used.
+    """
+    with quiet_libraries(), staying_offline(offline):
+        loaded = _loaded(model, offline)
+        rows = _input_rows(loaded.backbone, inputs)
+        predictions: list[dict[str, Any]] = []
+        for start in range(0, len(rows), BATCH_ROWS):
+            predictions += _predict_rows(loaded, rows[start : start + BATCH_ROWS], on_bad_row)
+    return predictions
+
+
+def evaluate(
+    model: str | Path | LoadedModel,
+    data: Any,
+    *,
+    input_columns: Sequence[str] | None = None,
+    label_columns: Sequence[str] | None = None,
+    offline: bool = False,
+) -> dict[str, Any]:
+    """Metrics of a model on other data: their test (or validation) split, or all rows where they bring none.
+
+    Args:
+        model: a run's folder, a model's folder, a Hub id, or what `load` gave for one.
+        data: a data reference as of a recipe.
+        input_columns: one column, or two for pairs of texts; None to infer.
+        label_columns: the column (or columns) of labels; None to infer.
+        offline: use only what is on this machine.
+
+    Returns:
+        What ``metrics.json`` holds under ``eval``.
+
+    Raises:
+        UserError: the model or the data cannot be used, or the data have a label that the model does not know.
+    """
+    with quiet_libraries(), staying_offline(offline):
+        loaded = _loaded(model, offline)
+        backbone = loaded.backbone
+        read = load_data(
+            data,
+            wants=backbone.wants,
+            suffixes=backbone.suffixes,
+            input_columns=input_columns,
+            label_columns=label_columns,
+            task=loaded.task,
+        )
+        splits = [read.train, read.test] if read.set_aside else [read.test]
+        logits = [
+            loaded.logits(backbone.encode([split.inputs[i] for i in rows], [split.inputs.name(i) for i in rows]))
+            for split in splits
+            for rows in _row_ranges(len(split))
+        ]
+    labels = np.concatenate([split.labels for split in splits])
+    if loaded.task.has_classes:
+        labels = _as_known(labels, read.label_names, loaded)
+    elif labels.shape[1] != len(loaded.label_names):
+        raise DataError(f"the model gives {len(loaded.label_names)} targets, the data have {labels.shape[1]}")
+    return evaluate_predictions(loaded.task, torch.cat(logits).numpy(), labels, loaded.label_names)
+
+
+def load(model: str | Path, *, offline: bool = False) -> LoadedModel:
+    """Load a model once, to predict or evaluate with it several times.
+
+    Args:
+        model: a run's folder, a model's folder, or a Hub id.
+        offline: use only what is on this machine.
+
+    Raises:
+        BackboneError: there is no such model, or it has no trained head.
+    """
+    with quiet_libraries():
+        return LoadedModel.load(model, offline=offline)
+
+
+def _loaded(model: str | Path | LoadedModel, offline: bool) -> LoadedModel:
+    return model if isinstance(model, LoadedModel) else LoadedModel.load(model, offline=offline)
+
+
+def _row_ranges(rows: int) -> Iterator[range]:
+    for start in range(0, rows, BATCH_ROWS):
+        yield range(start, min(start + BATCH_ROWS, rows))
+
+
+def _as_known(labels: np.ndarray, names: Sequence[str], model: LoadedModel) -> np.ndarray:
+    """Labels of the data, numbered as the model numbers them."""
+    unknown = sorted(set(names) - set(model.label_names))
+    if unknown:
+        known = ", ".join(model.label_names[:10])
+        raise DataError(f"the model does not know the label {unknown[0]!r} of the data; it knows: {known}")
+    numbers: np.ndarray = np.array([model.label_names.index(name) for name in names])
+    if labels.ndim == 1:
+        return np.asarray(numbers[labels])
+    placed = np.zeros((len(labels), len(model.label_names)), labels.dtype)
+    placed[:, numbers] = labels
+    return placed
+
+
+def _predict_rows(model: LoadedModel, rows: Sequence[tuple[Any, str]], on_bad_row: str) -> Iterator[dict[str, Any]]:
+    encoded: list[Encoded | BadRowError] = []
+    for row, name in rows:
+        try:
+            encoded += model.backbone.encode([row() if callable(row) else row], [name])
+        except BadRowError as error:
+            if on_bad_row == "error":
+                raise
+            encoded.append(error)
+    good = [row for row in encoded if isinstance(row, Encoded)]
+    answers = iter(_answers(model, model.scores(good).numpy()) if good else ())
+    for (_, name), row in zip(rows, encoded, strict=True):
+        if isinstance(row, BadRowError):
+            yield {"input": name, "label": None, "score": None, "scores": None, "error": row.why}
+        else:
+            yield {"input": name, **next(answers)}
+
+
+def _answers(model: LoadedModel, scores: np.ndarray) -> Iterator[dict[str, Any]]:
+    """What is said of each row of scores (n, C)."""
+    task = model.task
+    for label, row in zip(task.predicted(scores, model.label_names), scores.tolist(), strict=True):
+        # One target is a number, not a list of one.
+        plain = label[0] if not task.has_classes and len(label) == 1 else label
+        named = dict(zip(model.label_names, row, strict=True))
+        yield {"label": plain, "score": max(row) if task.has_classes else None, "scores": named}
+
+
+def _input_rows(backbone: Backbone, inputs: Sequence[str]) -> list[tuple[Any, str]]:
+    """Each row, or a function that reads it, and its name."""
+    if backbone.wants == "text":
+        return [row for text in inputs for row in _texts(text)]
+    paths: list[str] = []
+    for given in inputs:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            found = [path / file for file in list_files(path) if PurePath(file).suffix.lower() in backbone.suffixes]
+            if not found:
+                raise DataError(
+                    f"folder {given!r} holds no file that {backbone.name} reads "
+                    f"({', '.join(sorted(backbone.suffixes))})"
+                )
+            paths += [str(file) for file in found]
+        elif path.exists():
+            paths.append(str(path))
+        else:
+            raise DataError(f"no file or folder {given!r}")
+    files = Files(pa.chunked_array([paths]))
+    return [((lambda i=i: files.read(i)), files.name(i)) for i in range(len(files))]
+
+
+def _texts(given: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    path = Path(given)
+    if path.suffix.lower() in TABLES and path.is_file():
+        table = read_tables([path], path.parent).parts["train"].table
+        column = next((name for name in (*TEXT_NAMES, *table.column_names) if name in table.column_names), None)
+        if column is None:
+            raise DataError(f"{given} has no columns")
+        for i, value in enumerate(table[column].to_pylist(), 1):
+            yield (str(value or ""),), f"{path.name} row {i}"
+    elif path.suffix.lower() == ".txt" and path.is_file():
+        for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            yield (line,), f"{path.name} line {i}"
+    else:
+        yield (given,), given

@@ -1,0 +1,1 @@
+"""Finding plugins, loading them guarded, and naming what they give."""

@@ -1,0 +1,86 @@
+"""The lines that a run prints: what it found and inferred first, the table of results and where everything is last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from hftl.backbones.protocol import Backbone
+from hftl.data import Data
+from hftl.errors import BadRowError
+from hftl.runs.record import Metrics
+
+
+def print_inputs(say: Console, backbone: Backbone, data: Data) -> None:
+    """Print what was found and inferred before any long work."""
+    commit = f" at {backbone.commit[:12]}" if backbone.commit else ""
+    say.print(f"backbone  {backbone.name}{commit} ({backbone.modality})", markup=False, soft_wrap=True)
+    counts = ", ".join(f"{name} {rows:,}" for name, rows in data.sizes().items())
+    classes = f", {len(data.label_names):,} labels" if data.task.has_classes else ""
+    say.print(
+        f"data      {data.ref}: {counts} rows; {data.task.words}{classes}",
+        markup=False,
+        soft_wrap=True,
+    )
+    for note in data.notes:
+        say.print(f"          {note}", markup=False, soft_wrap=True)
+
+
+def print_features(say: Console, counts: Mapping[str, int]) -> None:
+    """Print how many rows were computed, and how many were known or cut."""
+    say.print(f"features  {counts['computed']:,} computed, {counts['reused']:,} reused")
+    if counts["truncated"]:
+        say.print(
+            f"          {counts['truncated']:,} texts were longer than the model reads and were cut (--max-length)"
+        )
+
+
+def print_bad_rows(say: Console, bad: Sequence[BadRowError]) -> None:
+    """Print how many rows are left out, if any."""
+    if bad:
+        say.print(f"          {len(bad):,} rows could not be decoded and were left out; skipped.json lists them")
+
+
+def print_results(say: Console, metrics: Metrics, folder: Path) -> None:
+    """Print the table of results and where everything is."""
+    table = Table()
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.eval.items():
+        if isinstance(value, float):
+            table.add_row(name, f"{value:.4f}")
+    for name, value in (metrics.head or {}).get("baselines", {}).items():
+        # What costs nothing, to read the result by.
+        table.add_row(f"accuracy of {name}", f"{value:.4f}", style="dim")
+    say.print(table)
+    seconds = metrics.seconds
+    say.print(f"seconds   extract {seconds['extract']:.1f}, train {seconds['train']:.1f}, total {seconds['total']:.1f}")
+    say.print(f"run       {folder}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence the chatter of transformers and datasets (load reports, progress bars) while a run speaks for itself."""
+    import datasets
+    from transformers.utils import logging
+
+    level, bars, data_bars = (
+        logging.get_verbosity(),
+        logging.is_progress_bar_enabled(),
+        datasets.are_progress_bars_disabled(),
+    )
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+        if not data_bars:
+            datasets.enable_progress_bars()

@@ -1,0 +1,198 @@
+"""`RunFolder`: the folder that a run leaves behind, written while it runs and read afterwards."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
+
+from hftl.errors import HftlError, UserError
+from hftl.plugins.manager import plugins
+from hftl.runs.record import Metrics, RunRecord
+from hftl.store.files import write_file
+from hftl.tasks import Task
+
+Model = TypeVar("Model", bound=BaseModel)
+
+RECORD, METRICS, EVENTS = "recipe.json", "metrics.json", "events.jsonl"
+
+
+class RunFolder:
+    """A run's folder: ``recipe.json`` first, ``events.jsonl`` as things happen, ``metrics.json`` last.
+
+    Where ``metrics.json`` stands, the run is finished. `create`, `under` and `unfinished` give a folder to write to,
+    `open` one to read.
+
+    Attributes:
+        path: the folder.
+        model: where its model is.
+        adapter: where its adapter is, if it was trained with LoRA.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model = path / "model"
+        self.adapter = path / "adapter"
+        self._started = time.monotonic()
+
+    # ── to write to ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @classmethod
+    def create(cls, path: Path, *, resume: bool = False) -> RunFolder:
+        """A folder to write to, made if missing.
+
+        Args:
+            path: the folder.
+            resume: go on with an unfinished run: its events are kept.
+
+        Raises:
+            UserError: a finished run, or something else, is already there.
+        """
+        if (path / METRICS).exists():
+            raise UserError(f"{path} holds a finished run; give another folder with --out, or remove it")
+        if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / RECORD).exists()):
+            raise UserError(f"{path} exists and is no run of hftl; give another folder with --out")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the folder {path}: {error.strerror}; give another with --out") from error
+        if not resume:
+            (path / EVENTS).unlink(missing_ok=True)
+        return cls(path)
+
+    @classmethod
+    def under(cls, root: Path, name: str) -> RunFolder:
+        """A new folder ``root/name/<local time>``, numbered if two runs start in one second.
+
+        Raises:
+            UserError: it cannot be made.
+        """
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
+            path = root / name / f"{stamp}{suffix}"
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise UserError(f"cannot make the folder {path}: {error.strerror}; give one with --out") from error
+            return cls.create(path)
+        raise UserError(f"{root / name} holds too many runs of one second; give a folder with --out")
+
+    @classmethod
+    def unfinished(cls, root: Path, name: str) -> RunFolder:
+        """The newest folder of a recipe's run that began and did not finish.
+
+        Raises:
+            UserError: there is none.
+        """
+        begun = [path for path in sorted((root / name).glob("*")) if (path / RECORD).exists()]
+        open_ = [path for path in begun if not (path / METRICS).exists()]
+        if not open_:
+            raise UserError(
+                f"{root / name} holds no unfinished run to resume; leave out --resume, or give its folder with --out"
+            )
+        return cls.create(open_[-1], resume=True)
+
+    def log(self, event: str, **values: Any) -> None:
+        """Append one line to ``events.jsonl`` and tell the plugins."""
+        line = {"event": event, "seconds": round(time.monotonic() - self._started, 4), **values}
+        with (self.path / EVENTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, default=str) + "\n")
+        plugins().tell("hftl_log", event=line)
+
+    def write_json(self, name: str, value: Mapping[str, Any] | Sequence[Any]) -> None:
+        """Write one JSON file, whole or not at all."""
+        text = json.dumps(value, indent=2, default=str, allow_nan=False) + "\n"
+        write_file(self.path / name, text.encode())
+
+    def write_record(self, record: RunRecord) -> None:
+        """Write ``recipe.json`` and tell the plugins that the run begins."""
+        content = record.as_json()
+        self.write_json(RECORD, content)
+        plugins().tell("hftl_run_start", recipe=content, folder=str(self.path))
+
+    def write_metrics(self, metrics: Metrics) -> None:
+        """Write ``metrics.json``, which makes the run a finished one, and tell the plugins that it ended."""
+        content = metrics.as_json()
+        self.write_json(METRICS, content)
+        plugins().tell("hftl_run_end", metrics=content, folder=str(self.path))
+
+    def write_predictions(
+        self, task: Task, rows: Sequence[str], labels: np.ndarray, scores: np.ndarray, label_names: Sequence[str]
+    ) -> None:
+        """Write ``predictions.parquet``, one line for each row of the test split.
+
+        Columns: ``row`` (its name), ``label`` (true), ``prediction``; for classes ``scores`` (one for each), and where
+        a row has one label its ``score``. Several labels are lists of names, targets are lists of numbers.
+
+        Args:
+            task: what the labels are.
+            rows: the rows' names.
+            labels: (n,) class numbers, or (n, C).
+            scores: (n, C) float32, as `hftl.tasks.Task.scores` gives them.
+            label_names: names of the C classes or targets.
+        """
+        columns: dict[str, Any] = {
+            "row": list(rows),
+            "label": task.truth(labels, label_names),
+            "prediction": task.predicted(scores, label_names),
+        }
+        if task.is_exclusive:
+            columns["score"] = scores.max(1)
+        if task.has_classes:
+            columns["scores"] = list(scores)
+        pq.write_table(pa.table(columns), self.path / "predictions.parquet")
+
+    # ── to read ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @classmethod
+    def is_run(cls, path: Path) -> bool:
+        """Whether a run began in a folder."""
+        return (path / RECORD).is_file()
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """A finished run's folder, to read.
+
+        Raises:
+            UserError: no run is there, or it did not finish.
+        """
+        if not path.is_dir():
+            raise UserError(f"no folder {str(path)!r}: give the folder of a run, as `hftl run` prints it")
+        if not cls.is_run(path):
+            raise UserError(f"{path} is no run of hftl: it has no {RECORD}")
+        if not (path / METRICS).is_file():
+            raise UserError(f"{path} is a run that was not finished; finish it with --resume, or run it again")
+        return cls(path)
+
+    def record(self) -> RunRecord:
+        """What the run was made of.
+
+        Raises:
+            HftlError: the file is damaged.
+        """
+        return self._read(RECORD, RunRecord)
+
+    def metrics(self) -> Metrics:
+        """What came out of it.
+
+        Raises:
+            HftlError: the file is damaged.
+        """
+        return self._read(METRICS, Metrics)
+
+    def _read(self, name: str, kind: type[Model]) -> Model:
+        path = self.path / name
+        try:
+            return kind.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+            raise HftlError(f"{path} is damaged ({problem}); run it again") from error

@@ -1,0 +1,119 @@
+"""`RunRecord` and `Metrics`: the content of ``recipe.json`` and ``metrics.json``, typed, for whoever reads a run.
+
+Card, push, predict and evaluate read runs by these alone. Fields that a newer hftl adds are ignored here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hftl.tasks import Task
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class BackboneRecord(_Record):
+    """The pretrained network that a run began with.
+
+    Attributes:
+        name: what a person calls it; a Hub id where there is a commit.
+        commit: the resolved commit; None for local files.
+        plugin: the package that registered it.
+        plugin_version: that package's version.
+        pipeline_tag: the Hub's task name of the exported model.
+        license: what its card states: ``license``, ``license_name``, ``license_link``, those given.
+        pickled: whether its weights were published as a pickle.
+        max_length: tokens kept of a text; None where rows are not cut.
+        identity: model and preprocessing, as they name the feature space.
+    """
+
+    name: str
+    commit: str | None
+    plugin: str = ""
+    plugin_version: str = ""
+    pipeline_tag: str
+    license: dict[str, str]
+    pickled: bool = False
+    max_length: int | None = None
+    identity: dict[str, Any]
+
+
+class DataRecord(_Record):
+    """The data that a run was made of.
+
+    Attributes:
+        identity: reference, commit or files, columns, digests.
+        task: what the labels are.
+        label_names: names of the classes or targets.
+        rows: of each split.
+        notes: what was inferred, dropped or made.
+    """
+
+    identity: dict[str, Any]
+    task: Task
+    label_names: list[str]
+    rows: dict[str, int]
+    notes: list[str]
+
+
+class RunRecord(_Record):
+    """What a run was made of; the content of ``recipe.json``.
+
+    Attributes:
+        name: the recipe's name.
+        recipe: every field of the recipe, resolved; ``method`` is a mapping with the method's ``name`` and options.
+        backbone: the pretrained network.
+        data: the data.
+        versions: of hftl and the libraries that it stands on.
+        platform: operating system and processor.
+        hardware: what it computed on, for people.
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    backbone: BackboneRecord
+    data: DataRecord
+    versions: dict[str, str]
+    platform: str = ""
+    hardware: str = ""
+
+    @property
+    def method(self) -> Mapping[str, Any]:
+        """The method's name and options."""
+        method: Mapping[str, Any] = self.recipe["method"]
+        return method
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of ``recipe.json``."""
+        return self.model_dump(mode="json")
+
+
+class Metrics(_Record):
+    """What came out of a run; the content of ``metrics.json``.
+
+    Attributes:
+        eval: metrics on the test split.
+        features: rows asked for, computed, reused and truncated, and the space's id.
+        head: what the training of a head reports; None for fine-tuning.
+        finetune: what fine-tuning reports; None for a head.
+        rows: of each split, without those that could not be decoded.
+        seconds: of ``extract``, ``train`` and ``total``.
+    """
+
+    eval: dict[str, Any]
+    features: dict[str, Any]
+    head: dict[str, Any] | None = None
+    finetune: dict[str, Any] | None = None
+    rows: dict[str, int] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of ``metrics.json``."""
+        return self.model_dump(
+            mode="json", exclude={name for name in ("head", "finetune") if getattr(self, name) is None}
+        )

@@ -1,0 +1,109 @@
+"""`Description`, the content of space.json: what a space is, for people and programs, with a checksum over it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hftl._version import __version__
+from hftl.errors import StoreError
+from hftl.store.identity import JSON, canonical_json, space_id
+from hftl.store.shard import ColumnSpec
+
+FORMAT = 1
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+@dataclass(frozen=True)
+class Description:
+    """What space.json says.
+
+    Attributes:
+        identity: everything that can change a number in the space.
+        label: a name for people, usually the model's id.
+        info: what whoever filled the space recorded for its readers; JSON.
+        columns: the columns that every row has.
+        created: ISO time, UTC.
+        hftl: the version that created it.
+    """
+
+    identity: dict[str, Any]
+    label: str
+    info: dict[str, Any]
+    columns: dict[str, ColumnSpec]
+    created: str = field(default_factory=_now)
+    hftl: str = __version__
+
+    @property
+    def id(self) -> str:
+        """The space's id, which its identity decides."""
+        return space_id(self.identity)
+
+    def encode(self) -> bytes:
+        """The file's text."""
+        content: dict[str, Any] = {
+            "format": FORMAT,
+            "id": self.id,
+            "label": self.label,
+            "created": self.created,
+            "hftl": self.hftl,
+            "identity": self.identity,
+            "info": self.info,
+            "columns": {name: {**asdict(spec), "shape": list(spec.shape)} for name, spec in self.columns.items()},
+        }
+        content["checksum"] = _checksum(content)
+        return (json.dumps(content, indent=2, ensure_ascii=True) + "\n").encode("ascii")
+
+    @classmethod
+    def parse(cls, text: bytes, path: Path) -> Description | None:
+        """What the space.json at ``path`` says; None where it is damaged.
+
+        Raises:
+            StoreError: it is whole, and of another version of the format.
+        """
+        try:
+            content = json.loads(text)
+            if content.pop("checksum") != _checksum(content):
+                return None
+            version = content["format"]
+            if version == FORMAT and content["id"] == space_id(content["identity"]):
+                columns = {
+                    name: ColumnSpec(spec["dtype"], tuple(spec["shape"]), spec["ragged"])
+                    for name, spec in content["columns"].items()
+                }
+                return cls(
+                    content["identity"],
+                    content["label"],
+                    content["info"],
+                    columns,
+                    content["created"],
+                    content["hftl"],
+                )
+        # Any damage that JSON survives: other types, missing keys, an identity that is no longer JSON, deep nesting.
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return None
+        if version == FORMAT:
+            return None
+        raise StoreError(
+            f"{path} has format {version}, this hftl knows {FORMAT}: update hftl or set another HFTL_CACHE folder"
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Description | None:
+        """`parse` of the file at ``path``; None also where it cannot be read or understood."""
+        try:
+            return cls.parse(path.read_bytes(), path)
+        except (OSError, StoreError):
+            return None
+
+
+def _checksum(content: Mapping[str, JSON]) -> str:
+    return hashlib.blake2b(canonical_json(dict(content)).encode("ascii"), digest_size=16).hexdigest()

@@ -1,0 +1,430 @@
+"""One feature space: a folder with `space.json` and immutable, content-addressed shards.
+
+    space.json                         who the space is, for people and programs; written once
+    shards/<xxh3-128>.safetensors      rows; the name is the checksum of the file's bytes
+    quarantine/                        shards whose bytes were not what their name says
+    leases/                            one file for each process that has the space open
+    last_used                          empty; its mtime is the time of the last use
+
+No lock is needed: a shard appears whole, by rename, and never changes. At worst two writers
+store a row twice.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hftl.errors import StoreError
+from hftl.store.description import Description
+from hftl.store.files import (
+    FileCalls,
+    make_folders,
+    remove_orphans,
+    set_aside,
+    store_errors,
+    touch_file,
+    uninterrupted,
+    write_atomically,
+)
+from hftl.store.gather import rows_from_shards, split_rows
+from hftl.store.identity import JSON, canonical_json, space_id
+from hftl.store.lease import Lease, live_leases
+from hftl.store.lookup import RowIndex
+from hftl.store.shard import (
+    SUFFIX,
+    BadShardError,
+    Column,
+    ColumnSpec,
+    Digests,
+    Shard,
+    decode,
+    encode,
+    file_name,
+    finite_rows,
+    open_shard,
+)
+from hftl.store.values import Ragged, Values, to_storage, to_torch
+
+if TYPE_CHECKING:
+    import torch
+
+_TOUCH_SECONDS = 60.0
+_RELISTS = 20
+
+
+class NonFiniteError(StoreError):
+    """Features contain NaN or Inf; nothing was stored.
+
+    Attributes:
+        rows: the rows' positions in the commit, int64.
+    """
+
+    def __init__(self, message: str, rows: npt.NDArray[np.int64]) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
+class MissingRowsError(StoreError):
+    """Rows that were asked for are not (or no longer) in the store.
+
+    Attributes:
+        rows: the rows' positions in the request, int64.
+    """
+
+    def __init__(self, message: str, rows: npt.NDArray[np.int64]) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
+class ShardGoneError(Exception):
+    """A shard that was listed is gone, or ``damaged`` and set aside: list again."""
+
+    def __init__(self, name: str, *, damaged: bool) -> None:
+        super().__init__(name)
+        self.damaged = damaged
+
+
+class Space:
+    """The stored rows of one feature space; open it with `FeatureStore.space`.
+
+    Attributes:
+        path: the space's folder, which exists once `create` was called.
+        id: 32 hex digits, see `hftl.store.identity.space_id`.
+        identity: everything that can change a number in the space.
+        info: what `create` recorded, None while the space is new.
+        columns: the columns that `create` recorded, empty while the space is new.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, JSON], label: str, files: FileCalls, mode: int) -> None:
+        self.path = path
+        self.id = space_id(identity)
+        self.identity = dict(identity)
+        self.label = label
+        self.info: dict[str, Any] | None = None
+        self.columns: dict[str, ColumnSpec] = {}
+        self._files = files
+        self._mode = mode
+        self._lock = threading.RLock()
+        self._index = RowIndex()
+        self._numbers: dict[str, int] = {}  # of the shards in the index
+        self._names: list[str] = []  # by number, those gone included
+        self._good: dict[str, tuple[int, int, int]] = {}  # checked by this process: inode, size, mtime
+        self._bad: dict[str, tuple[int, int, int]] = {}
+        self._touched = float("-inf")
+        self._lease: Lease | None = None
+        self._settled = False  # space.json is known to be on the disk
+        self._load()
+
+    # -- what the space is ---------------------------------------------------------------------------------
+
+    def create(self, info: Mapping[str, JSON], columns: Mapping[str, ColumnSpec]) -> None:
+        """Record what the space holds; again with the same content is fine, from any process.
+
+        Args:
+            info: whatever a reader of the features needs to know; JSON.
+            columns: the columns that every commit brings.
+
+        Raises:
+            StoreError: the space exists with other content, or cannot be written.
+        """
+        for name in columns:
+            if name == "digests" or name.endswith(".lengths"):
+                raise ValueError(f"{name!r} cannot be a column's name")
+        if self.info is None:
+            self._load()
+        if self.info is None:
+            self._write_description(info, columns)
+            self._load()
+        if canonical_json(self.info) != canonical_json(dict(info)) or self.columns != dict(columns):
+            raise StoreError(
+                f"{self.path} was created with other content than this program's; "
+                "remove it with hftl cache clear and run again"
+            )
+        self.touch()
+        self.remove_orphans()
+
+    def _write_description(self, info: Mapping[str, JSON], columns: Mapping[str, ColumnSpec]) -> None:
+        text = Description(self.identity, self.label, dict(info), dict(columns)).encode()
+        with store_errors("write", self.path):
+            # root, features, space and shards: on the disk before the description says that they are there
+            make_folders(self._files, self._shards, self._mode, levels=4)
+            with suppress(FileExistsError):  # another process was first; the caller compares
+                write_atomically(self._files, self.path / "space.json", [text], self._mode & 0o666, new=True)
+
+    def _load(self) -> None:
+        path = self.path / "space.json"
+        try:
+            with store_errors("read", path):
+                text = path.read_bytes()
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                return
+            raise
+        description = Description.parse(text, path)
+        if description is None:
+            set_aside(path, self._files, self._mode)
+            return
+        if description.id != self.id:
+            raise StoreError(f"{path} describes another space; move it away and run again")
+        self.info = description.info
+        self.columns = description.columns
+
+    # -- rows ----------------------------------------------------------------------------------------------
+
+    def known(self, digests: Digests) -> npt.NDArray[np.bool_]:
+        """Which of n rows, uint8 (n, 16), are stored now; bool (n,). Sees what other processes committed."""
+        digests = _as_digests(digests)
+        if self.info is None:
+            self._load()
+        with self._lock:
+            self._refresh()
+            found: npt.NDArray[np.bool_] = self._index.find(digests)[0] >= 0
+        return found
+
+    def commit(self, digests: Digests, columns: Mapping[str, Values], names: Sequence[str] | None = None) -> None:
+        """Store n rows for good: when this returns, they survive a crash of the machine.
+
+        Args:
+            digests: uint8 (n, 16).
+            columns: every column of the space, n rows each; torch tensors (or numpy arrays) and `Ragged`.
+            names: the rows' names for a person, used in errors.
+
+        Raises:
+            NonFiniteError: a row has NaN or Inf; nothing is stored.
+            StoreError: the disk is full, or cannot be written; what was committed before stays.
+        """
+        digests = _as_digests(digests)
+        if self.info is None:
+            raise StoreError(f"{self.path} is not created yet")
+        shard = Shard(digests, to_storage(columns, self.columns, len(digests), self.path))
+        self._refuse_non_finite(shard, names)
+        for part in split_rows(shard, self.columns):
+            self.write_shard(part)
+        self.touch()
+
+    def gather(self, digests: Digests, columns: Collection[str] | None = None) -> dict[str, torch.Tensor | Ragged]:
+        """Read n rows in the order asked; a digest may be asked for more than once.
+
+        Args:
+            digests: uint8 (n, 16).
+            columns: read only these; all by default.
+
+        Returns:
+            For each column a tensor (n, *shape), or `Ragged`, on the CPU.
+
+        Raises:
+            MissingRowsError: rows are not stored, or their shard turned out to be damaged and was set aside.
+        """
+        return {
+            name: to_torch(column, self.columns[name]) for name, column in self.gather_arrays(digests, columns).items()
+        }
+
+    def gather_arrays(self, digests: Digests, columns: Collection[str] | None = None) -> dict[str, Column]:
+        """`gather` without torch: numpy arrays in their storage types (bfloat16 as its bits, uint16)."""
+        digests = _as_digests(digests)
+        if self.info is None:
+            self._load()
+        specs = {name: spec for name, spec in self.columns.items() if columns is None or name in columns}
+        self.touch()
+        with self._lock:
+            for _ in range(_RELISTS):
+                shard, row = self._find(digests)
+                try:
+                    return rows_from_shards(lambda number: self.read_shard(self._names[number]), shard, row, specs)
+                except ShardGoneError:
+                    self._refresh()
+        raise StoreError(f"{self.path} keeps changing while it is read; run again when nothing else cleans it up")
+
+    def _find(self, digests: Digests) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        shard, row = self._index.find(digests)
+        if (shard < 0).any() or not self._names:
+            self._refresh()
+            shard, row = self._index.find(digests)
+        missing = np.flatnonzero(shard < 0)
+        if len(missing):
+            raise MissingRowsError(
+                f"{len(missing)} of {len(digests)} rows are not in {self.path}; run again to compute them",
+                missing,
+            )
+        return shard, row
+
+    # -- shards --------------------------------------------------------------------------------------------
+
+    @property
+    def _shards(self) -> Path:
+        return self.path / "shards"
+
+    def shard_sizes(self) -> dict[str, int]:
+        """The file names of the shards that stand in the folder now, and their bytes."""
+        sizes = {}
+        for name in self._list():
+            with suppress(FileNotFoundError):
+                sizes[name] = (self._shards / name).stat().st_size
+        return sizes
+
+    def _list(self) -> set[str]:
+        """The shards that stand in the folder now.
+
+        A folder that is read while a merged shard appears and its sources go may show neither: it is read
+        until it shows the same twice.
+        """
+        last: set[str] | None = None
+        for _ in range(_RELISTS):
+            try:
+                names = {name for name in os.listdir(self._shards) if _is_shard(name)}  # noqa: PTH208 - names
+            except (FileNotFoundError, NotADirectoryError):
+                return set()
+            except OSError as error:
+                raise StoreError(f"cannot read {self._shards}: {error.strerror}; check its permissions") from error
+            if names == last:
+                break
+            last = names
+        return names
+
+    def write_shard(self, shard: Shard) -> str:
+        """Write one shard, durably; returns its file name."""
+        parts = encode(shard, self.columns, self.id, nonce=secrets.token_hex(16))
+        name = file_name(parts)
+        path = self._shards / name
+        with store_errors("write features to", self._shards):
+            try:
+                self._settle()
+                write_atomically(self._files, path, parts, self._mode & 0o666)
+            except FileNotFoundError:
+                # Somebody cleared the space, or the file that was being written, under us: start over once.
+                self._write_description(self.info or {}, self.columns)
+                write_atomically(self._files, path, parts, self._mode & 0o666)
+        with self._lock:
+            self._add(name, shard.digests)
+        return name
+
+    def _settle(self) -> None:
+        """Bring space.json to the disk: whoever wrote it may have been killed before it could do so."""
+        if not self._settled:
+            uninterrupted(lambda: self._files.fsync_folder(self.path))
+            self._settled = True
+
+    def remove_shard(self, name: str) -> None:
+        """Remove one shard, whose rows stand in another."""
+        with store_errors("remove", self._shards / name), suppress(FileNotFoundError):
+            self._files.unlink(self._shards / name)
+        self._forget(name)
+
+    def read_shard(self, name: str) -> Shard:
+        """Map one shard; its checksum is verified when this process opens it for the first time.
+
+        Raises:
+            ShardGoneError: it is gone, or bad and now set aside; the index has forgotten it.
+        """
+        path = self._shards / name
+        try:
+            with open_shard(path) as file:
+                signature = file.signature
+                try:
+                    if self._good.get(name) != signature:
+                        file.check(name)
+                    shard = decode(file.map(), self.columns, self.id)
+                except BadShardError:
+                    shard = None
+        except FileNotFoundError:
+            self._forget(name)
+            raise ShardGoneError(name, damaged=False) from None
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}; check its permissions") from error
+        if shard is None:
+            self._forget(name)
+            self._bad[name] = signature
+            set_aside(path, self._files, self._mode)
+            raise ShardGoneError(name, damaged=True)
+        self._good[name] = signature
+        return shard
+
+    def _refresh(self) -> None:
+        """Bring the index up to what stands in the folder."""
+        if self.info is None:
+            return
+        for _ in range(_RELISTS):
+            names = self._list()
+            for name in self._numbers.keys() - names:
+                self._forget(name)
+            taken = [self._take_in(name) for name in sorted(names - self._numbers.keys())]
+            if all(taken):
+                return
+
+    def _take_in(self, name: str) -> bool:
+        """Add a listed shard to the index; False where it went meanwhile, so that its rows are elsewhere now."""
+        if name in self._bad and self._bad[name] == _signature(self._shards / name):
+            return True
+        try:
+            self._add(name, self.read_shard(name).digests)
+        except ShardGoneError as error:
+            return error.damaged
+        return True
+
+    def _add(self, name: str, digests: Digests) -> None:
+        if name not in self._numbers:
+            self._numbers[name] = len(self._names)
+            self._names.append(name)
+            self._index.add(digests, self._numbers[name])
+
+    def _forget(self, name: str) -> None:
+        number = self._numbers.pop(name, None)
+        self._good.pop(name, None)
+        if number is not None:
+            self._index.drop([number])
+
+    def remove_orphans(self) -> int:
+        """Remove the temporary files and leases of dead processes; returns the number of files."""
+        live_leases(self.path)
+        return remove_orphans(self.path, self._files) + remove_orphans(self._shards, self._files)
+
+    def touch(self) -> None:
+        """Note that the space is in use; a store that cannot be written is used without a note."""
+        if self.info is None or time.monotonic() - self._touched < _TOUCH_SECONDS:
+            return
+        self._touched = time.monotonic()
+        touch_file(self.path / "last_used", self._mode & 0o666)
+        if self._lease is None:
+            self._lease = Lease(self.path, self._mode)
+        self._lease.renew()
+
+    def _refuse_non_finite(self, shard: Shard, names: Sequence[str] | None) -> None:
+        finite = {name: finite_rows(column, self.columns[name]) for name, column in shard.columns.items()}
+        bad = np.flatnonzero(~np.logical_and.reduce(list(finite.values())))
+        if len(bad):
+            shown = ", ".join(names[i] if names is not None else f"row {i}" for i in bad[:3])
+            more = f" and {len(bad) - 3} more rows" if len(bad) > 3 else ""
+            where = ", ".join(name for name, good in finite.items() if not good.all())
+            raise NonFiniteError(
+                f"{shown}{more}: the features ({where}) are NaN or infinite and were not stored; "
+                "look at these rows, or compute in float32",
+                bad,
+            )
+
+
+def _is_shard(name: str) -> bool:
+    return name.endswith(SUFFIX) and len(name) == 32 + len(SUFFIX)
+
+
+def _signature(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _as_digests(digests: Digests) -> Digests:
+    if digests.dtype != np.uint8 or digests.ndim != 2 or digests.shape[1] != 16:
+        raise ValueError(f"digests must be uint8 (n, 16), not {digests.dtype} {digests.shape}")
+    return np.ascontiguousarray(digests)

@@ -1,0 +1,259 @@
+"""The feature store: features that were computed once, kept by what they are features of.
+
+    <root>/features/<label>-<first 16 digits of the id>/     one folder for each feature space
+
+`docs/store.md` tells the format and what is guaranteed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from hftl.errors import StoreError
+from hftl.store.compaction import compact
+from hftl.store.description import Description
+from hftl.store.files import (
+    FILE_CALLS,
+    FileCalls,
+    alive,
+    mode_of,
+    process_mark,
+    remove_orphans,
+    set_aside,
+    store_errors,
+)
+from hftl.store.identity import JSON, space_id
+from hftl.store.lease import in_use
+from hftl.store.shard import ColumnSpec
+from hftl.store.space import MissingRowsError, NonFiniteError, ShardGoneError, Space
+from hftl.store.stat_index import StatIndex
+from hftl.store.summary import SpaceSummary, StoreStats, VerifyReport, summarise
+from hftl.store.values import Ragged
+
+__all__ = [
+    "ColumnSpec",
+    "FeatureStore",
+    "MissingRowsError",
+    "NonFiniteError",
+    "Ragged",
+    "Space",
+    "SpaceSummary",
+    "StoreStats",
+    "VerifyReport",
+    "cache_root",
+    "compact",
+]
+
+_TRASH = ".trash-"
+
+
+def cache_root() -> Path:
+    """Where hftl keeps what it computed: $HFTL_CACHE, else $XDG_CACHE_HOME/hftl, else ~/.cache/hftl.
+
+    The folder is created at the first write, readable by its owner only (0700). One that exists keeps its
+    mode, and everything in it follows: a folder with group permissions is a store that the group shares.
+    """
+    if value := os.environ.get("HFTL_CACHE"):
+        return Path(value).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser().absolute() / "hftl"
+
+
+class FeatureStore:
+    """All feature spaces under one folder.
+
+    Args:
+        root: the folder, usually `cache_root()`.
+        files: the file calls that commits use.
+    """
+
+    def __init__(self, root: Path, files: FileCalls = FILE_CALLS) -> None:
+        self.root = Path(root).absolute()
+        self._files = files
+
+    @cached_property
+    def file_digests(self) -> StatIndex:
+        """The digests of files that did not change since they were last read."""
+        return StatIndex(self.root / "digests" / "files.safetensors")
+
+    def space(self, identity: Mapping[str, JSON], label: str) -> Space:
+        """Open the space of ``identity``, which need not exist yet; it is created by `Space.create`.
+
+        Args:
+            identity: everything that can change a feature.
+            label: a name for people, such as the model's id; part of the folder's name, not of the identity.
+
+        Raises:
+            StoreError: the space cannot be read, or was written by a newer version.
+        """
+        digits = space_id(identity)[:16]
+        existing = [path for path in self._space_folders() if path.name.endswith(f"-{digits}")]
+        path = existing[0] if existing else self._folder / f"{_slug(label)}-{digits}"
+        space = Space(path, identity, label, self._files, mode_of(self.root))
+        space.touch()
+        return space
+
+    def spaces(self) -> list[SpaceSummary]:
+        """What is stored, the last used first; reads the shards' headers only."""
+        found = [summarise(path) for path in self._space_folders()]
+        return sorted(found, key=lambda summary: -summary.last_used)
+
+    def stats(self) -> StoreStats:
+        """Totals over all spaces."""
+        spaces = self.spaces()
+        return StoreStats(
+            root=self.root,
+            spaces=len(spaces),
+            rows=sum(space.rows for space in spaces),
+            shards=sum(space.shards for space in spaces),
+            bytes=sum(space.bytes for space in spaces),
+            quarantined=sum(space.quarantined for space in spaces),
+        )
+
+    def verify(self, progress: Callable[[SpaceSummary], None] | None = None) -> list[VerifyReport]:
+        """Read every byte of every space; what is damaged is moved to its quarantine, to be computed again.
+
+        Args:
+            progress: called before each space is read.
+        """
+        reports = []
+        for path in self._space_folders():
+            summary = summarise(path)
+            if progress is not None:
+                progress(summary)
+            reports.append(self._verify(path, summary))
+        return reports
+
+    def compact(self) -> int:
+        """Merge the small shards of every space; returns how many were merged away."""
+        return sum(compact(space, worthwhile=2) for path in self._space_folders() if (space := self._open(path)))
+
+    def gc(self, max_bytes: int) -> list[SpaceSummary]:
+        """Remove spaces, the least recently used first, until the store has at most ``max_bytes``.
+
+        Quarantined files go first. A space that a live process has open stays, even if too much is left then.
+
+        Returns:
+            The spaces that were removed.
+
+        Raises:
+            StoreError: a file cannot be removed.
+        """
+        self._tidy()
+        spaces = self.spaces()
+        total = sum(space.bytes for space in spaces)
+        removed = []
+        for space in reversed(spaces):
+            if total > max_bytes and self._remove(space.path):
+                total -= space.bytes
+                removed.append(space)
+        return removed
+
+    def clear(self, name: str | None = None, *, force: bool = False) -> list[SpaceSummary]:
+        """Remove one space, or all.
+
+        Args:
+            name: the space's folder name, label or id (its first 8 digits or more); None for all.
+            force: remove also what a live process has open; it recomputes what it needs.
+
+        Returns:
+            The spaces that were removed.
+
+        Raises:
+            StoreError: no space has that name, or one is in use.
+        """
+        self._tidy()
+        chosen = [space for space in self.spaces() if name is None or space.answers_to(name)]
+        if name is not None and not chosen:
+            raise StoreError(f"no feature space in {self.root} is called {name!r}; hftl cache ls lists them")
+        removed = [space for space in chosen if self._remove(space.path, force=force)]
+        if len(removed) < len(chosen):
+            kept = ", ".join(space.name for space in chosen if space not in removed)
+            raise StoreError(f"removed {len(removed)} spaces; in use: {kept}; stop those runs or use --force")
+        return removed
+
+    # -- helpers -------------------------------------------------------------------------------------------
+
+    @property
+    def _folder(self) -> Path:
+        return self.root / "features"
+
+    def _space_folders(self) -> list[Path]:
+        try:
+            return sorted(path for path in self._folder.iterdir() if not path.name.startswith("."))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise StoreError(f"cannot read {self._folder}: {error.strerror}; check its permissions") from error
+
+    def _open(self, path: Path) -> Space | None:
+        """The space at ``path``; None where its description is missing or damaged."""
+        description = Description.read(path / "space.json")
+        if description is None:
+            return None
+        return Space(path, description.identity, description.label, self._files, mode_of(self.root))
+
+    def _verify(self, path: Path, summary: SpaceSummary) -> VerifyReport:
+        orphans = remove_orphans(path, self._files) + remove_orphans(path / "shards", self._files)
+        space = self._open(path)
+        if space is None:
+            bad = ["space.json"] if self._set_aside_description(path / "space.json") else []
+            return VerifyReport(summary, rows=0, bad=bad, orphans=orphans)
+        rows = {name: _verified_rows(space, name) for name in sorted(space.shard_sizes())}
+        bad = [name for name, count in rows.items() if count is None]
+        return VerifyReport(summary, rows=sum(count or 0 for count in rows.values()), bad=bad, orphans=orphans)
+
+    def _set_aside_description(self, path: Path) -> bool:
+        """Move a space.json that is damaged, not merely missing or of another format; the next run writes it."""
+        try:
+            damaged = Description.parse(path.read_bytes(), path) is None
+        except (OSError, StoreError):
+            return False
+        if damaged:
+            set_aside(path, self._files, mode_of(self.root))
+        return damaged
+
+    def _remove(self, path: Path, *, force: bool = False) -> bool:
+        """Remove a space's folder; False where it is in use."""
+        if not force and in_use(path):
+            return False
+        trash = path.with_name(f"{_TRASH}{process_mark()}")
+        with store_errors("remove", path):
+            # By rename, so that a run that opens it meanwhile finds all of it or nothing.
+            path.replace(trash)
+            if not force and in_use(trash):
+                trash.replace(path)
+                return False
+            shutil.rmtree(trash)
+        return True
+
+    def _tidy(self) -> None:
+        """Remove what crashed writers and removals left, and what is quarantined."""
+        with store_errors("clean up", self.root):
+            for path in self._space_folders():
+                remove_orphans(path, self._files)
+                remove_orphans(path / "shards", self._files)
+                shutil.rmtree(path / "quarantine", ignore_errors=True)
+            for trash in self._trash():
+                if alive(trash.name.removeprefix(_TRASH)) is not True:
+                    shutil.rmtree(trash, ignore_errors=True)
+
+    def _trash(self) -> Iterator[Path]:
+        return self._folder.glob(f"{_TRASH}*")
+
+
+def _verified_rows(space: Space, name: str) -> int | None:
+    """The rows of a shard whose every byte is right; None where it is damaged, 0 where it is gone."""
+    try:
+        return len(space.read_shard(name).digests)
+    except ShardGoneError as error:
+        return None if error.damaged else 0
+
+
+def _slug(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", label).strip("-.")[:80].lower() or "space"

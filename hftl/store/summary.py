@@ -1,0 +1,141 @@
+"""What a person wants to know about a space, read from its description and its shards' headers."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hftl.store.description import Description
+from hftl.store.lease import in_use
+from hftl.store.shard import SUFFIX, header_rows
+
+
+@dataclass(frozen=True)
+class SpaceSummary:
+    """One feature space.
+
+    Attributes:
+        path: its folder.
+        name: the folder's name.
+        label: the name it was given, usually the model's id.
+        id: 32 hex digits; empty where space.json is damaged.
+        identity: everything that names the space.
+        created: ISO time of its creation, UTC.
+        rows: rows in its shards, as their headers state; a row that two runs computed at once counts twice.
+        shards: number of shards.
+        bytes: all files of the folder.
+        quarantined: number of files in quarantine.
+        last_used: seconds since the epoch.
+        in_use: whether a live process has it open.
+    """
+
+    path: Path
+    name: str
+    label: str
+    id: str
+    identity: dict[str, Any]
+    created: str
+    rows: int
+    shards: int
+    bytes: int
+    quarantined: int
+    last_used: float
+    in_use: bool
+
+    @property
+    def commit(self) -> str | None:
+        """The model's resolved commit; None for local weights."""
+        commit = self.identity.get("commit")
+        return commit if isinstance(commit, str) else None
+
+    @property
+    def modality(self) -> str | None:
+        """``"text"`` or ``"image"``, as the backbone says."""
+        modality = self.identity.get("modality")
+        return modality if isinstance(modality, str) else None
+
+    @property
+    def damaged(self) -> bool:
+        """Whether space.json is missing or damaged; the next run that uses the space writes it anew."""
+        return not self.id
+
+    def answers_to(self, name: str) -> bool:
+        """Whether a person who says ``name`` means this space."""
+        return name in (self.name, self.label) or (len(name) >= 8 and self.id.startswith(name))
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, for ``--json``."""
+        last_used = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.last_used))
+        return {
+            **asdict(self),
+            "path": str(self.path),
+            "commit": self.commit,
+            "modality": self.modality,
+            "last_used": last_used,
+        }
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """Totals of a store."""
+
+    root: Path
+    spaces: int
+    rows: int
+    shards: int
+    bytes: int
+    quarantined: int
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What the verification of one space found.
+
+    Attributes:
+        space: the space.
+        rows: rows whose checksum is right.
+        bad: damaged files, now in quarantine.
+        orphans: temporary files of dead writers that were removed.
+    """
+
+    space: SpaceSummary
+    rows: int
+    bad: list[str] = field(default_factory=list)
+    orphans: int = 0
+
+
+def summarise(path: Path) -> SpaceSummary:
+    """Look at the space in the folder ``path``."""
+    description = Description.read(path / "space.json")
+    shards = list((path / "shards").glob(f"*{SUFFIX}"))
+    return SpaceSummary(
+        path=path,
+        name=path.name,
+        label=description.label if description else path.name,
+        id=description.id if description else "",
+        identity=description.identity if description else {},
+        created=description.created if description else "",
+        rows=sum(header_rows(shard) for shard in shards),
+        shards=len(shards),
+        bytes=sum(_file_bytes(file) for file in path.rglob("*")),
+        quarantined=len(list((path / "quarantine").glob("*"))),
+        last_used=_last_used(path),
+        in_use=in_use(path),
+    )
+
+
+def _file_bytes(path: Path) -> int:
+    with suppress(OSError):
+        if path.is_file():
+            return path.stat().st_size
+    return 0
+
+
+def _last_used(path: Path) -> float:
+    for file in (path / "last_used", path / "space.json", path):
+        with suppress(OSError):
+            return file.stat().st_mtime
+    return 0.0
