@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -21,11 +22,11 @@ import torch
 import transformers
 from PIL import Image, ImageFilter
 
+from hftl.ahead import ahead
 from hftl.backbones import hftl_resolve_backbone
 from hftl.backbones.protocol import Target
 from hftl.data import Files
-from hftl.frozen import extract as extraction
-from hftl.frozen.extract import ConcatRows, extract
+from hftl.frozen.extract import DECODED_AHEAD, ConcatRows, extract
 from hftl.frozen.view import View, open_space
 from hftl.parallel import Process
 from hftl.plugins.spec import BackboneOptions
@@ -81,9 +82,8 @@ def main() -> None:
         rows = Files(pa.chunked_array([pa.array(encoded)]))
 
         started = time.perf_counter()
-        ready = [
-            done for _, done in extraction._ahead(lambda i: backbone.encode([encoded[i]], [""])[0], range(len(encoded)))
-        ]
+        workers = os.cpu_count() or 1
+        ready = list(ahead(lambda row: backbone.encode([row], [""])[0], encoded, workers, DECODED_AHEAD))
         decode = time.perf_counter() - started
 
         model, _ = backbone.build(config)
