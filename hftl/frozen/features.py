@@ -126,19 +126,25 @@ def features_of(
         on_bad_row=on_bad_row,
     )
     computed, undecodable = _extracted(share)
+    recomputed = 0
     bad += [undecodable[row] for row in sorted(undecodable)]
     splits = _without_all(splits, undecodable)
     try:
         _gather(space, splits)
     except MissingRowsError:
-        # A shard proved damaged only now and was set aside: its rows are computed again, once.
-        computed += _extracted(share)[0]
+        # A shard proved damaged only now and was set aside, or somebody cleared the space: its rows are computed
+        # again, once.
+        recomputed = _extracted(share)[0]
         _gather(space, splits)
     if process.rank == 0:
         for each in spaces.values():
             compact(each)
     truncated = sum(int(features.columns.pop("truncated").sum()) for features in splits)
     total = sum(len(features.digests) for features in splits)
+    if recomputed:
+        # A row that was computed before the space was cleared and again after it counts once.
+        distinct = np.unique(np.concatenate([features.digests for features in splits]), axis=0)
+        computed = min(computed + recomputed, len(distinct))
     counts = {"rows": total, "computed": computed, "reused": total - computed, "truncated": truncated}
     by_name = {features.split.name: features for features in splits}
     return StoredFeatures(space, Content.of(space), by_name, counts, bad, time.monotonic() - started)

@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from hftl.store.files import open_regular
+
 Array: TypeAlias = "npt.NDArray[np.generic]"
 Digests: TypeAlias = "npt.NDArray[np.uint8]"
 
@@ -27,6 +29,7 @@ SUFFIX = ".safetensors"
 DIGESTS = "digests"
 LENGTHS = ".lengths"
 _BLOCK = 1 << 20
+_LARGEST_HEADER = 1 << 26
 _FORMAT = "hftl-features-1"
 
 # name -> (safetensors' code, how numpy holds it; bfloat16 has no numpy type and travels as its bits)
@@ -163,12 +166,14 @@ def decode(data: mmap.mmap | bytes, specs: Mapping[str, ColumnSpec], space: str)
 def header_rows(path: Path) -> int:
     """The number of rows that a shard's header states, the rest unread and unchecked; 0 if unreadable."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            if size > 1 << 26:
+            if size > _LARGEST_HEADER:
                 return 0
-            return int(json.loads(file.read(size))[DIGESTS]["shape"][0])
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+            rows = int(json.loads(file.read(size))[DIGESTS]["shape"][0])
+            # A header that rotted may say any number; each row takes at least its digest.
+            return rows if 0 <= 16 * rows <= os.fstat(file.fileno()).st_size else 0
+    except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
         return 0
 
 
@@ -211,8 +216,13 @@ class ShardFile:
 
 @contextmanager
 def open_shard(path: Path) -> Iterator[ShardFile]:
-    """Open a shard for reading."""
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    """Open a shard for reading.
+
+    Raises:
+        OddFileError: no regular file stands there.
+        OSError: it is gone, or cannot be opened.
+    """
+    fd = open_regular(path)
     try:
         yield ShardFile(fd)
     finally:

@@ -28,6 +28,7 @@ from hftl.errors import StoreError
 from hftl.store.description import Description
 from hftl.store.files import (
     FileCalls,
+    OddFileError,
     make_folders,
     remove_orphans,
     set_aside,
@@ -119,7 +120,7 @@ class Space:
         self._numbers: dict[str, int] = {}  # of the shards in the index
         self._names: list[str] = []  # by number, those gone included
         self._good: dict[str, tuple[int, int, int]] = {}  # checked by this process: inode, size, mtime
-        self._bad: dict[str, tuple[int, int, int]] = {}
+        self._bad: dict[str, tuple[int, int, int] | None] = {}  # where they could not be set aside
         self._touched = float("-inf")
         self._lease: Lease | None = None
         self._settled = False  # space.json is known to be on the disk
@@ -145,6 +146,11 @@ class Space:
         if self.info is None:
             self._write_description(info, columns)
             self._load()
+        if self.info is None:
+            raise StoreError(
+                f"{self.path / 'space.json'} is damaged and cannot be moved to quarantine: "
+                "remove the space with hftl cache clear, or set HFTL_CACHE to another folder"
+            )
         if canonical_json(self.info) != canonical_json(dict(info)) or self.columns != dict(columns):
             raise StoreError(
                 f"{self.path} was created with other content than this program's; "
@@ -165,12 +171,11 @@ class Space:
         path = self.path / "space.json"
         try:
             with store_errors("read", path):
-                text = path.read_bytes()
+                description = Description.load(path)
         except StoreError as error:
             if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
                 return
             raise
-        description = Description.parse(text, path)
         if description is None:
             set_aside(path, self._files, self._mode)
             return
@@ -268,8 +273,13 @@ class Space:
         """The file names of the shards that stand in the folder now, and their bytes."""
         sizes = {}
         for name in self._list():
-            with suppress(FileNotFoundError):
-                sizes[name] = (self._shards / name).stat().st_size
+            path = self._shards / name
+            try:
+                sizes[name] = path.stat().st_size
+            except OSError:
+                # A link that leads nowhere is damage to be set aside; what is gone altogether is no shard any more.
+                if path.is_symlink():
+                    sizes[name] = 0
         return sizes
 
     def _list(self) -> set[str]:
@@ -284,8 +294,9 @@ class Space:
                 names = {name for name in os.listdir(self._shards) if _is_shard(name)}  # noqa: PTH208 - names
             except (FileNotFoundError, NotADirectoryError):
                 return set()
-            except OSError as error:
-                raise StoreError(f"cannot read {self._shards}: {error.strerror}; check its permissions") from error
+            except OSError:
+                with store_errors("read", self._shards):
+                    raise
             if names == last:
                 break
             last = names
@@ -327,15 +338,19 @@ class Space:
             ShardGoneError: it is gone, or bad and now set aside; the index has forgotten it.
         """
         path = self._shards / name
+        signature = _signature(path)
         try:
             with open_shard(path) as file:
                 signature = file.signature
                 try:
+                    # Once a process: a checksum at each read would cost more than the read.
                     if self._good.get(name) != signature:
                         file.check(name)
                     shard = decode(file.map(), self.columns, self.id)
                 except BadShardError:
                     shard = None
+        except OddFileError:
+            shard = None
         except FileNotFoundError:
             self._forget(name)
             raise ShardGoneError(name, damaged=False) from None
@@ -346,6 +361,7 @@ class Space:
             self._bad[name] = signature
             set_aside(path, self._files, self._mode)
             raise ShardGoneError(name, damaged=True)
+        assert signature is not None  # it was opened
         self._good[name] = signature
         return shard
 

@@ -25,7 +25,7 @@ import xxhash
 
 from hftl.errors import StoreError
 from hftl.store.digests import digest_bytes, read_digest, stack_digests
-from hftl.store.files import FILE_CALLS, make_folders, mode_of, remove_orphans, write_atomically
+from hftl.store.files import FILE_CALLS, make_folders, mode_of, open_regular, remove_orphans, write_atomically
 from hftl.store.lookup import RowIndex
 from hftl.store.shard import Digests
 
@@ -145,6 +145,7 @@ class StatIndex:
     def _load(self) -> _Entries:
         """What is remembered; nothing where the file is missing or damaged."""
         with suppress(OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError, AttributeError):
+            os.close(open_regular(self.path))  # safetensors itself would wait for a FIFO's other end
             with safetensors.safe_open(self.path, "numpy") as file:
                 stated = (file.metadata() or {}).get("checksum")
                 entries = _Entries(*(file.get_tensor(name) for name in _Entries._fields))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -110,7 +112,7 @@ class VerifyReport:
 def summarise(path: Path) -> SpaceSummary:
     """Look at the space in the folder ``path``."""
     description = Description.read(path / "space.json")
-    shards = list((path / "shards").glob(f"*{SUFFIX}"))
+    shards = [file for file in _names(path / "shards") if file.name.endswith(SUFFIX)]
     return SpaceSummary(
         path=path,
         name=path.name,
@@ -120,22 +122,32 @@ def summarise(path: Path) -> SpaceSummary:
         created=description.created if description else "",
         rows=sum(header_rows(shard) for shard in shards),
         shards=len(shards),
-        bytes=sum(_file_bytes(file) for file in path.rglob("*")),
-        quarantined=len(list((path / "quarantine").glob("*"))),
+        bytes=_folder_bytes(path),
+        quarantined=len(_names(path / "quarantine")),
         last_used=_last_used(path),
         in_use=in_use(path),
     )
 
 
-def _file_bytes(path: Path) -> int:
-    with suppress(OSError):
-        if path.is_file():
-            return path.stat().st_size
-    return 0
+def _names(folder: Path) -> list[Path]:
+    with suppress(OSError):  # none, or not a folder: a summary tells what can be seen
+        return list(folder.iterdir())
+    return []
+
+
+def _folder_bytes(folder: Path) -> int:
+    """The bytes of all regular files under ``folder``; links count nothing, since what they lead to stays."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                status = os.lstat(os.path.join(place, name))  # noqa: PTH118 - a Path for each of many files is slow
+                total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total
 
 
 def _last_used(path: Path) -> float:
     for file in (path / "last_used", path / "space.json", path):
         with suppress(OSError):
-            return file.stat().st_mtime
+            return file.lstat().st_mtime
     return 0.0
