@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -202,6 +202,10 @@ class ShardFile:
         buffer = memoryview(bytearray(min(_BLOCK, self.signature[1] + 1)))
         try:
             with open(self._fd, "rb", buffering=0, closefd=False) as file:
+                # First, because a file that grew without end (a sparse one, say) would take hours to read.
+                if _stated_size(file) != self.signature[1]:
+                    raise BadShardError("its size is not what its header says")
+                file.seek(0)
                 while size := file.readinto(buffer):
                     state.update(buffer[:size])
         except OSError as error:
@@ -227,6 +231,18 @@ def open_shard(path: Path) -> Iterator[ShardFile]:
         yield ShardFile(fd)
     finally:
         os.close(fd)
+
+
+def _stated_size(file: IO[bytes]) -> int | None:
+    """The size of a shard file by its own header; None where that says none."""
+    try:
+        size = int.from_bytes(file.read(8), "little")
+        if size > _LARGEST_HEADER:
+            return None
+        header = json.loads(file.read(size))
+        return 8 + size + max(int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError):
+        return None
 
 
 def finite_rows(column: Column, spec: ColumnSpec) -> npt.NDArray[np.bool_]:

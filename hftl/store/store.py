@@ -51,6 +51,8 @@ __all__ = [
 ]
 
 _TRASH = ".trash-"
+# Nothing else that lies in the folder is ever listed, verified or removed.
+_SPACE_FOLDER = re.compile(r".+-[0-9a-f]{16}")
 
 
 def cache_root() -> Path:
@@ -191,7 +193,7 @@ class FeatureStore:
 
     def _space_folders(self) -> list[Path]:
         try:
-            return sorted(path for path in self._folder.iterdir() if not path.name.startswith(".") and path.is_dir())
+            return sorted(p for p in self._folder.iterdir() if _SPACE_FOLDER.fullmatch(p.name) and p.is_dir())
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
