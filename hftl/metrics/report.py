@@ -58,7 +58,7 @@ def evaluate_predictions(task: Task | str, logits: Array, labels: Array, label_n
 
 def _refuse_non_finite(logits: Array) -> None:
     # argmax takes NaN for the largest number: such a row would be counted as a prediction like any other.
-    for rows in _row_blocks(logits):
+    for rows in _blocks_of_rows(logits):
         bad = np.argwhere(~np.isfinite(logits[rows]))
         if len(bad):
             row, column = int(bad[0][0]) + rows.start, int(bad[0][1])
@@ -68,7 +68,7 @@ def _refuse_non_finite(logits: Array) -> None:
             )
 
 
-def _row_blocks(logits: Array) -> Iterator[slice]:
+def _blocks_of_rows(logits: Array) -> Iterator[slice]:
     step = max(1, _BLOCK_NUMBERS // max(1, logits.shape[1]))
     for start in range(0, len(logits), step):
         yield slice(start, min(start + step, len(logits)))
@@ -77,7 +77,7 @@ def _row_blocks(logits: Array) -> Iterator[slice]:
 def _single_label(logits: Array, labels: Array, label_names: list[str]) -> Result:
     predicted = logits.argmax(axis=1)
     total = 0.0
-    for rows in _row_blocks(logits):
+    for rows in _blocks_of_rows(logits):
         log_probabilities = log_softmax(logits[rows].astype(np.float64), axis=1)
         total -= log_probabilities[np.arange(len(log_probabilities)), labels[rows]].sum()
     result = {
@@ -95,7 +95,7 @@ def _single_label(logits: Array, labels: Array, label_names: list[str]) -> Resul
 def _multi_label(logits: Array, labels: Array, label_names: list[str]) -> Result:
     right, total = 0, 0.0
     hits, said, there = (np.zeros(len(label_names), np.int64) for _ in range(3))
-    for rows in _row_blocks(logits):
+    for rows in _blocks_of_rows(logits):
         scores, truth = logits[rows].astype(np.float64), labels[rows] > 0
         positive = scores > 0
         right += int((positive == truth).all(axis=1).sum())
