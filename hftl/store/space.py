@@ -16,7 +16,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,12 +217,11 @@ class Space:
             self.write_shard(part)
         self.touch()
 
-    def gather(self, digests: Digests, columns: Collection[str] | None = None) -> dict[str, torch.Tensor | Ragged]:
+    def gather(self, digests: Digests) -> dict[str, torch.Tensor | Ragged]:
         """Read n rows in the order asked; a digest may be asked for more than once.
 
         Args:
             digests: uint8 (n, 16).
-            columns: read only these; all by default.
 
         Returns:
             For each column a tensor (n, *shape), or `Ragged`, on the CPU.
@@ -230,25 +229,25 @@ class Space:
         Raises:
             MissingRowsError: rows are not stored, or their shard turned out to be damaged and was set aside.
         """
-        return {
-            name: to_torch(column, self.columns[name]) for name, column in self.gather_arrays(digests, columns).items()
-        }
+        return {name: to_torch(column, self.columns[name]) for name, column in self.gather_arrays(digests).items()}
 
-    def gather_arrays(self, digests: Digests, columns: Collection[str] | None = None) -> dict[str, Column]:
+    def gather_arrays(self, digests: Digests) -> dict[str, Column]:
         """`gather` without torch: numpy arrays in their storage types (bfloat16 as its bits, uint16)."""
         digests = _as_digests(digests)
         if self.info is None:
             self._load()
-        specs = {name: spec for name, spec in self.columns.items() if columns is None or name in columns}
         self.touch()
         with self._lock:
             for _ in range(_RELISTS):
                 shard, row = self._find(digests)
                 try:
-                    return rows_from_shards(lambda number: self.read_shard(self._names[number]), shard, row, specs)
+                    return rows_from_shards(self._read_numbered, shard, row, self.columns)
                 except ShardGoneError:
                     self._refresh()
         raise StoreError(f"{self.path} keeps changing while it is read; run again when nothing else cleans it up")
+
+    def _read_numbered(self, number: int) -> Shard:
+        return self.read_shard(self._names[number])
 
     def _find(self, digests: Digests) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         shard, row = self._index.find(digests)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -118,19 +118,9 @@ class FeatureStore:
             quarantined=sum(space.quarantined for space in spaces),
         )
 
-    def verify(self, progress: Callable[[SpaceSummary], None] | None = None) -> list[VerifyReport]:
-        """Read every byte of every space; what is damaged is moved to its quarantine, to be computed again.
-
-        Args:
-            progress: called before each space is read.
-        """
-        reports = []
-        for path in self._space_folders():
-            summary = summarise(path)
-            if progress is not None:
-                progress(summary)
-            reports.append(self._verify(path, summary))
-        return reports
+    def verify(self) -> list[VerifyReport]:
+        """Read every byte of every space; what is damaged is moved to its quarantine, to be computed again."""
+        return [self._verify(path, summarise(path)) for path in self._space_folders()]
 
     def compact(self) -> int:
         """Merge the small shards of every space; returns how many were merged away."""

@@ -23,7 +23,7 @@ class SpaceSummary:
         path: its folder.
         name: the folder's name.
         label: the name it was given, usually the model's id.
-        id: 32 hex digits; empty where space.json is damaged.
+        id: 32 hex digits; empty where space.json is missing or damaged: the next run writes it anew.
         identity: everything that names the space.
         created: ISO time of its creation, UTC.
         rows: rows in its shards, as their headers state; a row that two runs computed at once counts twice.
@@ -58,11 +58,6 @@ class SpaceSummary:
         """``"text"`` or ``"image"``, as the backbone says."""
         modality = self.identity.get("modality")
         return modality if isinstance(modality, str) else None
-
-    @property
-    def damaged(self) -> bool:
-        """Whether space.json is missing or damaged; the next run that uses the space writes it anew."""
-        return not self.id
 
     def answers_to(self, name: str) -> bool:
         """Whether a person who says ``name`` means this space."""
