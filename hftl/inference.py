@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
-from hftl.backbones.protocol import Backbone, Encoded
-from hftl.data import Files, load_data
-from hftl.data.columns import TEXT_NAMES
-from hftl.data.folders import list_files
-from hftl.data.tables import read_tables
+from hftl.backbones.protocol import Encoded
+from hftl.data import load_data
 from hftl.errors import BadRowError, DataError
 from hftl.export.loaded import LoadedModel
 from hftl.hub.client import staying_offline
+from hftl.inputs import InputRow, read_inputs
 from hftl.metrics import evaluate_predictions
 from hftl.runs.console import quiet_libraries
 
-TABLES = {".csv", ".tsv", ".jsonl", ".json", ".parquet"}
 BATCH_ROWS = 32
 
 
 def predict(
-    model: str | Path | LoadedModel, inputs: Sequence[str], *, on_bad_row: str = "error", offline: bool = False
+    model: str | Path | LoadedModel,
+    inputs: Sequence[str | tuple[str, ...]],
+    *,
+    input_columns: Sequence[str] | None = None,
+    on_bad_row: str = "error",
+    offline: bool = False,
 ) -> list[dict[str, Any]]:
     """Predict label and score for inputs.
 
     Args:
         model: a run's folder, a model's folder, a Hub id, or what `load` gave for one.
-        inputs: for images, files and folders; for texts, the texts themselves, or files of them (one a line in
-            ``.txt``; a column named like a text in csv, tsv, jsonl and parquet).
+        inputs: for images, files, folders and tables of paths; for texts, the texts themselves (a tuple of two for a
+            pair), or files of them: one text a line in ``.txt``, tables in csv, tsv, jsonl and parquet.
+        input_columns: what to read of a table; None for the columns that the run was trained on.
         on_bad_row: ``"error"``, or ``"skip"`` to give a row that cannot be decoded the label None and an ``error``.
         offline: use only what is on this machine.
 
@@ -42,11 +44,11 @@ def predict(
         regression), ``score`` of the label, and ``scores`` by label name.
 
     Raises:
-        UserError: the model or an input cannot be used.
+        UserError: the model or an input cannot be used, or an input is not what the model was trained on.
     """
     with quiet_libraries(), staying_offline(offline):
         loaded = _loaded(model, offline)
-        rows = _input_rows(loaded.backbone, inputs)
+        rows = read_inputs(loaded, inputs, input_columns)
         predictions: list[dict[str, Any]] = []
         for start in range(0, len(rows), BATCH_ROWS):
             predictions += _predict_rows(loaded, rows[start : start + BATCH_ROWS], on_bad_row)
@@ -138,22 +140,22 @@ def _as_known(labels: np.ndarray, names: Sequence[str], model: LoadedModel) -> n
     return placed
 
 
-def _predict_rows(model: LoadedModel, rows: Sequence[tuple[Any, str]], on_bad_row: str) -> Iterator[dict[str, Any]]:
+def _predict_rows(model: LoadedModel, rows: Sequence[InputRow], on_bad_row: str) -> Iterator[dict[str, Any]]:
     encoded: list[Encoded | BadRowError] = []
-    for row, name in rows:
+    for row in rows:
         try:
-            encoded += model.backbone.encode([row() if callable(row) else row], [name])
+            encoded += model.backbone.encode([row.read()], [row.name])
         except BadRowError as error:
             if on_bad_row == "error":
                 raise
             encoded.append(error)
     good = [row for row in encoded if isinstance(row, Encoded)]
     answers = iter(_answers(model, model.scores(good).numpy()) if good else ())
-    for (_, name), row in zip(rows, encoded, strict=True):
-        if isinstance(row, BadRowError):
-            yield {"input": name, "label": None, "score": None, "scores": None, "error": row.why}
+    for row, result in zip(rows, encoded, strict=True):
+        if isinstance(result, BadRowError):
+            yield {"input": row.name, "label": None, "score": None, "scores": None, "error": result.why}
         else:
-            yield {"input": name, **next(answers)}
+            yield {"input": row.name, **next(answers)}
 
 
 def _answers(model: LoadedModel, scores: np.ndarray) -> Iterator[dict[str, Any]]:
@@ -164,42 +166,3 @@ def _answers(model: LoadedModel, scores: np.ndarray) -> Iterator[dict[str, Any]]
         plain = label[0] if not task.has_classes and len(label) == 1 else label
         named = dict(zip(model.label_names, row, strict=True))
         yield {"label": plain, "score": max(row) if task.has_classes else None, "scores": named}
-
-
-def _input_rows(backbone: Backbone, inputs: Sequence[str]) -> list[tuple[Any, str]]:
-    """Each row, or a function that reads it, and its name."""
-    if backbone.wants == "text":
-        return [row for text in inputs for row in _texts(text)]
-    paths: list[str] = []
-    for given in inputs:
-        path = Path(given).expanduser()
-        if path.is_dir():
-            found = [path / file for file in list_files(path) if PurePath(file).suffix.lower() in backbone.suffixes]
-            if not found:
-                raise DataError(
-                    f"folder {given!r} holds no file that {backbone.name} reads "
-                    f"({', '.join(sorted(backbone.suffixes))})"
-                )
-            paths += [str(file) for file in found]
-        elif path.exists():
-            paths.append(str(path))
-        else:
-            raise DataError(f"no file or folder {given!r}")
-    files = Files(pa.chunked_array([paths]))
-    return [((lambda i=i: files.read(i)), files.name(i)) for i in range(len(files))]
-
-
-def _texts(given: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    path = Path(given)
-    if path.suffix.lower() in TABLES and path.is_file():
-        table = read_tables([path], path.parent).parts["train"].table
-        column = next((name for name in (*TEXT_NAMES, *table.column_names) if name in table.column_names), None)
-        if column is None:
-            raise DataError(f"{given} has no columns")
-        for i, value in enumerate(table[column].to_pylist(), 1):
-            yield (str(value or ""),), f"{path.name} row {i}"
-    elif path.suffix.lower() == ".txt" and path.is_file():
-        for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            yield (line,), f"{path.name} line {i}"
-    else:
-        yield (given,), given
