@@ -10,13 +10,16 @@ import numpy as np
 import torch
 
 from hftl.backbones.protocol import Encoded
-from hftl.data import load_data
+from hftl.data import Split, Texts, load_data
 from hftl.errors import BadRowError, DataError
 from hftl.export.loaded import LoadedModel
+from hftl.frozen.asked import stored_logits
 from hftl.hub.client import staying_offline
 from hftl.inputs import InputRow, read_inputs
 from hftl.metrics import evaluate_predictions
+from hftl.progress import Progress
 from hftl.runs.console import quiet_libraries
+from hftl.store.store import FeatureStore, cache_root
 
 BATCH_ROWS = 32
 
@@ -62,6 +65,7 @@ def evaluate(
     input_columns: Sequence[str] | None = None,
     label_columns: Sequence[str] | None = None,
     offline: bool = False,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Metrics of a model on other data: their test (or validation) split, or all rows where they bring none.
 
@@ -90,11 +94,7 @@ def evaluate(
             task=loaded.task,
         )
         splits = [read.train, read.test] if read.set_aside else [read.test]
-        logits = [
-            loaded.logits(backbone.encode([split.inputs[i] for i in rows], [split.inputs.name(i) for i in rows]))
-            for split in splits
-            for rows in _row_ranges(len(split))
-        ]
+        logits = [_split_logits(loaded, split, quiet) for split in splits]
     labels = np.concatenate([split.labels for split in splits])
     if loaded.task.has_classes:
         labels = _as_known(labels, read.label_names, loaded)
@@ -121,9 +121,23 @@ def _loaded(model: str | Path | LoadedModel, offline: bool) -> LoadedModel:
     return model if isinstance(model, LoadedModel) else LoadedModel.load(model, offline=offline)
 
 
-def _row_ranges(rows: int) -> Iterator[range]:
-    for start in range(0, rows, BATCH_ROWS):
-        yield range(start, min(start + BATCH_ROWS, rows))
+def _split_logits(model: LoadedModel, split: Split, quiet: bool) -> torch.Tensor:
+    """Logits (n, C) of a split's rows: of stored features where the run's head has seen them, else of the model."""
+    rows, known = stored_logits(model, split.inputs, FeatureStore(cache_root()))
+    logits = torch.empty(len(split), len(model.label_names))
+    logits[torch.from_numpy(rows)] = known
+    missing = np.setdiff1d(np.arange(len(split)), rows)
+    if isinstance(split.inputs, Texts):
+        # Texts of like length together, so that little of a batch is padding.
+        missing = missing[np.argsort([-sum(map(len, split.inputs[int(i)])) for i in missing], kind="stable")]
+    with Progress("evaluate", len(split), quiet=quiet) as progress:
+        progress.advance(len(rows))
+        for start in range(0, len(missing), BATCH_ROWS):
+            batch = missing[start : start + BATCH_ROWS].tolist()
+            names = [split.inputs.name(i) for i in batch]
+            logits[batch] = model.logits(model.backbone.encode([split.inputs[i] for i in batch], names))
+            progress.advance(len(batch))
+    return logits
 
 
 def _as_known(labels: np.ndarray, names: Sequence[str], model: LoadedModel) -> np.ndarray:

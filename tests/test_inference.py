@@ -16,7 +16,7 @@ from test_run import write_recipe
 
 import hftl
 from hftl.errors import DataError
-from hftl.export.loaded import unique_names
+from hftl.export.loaded import LoadedModel, unique_names
 from hftl.tasks import Task
 
 
@@ -157,3 +157,27 @@ def test_a_model_is_loaded_once_and_asked_often(cli: Cli, tickets: Path) -> None
     assert hftl.evaluate(loaded, str(tickets.parent / "tickets.csv"))["accuracy"] > 0.5
     assert metrics(tickets)["eval"]["accuracy"] > 0.5
     assert np.isclose(sum(hftl.predict(loaded, texts[:1])[0]["scores"].values()), 1)
+
+
+@pytest.mark.parametrize(("architecture", "pooling"), [("bert", "native"), ("roberta", "native"), ("bert", "mean")])
+def test_what_a_run_computed_is_not_computed_again_to_evaluate_it(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, pooling: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    for seed, split in enumerate(("train", "test")):
+        runs.write_texts(tmp_path / "data" / f"{split}.csv", 80, seed=seed)
+    backbone = tiny.save(architecture, tmp_path / "backbone")
+    cli.ok("run", write_recipe(tmp_path, backbone, tmp_path / "data"), "--out", "run", "--pooling", pooling)
+
+    def forward(*_: object) -> None:
+        raise AssertionError("the model was asked")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LoadedModel, "logits", forward)
+        stored = hftl.evaluate("run", str(tmp_path / "data"), quiet=True)
+    assert stored["accuracy"] == metrics(Path("run"))["eval"]["accuracy"]
+    assert stored["log_loss"] == pytest.approx(metrics(Path("run"))["eval"]["log_loss"], abs=1e-5)
+    monkeypatch.setenv("HFTL_CACHE", str(tmp_path / "elsewhere"))
+    computed = hftl.evaluate("run", str(tmp_path / "data"), quiet=True)
+    assert computed["log_loss"] == pytest.approx(stored["log_loss"], abs=1e-5)
+    assert computed["confusion"] == stored["confusion"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class LoadedModel:
         label_names: names of its outputs.
         task: what its outputs are.
         device: where it runs.
-        record: what the run was made of that exported it; None where the model stands alone.
+        run: the run that exported it; None where the model stands alone.
     """
 
     backbone: Backbone
@@ -40,7 +41,12 @@ class LoadedModel:
     label_names: list[str]
     task: Task
     device: torch.device
-    record: RunRecord | None = None
+    run: RunFolder | None = None
+
+    @cached_property
+    def record(self) -> RunRecord | None:
+        """What that run was made of."""
+        return self.run.record() if self.run else None
 
     @property
     def input_columns(self) -> list[str] | None:
@@ -72,7 +78,7 @@ class LoadedModel:
         config: Any = network.config
         names = unique_names([config.id2label[i] for i in range(config.num_labels)])
         task = Task.of_problem_type(config.problem_type, len(names))
-        return cls(backbone, network.to(device), names, task, device, run.record() if run else None)
+        return cls(backbone, network.to(device), names, task, device, run)
 
     def logits(self, encoded: Sequence[Encoded]) -> torch.Tensor:
         """Logits (n, C) of encoded rows, float32 on the CPU."""
