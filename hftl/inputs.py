@@ -46,7 +46,7 @@ def read_inputs(
 
     Args:
         model: who is asked.
-        inputs: as in `hftl.predict`.
+        inputs: as in `hftl.predictions`.
         columns: what to read of a table; None for what the model was trained on.
 
     Raises:

@@ -24,7 +24,7 @@ from hftl.store.store import FeatureStore, cache_root
 BATCH_ROWS = 32
 
 
-def predict(
+def predictions(
     model: str | Path | LoadedModel,
     inputs: Sequence[str | tuple[str, ...]],
     *,
@@ -52,10 +52,10 @@ def predict(
     with quiet_libraries(), staying_offline(offline):
         loaded = _loaded(model, offline)
         rows = read_inputs(loaded, inputs, input_columns)
-        predictions: list[dict[str, Any]] = []
+        answers: list[dict[str, Any]] = []
         for start in range(0, len(rows), BATCH_ROWS):
-            predictions += _predict_rows(loaded, rows[start : start + BATCH_ROWS], on_bad_row)
-    return predictions
+            answers += _predict_rows(loaded, rows[start : start + BATCH_ROWS], on_bad_row)
+    return answers
 
 
 def evaluate(
@@ -164,12 +164,12 @@ def _predict_rows(model: LoadedModel, rows: Sequence[InputRow], on_bad_row: str)
                 raise
             encoded.append(error)
     good = [row for row in encoded if isinstance(row, Encoded)]
-    answers = iter(_answers(model, model.scores(good).numpy()) if good else ())
+    named = iter(_answers(model, model.scores(good).numpy()) if good else ())
     for row, result in zip(rows, encoded, strict=True):
         if isinstance(result, BadRowError):
             yield {"input": row.name, "label": None, "score": None, "scores": None, "error": result.why}
         else:
-            yield {"input": row.name, **next(answers)}
+            yield {"input": row.name, **next(named)}
 
 
 def _answers(model: LoadedModel, scores: np.ndarray) -> Iterator[dict[str, Any]]:
