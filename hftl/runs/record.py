@@ -88,6 +88,12 @@ class RunRecord(_Record):
         method: Mapping[str, Any] = self.recipe["method"]
         return method
 
+    @property
+    def input_columns(self) -> list[str] | None:
+        """The columns that rows were read from, two for pairs of texts; None in records that do not say."""
+        columns: list[str] | None = self.data.identity.get("columns", {}).get("inputs")
+        return columns
+
     def as_json(self) -> dict[str, Any]:
         """The content of ``recipe.json``."""
         return self.model_dump(mode="json")
