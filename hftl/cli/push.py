@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hftl.cli.output import human_bytes, show
+from hftl.cli.output import human_bytes, say, show
 
 if TYPE_CHECKING:
     from hftl.hub.commit import Pushed
@@ -34,11 +34,11 @@ def push(
         rows = [{"file": upload.path, "size": human_bytes(upload.size)} for upload in uploads_of(run, repo_id)]
         show(rows, ["file", "size"], as_json=False)
         return
-    say(do(run, repo_id, public=public, create_pr=create_pr, revision=revision))
+    print_pushed(do(run, repo_id, public=public, create_pr=create_pr, revision=revision))
 
 
-def say(pushed: Pushed) -> None:
+def print_pushed(pushed: Pushed) -> None:
     """Print where a push went."""
     for note in pushed.notes:
-        print(note)
-    print(f"pushed    {pushed.url}")
+        say(note)
+    say(f"pushed    {pushed.url}")

@@ -173,13 +173,16 @@ class RunFolder:
             raise UserError(f"{path} is a run that was not finished; finish it with --resume, or run it again")
         return cls(path)
 
-    def record(self) -> RunRecord:
+    def record(self, file: str = RECORD) -> RunRecord:
         """What the run was made of.
+
+        Args:
+            file: the record's name, where it is a copy of another name.
 
         Raises:
             HftlError: the file is damaged.
         """
-        return self._read(RECORD, RunRecord)
+        return self._read(file, RunRecord)
 
     def metrics(self) -> Metrics:
         """What came out of it.
