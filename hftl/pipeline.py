@@ -119,7 +119,7 @@ def run(
         if folder is None or trained is None:
             return None
         trained_at = time.monotonic()
-        metrics = evaluate(folder, trained, features, data)
+        metrics = measure(folder, trained, features, data)
         exported = trained.export(folder.model)
         seconds = {
             "extract": round(features.seconds if features else 0.0, 3),
@@ -310,7 +310,7 @@ def start_of(head: Trained, data: Data, say: Terminal) -> dict[str, torch.Tensor
     return head.parameters
 
 
-def evaluate(folder: RunFolder, trained: Trained, features: StoredFeatures | None, data: Data) -> Metrics:
+def measure(folder: RunFolder, trained: Trained, features: StoredFeatures | None, data: Data) -> Metrics:
     """Metrics on the test split and what training reports; predictions go to ``predictions.parquet``."""
     for step in trained.report.get("path", []):
         folder.log("strength", **step)

@@ -73,8 +73,16 @@ class Task(str, Enum):
         )
 
     @classmethod
-    def of_problem_type(cls, problem_type: str | None) -> Task:
-        """The task of a transformers configuration; one label where it states none, as transformers' pipelines do."""
+    def of_problem_type(cls, problem_type: str | None, num_labels: int) -> Task:
+        """The task of a transformers configuration.
+
+        Args:
+            problem_type: what it states; None for nothing.
+            num_labels: its outputs. One output that is no regression's is a label that a row has or not, as in
+                transformers' pipelines: a softmax of one number would always be 1.
+        """
+        if num_labels == 1 and problem_type != cls.REGRESSION.problem_type:
+            return cls.MULTI_LABEL
         return next((task for task in cls if task.problem_type == problem_type), cls.SINGLE_LABEL)
 
     # ── labels and logits ────────────────────────────────────────────────────────────────────────────────────────────

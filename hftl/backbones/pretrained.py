@@ -110,19 +110,20 @@ class PretrainedBackbone:
         Raises:
             BackboneError: the weights do not fit the configuration.
         """
-        model, untrained = self._from_pretrained(copy.deepcopy(config), ignore_mismatched_sizes=True)
+        model, untrained = self._load(self.auto_class, copy.deepcopy(config), ignore_mismatched_sizes=True)
         head = self._head(model) | untrained
         return model, head.intersection(name for name, _ in model.named_parameters())
 
     def load_trained(self) -> tuple[Any, set[str]]:
         """The model as the checkpoint has it, head included, float32; and the parameters that the checkpoint lacks."""
-        return self._from_pretrained(copy.deepcopy(self.base_config))
+        return self._load(self.auto_class, copy.deepcopy(self.base_config))
 
-    def _from_pretrained(self, config: Any, **options: Any) -> tuple[Any, set[str]]:
+    def _load(self, auto_class: Any, config: Any, **options: Any) -> tuple[Any, set[str]]:
+        """A model of one of the Auto classes in eval mode, float32, and the parameters that the checkpoint lacks."""
         self.weight_files()
         try:
             with whole_on_every_process():
-                model, loading = self.auto_class.from_pretrained(
+                model, loading = auto_class.from_pretrained(
                     self.source.folder,
                     config=config,
                     dtype=torch.float32,

@@ -16,6 +16,8 @@ from hftl.hub.client import hub_errors, with_retries
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
 # Folders hold other formats and checkpoints.
 UNWANTED = ["*/*", "adapter_model*"]
+# The modules of a sentence-transformers model, which lie in folders.
+MODULES = ["?_Pooling/config.json", "?_Dense/config.json", "?_Dense/model.safetensors"]
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ def hub_source(ref: str, *, offline: bool = False, allow_pickle: bool = False) -
     _refuse_adapter(source.folder, f"{repo} on the Hub")
     if not (source.folder / "config.json").exists():
         raise BackboneError(f"{repo} on the Hub holds no config.json, so it is no transformers model")
+    if (source.folder / "modules.json").exists():
+        _fetched(repo, source.commit, MODULES, offline, unwanted=())
     if allow_pickle and not any(source.folder.glob("*.safetensors")):
         from hftl.backbones.pickles import converted  # brings torch
 
@@ -138,7 +142,9 @@ def hub_source(ref: str, *, offline: bool = False, allow_pickle: bool = False) -
     return source
 
 
-def _fetched(repo: str, revision: str | None, patterns: Sequence[str], offline: bool) -> Source:
+def _fetched(
+    repo: str, revision: str | None, patterns: Sequence[str], offline: bool, unwanted: Sequence[str] = UNWANTED
+) -> Source:
     from huggingface_hub import snapshot_download
 
     def fetch() -> str:
@@ -146,7 +152,7 @@ def _fetched(repo: str, revision: str | None, patterns: Sequence[str], offline: 
             repo,
             revision=revision,
             allow_patterns=list(patterns),
-            ignore_patterns=UNWANTED,
+            ignore_patterns=list(unwanted),
             local_files_only=offline,
             library_name="hftl",
             library_version=__version__,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from hftl.backbones.pretrained import PretrainedBackbone, digest_text
 from hftl.backbones.protocol import Encoded
+from hftl.backbones.sentence import MODULES, read_sentence_head
 from hftl.backbones.source import Source
 from hftl.errors import BackboneError
 from hftl.tasks import Task
@@ -127,6 +129,15 @@ class TextBackbone(PretrainedBackbone):
             probes.append(self.collate(self.encode([("word " * self.max_length,)], ["probe"])))
         return probes
 
+    def load_trained(self) -> tuple[nn.Module, set[str]]:
+        """As for every model; what was exported for sentence-transformers is put together from its modules."""
+        if not (self.source.folder / MODULES).exists():
+            return super().load_trained()
+        body, untrained = self._load(AutoModel, copy.deepcopy(self.base_config))
+        # A pooler that nothing reads may be missing.
+        lacking = {name for name in untrained if not name.startswith("pooler.")}
+        return read_sentence_head(self.source.folder, body).eval(), lacking
+
     def save_processor(self, folder: Path) -> None:
         """Write the tokenizer's files; its ``model_max_length`` is what features were computed with."""
         self.tokenizer.model_max_length = self.max_length
@@ -161,6 +172,6 @@ class TextBackbone(PretrainedBackbone):
         # so with a padding index on its position embedding.
         model = self.skeleton(super().config(Task.SINGLE_LABEL, ["a", "b"]))
         for name, module in model.named_modules():
-            if "position" in name and isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+            if "position" in name and isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 return limit - module.padding_idx - 1
         return limit

@@ -19,7 +19,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with each class's metrics.")] = False,
 ) -> None:
     """Metrics on other data: their test (or validation) split, or all rows where they bring none."""
-    from hftl.inference import evaluate as do
+    from hftl.predict import evaluate as do
 
     values = do(
         model,

@@ -12,7 +12,10 @@ from hftl.cli.output import show
 
 def predict(
     model: Annotated[str, typer.Argument(help="A run's folder, a model's folder, or a Hub id.")],
-    inputs: Annotated[list[str], typer.Argument(help="Image files or folders; texts, or files of texts.")],
+    inputs: Annotated[list[str], typer.Argument(help="Image files or folders; texts, or files of texts; tables.")],
+    input_columns: Annotated[
+        str | None, typer.Option(help="What to read of a table, one column or two as a,b; else what the run read.")
+    ] = None,
     on_bad_row: Annotated[
         Literal["error", "skip"], typer.Option(help="What to do with an image that cannot be decoded.")
     ] = "error",
@@ -20,9 +23,10 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, with every score.")] = False,
 ) -> None:
     """Predict label and score for each input."""
-    from hftl.inference import predict as do
+    from hftl.predict import predictions as do
 
-    rows: list[dict[str, Any]] = do(model, inputs, on_bad_row=on_bad_row, offline=offline)
+    columns = input_columns.split(",") if input_columns else None
+    rows: list[dict[str, Any]] = do(model, inputs, input_columns=columns, on_bad_row=on_bad_row, offline=offline)
     if as_json:
         for row in rows:
             print(json.dumps(row))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hftl.onednn import speed_up
 from hftl.plugins.registry import find
 from hftl.plugins.spec import BackboneOptions
 from hftl.runs.folder import RunFolder
+from hftl.runs.record import RunRecord
 from hftl.tasks import Task
 
 
@@ -31,6 +33,7 @@ class LoadedModel:
         label_names: names of its outputs.
         task: what its outputs are.
         device: where it runs.
+        run: the run that exported it; None where the model stands alone.
     """
 
     backbone: Backbone
@@ -38,6 +41,17 @@ class LoadedModel:
     label_names: list[str]
     task: Task
     device: torch.device
+    run: RunFolder | None = None
+
+    @cached_property
+    def record(self) -> RunRecord | None:
+        """What that run was made of."""
+        return self.run.record() if self.run else None
+
+    @property
+    def input_columns(self) -> list[str] | None:
+        """The columns that the model was trained on, two for pairs of texts; None where nobody recorded them."""
+        return self.record.input_columns if self.record else None
 
     @classmethod
     def load(cls, ref: str | Path, *, offline: bool = False) -> LoadedModel:
@@ -50,13 +64,8 @@ class LoadedModel:
         Raises:
             BackboneError: there is no such model, or it has no trained head.
         """
-        run = RunFolder(Path(ref).expanduser())
-        where = str(run.model) if run.model.is_dir() else str(ref)
-        if (Path(where) / "modules.json").exists():
-            raise BackboneError(
-                f"{where} is a sentence-transformers model: "
-                f"SentenceTransformer({where!r}).encode(texts) gives its logits"
-            )
+        run = run_of(Path(ref).expanduser())
+        where = str(run.model) if run else str(ref)
         with staying_offline(offline):
             backbone = load_backbone(find(where), BackboneOptions(offline=offline))
             network, untrained = backbone.load_trained()
@@ -67,8 +76,9 @@ class LoadedModel:
         speed_up(network)
         device = PartialState().device
         config: Any = network.config
-        names = [config.id2label[i] for i in range(config.num_labels)]
-        return cls(backbone, network.to(device), names, Task.of_problem_type(config.problem_type), device)
+        names = unique_names([config.id2label[i] for i in range(config.num_labels)])
+        task = Task.of_problem_type(config.problem_type, len(names))
+        return cls(backbone, network.to(device), names, task, device, run)
 
     def logits(self, encoded: Sequence[Encoded]) -> torch.Tensor:
         """Logits (n, C) of encoded rows, float32 on the CPU."""
@@ -80,3 +90,21 @@ class LoadedModel:
     def scores(self, encoded: Sequence[Encoded]) -> torch.Tensor:
         """Probabilities (n, C) of encoded rows, or targets for a regression; float32 on the CPU."""
         return self.task.scores(self.logits(encoded))
+
+
+def run_of(path: Path) -> RunFolder | None:
+    """The finished run that a folder is, or that it is the model of; None where it is neither.
+
+    Raises:
+        UserError: the run did not finish.
+    """
+    if RunFolder.is_run(path):
+        return RunFolder.open(path)
+    if path.name == RunFolder(path.parent).model.name and RunFolder.is_run(path.parent):
+        return RunFolder.open(path.parent)
+    return None
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Names of outputs, those that stand twice (ImageNet has two cranes) with the output's number behind them."""
+    return [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names)]

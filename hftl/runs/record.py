@@ -114,6 +114,12 @@ class RunRecord(_Record):
         on_hub, commit = self.data_on_hub, self.data.identity.get("commit")
         return str(self.recipe["data"]) if on_hub is None else f"{on_hub}@{commit}" if commit else on_hub
 
+    @property
+    def input_columns(self) -> list[str] | None:
+        """The columns that rows were read from, two for pairs of texts; None in records that do not say."""
+        columns: list[str] | None = self.data.identity.get("columns", {}).get("inputs")
+        return columns
+
     def as_json(self) -> dict[str, Any]:
         """The content of ``recipe.json``."""
         return self.model_dump(mode="json")

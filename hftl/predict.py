@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
-from hftl.backbones.protocol import Backbone, Encoded
-from hftl.data import Files, load_data
-from hftl.data.columns import TEXT_NAMES
-from hftl.data.folders import list_files
-from hftl.data.tables import read_tables
+from hftl.backbones.protocol import Encoded
+from hftl.data import Split, Texts, load_data
 from hftl.errors import BadRowError, DataError
 from hftl.export.loaded import LoadedModel
+from hftl.frozen.asked import stored_logits
 from hftl.hub.client import staying_offline
+from hftl.inputs import InputRow, read_inputs
 from hftl.metrics import evaluate_predictions
+from hftl.progress import Progress
 from hftl.runs.console import quiet_libraries
+from hftl.store.store import FeatureStore, cache_root
 
-TABLES = {".csv", ".tsv", ".jsonl", ".json", ".parquet"}
 BATCH_ROWS = 32
 
 
-def predict(
-    model: str | Path | LoadedModel, inputs: Sequence[str], *, on_bad_row: str = "error", offline: bool = False
+def predictions(
+    model: str | Path | LoadedModel,
+    inputs: Sequence[str | tuple[str, ...]],
+    *,
+    input_columns: Sequence[str] | None = None,
+    on_bad_row: str = "error",
+    offline: bool = False,
 ) -> list[dict[str, Any]]:
     """Predict label and score for inputs.
 
     Args:
         model: a run's folder, a model's folder, a Hub id, or what `load` gave for one.
-        inputs: for images, files and folders; for texts, the texts themselves, or files of them (one a line in
-            ``.txt``; a column named like a text in csv, tsv, jsonl and parquet).
+        inputs: for images, files, folders and tables of paths; for texts, the texts themselves (a tuple of two for a
+            pair), or files of them: one text a line in ``.txt``, tables in csv, tsv, jsonl and parquet.
+        input_columns: what to read of a table; None for the columns that the run was trained on.
         on_bad_row: ``"error"``, or ``"skip"`` to give a row that cannot be decoded the label None and an ``error``.
         offline: use only what is on this machine.
 
@@ -42,15 +47,15 @@ def predict(
         regression), ``score`` of the label, and ``scores`` by label name.
 
     Raises:
-        UserError: the model or an input cannot be used.
+        UserError: the model or an input cannot be used, or an input is not what the model was trained on.
     """
     with quiet_libraries(), staying_offline(offline):
         loaded = _loaded(model, offline)
-        rows = _input_rows(loaded.backbone, inputs)
-        predictions: list[dict[str, Any]] = []
+        rows = read_inputs(loaded, inputs, input_columns)
+        answers: list[dict[str, Any]] = []
         for start in range(0, len(rows), BATCH_ROWS):
-            predictions += _predict_rows(loaded, rows[start : start + BATCH_ROWS], on_bad_row)
-    return predictions
+            answers += _predict_rows(loaded, rows[start : start + BATCH_ROWS], on_bad_row)
+    return answers
 
 
 def evaluate(
@@ -60,6 +65,7 @@ def evaluate(
     input_columns: Sequence[str] | None = None,
     label_columns: Sequence[str] | None = None,
     offline: bool = False,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Metrics of a model on other data: their test (or validation) split, or all rows where they bring none.
 
@@ -88,11 +94,7 @@ def evaluate(
             task=loaded.task,
         )
         splits = [read.train, read.test] if read.set_aside else [read.test]
-        logits = [
-            loaded.logits(backbone.encode([split.inputs[i] for i in rows], [split.inputs.name(i) for i in rows]))
-            for split in splits
-            for rows in _row_ranges(len(split))
-        ]
+        logits = [_split_logits(loaded, split, quiet) for split in splits]
     labels = np.concatenate([split.labels for split in splits])
     if loaded.task.has_classes:
         labels = _as_known(labels, read.label_names, loaded)
@@ -119,9 +121,23 @@ def _loaded(model: str | Path | LoadedModel, offline: bool) -> LoadedModel:
     return model if isinstance(model, LoadedModel) else LoadedModel.load(model, offline=offline)
 
 
-def _row_ranges(rows: int) -> Iterator[range]:
-    for start in range(0, rows, BATCH_ROWS):
-        yield range(start, min(start + BATCH_ROWS, rows))
+def _split_logits(model: LoadedModel, split: Split, quiet: bool) -> torch.Tensor:
+    """Logits (n, C) of a split's rows: of stored features where the run's head has seen them, else of the model."""
+    rows, known = stored_logits(model, split.inputs, FeatureStore(cache_root()))
+    logits = torch.empty(len(split), len(model.label_names))
+    logits[torch.from_numpy(rows)] = known
+    missing = np.setdiff1d(np.arange(len(split)), rows)
+    if isinstance(split.inputs, Texts):
+        # Texts of like length together, so that little of a batch is padding.
+        missing = missing[np.argsort([-sum(map(len, split.inputs[int(i)])) for i in missing], kind="stable")]
+    with Progress("evaluate", len(split), quiet=quiet) as progress:
+        progress.advance(len(rows))
+        for start in range(0, len(missing), BATCH_ROWS):
+            batch = missing[start : start + BATCH_ROWS].tolist()
+            names = [split.inputs.name(i) for i in batch]
+            logits[batch] = model.logits(model.backbone.encode([split.inputs[i] for i in batch], names))
+            progress.advance(len(batch))
+    return logits
 
 
 def _as_known(labels: np.ndarray, names: Sequence[str], model: LoadedModel) -> np.ndarray:
@@ -138,22 +154,22 @@ def _as_known(labels: np.ndarray, names: Sequence[str], model: LoadedModel) -> n
     return placed
 
 
-def _predict_rows(model: LoadedModel, rows: Sequence[tuple[Any, str]], on_bad_row: str) -> Iterator[dict[str, Any]]:
+def _predict_rows(model: LoadedModel, rows: Sequence[InputRow], on_bad_row: str) -> Iterator[dict[str, Any]]:
     encoded: list[Encoded | BadRowError] = []
-    for row, name in rows:
+    for row in rows:
         try:
-            encoded += model.backbone.encode([row() if callable(row) else row], [name])
+            encoded += model.backbone.encode([row.read()], [row.name])
         except BadRowError as error:
             if on_bad_row == "error":
                 raise
             encoded.append(error)
     good = [row for row in encoded if isinstance(row, Encoded)]
-    answers = iter(_answers(model, model.scores(good).numpy()) if good else ())
-    for (_, name), row in zip(rows, encoded, strict=True):
-        if isinstance(row, BadRowError):
-            yield {"input": name, "label": None, "score": None, "scores": None, "error": row.why}
+    named = iter(_answers(model, model.scores(good).numpy()) if good else ())
+    for row, result in zip(rows, encoded, strict=True):
+        if isinstance(result, BadRowError):
+            yield {"input": row.name, "label": None, "score": None, "scores": None, "error": result.why}
         else:
-            yield {"input": name, **next(answers)}
+            yield {"input": row.name, **next(named)}
 
 
 def _answers(model: LoadedModel, scores: np.ndarray) -> Iterator[dict[str, Any]]:
@@ -164,42 +180,3 @@ def _answers(model: LoadedModel, scores: np.ndarray) -> Iterator[dict[str, Any]]
         plain = label[0] if not task.has_classes and len(label) == 1 else label
         named = dict(zip(model.label_names, row, strict=True))
         yield {"label": plain, "score": max(row) if task.has_classes else None, "scores": named}
-
-
-def _input_rows(backbone: Backbone, inputs: Sequence[str]) -> list[tuple[Any, str]]:
-    """Each row, or a function that reads it, and its name."""
-    if backbone.wants == "text":
-        return [row for text in inputs for row in _texts(text)]
-    paths: list[str] = []
-    for given in inputs:
-        path = Path(given).expanduser()
-        if path.is_dir():
-            found = [path / file for file in list_files(path) if PurePath(file).suffix.lower() in backbone.suffixes]
-            if not found:
-                raise DataError(
-                    f"folder {given!r} holds no file that {backbone.name} reads "
-                    f"({', '.join(sorted(backbone.suffixes))})"
-                )
-            paths += [str(file) for file in found]
-        elif path.exists():
-            paths.append(str(path))
-        else:
-            raise DataError(f"no file or folder {given!r}")
-    files = Files(pa.chunked_array([paths]))
-    return [((lambda i=i: files.read(i)), files.name(i)) for i in range(len(files))]
-
-
-def _texts(given: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    path = Path(given)
-    if path.suffix.lower() in TABLES and path.is_file():
-        table = read_tables([path], path.parent).parts["train"].table
-        column = next((name for name in (*TEXT_NAMES, *table.column_names) if name in table.column_names), None)
-        if column is None:
-            raise DataError(f"{given} has no columns")
-        for i, value in enumerate(table[column].to_pylist(), 1):
-            yield (str(value or ""),), f"{path.name} row {i}"
-    elif path.suffix.lower() == ".txt" and path.is_file():
-        for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            yield (line,), f"{path.name} line {i}"
-    else:
-        yield (given,), given
