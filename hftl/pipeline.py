@@ -127,7 +127,7 @@ def run(
             "total": round(time.monotonic() - started, 3),
         }
         metrics = metrics.model_copy(update={"seconds": seconds})
-        finish(folder, exported, record, metrics, bad)
+        metrics = finish(folder, exported, record, metrics, bad)
     print_results(say, metrics, folder.path)
     return Run(folder.path, metrics.as_json())
 
@@ -326,14 +326,16 @@ def measure(folder: RunFolder, trained: Trained, features: StoredFeatures | None
 
 def finish(
     folder: RunFolder, exported: Sequence[Exported], record: RunRecord, metrics: Metrics, bad: Sequence[BadRowError]
-) -> None:
-    """Write the cards of what was exported and, last, the metrics."""
+) -> Metrics:
+    """Write the cards of what was exported and, last, the metrics, which say what the exported files were."""
     for each in exported:
         write_card(each.folder, record, metrics, each.library)
     if bad:
         folder.write_json("skipped.json", [{"row": row.row, "why": row.why} for row in bad])
+    metrics = metrics.model_copy(update={"files": folder.seal([each.folder for each in exported])})
     # Last, because where metrics.json stands a run is complete.
     folder.write_metrics(metrics)
+    return metrics
 
 
 def _log_nothing(event: str, **values: Any) -> None:

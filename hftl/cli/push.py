@@ -25,14 +25,17 @@ def push(
 
     The token is the one of `hf auth login` or HF_TOKEN. Only files that a model is made of are pushed.
     """
+    from hftl.export.push import not_pushed, uploads_of
     from hftl.export.push import push as do
-    from hftl.export.push import uploads_of
     from hftl.hub.commit import check_repo_id
 
     if dry_run:
         check_repo_id(repo_id)
-        rows = [{"file": upload.path, "size": human_bytes(upload.size)} for upload in uploads_of(run, repo_id)]
+        uploads, left = uploads_of(run, repo_id)
+        rows = [{"file": upload.path, "size": human_bytes(upload.size)} for upload in uploads]
         show(rows, ["file", "size"], as_json=False)
+        for note in not_pushed(left):
+            say(note)
         return
     print_pushed(do(run, repo_id, public=public, create_pr=create_pr, revision=revision))
 

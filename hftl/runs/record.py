@@ -135,6 +135,8 @@ class Metrics(_Record):
         finetune: what fine-tuning reports; None for a head.
         rows: of each split, without those that could not be decoded.
         seconds: of ``extract``, ``train`` and ``total``.
+        files: size and checksum of each exported file, by its path in the run's folder; empty in runs of a release that
+            did not record them.
     """
 
     eval: dict[str, Any]
@@ -143,6 +145,7 @@ class Metrics(_Record):
     finetune: dict[str, Any] | None = None
     rows: dict[str, int] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The content of ``metrics.json``."""
