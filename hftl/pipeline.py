@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from rich.console import Console
 
 from hftl.backbones.loading import load_backbone
 from hftl.backbones.protocol import Backbone, Target
@@ -36,6 +35,7 @@ from hftl.runs.folder import RunFolder
 from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
 from hftl.store.store import FeatureStore, cache_root
+from hftl.terminal import Terminal
 
 NO_FEATURES = {"rows": 0, "computed": 0, "reused": 0}
 
@@ -91,7 +91,7 @@ def run(
     """
     started = time.monotonic()
     main = start_processes().is_main_process
-    say = Console(quiet=quiet or not main, highlight=False)
+    say = Terminal(quiet=quiet or not main)
     with quiet_libraries(), staying_offline(offline):
         spec, backbone, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
         # Only the main process has a folder; the others compute their share and write nothing but features.
@@ -127,7 +127,7 @@ def run(
             "total": round(time.monotonic() - started, 3),
         }
         metrics = metrics.model_copy(update={"seconds": seconds})
-        finish(folder, exported, record, metrics, bad)
+        metrics = finish(folder, exported, record, metrics, bad)
     print_results(say, metrics, folder.path)
     return Run(folder.path, metrics.as_json())
 
@@ -157,7 +157,7 @@ def compute_features(
         UserError: the recipe, its data or its backbone cannot be used.
         StoreError: features cannot be stored.
     """
-    say = Console(quiet=quiet or not start_processes().is_main_process, highlight=False)
+    say = Terminal(quiet=quiet or not start_processes().is_main_process)
     own = view_of(recipe)
     views = [replace(own, pooling=each) for each in (pooling or own.pooling, *also)]
     with quiet_libraries(), staying_offline(offline):
@@ -175,7 +175,7 @@ def start_processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def inputs_of(recipe: Recipe, say: Console, options: BackboneOptions) -> tuple[BackboneSpec, Backbone, Data]:
+def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[BackboneSpec, Backbone, Data]:
     """Find the backbone and the data that a recipe names, and say what was found and inferred."""
     spec = find(recipe.backbone)
     backbone = load_backbone(spec, options)
@@ -224,7 +224,7 @@ def starting_features(
     spec: BackboneSpec,
     backbone: Backbone,
     data: Data,
-    say: Console,
+    say: Terminal,
     *,
     on_bad_row: str,
     quiet: bool,
@@ -252,7 +252,7 @@ def stored_features(
     backbone: Backbone,
     data: Data,
     views: Sequence[View],
-    say: Console,
+    say: Terminal,
     *,
     on_bad_row: str,
     quiet: bool,
@@ -278,7 +278,7 @@ def finetuned(
     features: StoredFeatures | None,
     data: Data,
     folder: RunFolder | None,
-    say: Console,
+    say: Terminal,
     *,
     resume: bool,
     track: Sequence[str],
@@ -302,7 +302,7 @@ def finetuned(
     )
 
 
-def start_of(head: Trained, data: Data, say: Console) -> dict[str, torch.Tensor]:
+def start_of(head: Trained, data: Data, say: Terminal) -> dict[str, torch.Tensor]:
     """The solved head's parameters, for fine-tuning to start from, and a word on how good they are."""
     values = evaluate_predictions(data.task, head.logits.numpy(), data.test.labels, data.label_names)
     name = next(iter(values))
@@ -326,14 +326,16 @@ def measure(folder: RunFolder, trained: Trained, features: StoredFeatures | None
 
 def finish(
     folder: RunFolder, exported: Sequence[Exported], record: RunRecord, metrics: Metrics, bad: Sequence[BadRowError]
-) -> None:
-    """Write the cards of what was exported and, last, the metrics."""
+) -> Metrics:
+    """Write the cards of what was exported and, last, the metrics, which say what the exported files were."""
     for each in exported:
         write_card(each.folder, record, metrics, each.library)
     if bad:
         folder.write_json("skipped.json", [{"row": row.row, "why": row.why} for row in bad])
+    metrics = metrics.model_copy(update={"files": folder.seal([each.folder for each in exported])})
     # Last, because where metrics.json stands a run is complete.
     folder.write_metrics(metrics)
+    return metrics
 
 
 def _log_nothing(event: str, **values: Any) -> None:

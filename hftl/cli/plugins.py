@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from hftl.cli.output import show
+from hftl.cli.output import say, show
 from hftl.errors import HftlError, PluginError
 from hftl.plugins.manager import BUILT_IN
 from hftl.plugins.manager import plugins as loaded_plugins
 from hftl.plugins.spec import Plugin
-from hftl.wording import named_error
+from hftl.wording import named_error, printable
 
 
 def plugins(
@@ -77,7 +77,7 @@ def _registered() -> dict[str, list[str]]:
         for metric in metrics():
             gives.setdefault(metric.plugin.package, []).append(f"metric {metric.name}")
     except HftlError as error:
-        typer.echo(f"hftl: {error}", err=True)
+        say(f"hftl: {printable(error)}", error=True)
     return gives
 
 

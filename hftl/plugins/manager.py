@@ -23,7 +23,7 @@ from hftl._version import __version__
 from hftl.errors import PluginError
 from hftl.plugins import hookspecs
 from hftl.plugins.spec import Plugin
-from hftl.wording import named_error
+from hftl.wording import named_error, printable
 
 Item = TypeVar("Item")
 
@@ -230,7 +230,7 @@ def _whose(plugin: Plugin) -> str:
 
 
 def _say(line: str) -> None:
-    print(f"hftl: {line}", file=sys.stderr)
+    print(f"hftl: {printable(line)}", file=sys.stderr)
 
 
 @lru_cache(maxsize=1)
