@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import update_wrapper
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, get_type_hints
+from typing import Any, Generic, ParamSpec, get_args, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
@@ -291,6 +291,22 @@ def field_names() -> list[str]:
     names = [name for name in Recipe.model_fields if name != "method"]
     inner = [f"method.{field}" for model in METHODS.values() for field in model.model_fields if field != "name"]
     return [*names, "method", *dict.fromkeys(inner)]
+
+
+def boolean_fields() -> set[str]:
+    """The dotted names of fields that are true or false."""
+    models = {"": Recipe, **{f"{name}.": model for name, model in METHODS.items()}}
+    return {
+        f"method.{field}" if prefix else field
+        for prefix, model in models.items()
+        for field, info in model.model_fields.items()
+        if is_boolean(info.annotation)
+    }
+
+
+def is_boolean(annotation: Any) -> bool:
+    """Whether a type is bool, or bool and None."""
+    return annotation is bool or set(get_args(annotation)) == {bool, type(None)}
 
 
 def read_as(annotation: Any, value: str, flag: str) -> Any:
