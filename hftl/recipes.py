@@ -7,12 +7,12 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import update_wrapper
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, get_type_hints
+from typing import Any, Generic, ParamSpec, get_args, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
@@ -135,28 +135,34 @@ def find_recipe(ref: str) -> RecipeFunction[...]:
     path, _, function = ref.partition(".py:")
     if function or ref.endswith(".py"):
         return _from_file(Path(f"{path}.py" if function else ref), function)
-    known = registered_recipes()
+    known = recipe_claims()
     if ref in known:
-        return _from_object(ref, known[ref])
+        if conflict := recipe_conflict(ref, known[ref]):
+            raise RecipeError(conflict)
+        return _from_object(ref, known[ref][0])
     if Path(f"{ref}.py").is_file():
         return _from_file(Path(f"{ref}.py"), "")
     ways = did_you_mean(ref, known) or "; give a Python file, or a name from `hftl recipes`"
     raise RecipeError(f"no recipe is called {ref!r}{ways}{plugins().suspects()}")
 
 
-def registered_recipes() -> dict[str, str]:
-    """Every recipe registered by an entry point or a plugin: its name and ``package.module:function``."""
+def recipe_claims() -> dict[str, list[str]]:
+    """Every recipe registered by an entry point or a plugin: its name and each ``package.module:function`` it is."""
     claims = [(entry.name, entry.value) for entry in entry_points(group="hftl.recipes")]
     for _, theirs in plugins().collect("hftl_register_recipes", lambda name, value: (str(name), str(value))):
         claims += theirs
-    registered: dict[str, str] = {}
+    registered: dict[str, list[str]] = {}
     for name, value in claims:
-        if registered.setdefault(name, value) != value:
-            raise RecipeError(
-                f"recipe {name!r} is claimed twice, as {registered[name]} and {value}; "
-                "uninstall one of the two packages"
-            )
+        if value not in registered.setdefault(name, []):
+            registered[name].append(value)
     return registered
+
+
+def recipe_conflict(name: str, values: Sequence[str]) -> str | None:
+    """What is wrong with a name that more than one package registered; None if nothing is."""
+    if len(values) < 2:
+        return None
+    return f"recipe {name!r} is claimed twice, as {values[0]} and {values[1]}; uninstall one of the two packages"
 
 
 def _from_file(path: Path, function: str) -> RecipeFunction[...]:
@@ -285,6 +291,22 @@ def field_names() -> list[str]:
     names = [name for name in Recipe.model_fields if name != "method"]
     inner = [f"method.{field}" for model in METHODS.values() for field in model.model_fields if field != "name"]
     return [*names, "method", *dict.fromkeys(inner)]
+
+
+def boolean_fields() -> set[str]:
+    """The dotted names of fields that are true or false."""
+    models = {"": Recipe, **{f"{name}.": model for name, model in METHODS.items()}}
+    return {
+        f"method.{field}" if prefix else field
+        for prefix, model in models.items()
+        for field, info in model.model_fields.items()
+        if is_boolean(info.annotation)
+    }
+
+
+def is_boolean(annotation: Any) -> bool:
+    """Whether a type is bool, or bool and None."""
+    return annotation is bool or set(get_args(annotation)) == {bool, type(None)}
 
 
 def read_as(annotation: Any, value: str, flag: str) -> Any:

@@ -145,6 +145,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "base": _base(backbone),
         "how": HOW[method["name"]],
         "library": library,
+        "plugin": backbone.plugin or "that wrote them",
         "pipeline_tag": tag,
         "auto_model": auto_model,
         "auto_processor": auto_processor,
@@ -193,6 +194,8 @@ def _base(backbone: BackboneRecord) -> str:
 
 def _example(tag: str, task: Task, labels: int, inputs: int) -> str:
     """The arguments of a pipeline for one example."""
+    if tag == "audio-classification":
+        return '"sound.wav"'
     if tag == "image-classification":
         return '"photo.jpg"' if task.is_exclusive else f'"photo.jpg", top_k={labels}'
     text = '{"text": "some text", "text_pair": "another text"}' if inputs == 2 else '"some text"'
