@@ -186,6 +186,8 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
         input_columns=recipe.input_columns,
         label_columns=recipe.label_columns,
         task=recipe.task,
+        unlabelled=recipe.unlabelled,
+        label_separator=recipe.label_separator,
         seed=recipe.seed,
         test_size=recipe.test_size,
     )
