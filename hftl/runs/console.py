@@ -53,7 +53,7 @@ def print_results(say: Console, metrics: Metrics, folder: Path) -> None:
     for name, value in metrics.eval.items():
         if isinstance(value, float):
             table.add_row(name, f"{value:.4f}")
-    for name, value in (metrics.head or {}).get("baselines", {}).items():
+    for name, value in (metrics.head or metrics.finetune or {}).get("baselines", {}).items():
         # What costs nothing, to read the result by.
         table.add_row(f"accuracy of {name}", f"{value:.4f}", style="dim")
     say.print(table)
