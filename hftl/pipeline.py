@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 
@@ -19,11 +21,13 @@ from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
 from hftl.export.trained import Exported, Trained
 from hftl.finetune.rows import without_bad_rows
+from hftl.finetune.stop import Interrupts
 from hftl.frozen.features import StoredFeatures, features_of, matrix_of
 from hftl.frozen.head import train_head
 from hftl.frozen.matrix import FeatureMatrix
 from hftl.frozen.view import Pooling, View
 from hftl.hub.client import staying_offline
+from hftl.lifetime import follow_launcher
 from hftl.methods import Head
 from hftl.metrics import evaluate_predictions
 from hftl.parallel import broadcast, on_main
@@ -31,7 +35,8 @@ from hftl.plugins.registry import add_metrics, find
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.recipes import Recipe
 from hftl.runs.console import print_bad_rows, print_features, print_inputs, print_results, quiet_libraries
-from hftl.runs.folder import RunFolder
+from hftl.runs.folder import RunFolder, writing
+from hftl.runs.judgement import judgements
 from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
 from hftl.store.store import FeatureStore, cache_root
@@ -92,10 +97,13 @@ def run(
     started = time.monotonic()
     main = start_processes().is_main_process
     say = Terminal(quiet=quiet or not main)
-    with quiet_libraries(), staying_offline(offline):
+    with quiet_libraries(), staying_offline(offline), Interrupts(), ExitStack() as held:
         spec, backbone, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
+        on_main(lambda: check_method(recipe, backbone, data, Path(out or "runs"), resume=resume, track=track))
         # Only the main process has a folder; the others compute their share and write nothing but features.
         folder: RunFolder | None = on_main(lambda: open_folder(out, name, resume))
+        if folder:
+            held.callback(folder.release)
         record = record_of(name, recipe, spec, backbone, data)
         if folder:
             folder.write_record(record)
@@ -120,7 +128,8 @@ def run(
             return None
         trained_at = time.monotonic()
         metrics = measure(folder, trained, features, data)
-        exported = trained.export(folder.model)
+        with writing(folder.path):
+            exported = trained.export(folder.model)
         seconds = {
             "extract": round(features.seconds if features else 0.0, 3),
             "train": round(trained_at - fitting, 3),
@@ -129,6 +138,8 @@ def run(
         metrics = metrics.model_copy(update={"seconds": seconds})
         metrics = finish(folder, exported, record, metrics, bad)
     print_results(say, metrics, folder.path)
+    for line in judgements(metrics, data.task):
+        say.print(line, markup=False, soft_wrap=True)
     return Run(folder.path, metrics.as_json())
 
 
@@ -172,6 +183,7 @@ def compute_features(
 def start_processes() -> PartialState:
     """This process's place among those of the launcher."""
     # On CPUs accelerate joins the processes of a launcher only if it is told that CPUs are meant.
+    follow_launcher()
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
@@ -196,6 +208,28 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
         raise RecipeError(f"pooling={pooling!r}: only a head on texts can be exported with it; leave pooling out")
     print_inputs(say, backbone, data)
     return spec, backbone, data
+
+
+def check_method(
+    recipe: Recipe, backbone: Backbone, data: Data, where: Path, *, resume: bool, track: Sequence[str]
+) -> None:
+    """See that the method can do what is asked of it, before features are computed.
+
+    Raises:
+        UserError: it cannot; see `hftl.finetune.feasible.check`.
+    """
+    if not isinstance(recipe.method, Head):
+        # Brought only here: PEFT takes a second to import.
+        from hftl.finetune.feasible import check
+
+        check(recipe.method, Target(backbone, backbone.config(data.task, data.label_names)), where.expanduser(), track)
+    elif resume:
+        raise RecipeError(
+            "--resume goes on with fine-tuning, and method=head has no checkpoints: run the same command without "
+            "--resume, and every feature that is stored is reused"
+        )
+    elif track:
+        raise RecipeError("--track logs the steps of fine-tuning, and method=head takes none; leave it out")
 
 
 def open_folder(out: str | Path | None, name: str, resume: bool) -> RunFolder:
@@ -241,8 +275,10 @@ def starting_features(
     except CutError as error:
         if isinstance(recipe.method, Head):
             raise
+        # The advice that ends the message is to fine-tune, which is what is being done.
+        why = str(error).partition("; fine-tune")[0]
         say.print(
-            f"start     the head as the checkpoint has it, because it cannot be solved on features: {error}",
+            f"start     the head as the checkpoint has it, because it cannot be solved on features: {why}",
             markup=False,
             soft_wrap=True,
         )
@@ -290,18 +326,24 @@ def finetuned(
     from hftl.finetune.train import finetune
 
     assert not isinstance(recipe.method, Head)
-    return finetune(
+    head: Trained | None = on_main(lambda: solved_head(recipe, target, features, data)) if features else None
+    trained = finetune(
         recipe.method,
         target,
         data,
-        start=on_main(lambda: start_of(solved_head(recipe, target, features, data), data, say)) if features else None,
+        start=start_of(head, data, say) if head else None,
         seed=recipe.seed,
         folder=Path(broadcast(str(folder.path) if folder else None)),
         resume=resume,
+        known={name: split.digests for name, split in features.splits.items()} if features else None,
         track=track,
         log=folder.log if folder else _log_nothing,
         say=partial(say.print, markup=False, soft_wrap=True),
     )
+    if head and "baselines" in head.report:
+        # What costs nothing on these features stands beside what fine-tuning made of them.
+        trained.report["baselines"] = head.report["baselines"]
+    return trained
 
 
 def start_of(head: Trained, data: Data, say: Terminal) -> dict[str, torch.Tensor]:
@@ -317,6 +359,9 @@ def measure(folder: RunFolder, trained: Trained, features: StoredFeatures | None
     for step in trained.report.get("path", []):
         folder.log("strength", **step)
     task, test, logits = data.task, data.test, trained.logits
+    if task.is_exclusive and "baselines" not in trained.report:
+        frequent = np.bincount(data.train.labels).argmax()
+        trained.report["baselines"] = {"majority": float((test.labels == frequent).mean())}
     values = evaluate_predictions(task, logits.numpy(), test.labels, data.label_names)
     add_metrics(values, logits.numpy(), test.labels, task)
     folder.log("eval", **{name: value for name, value in values.items() if isinstance(value, float)})
