@@ -21,7 +21,6 @@ from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
 from hftl.export.trained import Exported, Trained
 from hftl.finetune.rows import without_bad_rows
-from hftl.finetune.stop import Interrupts
 from hftl.frozen.features import StoredFeatures, features_of, matrix_of
 from hftl.frozen.head import train_head
 from hftl.frozen.matrix import FeatureMatrix
@@ -97,7 +96,7 @@ def run(
     started = time.monotonic()
     main = start_processes().is_main_process
     say = Terminal(quiet=quiet or not main)
-    with quiet_libraries(), staying_offline(offline), Interrupts(), ExitStack() as held:
+    with quiet_libraries(), staying_offline(offline), ExitStack() as held:
         spec, backbone, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
         on_main(lambda: check_method(recipe, backbone, data, Path(out or "runs"), resume=resume, track=track))
         # Only the main process has a folder; the others compute their share and write nothing but features.
