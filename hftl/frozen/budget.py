@@ -75,8 +75,8 @@ class Ramp:
 def ramp_for(device: torch.device, *, by_tokens: bool, key: str, memory: Path) -> Ramp:
     """The ramp for a device: settled on what was remembered under ``key``, or to be climbed.
 
-    On CPUs the budget is fixed: it hardly changes the speed, and with a fixed one two runs on one machine that compute the
-    same missing rows are equal to the bit. (Other missing rows make other batches, whose sums round differently.)
+    On CPUs the budget is fixed: it hardly changes the speed, and with a fixed one two runs on one machine that compute
+    the same missing rows are equal to the bit. (Other missing rows make other batches, whose sums round differently.)
     """
     if device.type == "cpu":
         return Ramp([CPU_TOKENS if by_tokens else CPU_ROWS])

@@ -182,6 +182,7 @@ def write_atomically(
     Raises:
         OSError: the first error of any step; the temporary file is removed.
     """
+    # In the same folder: a rename is atomic within one file system only. The name says whose it is, for the clean-up.
     temp = path.with_name(f".tmp-{process_mark()}")
     try:
         fd = uninterrupted(lambda: files.open(temp, mode))
@@ -193,8 +194,9 @@ def write_atomically(
         finally:
             files.close(fd)
         uninterrupted(lambda: files.place(temp, path) if new else files.replace(temp, path))
+        # The rename itself is an entry of the folder, which is lost in a crash until the folder is on the disk.
         uninterrupted(lambda: files.fsync_folder(path.parent))
-    except BaseException:
+    except BaseException:  # an interrupt must not leave the file either
         with suppress(OSError):
             files.unlink(temp)
         raise
@@ -211,7 +213,7 @@ def write_file(path: Path, content: Buffer) -> None:
 
 def _write_all(files: FileCalls, fd: int, data: memoryview) -> None:
     at = 0
-    while at < len(data):
+    while at < len(data):  # a write may take less than it was given: on a signal, or near the end of the disk
         at += uninterrupted(functools.partial(files.write, fd, data[at:]))
 
 
