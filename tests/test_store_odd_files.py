@@ -195,6 +195,9 @@ def test_every_command_ends_well_whatever_stands_beside_the_spaces(root: Path, c
     for make in ODD:
         for place in places_beside(root)[1:]:
             put(make, place.with_name(f"{place.name}-{make.__name__}"))
+        put(make, root / "claims" / make.__name__)
+    run_every_command(cli)
+    put(link_to_itself, root / "claims")
     run_every_command(cli)
     strays = {f"stray-{make.__name__}" for make in ODD} - {"stray-empty"}
     assert strays <= {path.name for path in (root / "features").iterdir()}, "what is no space is not removed"
@@ -217,7 +220,7 @@ def test_a_run_has_right_rows_or_one_line_whatever_stands_at_any_name(root: Path
     """In the places of files the damage is set aside and the rows are there again; elsewhere a line says what to do."""
     source = root.parent / "source.txt"
     source.write_text("content")
-    for number in range(16):
+    for number in range(17):
         shutil.rmtree(root, ignore_errors=True)
         target = [*places_in(use(FeatureStore(root))), *places_beside(root)][number]
         put(make, target)

@@ -280,6 +280,11 @@ def is_mark(name: str) -> bool:
     return _MARK.fullmatch(name) is not None
 
 
+def process_of(mark: str) -> int:
+    """The id of the process that gave the name ``mark``, on its own machine."""
+    return int(mark.split("-")[1])
+
+
 def alive(mark: str) -> bool | None:
     """Whether the process that gave the name ``mark`` (`process_mark`) runs; None for one of another host."""
     match = _MARK.fullmatch(mark)
