@@ -156,6 +156,7 @@ def places_beside(root: Path) -> list[Path]:
         "features/stray",
         "digests",
         "digests/files.safetensors",
+        "claims",
     ]
     return [root / name for name in names]
 
