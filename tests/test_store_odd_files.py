@@ -380,7 +380,10 @@ COMMAND = AS_SOMEBODY + "main()"
 
 
 def as_somebody(code: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run code as a user whom modes bind."""
+    """Run code as a user whom modes bind; another session of pytest may have closed the folders above meanwhile."""
+    for parent in Path(arguments[0]).parents:
+        if parent.name.startswith(("pytest-", "popen-")):
+            parent.chmod(0o755)
     return subprocess.run(
         [sys.executable, "-c", code.format(tests=str(Path(__file__).parent)), *map(str, arguments)],
         capture_output=True,
@@ -392,9 +395,6 @@ def as_somebody(code: str, *arguments: str | Path) -> subprocess.CompletedProces
 
 
 def test_a_store_of_odd_modes_is_used_or_refused_in_one_line(tmp_path: Path):
-    for parent in tmp_path.parents:
-        if parent.name.startswith(("pytest-", "popen-")):
-            parent.chmod(0o755)
     tmp_path.chmod(0o777)
     root = tmp_path / "cache"
     done = as_somebody(USE, root)
