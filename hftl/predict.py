@@ -125,6 +125,7 @@ def _split_logits(model: LoadedModel, split: Split, quiet: bool) -> torch.Tensor
     """Logits (n, C) of a split's rows: of stored features where the run's head has seen them, else of the model."""
     rows, known = stored_logits(model, split.inputs, FeatureStore(cache_root()))
     logits = torch.empty(len(split), len(model.label_names))
+    model.check(known)
     logits[torch.from_numpy(rows)] = known
     missing = np.setdiff1d(np.arange(len(split)), rows)
     if isinstance(split.inputs, Texts):

@@ -306,7 +306,7 @@ def test_the_cache_stands_in_for_the_hub_only_for_the_commit_that_is_meant(
     add_reviews(hub, "someone/moving", rows=40, ref="v2")
     cached = cut_off(read_data, "someone/moving")
     assert cached["commit"] == first
-    assert f"from the cache, for the Hub cannot be asked: commit {first}" in cached["notes"]
+    assert f"from the cache, because the Hub cannot be asked: commit {first}" in cached["notes"]
     assert cut_off(read_data, f"someone/moving@{first}")["commit"] == first
     assert cut_off(read_data, "someone/moving@main")["commit"] == first
     with pytest.raises(DataError, match="the cache holds another commit"):

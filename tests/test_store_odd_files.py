@@ -21,7 +21,7 @@ from runs import Cli
 
 from hftl.errors import HftlError, StoreError
 from hftl.store.description import Description
-from hftl.store.files import OddFileError, open_regular, read_regular
+from hftl.store.files import OddFileError, open_regular, read_bounded
 from hftl.store.shard import header_rows
 from hftl.store.store import ColumnSpec, FeatureStore, Space
 
@@ -341,7 +341,7 @@ def test_only_regular_files_are_opened(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "nothing")
     with pytest.raises(OddFileError, match="larger than 1,000 bytes"):
-        read_regular(tmp_path / "huge", 1000)
+        read_bounded(tmp_path / "huge", 1000)
 
 
 def test_a_description_that_cannot_be_set_aside_is_one_line_whose_advice_works(root: Path, cli: Cli):

@@ -74,7 +74,7 @@ def _refuse_odd(mode: int, path: str | Path) -> None:
         raise OddFileError(errno.EINVAL, "a folder" if stat.S_ISDIR(mode) else "not a regular file", str(path))
 
 
-def read_regular(path: Path, most: int) -> bytes:
+def read_bounded(path: Path, most: int) -> bytes:
     """The content of a regular file of at most ``most`` bytes.
 
     Raises:

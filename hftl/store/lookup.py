@@ -35,7 +35,7 @@ class RowIndex:
 
     def add(self, digests: Digests, shard: int) -> None:
         """Add the rows of one shard, in order; digests are uint8 (n, 16)."""
-        key, low = _split(digests)
+        key, low = _halves(digests)
         run = _SortedRun(key, low, np.full(len(key), shard, np.int32), np.arange(len(key)))
         self._runs.append(_sorted([run]))
         # As in a log-structured merge: each row is merged O(log n) times, whatever the size of the commits.
@@ -57,7 +57,7 @@ class RowIndex:
         Returns:
             The shard of each, int32 (n,), -1 where it is in none, and its row there, int64 (n,).
         """
-        key, low = _split(digests)
+        key, low = _halves(digests)
         shard = np.full(len(key), -1, np.int32)
         row = np.zeros(len(key), np.int64)
         order = np.argsort(key)  # neighbours in a query meet neighbours in the run: far fewer cache misses
@@ -77,7 +77,7 @@ class RowIndex:
         return shard, row
 
 
-def _split(digests: Digests) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+def _halves(digests: Digests) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
     """Two halves that together are the digest; rows that differ anywhere almost surely differ in the first."""
     halves = np.ascontiguousarray(digests).view(np.uint64)
     low = np.ascontiguousarray(halves[:, 1])

@@ -202,10 +202,10 @@ def _path_keys(paths: Sequence[str]) -> Digests:
 
 
 def _stats(paths: Sequence[str]) -> npt.NDArray[np.uint64]:
-    return np.array([_stat(path) for path in paths], np.uint64).reshape(-1, 4)
+    return np.array([_status_of(path) for path in paths], np.uint64).reshape(-1, 4)
 
 
-def _stat(path: str) -> tuple[int, int, int, int]:
+def _status_of(path: str) -> tuple[int, int, int, int]:
     try:
         stat = os.stat(path)  # noqa: PTH116 - a Path for each of a million files is slow
     except OSError as error:
@@ -218,7 +218,7 @@ def _read_at_rest(path: str, stat: npt.NDArray[np.uint64], now: int) -> tuple[by
     before = tuple(stat.tolist())
     for _ in range(_TRIES):
         digest = read_digest(path)
-        after = _stat(path)
+        after = _status_of(path)
         if after == before:  # the bytes read are those of one state of the file
             return digest, max(before[1], before[2]) < now - RACY_NS
         before, now = after, 0

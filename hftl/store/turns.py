@@ -23,7 +23,7 @@ from hftl.store.files import (
     make_folders,
     process_mark,
     process_of,
-    read_regular,
+    read_bounded,
     write_atomically,
 )
 
@@ -44,11 +44,11 @@ def turn(path: Path, mode: int, waiting: Callable[[str], None]) -> Iterator[None
         waiting: called once with the name of the process that is waited for, for a person.
     """
     mark = process_mark()
-    if not _taken(path, mark, mode, waiting):
+    if not _acquired(path, mark, mode, waiting):
         yield
         return
     done = threading.Event()
-    signs = threading.Thread(target=_give_signs, args=(path, done), daemon=True)
+    signs = threading.Thread(target=_renew_claim, args=(path, done), daemon=True)
     signs.start()
     try:
         yield
@@ -56,7 +56,7 @@ def turn(path: Path, mode: int, waiting: Callable[[str], None]) -> Iterator[None
         done.set()
         signs.join()
         with suppress(OSError):
-            if _read(path) == mark:  # not that of somebody who took this process for dead
+            if _mark_in(path) == mark:  # not that of somebody who took this process for dead
                 path.unlink()
 
 
@@ -69,7 +69,7 @@ def remove_stale_claims(folder: Path) -> None:
                     path.unlink()
 
 
-def _taken(path: Path, mark: str, mode: int, waiting: Callable[[str], None]) -> bool:
+def _acquired(path: Path, mark: str, mode: int, waiting: Callable[[str], None]) -> bool:
     """Whether the claim is ours now; False where there can be none."""
     waited = False
     while True:
@@ -105,7 +105,7 @@ def _holder(path: Path) -> str | None:
     """
     try:
         silent = abs(time.time() - path.lstat().st_mtime) > SILENT_SECONDS
-        mark = _read(path)
+        mark = _mark_in(path)
     except FileNotFoundError:
         raise
     except OSError:
@@ -116,11 +116,11 @@ def _holder(path: Path) -> str | None:
     return f"process {process_of(mark)}{'' if here else ' of another machine'}"
 
 
-def _read(path: Path) -> str:
-    return read_regular(path, _LONGEST_MARK).decode("ascii", "replace")
+def _mark_in(path: Path) -> str:
+    return read_bounded(path, _LONGEST_MARK).decode("ascii", "replace")
 
 
-def _give_signs(path: Path, done: threading.Event) -> None:
+def _renew_claim(path: Path, done: threading.Event) -> None:
     while not done.wait(SIGN_SECONDS):
         with suppress(OSError):
             os.utime(path)
