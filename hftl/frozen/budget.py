@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from hftl.store.files import read_regular, write_file
+from hftl.store.files import read_bounded, write_file
 
 # Tokens (for rows of different lengths) or rows (where all cost the same) in one batch.
 CPU_TOKENS, CPU_ROWS = 1024, 16
@@ -99,7 +99,7 @@ def remember(ramp: Ramp, key: str, memory: Path) -> None:
 
 def _remembered(memory: Path) -> dict[str, object]:
     try:
-        read = json.loads(read_regular(memory, 1 << 20))
+        read = json.loads(read_bounded(memory, 1 << 20))
     except (OSError, ValueError, RecursionError):
         return {}
     return read if isinstance(read, dict) else {}

@@ -67,6 +67,7 @@ def fit_logistic(
     solution = solve(objective, start.flatten()[None], options.tolerance)
     if not bool(torch.isfinite(solution.value).all()):
         raise ConvergenceError("the head's objective is not finite: the features' scale is too extreme for float32")
+    # The path's heads, solved loosely on parts of the rows, chose the strength; this one is exported.
     theta = solution.x[0].view(start.shape).clone()
     if problem.link == "softmax":
         theta[-1] -= theta[-1].mean()  # softmax does not see a common shift

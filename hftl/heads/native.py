@@ -353,6 +353,7 @@ def _labelled(
 def _hold_out(rows: _LabelledRows, task: Task, seed: int) -> tuple[_LabelledRows, _LabelledRows]:
     """A fifth of the rows, stratified by class, to judge on; classes of one row stay in training."""
     deal = task.case(single_label=stratified_folds, multi_label=rarest_label_folds, regression=random_folds)
+    # The deal of the linear heads, of which one fold is enough here: each fold more would be one more training.
     folds = deal(rows.labels, _HELD_OUT_FOLDS, seed)
     held = folds == 0
     if not bool(held.any()) or bool(held.all()):

@@ -67,6 +67,7 @@ class FoldRows:
         columns: int,
     ) -> None:
         self._features, self._targets, self._weights, self._basis = features, targets, weights, basis
+        # Stable, so that the same rows give the same blocks, and sums the same bits.
         order = torch.argsort(folds, stable=True)
         logits = _BLOCK_LOGITS.get(features.device.type, _BLOCK_LOGITS_ELSEWHERE)
         block_rows = min(max(logits // columns, _BLOCK_ROWS[0]), _BLOCK_ROWS[1])
@@ -109,6 +110,7 @@ class Objective:
     def __init__(self, rows: FoldRows, loss: Link, outputs: int, strength: float, held_out: Tensor) -> None:
         self.rows, self.loss, self.outputs, self.held_out = rows, loss, outputs, held_out
         hidden = [rows.weight_of_fold.get(fold, 0.0) for fold in held_out.tolist()]
+        # What each problem trains on: all rows but those of its fold.
         self.total = rows.total_weight - torch.tensor(hidden, dtype=torch.float64, device=held_out.device)
         self.penalty = strength / self.total
 

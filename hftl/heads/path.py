@@ -124,6 +124,7 @@ def solve(
     """
     curvature = objective.curvature(start) if curvature is None else curvature
     inverse = 1 / torch.maximum(curvature, _CURVATURE_FLOOR * curvature.amax(1, keepdim=True))
+    # Each problem keeps its last steps and gradients; with thousands of classes all folds at once would not fit.
     together = max(1, _HISTORY_BYTES // (2 * MEMORY * start[0].nbytes))
     parts = [
         minimize(
@@ -172,6 +173,7 @@ def _judge(
 ) -> Candidate:
     temperature = 1.0
     if calibrate:
+        # One temperature for all folds, as the exported head will have one.
         temperature = fit_temperature(logits, held_out.targets, held_out.weights, loss)
     losses = _weighted_losses(logits / temperature, held_out.targets, held_out.weights, loss)
     weights = held_out.weights.mean(1)

@@ -18,7 +18,7 @@ class LocalMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no typ
     Subclasses give ``about`` and ``accepts``, and implement ``_compute``.
 
     Args:
-        options: as of `evaluate.Metric`; predictions are kept in memory unless told otherwise.
+        options: as of `evaluate.Metric`; predictions are kept in memory unless they say otherwise.
     """
 
     about: str

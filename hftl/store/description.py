@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from hftl._version import __version__
 from hftl.errors import StoreError
-from hftl.store.files import OddFileError, read_regular
+from hftl.store.files import OddFileError, read_bounded
 from hftl.store.identity import JSON, canonical_json, space_id
 from hftl.store.shard import ColumnSpec
 
@@ -77,7 +77,7 @@ class Description:
             StoreError: it is whole, and of another version of the format.
         """
         try:
-            return cls._parse(read_regular(path, LARGEST), path)
+            return cls._parse(read_bounded(path, LARGEST), path)
         except OddFileError:
             return None
 

@@ -74,7 +74,7 @@ def _refuse_odd(mode: int, path: str | Path) -> None:
         raise OddFileError(errno.EINVAL, "a folder" if stat.S_ISDIR(mode) else "not a regular file", str(path))
 
 
-def read_regular(path: Path, most: int) -> bytes:
+def read_bounded(path: Path, most: int) -> bytes:
     """The content of a regular file of at most ``most`` bytes.
 
     Raises:
@@ -182,6 +182,7 @@ def write_atomically(
     Raises:
         OSError: the first error of any step; the temporary file is removed.
     """
+    # In the same folder: a rename is atomic within one file system only. The name says whose it is, for the clean-up.
     temp = path.with_name(f".tmp-{process_mark()}")
     try:
         fd = uninterrupted(lambda: files.open(temp, mode))
@@ -193,8 +194,9 @@ def write_atomically(
         finally:
             files.close(fd)
         uninterrupted(lambda: files.place(temp, path) if new else files.replace(temp, path))
+        # The rename itself is an entry of the folder, which is lost in a crash until the folder is on the disk.
         uninterrupted(lambda: files.fsync_folder(path.parent))
-    except BaseException:
+    except BaseException:  # an interrupt must not leave the file either
         with suppress(OSError):
             files.unlink(temp)
         raise
@@ -211,7 +213,7 @@ def write_file(path: Path, content: Buffer) -> None:
 
 def _write_all(files: FileCalls, fd: int, data: memoryview) -> None:
     at = 0
-    while at < len(data):
+    while at < len(data):  # a write may take less than it was given: on a signal, or near the end of the disk
         at += uninterrupted(functools.partial(files.write, fd, data[at:]))
 
 
@@ -276,6 +278,11 @@ def host_tag() -> str:
 def is_mark(name: str) -> bool:
     """Whether a name is one that `process_mark` gives."""
     return _MARK.fullmatch(name) is not None
+
+
+def process_of(mark: str) -> int:
+    """The id of the process that gave the name ``mark``, on its own machine."""
+    return int(mark.split("-")[1])
 
 
 def alive(mark: str) -> bool | None:

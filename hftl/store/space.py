@@ -115,11 +115,13 @@ class Space:
         self.columns: dict[str, ColumnSpec] = {}
         self._files = files
         self._mode = mode
+        # Threads share the index; the lock is reentrant because a read that misses refreshes it.
         self._lock = threading.RLock()
         self._index = RowIndex()
         self._numbers: dict[str, int] = {}  # of the shards in the index
         self._names: list[str] = []  # by number, those gone included
-        self._good: dict[str, tuple[int, int, int]] = {}  # checked by this process: inode, size, mtime
+        # Checked by this process: inode, size, mtime. A file that was replaced since is checked again.
+        self._good: dict[str, tuple[int, int, int]] = {}
         self._bad: dict[str, tuple[int, int, int] | None] = {}  # where they could not be set aside
         self._touched = float("-inf")
         self._lease: Lease | None = None
@@ -151,6 +153,7 @@ class Space:
                 f"{self.path / 'space.json'} is damaged and cannot be moved to quarantine: "
                 "remove the space with hftl cache clear, or set HFTL_CACHE to another folder"
             )
+        # As canonical JSON: the order of keys, which differs between writers, means nothing.
         if canonical_json(self.info) != canonical_json(dict(info)) or self.columns != dict(columns):
             raise StoreError(
                 f"{self.path} was created with other content than this program's; "
@@ -193,8 +196,8 @@ class Space:
             self._load()
         with self._lock:
             self._refresh()
-            found: npt.NDArray[np.bool_] = self._index.find(digests)[0] >= 0
-        return found
+            stored: npt.NDArray[np.bool_] = self._index.find(digests)[0] >= 0
+        return stored
 
     def commit(self, digests: Digests, columns: Mapping[str, Values], names: Sequence[str] | None = None) -> None:
         """Store n rows for good: when this returns, they survive a crash of the machine.
@@ -212,6 +215,7 @@ class Space:
         if self.info is None:
             raise StoreError(f"{self.path} is not created yet")
         shard = Shard(digests, to_storage(columns, self.columns, len(digests), self.path))
+        # Before the first byte is written: a shard with one bad row would be served for ever.
         self._refuse_non_finite(shard, names)
         for part in split_rows(shard, self.columns):
             self.write_shard(part)
@@ -238,6 +242,7 @@ class Space:
             self._load()
         self.touch()
         with self._lock:
+            # Another process may merge or clear shards while they are read: their rows are looked up again then.
             for _ in range(_RELISTS):
                 shard, row = self._find(digests)
                 try:
@@ -357,6 +362,7 @@ class Space:
             raise StoreError(f"cannot read {path}: {error.strerror}; check its permissions") from error
         if shard is None:
             self._forget(name)
+            # In a store that cannot be written the bad shard stays: remembered, it is not read at each refresh.
             self._bad[name] = signature
             set_aside(path, self._files, self._mode)
             raise ShardGoneError(name, damaged=True)
@@ -405,6 +411,7 @@ class Space:
 
     def touch(self) -> None:
         """Note that the space is in use; a store that cannot be written is used without a note."""
+        # Not at every read: a touch is a write, and `gc` counts in days.
         if self.info is None or time.monotonic() - self._touched < _TOUCH_SECONDS:
             return
         self._touched = time.monotonic()

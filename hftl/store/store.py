@@ -7,10 +7,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -30,10 +31,11 @@ from hftl.store.files import (
 )
 from hftl.store.identity import JSON, space_id
 from hftl.store.lease import in_use
-from hftl.store.shard import ColumnSpec
+from hftl.store.shard import ColumnSpec, Digests
 from hftl.store.space import MissingRowsError, NonFiniteError, ShardGoneError, Space
 from hftl.store.stat_index import StatIndex
 from hftl.store.summary import SpaceSummary, StoreStats, VerifyReport, summarise
+from hftl.store.turns import remove_stale_claims, turn
 from hftl.store.values import Ragged
 
 __all__ = [
@@ -105,6 +107,21 @@ class FeatureStore:
         """What is stored, the last used first; reads the shards' headers only."""
         summaries = [summarise(path) for path in self._space_folders()]
         return sorted(summaries, key=lambda summary: -summary.last_used)
+
+    @contextmanager
+    def turn(self, spaces: Iterable[Space], digests: Digests, waiting: Callable[[str], None]) -> Iterator[None]:
+        """Run a block that computes rows while no other process computes the very same ones.
+
+        Args:
+            spaces: where their features go.
+            digests: the rows, uint8 (n, 16), those that are stored already included.
+            waiting: called once if another process is waited for, with its name for a person.
+        """
+        what = hashlib.blake2b(digests.tobytes(), digest_size=16, person=b"hftl-turn")
+        for space in spaces:
+            what.update(space.id.encode())
+        with turn(self.root / "claims" / what.hexdigest(), mode_of(self.root), waiting):
+            yield
 
     def stats(self) -> StoreStats:
         """Totals over all spaces."""
@@ -241,6 +258,7 @@ class FeatureStore:
                 remove_orphans(path, self._files)
                 remove_orphans(path / "shards", self._files)
                 _remove_if_possible(path / "quarantine")
+            remove_stale_claims(self.root / "claims")
             for trash in self._trash():
                 if alive(trash.name.removeprefix(_TRASH)) is not True:
                     _remove_if_possible(trash)

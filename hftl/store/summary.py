@@ -1,4 +1,7 @@
-"""What a person wants to know about a space, read from its description and its shards' headers."""
+"""`SpaceSummary`: what a person wants to know about a space, from its description and its shards' headers.
+
+Nothing here fails: a summary of a damaged space tells what can be seen, so that it can be listed and removed.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,7 @@ class StoreStats:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What the verification of one space found.
+    """What the verification of one space showed.
 
     Attributes:
         space: the space.
