@@ -15,8 +15,9 @@ import torch
 from accelerate import PartialState
 
 from hftl.backbones.loading import load_backbone
+from hftl.backbones.matching import data_for
 from hftl.backbones.protocol import Backbone, Target
-from hftl.data import Data, load_data
+from hftl.data import Data
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
 from hftl.export.trained import Exported, Trained
@@ -190,10 +191,9 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
     """Find the backbone and the data that a recipe names, and say what was found and inferred."""
     spec = find(recipe.backbone)
     backbone = load_backbone(spec, options)
-    data = load_data(
+    data = data_for(
+        backbone,
         recipe.data,
-        wants=backbone.wants,
-        suffixes=backbone.suffixes,
         input_columns=recipe.input_columns,
         label_columns=recipe.label_columns,
         task=recipe.task,
@@ -206,6 +206,8 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
     if pooling != "native" and backbone.wants != "text":
         raise RecipeError(f"pooling={pooling!r}: only a head on texts can be exported with it; leave pooling out")
     print_inputs(say, backbone, data)
+    if isinstance(recipe.method, Head) and data.validation is not None and recipe.method.folds != Head().folds:
+        say.print("          the data bring a validation split, which the strength is chosen on: folds are not used")
     return spec, backbone, data
 
 
