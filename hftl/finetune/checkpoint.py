@@ -28,6 +28,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
 PREFIX = "step-"
+# Read piece by piece, so that the hash of a large file needs little memory.
 PIECE = 1 << 24
 
 

@@ -1,4 +1,4 @@
-"""What a run's result depends on, recorded by each checkpoint, and the checkpoint that a resumed run goes on from."""
+"""Resuming: the record of what a result depends on, and the checkpoint that a resumed run goes on from."""
 
 from __future__ import annotations
 

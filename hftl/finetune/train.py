@@ -41,6 +41,7 @@ from hftl.store.shard import Digests
 from hftl.wording import one_line
 
 DEFAULT_BATCH = 32
+# The share of the training rows that chooses the epoch where the data bring no validation split.
 SET_ASIDE = 0.1
 COMPILER = "inductor"
 
