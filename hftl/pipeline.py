@@ -18,6 +18,7 @@ from hftl.backbones.protocol import Backbone, Target
 from hftl.data import Data, load_data
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
+from hftl.export.proof import Evidence, prove_exports
 from hftl.export.trained import Exported, Trained
 from hftl.finetune.rows import without_bad_rows
 from hftl.frozen.features import StoredFeatures, features_of, matrix_of
@@ -120,7 +121,7 @@ def run(
             return None
         trained_at = time.monotonic()
         metrics = evaluate(folder, trained, features, data)
-        exported = trained.export(folder.model)
+        exported = proved(trained.export(folder.model), recipe, target, features, data, trained, say)
         seconds = {
             "extract": round(features.seconds if features else 0.0, 3),
             "train": round(trained_at - fitting, 3),
@@ -193,6 +194,9 @@ def inputs_of(recipe: Recipe, say: Console, options: BackboneOptions) -> tuple[B
     if pooling != "native" and backbone.wants != "text":
         raise RecipeError(f"pooling={pooling!r}: only a head on texts can be exported with it; leave pooling out")
     print_inputs(say, backbone, data)
+    # What a plugin's backbone need not have.
+    for note in getattr(backbone, "notes", ()):
+        say.print(f"          {note}", markup=False, soft_wrap=True)
     return spec, backbone, data
 
 
@@ -240,7 +244,8 @@ def starting_features(
         if isinstance(recipe.method, Head):
             raise
         say.print(
-            f"start     the head as the checkpoint has it, because it cannot be solved on features: {error}",
+            "start     the head as the checkpoint has it, because it cannot be solved on features: "
+            + str(error).removesuffix("; fine-tune it instead"),
             markup=False,
             soft_wrap=True,
         )
@@ -262,6 +267,10 @@ def stored_features(
     store = FeatureStore(cache_root())
     features = features_of(store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet)
     print_features(say, features.counts)
+    if features.content.equal_lengths:
+        say.print(
+            "          padding changes this model's numbers: rows ran, and are to be run, in batches of equal length"
+        )
     print_bad_rows(say, features.bad)
     return features
 
@@ -320,8 +329,30 @@ def evaluate(folder: RunFolder, trained: Trained, features: StoredFeatures | Non
     folder.log("eval", **{name: value for name, value in values.items() if isinstance(value, float)})
     names = [test.inputs.name(i) for i in range(len(test))]
     folder.write_predictions(task, names, test.labels, task.scores(logits).numpy(), data.label_names)
-    counts = {**features.counts, "space": features.space.id} if features else NO_FEATURES
+    counts: dict[str, Any] = {**features.counts, "space": features.space.id} if features else {**NO_FEATURES}
+    if features and features.content.equal_lengths:
+        counts["equal_lengths"] = True
     return Metrics(eval=values, features=counts, rows=data.sizes(), **{trained.section: trained.report})
+
+
+def proved(
+    exported: Sequence[Exported],
+    recipe: Recipe,
+    target: Target,
+    features: StoredFeatures | None,
+    data: Data,
+    trained: Trained,
+    say: Console,
+) -> list[Exported]:
+    """What was exported, once plain libraries have given the run's logits with it."""
+    evidence = Evidence(
+        data.test,
+        trained.logits,
+        recipe.method.mixed_precision,
+        bool(features and features.content.equal_lengths),
+        PartialState().device,
+    )
+    return prove_exports(exported, target, evidence, partial(say.print, markup=False, soft_wrap=True))
 
 
 def finish(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from copy import copy
+from functools import cached_property
+from typing import Any
+
 from hftl.backbones.protocol import Backbone
+from hftl.backbones.source import Source
 from hftl.errors import HftlError, PluginError
 from hftl.plugins.registry import backbone_claims
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
@@ -30,3 +35,22 @@ def load_backbone(spec: BackboneSpec, options: BackboneOptions) -> Backbone:
         # Where a package keeps its files says nothing to anybody else; its registered name can be asked for again.
         backbone.name = spec.name
     return backbone
+
+
+def reopened(backbone: Any, source: Source) -> Any:
+    """The backbone as its class makes it of another folder, with nothing remembered.
+
+    Args:
+        backbone: one with an attribute ``source``, as `hftl.PretrainedBackbone` has.
+        source: the folder.
+    """
+    other = copy(backbone)
+    remembered = {
+        name
+        for kind in type(backbone).__mro__
+        for name, value in vars(kind).items()
+        if isinstance(value, cached_property)
+    }
+    other.__dict__ = {name: value for name, value in other.__dict__.items() if name not in remembered}
+    other.source, other.commit = source, source.commit
+    return other

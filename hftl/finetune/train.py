@@ -152,9 +152,10 @@ def build(method: FineTune, target: Target, start: Mapping[str, Tensor], seed: i
         torch.manual_seed(seed)
         model: Any
         model, head = target.build()
+        tensors = model.state_dict()
         with torch.no_grad():
             for name, value in start.items():
-                model.get_parameter(name).copy_(value)
+                tensors[name].copy_(value)
         initial = None
         if isinstance(method, LoRA):
             model = add_lora(model, method, head, backbone)
