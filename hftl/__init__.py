@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from hftl.export.push import push
     from hftl.frozen.matrix import FeatureMatrix, write_features
     from hftl.hub.commit import Pushed
-    from hftl.inference import evaluate, load, predict
     from hftl.methods import Full, Head, LoRA, Partial
     from hftl.pipeline import Run, compute_features, run
     from hftl.plugins.hookspecs import hookimpl
     from hftl.plugins.spec import BackboneOptions, BackboneSpec
+    from hftl.predict import evaluate, load, predictions
     from hftl.recipes import Recipe, recipe
     from hftl.tasks import Task
 
@@ -74,10 +74,10 @@ _HOME = {
     "TextBackbone": "hftl.backbones.text",
     "UserError": "hftl.errors",
     "compute_features": "hftl.pipeline",
-    "evaluate": "hftl.inference",
+    "evaluate": "hftl.predict",
     "hookimpl": "hftl.plugins.hookspecs",
-    "load": "hftl.inference",
-    "predict": "hftl.inference",
+    "load": "hftl.predict",
+    "predictions": "hftl.predict",
     "push": "hftl.export.push",
     "recipe": "hftl.recipes",
     "run": "hftl.pipeline",
@@ -119,7 +119,7 @@ __all__ = [
     "evaluate",
     "hookimpl",
     "load",
-    "predict",
+    "predictions",
     "push",
     "recipe",
     "run",

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
-from rich.console import Console
 
 from hftl.backbones.loading import load_backbone
+from hftl.backbones.matching import data_for
 from hftl.backbones.protocol import Backbone, Target
-from hftl.data import Data, load_data
+from hftl.data import Data
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
 from hftl.export.trained import Exported, Trained
@@ -25,6 +27,7 @@ from hftl.frozen.head import train_head
 from hftl.frozen.matrix import FeatureMatrix
 from hftl.frozen.view import Pooling, View
 from hftl.hub.client import staying_offline
+from hftl.lifetime import follow_launcher
 from hftl.methods import Head
 from hftl.metrics import evaluate_predictions
 from hftl.parallel import broadcast, on_main
@@ -32,10 +35,12 @@ from hftl.plugins.registry import add_metrics, find
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.recipes import Recipe
 from hftl.runs.console import print_bad_rows, print_features, print_inputs, print_results, quiet_libraries
-from hftl.runs.folder import RunFolder
+from hftl.runs.folder import RunFolder, writing
+from hftl.runs.judgement import judgements
 from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
 from hftl.store.store import FeatureStore, cache_root
+from hftl.terminal import Terminal
 
 NO_FEATURES = {"rows": 0, "computed": 0, "reused": 0}
 
@@ -91,11 +96,14 @@ def run(
     """
     started = time.monotonic()
     main = start_processes().is_main_process
-    say = Console(quiet=quiet or not main, highlight=False)
-    with quiet_libraries(), staying_offline(offline):
+    say = Terminal(quiet=quiet or not main)
+    with quiet_libraries(), staying_offline(offline), ExitStack() as held:
         spec, backbone, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
+        on_main(lambda: check_method(recipe, backbone, data, Path(out or "runs"), resume=resume, track=track))
         # Only the main process has a folder; the others compute their share and write nothing but features.
         folder: RunFolder | None = on_main(lambda: open_folder(out, name, resume))
+        if folder:
+            held.callback(folder.release)
         record = record_of(name, recipe, spec, backbone, data)
         if folder:
             folder.write_record(record)
@@ -120,15 +128,18 @@ def run(
             return None
         trained_at = time.monotonic()
         metrics = measure(folder, trained, features, data)
-        exported = trained.export(folder.model)
+        with writing(folder.path):
+            exported = trained.export(folder.model)
         seconds = {
             "extract": round(features.seconds if features else 0.0, 3),
             "train": round(trained_at - fitting, 3),
             "total": round(time.monotonic() - started, 3),
         }
         metrics = metrics.model_copy(update={"seconds": seconds})
-        finish(folder, exported, record, metrics, bad)
+        metrics = finish(folder, exported, record, metrics, bad)
     print_results(say, metrics, folder.path)
+    for line in judgements(metrics, data.task):
+        say.print(line, markup=False, soft_wrap=True)
     return Run(folder.path, metrics.as_json())
 
 
@@ -157,7 +168,7 @@ def compute_features(
         UserError: the recipe, its data or its backbone cannot be used.
         StoreError: features cannot be stored.
     """
-    say = Console(quiet=quiet or not start_processes().is_main_process, highlight=False)
+    say = Terminal(quiet=quiet or not start_processes().is_main_process)
     own = view_of(recipe)
     views = [replace(own, pooling=each) for each in (pooling or own.pooling, *also)]
     with quiet_libraries(), staying_offline(offline):
@@ -172,17 +183,17 @@ def compute_features(
 def start_processes() -> PartialState:
     """This process's place among those of the launcher."""
     # On CPUs accelerate joins the processes of a launcher only if it is told that CPUs are meant.
+    follow_launcher()
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def inputs_of(recipe: Recipe, say: Console, options: BackboneOptions) -> tuple[BackboneSpec, Backbone, Data]:
+def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[BackboneSpec, Backbone, Data]:
     """Find the backbone and the data that a recipe names, and say what was found and inferred."""
     spec = find(recipe.backbone)
     backbone = load_backbone(spec, options)
-    data = load_data(
+    data = data_for(
+        backbone,
         recipe.data,
-        wants=backbone.wants,
-        suffixes=backbone.suffixes,
         input_columns=recipe.input_columns,
         label_columns=recipe.label_columns,
         task=recipe.task,
@@ -195,7 +206,31 @@ def inputs_of(recipe: Recipe, say: Console, options: BackboneOptions) -> tuple[B
     if pooling != "native" and backbone.wants != "text":
         raise RecipeError(f"pooling={pooling!r}: only a head on texts can be exported with it; leave pooling out")
     print_inputs(say, backbone, data)
+    if isinstance(recipe.method, Head) and data.validation is not None and recipe.method.folds != Head().folds:
+        say.print("          the data bring a validation split, which the strength is chosen on: folds are not used")
     return spec, backbone, data
+
+
+def check_method(
+    recipe: Recipe, backbone: Backbone, data: Data, where: Path, *, resume: bool, track: Sequence[str]
+) -> None:
+    """See that the method can do what is asked of it, before features are computed.
+
+    Raises:
+        UserError: it cannot; see `hftl.finetune.feasible.check`.
+    """
+    if not isinstance(recipe.method, Head):
+        # Brought only here: PEFT takes a second to import.
+        from hftl.finetune.feasible import check
+
+        check(recipe.method, Target(backbone, backbone.config(data.task, data.label_names)), where.expanduser(), track)
+    elif resume:
+        raise RecipeError(
+            "--resume goes on with fine-tuning, and method=head has no checkpoints: run the same command without "
+            "--resume, and every feature that is stored is reused"
+        )
+    elif track:
+        raise RecipeError("--track logs the steps of fine-tuning, and method=head takes none; leave it out")
 
 
 def open_folder(out: str | Path | None, name: str, resume: bool) -> RunFolder:
@@ -226,7 +261,7 @@ def starting_features(
     spec: BackboneSpec,
     backbone: Backbone,
     data: Data,
-    say: Console,
+    say: Terminal,
     *,
     on_bad_row: str,
     quiet: bool,
@@ -241,8 +276,10 @@ def starting_features(
     except CutError as error:
         if isinstance(recipe.method, Head):
             raise
+        # The advice that ends the message is to fine-tune, which is what is being done.
+        why = str(error).partition("; fine-tune")[0]
         say.print(
-            f"start     the head as the checkpoint has it, because it cannot be solved on features: {error}",
+            f"start     the head as the checkpoint has it, because it cannot be solved on features: {why}",
             markup=False,
             soft_wrap=True,
         )
@@ -254,7 +291,7 @@ def stored_features(
     backbone: Backbone,
     data: Data,
     views: Sequence[View],
-    say: Console,
+    say: Terminal,
     *,
     on_bad_row: str,
     quiet: bool,
@@ -280,7 +317,7 @@ def finetuned(
     features: StoredFeatures | None,
     data: Data,
     folder: RunFolder | None,
-    say: Console,
+    say: Terminal,
     *,
     resume: bool,
     track: Sequence[str],
@@ -290,21 +327,27 @@ def finetuned(
     from hftl.finetune.train import finetune
 
     assert not isinstance(recipe.method, Head)
-    return finetune(
+    head: Trained | None = on_main(lambda: solved_head(recipe, target, features, data)) if features else None
+    trained = finetune(
         recipe.method,
         target,
         data,
-        start=on_main(lambda: start_of(solved_head(recipe, target, features, data), data, say)) if features else None,
+        start=start_of(head, data, say) if head else None,
         seed=recipe.seed,
         folder=Path(broadcast(str(folder.path) if folder else None)),
         resume=resume,
+        known={name: split.digests for name, split in features.splits.items()} if features else None,
         track=track,
         log=folder.log if folder else _log_nothing,
         say=partial(say.print, markup=False, soft_wrap=True),
     )
+    if head and "baselines" in head.report:
+        # What costs nothing on these features stands beside what fine-tuning made of them.
+        trained.report["baselines"] = head.report["baselines"]
+    return trained
 
 
-def start_of(head: Trained, data: Data, say: Console) -> dict[str, torch.Tensor]:
+def start_of(head: Trained, data: Data, say: Terminal) -> dict[str, torch.Tensor]:
     """The solved head's parameters, for fine-tuning to start from, and a word on how good they are."""
     values = evaluate_predictions(data.task, head.logits.numpy(), data.test.labels, data.label_names)
     name = next(iter(values))
@@ -317,6 +360,9 @@ def measure(folder: RunFolder, trained: Trained, features: StoredFeatures | None
     for step in trained.report.get("path", []):
         folder.log("strength", **step)
     task, test, logits = data.task, data.test, trained.logits
+    if task.is_exclusive and "baselines" not in trained.report:
+        frequent = np.bincount(data.train.labels).argmax()
+        trained.report["baselines"] = {"majority": float((test.labels == frequent).mean())}
     values = evaluate_predictions(task, logits.numpy(), test.labels, data.label_names)
     add_metrics(values, logits.numpy(), test.labels, task)
     folder.log("eval", **{name: value for name, value in values.items() if isinstance(value, float)})
@@ -328,14 +374,16 @@ def measure(folder: RunFolder, trained: Trained, features: StoredFeatures | None
 
 def finish(
     folder: RunFolder, exported: Sequence[Exported], record: RunRecord, metrics: Metrics, bad: Sequence[BadRowError]
-) -> None:
-    """Write the cards of what was exported and, last, the metrics."""
+) -> Metrics:
+    """Write the cards of what was exported and, last, the metrics, which say what the exported files were."""
     for each in exported:
         write_card(each.folder, record, metrics, each.library)
     if bad:
         folder.write_json("skipped.json", [{"row": row.row, "why": row.why} for row in bad])
+    metrics = metrics.model_copy(update={"files": folder.seal([each.folder for each in exported])})
     # Last, because where metrics.json stands a run is complete.
     folder.write_metrics(metrics)
+    return metrics
 
 
 def _log_nothing(event: str, **values: Any) -> None:

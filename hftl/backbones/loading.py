@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from hftl.backbones.protocol import Backbone
 from hftl.errors import HftlError, PluginError
+from hftl.plugins.manager import stdout_as_stderr
 from hftl.plugins.registry import backbone_claims
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.wording import named_error
+
+# Of the protocol: the annotated ones, and its methods and properties.
+ATTRIBUTES = sorted({*Backbone.__annotations__, *(name for name in vars(Backbone) if not name.startswith("_"))})
 
 
 def load_backbone(spec: BackboneSpec, options: BackboneOptions) -> Backbone:
@@ -17,16 +21,26 @@ def load_backbone(spec: BackboneSpec, options: BackboneOptions) -> Backbone:
         PluginError: the plugin's loader raised, or returned something that is no backbone.
     """
     try:
-        backbone = spec.load(options)
+        with stdout_as_stderr():
+            backbone = spec.load(options)
     except HftlError:
         raise
     except (Exception, SystemExit) as error:
         raise PluginError(f"plugin {spec.plugin!r} could not load {spec.name!r}: {named_error(error)}") from error
-    if not isinstance(backbone, Backbone):
+    missing = missing_attributes(backbone)
+    if missing:
+        # Of something else altogether a list of all that it lacks would say little.
+        lacks = f": it lacks {', '.join(missing)}" if len(missing) < len(ATTRIBUTES) // 2 else ""
         raise PluginError(
-            f"plugin {spec.plugin!r} loads {spec.name!r} as a {type(backbone).__name__}, which is no hftl.Backbone"
+            f"plugin {spec.plugin!r} loads {spec.name!r} as a {type(backbone).__name__}, "
+            f"which is no hftl.Backbone{lacks}"
         )
     if backbone.commit is None and spec.name in backbone_claims():
         # Where a package keeps its files says nothing to anybody else; its registered name can be asked for again.
         backbone.name = spec.name
     return backbone
+
+
+def missing_attributes(backbone: object) -> list[str]:
+    """What hftl asks of a backbone and this object does not answer; by name, so that its author knows what to write."""
+    return [name for name in ATTRIBUTES if not hasattr(backbone, name)]

@@ -23,7 +23,7 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, with every score.")] = False,
 ) -> None:
     """Predict label and score for each input."""
-    from hftl.inference import predict as do
+    from hftl.predict import predictions as do
 
     columns = input_columns.split(",") if input_columns else None
     rows: list[dict[str, Any]] = do(model, inputs, input_columns=columns, on_bad_row=on_bad_row, offline=offline)

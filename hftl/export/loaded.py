@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from hftl.backbones.loading import load_backbone
 from hftl.backbones.protocol import Backbone, Encoded
-from hftl.errors import BackboneError
+from hftl.errors import BackboneError, HftlError
 from hftl.hub.client import staying_offline
 from hftl.onednn import speed_up
 from hftl.plugins.registry import find
@@ -63,8 +63,11 @@ class LoadedModel:
 
         Raises:
             BackboneError: there is no such model, or it has no trained head.
+            HftlError: the files are not those that the run wrote.
         """
         run = run_of(Path(ref).expanduser())
+        if run:
+            run.check_files(run.model)
         where = str(run.model) if run else str(ref)
         with staying_offline(offline):
             backbone = load_backbone(find(where), BackboneOptions(offline=offline))
@@ -81,11 +84,26 @@ class LoadedModel:
         return cls(backbone, network.to(device), names, task, device, run)
 
     def logits(self, encoded: Sequence[Encoded]) -> torch.Tensor:
-        """Logits (n, C) of encoded rows, float32 on the CPU."""
+        """Logits (n, C) of encoded rows, float32 on the CPU.
+
+        Raises:
+            HftlError: they are no numbers.
+        """
         batch = {name: value.to(self.device) for name, value in self.backbone.collate(encoded).items()}
         with torch.inference_mode():
             logits: torch.Tensor = self.network(**batch).logits.float().cpu()
+        self.check(logits)
         return logits
+
+    def check(self, logits: torch.Tensor) -> None:
+        """Refuse logits that are no numbers; a label made of them would look like any other.
+
+        Raises:
+            HftlError: there is one.
+        """
+        if not torch.isfinite(logits).all():
+            name = self.run.path if self.run else self.backbone.name
+            raise HftlError(f"{name} gives scores that are no numbers (NaN or infinite): its weights are damaged")
 
     def scores(self, encoded: Sequence[Encoded]) -> torch.Tensor:
         """Probabilities (n, C) of encoded rows, or targets for a regression; float32 on the CPU."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from hftl.store.files import write_file
+from hftl.store.files import read_bounded, write_file
 
 # Tokens (for rows of different lengths) or rows (where all cost the same) in one batch.
 CPU_TOKENS, CPU_ROWS = 1024, 16
@@ -75,8 +75,8 @@ class Ramp:
 def ramp_for(device: torch.device, *, by_tokens: bool, key: str, memory: Path) -> Ramp:
     """The ramp for a device: settled on what was remembered under ``key``, or to be climbed.
 
-    On CPUs the budget is fixed: it hardly changes the speed, and a fixed one makes two runs on one machine equal to
-    the bit.
+    On CPUs the budget is fixed: it hardly changes the speed, and with a fixed one two runs on one machine that compute
+    the same missing rows are equal to the bit. (Other missing rows make other batches, whose sums round differently.)
     """
     if device.type == "cpu":
         return Ramp([CPU_TOKENS if by_tokens else CPU_ROWS])
@@ -99,7 +99,7 @@ def remember(ramp: Ramp, key: str, memory: Path) -> None:
 
 def _remembered(memory: Path) -> dict[str, object]:
     try:
-        read = json.loads(memory.read_text())
-    except (OSError, ValueError):
+        read = json.loads(read_bounded(memory, 1 << 20))
+    except (OSError, ValueError, RecursionError):
         return {}
     return read if isinstance(read, dict) else {}

@@ -6,7 +6,8 @@ Only what is missing from the store is computed; when nothing is, the backbone's
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from hftl.frozen.extract import ConcatRows, ExtractReport, digest_rows, extract
 from hftl.frozen.matrix import FeatureMatrix, flatten_columns
 from hftl.frozen.view import Content, View, open_space
 from hftl.parallel import Process, on_all
+from hftl.progress import Progress
 from hftl.store.compaction import compact
 from hftl.store.shard import Digests
 from hftl.store.space import MissingRowsError, Space
@@ -125,20 +127,27 @@ def features_of(
         quiet=quiet,
         on_bad_row=on_bad_row,
     )
-    computed, undecodable = _extracted(share)
+    with _turn(store, spaces.values(), digests, process, quiet):
+        computed, undecodable = _extracted(share)
+    recomputed = 0
     bad += [undecodable[row] for row in sorted(undecodable)]
     splits = _without_all(splits, undecodable)
     try:
         _gather(space, splits)
     except MissingRowsError:
-        # A shard proved damaged only now and was set aside: its rows are computed again, once.
-        computed += _extracted(share)[0]
+        # A shard proved damaged only now and was set aside, or somebody cleared the space: its rows are computed
+        # again, once.
+        recomputed = _extracted(share)[0]
         _gather(space, splits)
     if process.rank == 0:
         for each in spaces.values():
             compact(each)
     truncated = sum(int(features.columns.pop("truncated").sum()) for features in splits)
     total = sum(len(features.digests) for features in splits)
+    if recomputed:
+        # A row that was computed before the space was cleared and again after it counts once.
+        distinct = np.unique(np.concatenate([features.digests for features in splits]), axis=0)
+        computed = min(computed + recomputed, len(distinct))
     counts = {"rows": total, "computed": computed, "reused": total - computed, "truncated": truncated}
     by_name = {features.split.name: features for features in splits}
     return StoredFeatures(space, Content.of(space), by_name, counts, bad, time.monotonic() - started)
@@ -160,6 +169,16 @@ def matrix_of(features: StoredFeatures, data: Data) -> FeatureMatrix:
         [name for name, part in features.splits.items() for _ in range(len(part.split))],
         data.label_names,
     )
+
+
+def _turn(
+    store: FeatureStore, spaces: Iterable[Space], digests: Digests, process: Process, quiet: bool
+) -> AbstractContextManager[None]:
+    """Six runs started together on an empty store compute its rows once; processes of one run share them anyway."""
+    if process.world > 1:
+        return nullcontext()
+    say = Progress("features", len(digests), quiet=quiet).say
+    return store.turn(spaces, digests, lambda other: say(f"features: {other} is computing these rows; waiting for it"))
 
 
 def _extracted(share: Callable[[], ExtractReport]) -> tuple[int, dict[int, BadRowError]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,16 +13,41 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
+from xxhash import xxh3_128
 
 from hftl.errors import HftlError, UserError
 from hftl.plugins.manager import plugins
 from hftl.runs.record import Metrics, RunRecord
+from hftl.runs.writer import WriterLease, is_lease
 from hftl.store.files import write_file
 from hftl.tasks import Task
+from hftl.wording import one_line
 
 Model = TypeVar("Model", bound=BaseModel)
 
 RECORD, METRICS, EVENTS = "recipe.json", "metrics.json", "events.jsonl"
+CARD = "README.md"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the operating system refuses to write, in one line that says where and what to do.
+
+    Args:
+        path: the file or folder that is written.
+
+    Raises:
+        HftlError: it cannot be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # The store's advice is about its own folder, and safetensors hides the number of the error in its message.
+        raise HftlError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or one_line(error)}; free some space there or see "
+            "that you may write, and run again: stored features are reused, and fine-tuning goes on with --resume"
+        ) from error
 
 
 class RunFolder:
@@ -41,6 +67,7 @@ class RunFolder:
         self.model = path / "model"
         self.adapter = path / "adapter"
         self._started = time.monotonic()
+        self._lease: WriterLease | None = None
 
     # ── to write to ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -53,19 +80,29 @@ class RunFolder:
             resume: go on with an unfinished run: its events are kept.
 
         Raises:
-            UserError: a finished run, or something else, is already there.
+            UserError: a finished run, or something else, is already there, or another process writes there.
         """
         if (path / METRICS).exists():
             raise UserError(f"{path} holds a finished run; give another folder with --out, or remove it")
-        if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / RECORD).exists()):
+        # A process that was killed as it began leaves only its lease.
+        strange = path.is_dir() and not (path / RECORD).exists() and not all(map(is_lease, path.iterdir()))
+        if path.is_file() or strange:
             raise UserError(f"{path} exists and is no run of hftl; give another folder with --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
+            lease = WriterLease(path)
         except OSError as error:
-            raise UserError(f"cannot make the folder {path}: {error.strerror}; give another with --out") from error
+            raise UserError(f"cannot write to the folder {path}: {error.strerror}; give another with --out") from error
+        folder = cls(path)
+        folder._lease = lease
         if not resume:
             (path / EVENTS).unlink(missing_ok=True)
-        return cls(path)
+        return folder
+
+    def release(self) -> None:
+        """Let others write to the folder; its own process ends, or goes on to something else."""
+        if self._lease is not None:
+            self._lease.release()
 
     @classmethod
     def under(cls, root: Path, name: str) -> RunFolder:
@@ -104,14 +141,15 @@ class RunFolder:
     def log(self, event: str, **values: Any) -> None:
         """Append one line to ``events.jsonl`` and tell the plugins."""
         line = {"event": event, "seconds": round(time.monotonic() - self._started, 4), **values}
-        with (self.path / EVENTS).open("a", encoding="utf-8") as file:
+        with writing(self.path / EVENTS), (self.path / EVENTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, default=str) + "\n")
         plugins().tell("hftl_log", event=line)
 
     def write_json(self, name: str, value: Mapping[str, Any] | Sequence[Any]) -> None:
         """Write one JSON file, whole or not at all."""
         text = json.dumps(value, indent=2, default=str, allow_nan=False) + "\n"
-        write_file(self.path / name, text.encode())
+        with writing(self.path / name):
+            write_file(self.path / name, text.encode())
 
     def write_record(self, record: RunRecord) -> None:
         """Write ``recipe.json`` and tell the plugins that the run begins."""
@@ -124,6 +162,25 @@ class RunFolder:
         content = metrics.as_json()
         self.write_json(METRICS, content)
         plugins().tell("hftl_run_end", metrics=content, folder=str(self.path))
+
+    def seal(self, exported: Sequence[Path]) -> dict[str, str]:
+        """Give the files of finished exports the permissions that new files have, and say what they are.
+
+        Args:
+            exported: folders in this one.
+
+        Returns:
+            Size and checksum of each file by its path in the run's folder; not of the card, because people edit it.
+        """
+        stamps = {}
+        for folder in exported:
+            # The card was written as any new file is; safetensors lets only the owner read what it writes.
+            mode = (folder / CARD).stat().st_mode
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                path.chmod(mode)
+                if path.name != CARD:
+                    stamps[path.relative_to(self.path).as_posix()] = _stamp(path)
+        return stamps
 
     def write_predictions(
         self, task: Task, rows: Sequence[str], labels: np.ndarray, scores: np.ndarray, label_names: Sequence[str]
@@ -149,7 +206,9 @@ class RunFolder:
             columns["score"] = scores.max(1)
         if task.has_classes:
             columns["scores"] = list(scores)
-        pq.write_table(pa.table(columns), self.path / "predictions.parquet")
+        file = self.path / "predictions.parquet"
+        with writing(file):
+            pq.write_table(pa.table(columns), file)
 
     # ── to read ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -173,13 +232,16 @@ class RunFolder:
             raise UserError(f"{path} is a run that was not finished; finish it with --resume, or run it again")
         return cls(path)
 
-    def record(self) -> RunRecord:
+    def record(self, file: str = RECORD) -> RunRecord:
         """What the run was made of.
+
+        Args:
+            file: the record's name, where it is a copy of another name.
 
         Raises:
             HftlError: the file is damaged.
         """
-        return self._read(RECORD, RunRecord)
+        return self._read(file, RunRecord)
 
     def metrics(self) -> Metrics:
         """What came out of it.
@@ -189,10 +251,43 @@ class RunFolder:
         """
         return self._read(METRICS, Metrics)
 
+    def check_files(self, folder: Path) -> set[str]:
+        """Compare the files of an export with what the run recorded when it wrote them.
+
+        Args:
+            folder: ``model`` or ``adapter``.
+
+        Returns:
+            Their names in the folder; none where the run is of a release that did not record them.
+
+        Raises:
+            HftlError: a file is missing, damaged or changed, or the record itself is damaged.
+        """
+        inside = f"{folder.name}/"
+        recorded = {n: stamp for n, stamp in self.metrics().files.items() if n.startswith(inside)}
+        for name, stamp in recorded.items():
+            path = self.path / name
+            there = _stamp(path) if path.is_file() else "nothing"
+            if there != stamp:
+                raise HftlError(
+                    f"{path} is not what the run wrote ({there}, not {stamp}): run it again; if you changed it on "
+                    f"purpose, copy {folder} to a place outside the run and use the copy"
+                )
+        return {name.removeprefix(inside) for name in recorded}
+
     def _read(self, name: str, kind: type[Model]) -> Model:
         path = self.path / name
         try:
             return kind.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
-            raise HftlError(f"{path} is damaged ({problem}); run it again") from error
+            raise HftlError(f"{path} is damaged ({one_line(problem, 100)}); run it again") from error
+
+
+def _stamp(path: Path) -> str:
+    """A file's size and checksum."""
+    checksum = xxh3_128()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            checksum.update(block)
+        return f"{file.tell()} bytes, xxh3_128 {checksum.hexdigest()}"
