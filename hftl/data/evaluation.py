@@ -129,12 +129,12 @@ def load_evaluation_data(
     problems: list[str] = []
     for name in _candidates(source, split):
         # A split that is not reached is never read.
-        divided = divide_by_column(_only(source, name), stated_columns)
+        divided = divide_by_column(_one_split(source, name), stated_columns)
         if split is not None and split not in divided.parts:
             raise DataError(f"there is no {split} split; there is {listing(list(divided.parts))}")
         for own in _candidates(divided, split):
             try:
-                read = _read_split(divided, own, known, wants, input_columns, unlabelled)
+                read = _known_split(divided, own, known, wants, input_columns, unlabelled)
             except _NoLabelError as error:
                 problems.append(str(error))
                 continue
@@ -170,7 +170,7 @@ def _candidates(source: RawData, split: str | None) -> list[SplitName]:
     raise DataError(f"there is no {split} split{did_you_mean(split, there)}; there is {listing(there)}")
 
 
-def _only(source: RawData, split: SplitName) -> RawData:
+def _one_split(source: RawData, split: SplitName) -> RawData:
     """A source of one split, so that no other one is looked at."""
     return replace(source, parts={split: source.parts[split]})
 
@@ -182,7 +182,7 @@ class _ReadSplit:
     notes: list[str]
 
 
-def _read_split(
+def _known_split(
     source: RawData,
     split: SplitName,
     known: KnownLabels,

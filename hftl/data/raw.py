@@ -101,6 +101,9 @@ class LazySplits(Mapping[SplitName, RawSplit]):
             self._read[split] = self._readers[split]()
         return self._read[split]
 
+    def __contains__(self, split: object) -> bool:
+        return split in self._readers  # a Mapping's own would read it
+
     def __iter__(self) -> Iterator[SplitName]:
         return iter(self._readers)
 

@@ -80,7 +80,7 @@ def _size(file: Path) -> int | None:
 
 def _read_split(files: Sequence[Path], root: Path) -> RawSplit:
     names = [file.relative_to(root).as_posix() for file in files]
-    read = [_read(file, name) for file, name in zip(files, names, strict=True)]
+    read = [_read_table(file, name) for file, name in zip(files, names, strict=True)]
     columns, unusable = _joined(read, names)
     rows = [part.rows for part in read]
     return RawSplit(
@@ -111,7 +111,7 @@ class _FileContent:
         self.rows = max((len(column) for column in columns.values()), default=0)
 
 
-def _read(file: Path, name: str) -> _FileContent:
+def _read_table(file: Path, name: str) -> _FileContent:
     suffix = file.suffix.lower()
     try:
         if suffix == ".parquet":
