@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 
@@ -18,6 +20,7 @@ from hftl.backbones.protocol import Backbone, Target
 from hftl.data import Data
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
+from hftl.export.proof import Evidence, prove_exports
 from hftl.export.trained import Exported, Trained
 from hftl.finetune.rows import without_bad_rows
 from hftl.frozen.features import StoredFeatures, features_of, matrix_of
@@ -25,6 +28,7 @@ from hftl.frozen.head import train_head
 from hftl.frozen.matrix import FeatureMatrix
 from hftl.frozen.view import Pooling, View
 from hftl.hub.client import staying_offline
+from hftl.lifetime import follow_launcher
 from hftl.methods import Head
 from hftl.metrics import evaluate_predictions
 from hftl.parallel import broadcast, on_main
@@ -32,7 +36,8 @@ from hftl.plugins.registry import add_metrics, find
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.recipes import Recipe
 from hftl.runs.console import print_bad_rows, print_features, print_inputs, print_results, quiet_libraries
-from hftl.runs.folder import RunFolder
+from hftl.runs.folder import RunFolder, writing
+from hftl.runs.judgement import judgements
 from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
 from hftl.store.store import FeatureStore, cache_root
@@ -93,10 +98,13 @@ def run(
     started = time.monotonic()
     main = start_processes().is_main_process
     say = Terminal(quiet=quiet or not main)
-    with quiet_libraries(), staying_offline(offline):
+    with quiet_libraries(), staying_offline(offline), ExitStack() as held:
         spec, backbone, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
+        on_main(lambda: check_method(recipe, backbone, data, Path(out or "runs"), resume=resume, track=track))
         # Only the main process has a folder; the others compute their share and write nothing but features.
         folder: RunFolder | None = on_main(lambda: open_folder(out, name, resume))
+        if folder:
+            held.callback(folder.release)
         record = record_of(name, recipe, spec, backbone, data)
         if folder:
             folder.write_record(record)
@@ -121,7 +129,9 @@ def run(
             return None
         trained_at = time.monotonic()
         metrics = measure(folder, trained, features, data)
-        exported = trained.export(folder.model)
+        with writing(folder.path):
+            written = trained.export(folder.model)
+        exported = prove_exports(written, target, evidence_of(recipe, features, data, trained), say.print)
         seconds = {
             "extract": round(features.seconds if features else 0.0, 3),
             "train": round(trained_at - fitting, 3),
@@ -130,6 +140,8 @@ def run(
         metrics = metrics.model_copy(update={"seconds": seconds})
         metrics = finish(folder, exported, record, metrics, bad)
     print_results(say, metrics, folder.path)
+    for line in judgements(metrics, data.task):
+        say.print(line, markup=False, soft_wrap=True)
     return Run(folder.path, metrics.as_json())
 
 
@@ -173,6 +185,7 @@ def compute_features(
 def start_processes() -> PartialState:
     """This process's place among those of the launcher."""
     # On CPUs accelerate joins the processes of a launcher only if it is told that CPUs are meant.
+    follow_launcher()
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
@@ -186,6 +199,8 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
         input_columns=recipe.input_columns,
         label_columns=recipe.label_columns,
         task=recipe.task,
+        unlabelled=recipe.unlabelled,
+        label_separator=recipe.label_separator,
         seed=recipe.seed,
         test_size=recipe.test_size,
     )
@@ -195,7 +210,31 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
     print_inputs(say, backbone, data)
     if isinstance(recipe.method, Head) and data.validation is not None and recipe.method.folds != Head().folds:
         say.print("          the data bring a validation split, which the strength is chosen on: folds are not used")
+    for note in backbone.notes:
+        say.print(f"          {note}")
     return spec, backbone, data
+
+
+def check_method(
+    recipe: Recipe, backbone: Backbone, data: Data, where: Path, *, resume: bool, track: Sequence[str]
+) -> None:
+    """See that the method can do what is asked of it, before features are computed.
+
+    Raises:
+        UserError: it cannot; see `hftl.finetune.feasible.check`.
+    """
+    if not isinstance(recipe.method, Head):
+        # Brought only here: PEFT takes a second to import.
+        from hftl.finetune.feasible import check
+
+        check(recipe.method, Target(backbone, backbone.config(data.task, data.label_names)), where.expanduser(), track)
+    elif resume:
+        raise RecipeError(
+            "--resume goes on with fine-tuning, and method=head has no checkpoints: run the same command without "
+            "--resume, and every feature that is stored is reused"
+        )
+    elif track:
+        raise RecipeError("--track logs the steps of fine-tuning, and method=head takes none; leave it out")
 
 
 def open_folder(out: str | Path | None, name: str, resume: bool) -> RunFolder:
@@ -241,8 +280,10 @@ def starting_features(
     except CutError as error:
         if isinstance(recipe.method, Head):
             raise
+        # The advice that ends the message is to fine-tune, which is what is being done.
+        why = str(error).partition("; fine-tune")[0]
         say.print(
-            f"start     the head as the checkpoint has it, because it cannot be solved on features: {error}",
+            f"start     the head as the checkpoint has it, because it cannot be solved on features: {why}",
             markup=False,
             soft_wrap=True,
         )
@@ -264,6 +305,10 @@ def stored_features(
     store = FeatureStore(cache_root())
     features = features_of(store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet)
     print_features(say, features.counts)
+    if features.content.equal_lengths:
+        say.print(
+            "          padding changes this model's numbers: rows ran, and are to be run, in batches of equal length"
+        )
     print_bad_rows(say, features.bad)
     return features
 
@@ -290,18 +335,24 @@ def finetuned(
     from hftl.finetune.train import finetune
 
     assert not isinstance(recipe.method, Head)
-    return finetune(
+    head: Trained | None = on_main(lambda: solved_head(recipe, target, features, data)) if features else None
+    trained = finetune(
         recipe.method,
         target,
         data,
-        start=on_main(lambda: start_of(solved_head(recipe, target, features, data), data, say)) if features else None,
+        start=start_of(head, data, say) if head else None,
         seed=recipe.seed,
         folder=Path(broadcast(str(folder.path) if folder else None)),
         resume=resume,
+        known={name: split.digests for name, split in features.splits.items()} if features else None,
         track=track,
         log=folder.log if folder else _log_nothing,
         say=partial(say.print, markup=False, soft_wrap=True),
     )
+    if head and "baselines" in head.report:
+        # What costs nothing on these features stands beside what fine-tuning made of them.
+        trained.report["baselines"] = head.report["baselines"]
+    return trained
 
 
 def start_of(head: Trained, data: Data, say: Terminal) -> dict[str, torch.Tensor]:
@@ -317,13 +368,24 @@ def measure(folder: RunFolder, trained: Trained, features: StoredFeatures | None
     for step in trained.report.get("path", []):
         folder.log("strength", **step)
     task, test, logits = data.task, data.test, trained.logits
+    if task.is_exclusive and "baselines" not in trained.report:
+        frequent = np.bincount(data.train.labels).argmax()
+        trained.report["baselines"] = {"majority": float((test.labels == frequent).mean())}
     values = evaluate_predictions(task, logits.numpy(), test.labels, data.label_names)
     add_metrics(values, logits.numpy(), test.labels, task)
     folder.log("eval", **{name: value for name, value in values.items() if isinstance(value, float)})
     names = [test.inputs.name(i) for i in range(len(test))]
     folder.write_predictions(task, names, test.labels, task.scores(logits).numpy(), data.label_names)
-    counts = {**features.counts, "space": features.space.id} if features else NO_FEATURES
+    counts: dict[str, Any] = {**features.counts, "space": features.space.id} if features else {**NO_FEATURES}
+    if features and features.content.equal_lengths:
+        counts["equal_lengths"] = True
     return Metrics(eval=values, features=counts, rows=data.sizes(), **{trained.section: trained.report})
+
+
+def evidence_of(recipe: Recipe, features: StoredFeatures | None, data: Data, trained: Trained) -> Evidence:
+    """What an export is compared with before it is called a result."""
+    equal_lengths = bool(features and features.content.equal_lengths)
+    return Evidence(data.test, trained.logits, recipe.method.mixed_precision, equal_lengths, PartialState().device)
 
 
 def finish(

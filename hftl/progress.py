@@ -1,4 +1,4 @@
-"""`Progress`: one line that is live on a terminal, a plain line now and then in a log file, nothing when told so."""
+"""`Progress`: one line that is live on a terminal, a plain line now and then in a log file, nothing if quiet."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class Progress:
         self._started = self._last = time.monotonic()
 
     def __enter__(self) -> Progress:
+        # A live line redraws itself, which in a log file is thousands of lines.
         if not self.quiet and self.stream.isatty():
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Live

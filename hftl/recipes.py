@@ -39,6 +39,11 @@ class Recipe(Options):
         task: ``"single_label"``, ``"multi_label"`` or ``"regression"``; None to infer it.
         input_columns: one column, or two for pairs of texts; None to infer.
         label_columns: the column (or columns) of labels; None to infer.
+        unlabelled: labels that mark rows without one, which are left out, ``""`` for a missing label; None for -1 where
+            the data name their classes, or where it stands beside class numbers and `task` is not stated. ``[]`` keeps
+            every row.
+        label_separator: what stands between several labels in one cell of a multi-label column; None for the first of
+            ``|``, ``;`` and ``,`` that any cell holds.
         max_length: tokens kept of a text; None for what the model allows.
         test_size: share of the rows set aside where the data bring no test split.
         seed: of every random choice.
@@ -50,6 +55,8 @@ class Recipe(Options):
     task: Task | None = None
     input_columns: list[str] | None = Field(default=None, min_length=1, max_length=2)
     label_columns: list[str] | None = Field(default=None, min_length=1)
+    unlabelled: list[str | int] | None = None
+    label_separator: str | None = Field(default=None, min_length=1)
     max_length: int | None = Field(default=None, ge=1)
     test_size: float = Field(default=0.2, gt=0, lt=1)
     seed: int = Field(default=0, ge=0, lt=2**32)

@@ -125,8 +125,8 @@ SLEEPER = """
 import sys, time
 from hftl.cli import main, recipes
 def wait(text):
-    print("waiting", flush=True)
     try:
+        print("waiting", flush=True)
         time.sleep(60)
     finally:
         time.sleep(0.5)
@@ -154,7 +154,7 @@ def test_a_signal_however_often_it_comes_lets_the_work_end_and_is_said_once(tmp_
         process.send_signal(getattr(signal, name))
         time.sleep(0.02)
     out, err = process.communicate(timeout=30)
-    assert out == "cleaned\n"
+    assert out == "cleaned\n", err
     (line,) = err.splitlines()
     assert line.startswith(f"hftl: {'interrupted' if name == 'SIGINT' else f'stopped by {name}'}; what was computed")
     assert process.returncode == 130

@@ -195,7 +195,7 @@ def test_what_the_user_had_spread_is_left_and_a_model_without_an_embedding_is_re
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, transformer_cls_names_to_wrap=["BertLayer"])
     spread_by_block(plugin, tiny.model("bert"))
     assert plugin.transformer_cls_names_to_wrap == ["BertLayer"]
-    with pytest.raises(UserError, match="does not run under FSDP2"):
+    with pytest.raises(UserError, match="names no input embedding, without which FSDP2"):
         spread_by_block(plugin, tiny.model("resnet"))
 
 

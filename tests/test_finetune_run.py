@@ -73,7 +73,9 @@ def test_a_run_leaves_a_model_that_predicts_as_it_says(
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["features"]["rows"] == 33
     assert metrics["seconds"]["train"] > 0
-    assert len(events(out, "epoch")) == len(metrics["finetune"]["epochs"]) == 3
+    # The start is measured as epoch 0.
+    assert [event["epoch"] for event in events(out, "epoch")] == [0, 1, 2, 3]
+    assert [epoch["epoch"] for epoch in metrics["finetune"]["epochs"]] == [0, 1, 2, 3]
     assert len(events(out, "step")) == metrics["finetune"]["steps"]
     assert (out / "adapter").is_dir() == ("lora" in flags)
     classify = pipeline("image-classification", model=str(out / "model"))
@@ -153,7 +155,7 @@ def test_a_tracker_gets_every_step(recipe: Path, tmp_path: Path) -> None:
     assert read.returncode == 0, read.stderr
     steps = {line.split()[0]: [int(step) for step in line.split()[1:]] for line in read.stdout.splitlines()}
     assert steps["step/loss"] == [1, 2, 3]
-    assert steps["epoch/accuracy"] == [3]
+    assert steps["epoch/accuracy"] == [0, 3]
 
 
 def text_backbone(folder: Path) -> TextBackbone:

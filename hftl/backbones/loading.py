@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from copy import copy
+from functools import cached_property
+from typing import Any
+
 from hftl.backbones.protocol import Backbone
+from hftl.backbones.source import Source
 from hftl.errors import BackboneError, HftlError, HubError, PluginError
 from hftl.hub.client import explain, is_outage
 from hftl.plugins.manager import stdout_as_stderr
@@ -51,3 +56,22 @@ def load_backbone(spec: BackboneSpec, options: BackboneOptions) -> Backbone:
 def missing_attributes(backbone: object) -> list[str]:
     """What hftl asks of a backbone and this object does not answer; by name, so that its author knows what to write."""
     return [name for name in ATTRIBUTES if not hasattr(backbone, name)]
+
+
+def reopened(backbone: Any, source: Source) -> Any:
+    """The backbone as its class makes it of another folder, with nothing remembered.
+
+    Args:
+        backbone: one with an attribute ``source``, as `hftl.PretrainedBackbone` has.
+        source: the folder.
+    """
+    other = copy(backbone)
+    remembered = {
+        name
+        for kind in type(backbone).__mro__
+        for name, value in vars(kind).items()
+        if isinstance(value, cached_property)
+    }
+    other.__dict__ = {name: value for name, value in other.__dict__.items() if name not in remembered}
+    other.source, other.commit = source, source.commit
+    return other

@@ -8,6 +8,8 @@ import shlex
 import subprocess
 import sys
 
+from hftl.lifetime import LAUNCHER
+
 COMMAND = "HFTL_COMMAND"
 SECONDS_TO_SAVE = 600
 
@@ -20,6 +22,7 @@ def launch(num_processes: int) -> int:
     import torch
 
     arguments = _without_option(sys.argv[1:], "--num-processes")
+    os.environ[LAUNCHER] = str(os.getpid())
     os.environ[COMMAND] = shlex.join(["hftl", *sys.argv[1:]])
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_SAVE))
     if torch.accelerator.is_available():

@@ -1,4 +1,4 @@
-"""What ``auto`` stands for: the largest micro-batch that fits, and a learning rate found by a range test.
+"""Values for ``auto``: the largest micro-batch that fits, and a learning rate found by a range test.
 
 Both train for a few steps and then put everything back, so that the run itself begins from the same bits.
 """
@@ -20,8 +20,10 @@ from hftl.finetune.loop import Loop
 from hftl.finetune.rows import Step
 from hftl.parallel import all_reduce_sum
 
+# From where nothing moves to where everything diverges, in steps of a sixth: 100 short ones.
 LOWEST, HIGHEST, STEPS = 1e-7, 1.0, 100
 SMOOTHING = 0.8
+# The loss, as a multiple of its lowest, from which it will not come back.
 DIVERGED = 4.0
 PRINTED = 12
 
@@ -70,7 +72,7 @@ def _fits(loop: Loop, size: int) -> bool:
     try:
         with undone(loop):
             loop.prepare_epoch(loop.method.epochs - 1)
-            # Not DDP's wrapper, for processes that run out of memory at different times would wait for one another.
+            # Not DDP's wrapper: processes that run out of memory at different times would wait for one another.
             batch = loop.rows.batch(0, _longest(loop, size)).to(loop.accelerator.device)
             loss = loop.loss(loop.engine.unsynchronised(**batch.inputs).logits, batch.targets, batch.counted)
             loop.accelerator.backward(loss / size)
@@ -111,7 +113,9 @@ def choose_lr(loop: Loop, say: Callable[[str], None]) -> float:
     """
     curve = range_test(loop)
     if len(curve) < 2:
-        raise HftlError("the range test met a loss that is NaN or infinite at once; give --lr, or look at the data")
+        raise HftlError(
+            "the loss is NaN or infinite from the range test's first step on; give --lr, or look at the data"
+        )
     rates, losses = np.array(curve).T
     lowest = float(rates[losses.argmin()])
     steepest = float(rates[np.gradient(losses, np.log(rates)).argmin()])

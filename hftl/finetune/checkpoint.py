@@ -15,17 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from xxhash import xxh3_128
 
 from hftl.errors import HftlError, UserError
 from hftl.store.files import FILE_CALLS
+from hftl.wording import named_error, one_line, printable
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
 PREFIX = "step-"
+# Read piece by piece, so that the hash of a large file needs little memory.
 PIECE = 1 << 24
 
 
@@ -75,9 +78,9 @@ def write_checkpoint(
     Raises:
         HftlError: it cannot be written; earlier ones are untouched.
     """
+    temporary = folder / f".{name}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         for part, named in tensors.items():
@@ -95,8 +98,15 @@ def write_checkpoint(
         FILE_CALLS.fsync_folder(temporary)
         _rename(temporary, folder / name)
         FILE_CALLS.fsync_folder(folder)
-    except OSError as error:
-        raise HftlError(f"the checkpoint {folder / name} cannot be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        # Half a checkpoint helps nobody, least of all on a disk that is full.
+        shutil.rmtree(temporary, ignore_errors=True)
+        # safetensors hides the number of an error in its message.
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise HftlError(
+            f"the checkpoint {folder / name} cannot be written: {reason}; earlier ones are whole: free some space "
+            "there, or see that you may write, and go on with --resume"
+        ) from error
     return folder / name
 
 
@@ -127,10 +137,10 @@ def read_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """
     problems: list[str] = []
     for path in _newest_first(folder):
-        found = _read_or_say(path)
-        if isinstance(found, Checkpoint):
-            return found, problems
-        problems.append(found)
+        outcome = _read_or_say(path)
+        if isinstance(outcome, Checkpoint):
+            return outcome, problems
+        problems.append(outcome)
     if problems:
         raise UserError(f"{folder} holds no whole checkpoint ({'; '.join(problems)}); start anew without --resume")
     return None, []
@@ -144,17 +154,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     content = _content(path / MANIFEST)
     manifest = _parsed_json(path / MANIFEST, content)
-    if _json(manifest) != content:
-        raise DamagedError(f"{MANIFEST} is not what was written")
     try:
+        if _json(manifest) != content:
+            raise DamagedError(f"{MANIFEST} is not what was written")
         if manifest["format"] != FORMAT:
-            raise DamagedError(f"{MANIFEST} has format {manifest['format']!r}, not {FORMAT}")
+            raise DamagedError(f"{MANIFEST} has format {one_line(manifest['format'], 20)}, not {FORMAT}")
         listed = dict(manifest["files"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DamagedError(f"{MANIFEST} is not a manifest") from error
     if STATE not in listed:
         raise DamagedError(f"{MANIFEST} does not list {STATE}")
     for file, described in listed.items():
+        if Path(file).name != file or not (path / file).is_file():
+            # A name that leads elsewhere; or a pipe, which would be waited for.
+            raise DamagedError(f"{printable(file)} is no file of it")
         try:
             actual = _fingerprint_of(path / file)
         except OSError as error:
@@ -162,8 +175,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if actual != described:
             raise DamagedError(f"{file} is not what was written: {actual}, not {described}")
     state = _parsed_json(path / STATE, _content(path / STATE))
-    tensors = {file.removesuffix(".safetensors"): load_file(path / file) for file in listed if file != STATE}
-    return Checkpoint(int(state["step"]), state, tensors)
+    try:
+        tensors = {file.removesuffix(".safetensors"): load_file(path / file) for file in listed if file != STATE}
+        return Checkpoint(int(state["step"]), state, tensors)
+    except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+        # Hashes that somebody made to fit files that were never a checkpoint.
+        raise DamagedError(f"it holds something else than a checkpoint ({named_error(error)})") from error
 
 
 def _read_or_say(path: Path) -> Checkpoint | str:
@@ -182,6 +199,8 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 
 def _content(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise DamagedError(f"{path.name} is no file")
     try:
         return path.read_bytes()
     except OSError as error:
@@ -191,7 +210,7 @@ def _content(path: Path) -> bytes:
 def _parsed_json(path: Path, content: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path.name} is no JSON") from error
     if not isinstance(parsed, dict):
         raise DamagedError(f"{path.name} is no JSON object")

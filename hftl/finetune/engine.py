@@ -1,4 +1,4 @@
-"""What a step asks of the devices, backward and update; and weights and moments, whole and by name.
+"""The devices' part of a step, backward and update; and weights and moments, whole and by name.
 
 A model in training may lie spread over processes: with FSDP2 as tensors that know their shards, with DeepSpeed in
 buffers of its own (`hftl.finetune.zero`). A checkpoint holds whole tensors, whatever made it.
@@ -149,7 +149,7 @@ def spread_by_block(plugin: FullyShardedDataParallelPlugin, model: Any) -> None:
         embedding = model.get_input_embeddings()
     except NotImplementedError as error:
         raise UserError(
-            f"{type(model).__name__} does not run under FSDP2, for it names no input embedding; launch with MULTI_GPU"
+            f"{type(model).__name__} names no input embedding, without which FSDP2 does not run; launch with MULTI_GPU"
         ) from error
     if plugin.transformer_cls_names_to_wrap is None:
         holders = {type(module).__name__ for module in model.modules() if embedding in module.modules()}

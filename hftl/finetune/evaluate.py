@@ -1,8 +1,13 @@
-"""Logits of a split, each row exactly once, however many processes share the work."""
+"""Logits of a split, each row exactly once, however many processes share the work.
+
+Which rows share a forward is decided in `batches_of` and nowhere else: models whose rows do not stand alone in a padded
+batch need batches of equal length there.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,7 +16,7 @@ from torch import Tensor, nn
 
 from hftl.ahead import ahead
 from hftl.data import Texts
-from hftl.finetune.rows import Encoder
+from hftl.finetune.rows import Encoder, Group
 from hftl.parallel import gather_rows
 
 
@@ -29,25 +34,44 @@ def logits_of(accelerator: Accelerator, model: nn.Module, encoder: Encoder, batc
     Returns:
         (n, C) float32 on the CPU, the same on every process.
     """
-    rank, world = accelerator.process_index, accelerator.num_processes
-    inputs = encoder.split.inputs
-    rows = len(inputs)
-    order = np.arange(rows)
-    if isinstance(inputs, Texts):
-        # Texts of like length together; the number of characters is near enough to that of tokens.
-        order = np.argsort([sum(map(len, text)) for text in inputs.values], kind="stable")
-    mine = order[np.minimum(np.arange(rank, math.ceil(rows / world) * world, world), rows - 1)]
-    batches = [mine[i : i + batch_size].tolist() for i in range(0, len(mine), batch_size)]
+    rows = len(encoder.split.inputs)
+    order = order_of(encoder)
+    batches = batches_of(order, batch_size, accelerator.process_index, accelerator.num_processes)
     was_training = [module for module in model.modules() if module.training]
     model.eval()
-    found = []
+    outputs = []
     with torch.no_grad(), accelerator.autocast():
-        for batch in ahead(lambda some: encoder.backbone.collate(encoder(some)), batches, encoder.workers):
-            batch = {name: value.to(accelerator.device) for name, value in batch.items()}
-            found.append(model(**batch).logits.float())
+        for groups in ahead(encoder.collated, batches, encoder.workers):
+            outputs.append(_of_groups(accelerator, model, groups))
     for module in was_training:
         module.training = True
-    everything = gather_rows(torch.cat(found), rows).cpu()
-    logits = torch.empty_like(everything)
-    logits[torch.from_numpy(order.copy())] = everything
-    return logits
+    everything = gather_rows(torch.cat(outputs), rows).cpu()
+    ordered = torch.empty_like(everything)
+    ordered[torch.from_numpy(order.copy())] = everything
+    return ordered
+
+
+def _of_groups(accelerator: Accelerator, model: nn.Module, groups: Sequence[Group]) -> Tensor:
+    """Logits (n, C) float32 of a batch that was collated in groups of rows."""
+    parts = [
+        model(**{name: value.to(accelerator.device) for name, value in inputs.items()}).logits.float()
+        for _, inputs in groups
+    ]
+    positions = torch.tensor([position for rows, _ in groups for position in rows], device=parts[0].device)
+    return torch.cat(parts)[positions.argsort()]
+
+
+def order_of(encoder: Encoder) -> np.ndarray:
+    """The rows of a split in the order in which they are run: texts of like length together, to pad little."""
+    inputs = encoder.split.inputs
+    if not isinstance(inputs, Texts):
+        return np.arange(len(inputs))
+    # The number of characters is near enough to that of tokens, and known without a tokenizer.
+    return np.argsort([sum(map(len, text)) for text in inputs.values], kind="stable")
+
+
+def batches_of(order: np.ndarray, batch_size: int, rank: int, world: int) -> list[list[int]]:
+    """A process's batches: every ``world``-th row, and the last again where it has a row less than others."""
+    rows = len(order)
+    mine = order[np.minimum(np.arange(rank, math.ceil(rows / world) * world, world), rows - 1)]
+    return [mine[i : i + batch_size].tolist() for i in range(0, len(mine), batch_size)]

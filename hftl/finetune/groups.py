@@ -1,4 +1,4 @@
-"""Which parameters train, how deep they lie, and in which group of the optimizer they are."""
+"""Parameters that train: how deep they lie in a model, and in which group of the optimizer they are."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ def find_depths(model: nn.Module, head: set[str]) -> Depths:
         model: the whole model.
         head: names of the head's parameters.
     """
-    starts = [f"{name}." for name in _blocks(model, head)]
-    found: dict[str, int] = {}
+    starts = [f"{name}." for name in _repeated_blocks(model, head)]
+    depth_of: dict[str, int] = {}
     seen = 0
     for name, _ in model.named_parameters():
         inside = next((i for i, start in enumerate(starts) if name.startswith(start)), None)
         if name in head:
-            found[name] = len(starts) + 1
+            depth_of[name] = len(starts) + 1
         elif inside is not None:
-            found[name] = inside + 1
+            depth_of[name] = inside + 1
             seen = max(seen, inside + 1)
         else:
             # Registered before the first block: embeddings. After it: final norms and poolers.
-            found[name] = len(starts) + 1 if seen else 0
-    return Depths(found, len(starts))
+            depth_of[name] = len(starts) + 1 if seen else 0
+    return Depths(depth_of, len(starts))
 
 
-def _blocks(model: nn.Module, head: set[str]) -> list[str]:
-    found: list[str] = []
+def _repeated_blocks(model: nn.Module, head: set[str]) -> list[str]:
+    blocks: list[str] = []
     lists: list[str] = []
     for name, module in model.named_modules():
         if any(name.startswith(f"{outer}.") for outer in lists) or not isinstance(module, nn.ModuleList):
@@ -57,10 +57,11 @@ def _blocks(model: nn.Module, head: set[str]) -> list[str]:
         if len({type(child) for child in module}) != 1:
             continue
         parameters = [f"{name}.{own}" for own, _ in module.named_parameters()]
+        # A list inside the head, such as its layers, is no part of the backbone's depth.
         if parameters and not head.intersection(parameters):
             lists.append(name)
-            found += [f"{name}.{i}" for i in range(len(module))]
-    return found
+            blocks += [f"{name}.{i}" for i in range(len(module))]
+    return blocks
 
 
 def freeze_below(model: nn.Module, depths: Depths, freeze: int, name: str) -> None:
@@ -76,14 +77,19 @@ def freeze_below(model: nn.Module, depths: Depths, freeze: int, name: str) -> No
         BackboneError: the model has no repeated blocks.
         RecipeError: it has not that many.
     """
+    last = blocks_to_freeze(depths, freeze, name)
+    for parameter, module in model.named_parameters():
+        if depths.of[parameter] <= last:
+            module.requires_grad_(False)
+
+
+def blocks_to_freeze(depths: Depths, freeze: int, name: str) -> int:
+    """How many blocks ``freeze`` stands for, negative numbers counted from the end; raises as `freeze_below`."""
     if not depths.blocks:
         raise BackboneError(f"{name} has no repeated blocks to freeze; use --method full, lora or head")
     if not -depths.blocks <= freeze <= depths.blocks:
         raise RecipeError(f"method.freeze is {freeze}, but {name} has {depths.blocks} blocks")
-    last = freeze if freeze >= 0 else depths.blocks + freeze
-    for parameter, module in model.named_parameters():
-        if depths.of[parameter] <= last:
-            module.requires_grad_(False)
+    return freeze if freeze >= 0 else depths.blocks + freeze
 
 
 def set_modes(model: nn.Module) -> None:

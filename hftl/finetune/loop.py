@@ -1,4 +1,6 @@
-"""The one training loop, read it from top to bottom: epochs of steps, each followed by an evaluation and a checkpoint.
+"""The one training loop, to be read from top to bottom: epochs of steps, then a measurement and a checkpoint.
+
+The start is measured as epoch 0, so that it can be what is kept; the first trained epoch is number 1.
 
 Everything random is a function of (seed, epoch, row) or of (seed, step, process, micro-batch), and the learning rate is
 a function of the step. So a checkpoint holds weights, the optimizer's moments and a few numbers, and a resumed run is
@@ -30,13 +32,14 @@ from hftl.finetune.stop import StopSignals
 from hftl.methods import FineTune
 from hftl.metrics import evaluate_predictions
 from hftl.parallel import all_reduce_sum, on_main
+from hftl.tasks import Task
 
 NAMED_ROWS = 8
 
 
 @dataclass(frozen=True)
 class Watch:
-    """The split that is evaluated after each epoch.
+    """The split that is evaluated at the start and after each epoch.
 
     Attributes:
         encoder: of its rows.
@@ -56,8 +59,8 @@ class TrainState:
     Attributes:
         step: optimizer steps done.
         losses: sum of the losses of this epoch's steps.
-        history: for each epoch done what was measured.
-        best: number of the best epoch so far; -1 before the first.
+        history: what was measured at the start, which is epoch 0, and after each epoch done.
+        best: number of the best epoch so far; -1 before the start is measured.
     """
 
     step: int = 0
@@ -129,7 +132,9 @@ class Loop:
             HftlError: the loss or the gradient is NaN or infinite; the state before that step is written.
         """
         with self.signals, torch.random.fork_rng():
-            for epoch in range(len(self.state.history), self.method.epochs):
+            if not self.state.history:
+                self._measured({"epoch": 0, "step": self.state.step})
+            for epoch in range(len(self.state.history) - 1, self.method.epochs):
                 self.prepare_epoch(epoch)
                 for step in self.rows.epoch(epoch, self.state.step - epoch * self.rows.steps):
                     stop = self._step(epoch, step)
@@ -164,7 +169,7 @@ class Loop:
         self.state.step += 1
         self.state.losses += loss
         seconds = round(time.monotonic() - started, 4)
-        self.log("step", step=self.state.step, epoch=epoch, loss=loss, norm=norm, lr=lr, seconds_of_step=seconds)
+        self.log("step", step=self.state.step, epoch=epoch + 1, loss=loss, norm=norm, lr=lr, seconds_of_step=seconds)
         return bool(asked > 0)
 
     def accumulate(self, step: Step, number: int) -> Tensor:
@@ -194,10 +199,10 @@ class Loop:
         self.save()
         names = [self.rows.encoder.split.inputs.name(row) for row in step.rows]
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-        self.log("not_finite", step=self.state.step, epoch=epoch, loss=str(loss), norm=str(norm), lr=lr, rows=names)
+        self.log("not_finite", step=self.state.step, epoch=epoch + 1, loss=str(loss), norm=str(norm), lr=lr, rows=names)
         more = f" and {len(names) - NAMED_ROWS} more (events.jsonl lists all)" if len(names) > NAMED_ROWS else ""
         raise HftlError(
-            f"{what} at step {self.state.step} (epoch {epoch}, learning rate {lr:.3g}), rows: "
+            f"{what} at step {self.state.step} (epoch {epoch + 1}, learning rate {lr:.3g}), rows: "
             f"{', '.join(names[:NAMED_ROWS])}{more}; the state before is saved; lower --lr, or look at these rows"
         )
 
@@ -205,19 +210,25 @@ class Loop:
 
     def _finish_epoch(self, epoch: int) -> None:
         with self.ema.applied() if self.ema else nullcontext():
-            measured = self.measure()
-            result = {"epoch": epoch, "step": self.state.step, "train_loss": self.state.losses / self.rows.steps}
-            self.state.history.append(result | {"split": self.watch.encoder.split.name, **measured})
+            train_loss = self.state.losses / self.rows.steps
             self.state.losses = 0.0
-            if self._is_best():
-                self.state.best = epoch
-                if self.watch.chooses:
-                    self._write("best", {"model": self.engine.weights()})
-        self.log("epoch", **self.state.history[-1])
+            self._measured({"epoch": epoch + 1, "step": self.state.step, "train_loss": train_loss})
         self.save()
         asked = all_reduce_sum(torch.tensor(float(self.signals.asked), device=self.accelerator.device))
         if asked > 0:
             raise Interrupted(f"stopped after epoch {epoch + 1} of {self.method.epochs}; the state is saved")
+
+    def _measured(self, result: dict[str, Any]) -> None:
+        """Measure the watched split, and keep the weights if none were better.
+
+        The start takes part: where fine-tuning only makes a solved head worse, the solved head is what is kept.
+        """
+        self.state.history.append(result | {"split": self.watch.encoder.split.name, **self.measure()})
+        if self._is_best():
+            self.state.best = result["epoch"]
+            if self.watch.chooses:
+                self._write("best", {"model": self.engine.weights()})
+        self.log("epoch", **self.state.history[-1])
 
     def measure(self) -> dict[str, float | None]:
         """Metrics of the watched split, each row counted once; the same on every process."""
@@ -225,15 +236,13 @@ class Loop:
         values = evaluate_predictions(
             self.loss.task, logits.numpy(), self.watch.encoder.split.labels, self.watch.label_names
         )
-        return {name: value for name, value in values.items() if value is None or isinstance(value, float)}
+        return {name: _finite(value) for name, value in values.items() if value is None or isinstance(value, float)}
 
     def _is_best(self) -> bool:
-        def score(result: Mapping[str, Any]) -> tuple[float, float]:
-            high, low = (result.get(name) for name in (self.loss.task.metric, self.loss.task.tie_breaker))
-            return (-math.inf if high is None else high, -math.inf if low is None else -low)
-
         history = self.state.history
-        return self.state.best < 0 or score(history[-1]) > score(history[self.state.best])
+        if self.state.best < 0:
+            return True
+        return score_of(self.loss.task, history[-1]) > score_of(self.loss.task, history[self.state.best])
 
     def _out_of_patience(self) -> bool:
         waited = len(self.state.history) - 1 - self.state.best
@@ -274,6 +283,24 @@ class Loop:
             self.ema.load(checkpoint.tensors["ema"])
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def _finite(value: float | None) -> float | None:
+    """A value that JSON knows, and that comes last where results are ordered."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def score_of(task: Task, result: Mapping[str, Any]) -> tuple[float, float]:
+    """What orders results, the better one larger: the task's metric, then its tie-breaker; unknown values come last."""
+    metric, tie_breaker = result.get(task.metric), result.get(task.tie_breaker)
+    return (-math.inf if metric is None else metric, -math.inf if tie_breaker is None else -tie_breaker)
+
+
+def better_at_start(task: Task, history: Sequence[Mapping[str, Any]], kept: int) -> list[str]:
+    """The names of the task's metric and tie-breaker in which the start was better than the epoch that is kept."""
+    start, end = (score_of(task, history[epoch]) for epoch in (0, kept))
+    names = (task.metric, task.tie_breaker)
+    return [name for name, before, after in zip(names, start, end, strict=True) if before > after]
 
 
 def seed_of(seed: int, step: int, rank: int, micro_batch: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -17,10 +19,66 @@ from transformers.pytorch_utils import Conv1D
 from hftl.backbones.protocol import Backbone
 from hftl.errors import BackboneError, RecipeError
 from hftl.methods import LoRA
-from hftl.wording import one_line
+from hftl.wording import did_you_mean, listing, named_error, one_line
 
 SAVED = ".modules_to_save."
 WEIGHTS = "adapter_model.safetensors"
+# What PEFT has low-rank updates for.
+WRAPPED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.MultiheadAttention, Conv1D)
+
+
+def check_lora(skeleton: nn.Module, method: LoRA, backbone: Backbone) -> int:
+    """See that PEFT takes the options and that the target modules are there, on a model without weights.
+
+    Args:
+        skeleton: of the model, on the meta device; changed in place.
+        method: the options.
+        backbone: for its name.
+
+    Returns:
+        How many numbers the low-rank updates hold.
+
+    Raises:
+        RecipeError: PEFT refuses the options, or a target module is not there.
+        BackboneError: there is no linear layer to update.
+    """
+    check_targets(skeleton, method.lora.get("target_modules"), backbone.name)
+    fields = {"r": method.r, "target_modules": linear_modules(skeleton, [])} | method.lora
+    # Starting values are computed from weights, which a skeleton does not have.
+    wrapped = _wrapped(skeleton, fields | {"init_lora_weights": False, "use_dora": False})
+    return sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
+
+
+def check_targets(model: nn.Module, targets: Any, name: str) -> None:
+    """See that each target module is one of the model's; PEFT itself is content if any of them is.
+
+    Args:
+        model: the model.
+        targets: ``target_modules`` of PEFT's ``LoraConfig``: names or endings of names, or a pattern, or None.
+        name: the backbone, for the error.
+
+    Raises:
+        RecipeError: one of them is not there.
+    """
+    if targets is None or targets == "all-linear":
+        return
+    names = [module_name for module_name, module in model.named_modules() if isinstance(module, WRAPPED)]
+    endings = list(dict.fromkeys(module_name.rpartition(".")[2] for module_name in names))
+    field = "method.lora.target_modules"
+    if isinstance(targets, str):
+        try:
+            if any(re.fullmatch(targets, module_name) for module_name in names):
+                return
+        except re.error as error:
+            raise RecipeError(f"{field}: {targets!r} is no pattern ({error}); give a list of names") from error
+        if targets in {*names, *endings}:
+            raise RecipeError(f"{field}: a text is a pattern for whole names; write [{json.dumps(targets)}]")
+        raise RecipeError(f"{field}: no module of {name} fits the pattern {targets!r}; it has {listing(endings)}")
+    everything = [module_name for module_name, _ in model.named_modules()]
+    for target in targets:
+        if not any(module_name == target or module_name.endswith(f".{target}") for module_name in everything):
+            guess = did_you_mean(str(target), names if "." in str(target) else endings)
+            raise RecipeError(f"{field}: {name} has no module {target!r}{guess}; it has {listing(endings)}")
 
 
 def add_lora(model: nn.Module, method: LoRA, head: set[str], backbone: Backbone) -> PeftModel:
@@ -34,7 +92,8 @@ def add_lora(model: nn.Module, method: LoRA, head: set[str], backbone: Backbone)
 
     Raises:
         RecipeError: PEFT refuses the options.
-        BackboneError: the head is no module of its own, or there is no linear layer to update.
+        BackboneError: the head is no module of its own, there is no linear layer to update, or the model does not run
+            with PEFT's layers in place of its own.
     """
     heads = head_modules(model, head, backbone.name)
     fields: dict[str, Any] = {
@@ -51,11 +110,25 @@ def add_lora(model: nn.Module, method: LoRA, head: set[str], backbone: Backbone)
     }
     # PEFT records what the model says it was loaded from, which is a folder of this machine.
     model.name_or_path = backbone.base_reference  # type: ignore[assignment]
+    wrapped = _wrapped(model, fields | method.lora)
+    try:
+        with torch.no_grad():
+            wrapped(**backbone.probes()[0])
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        # Some models read a layer's own attributes (its stride, to pad the input by), which PEFT's layers do not have.
+        raise BackboneError(
+            f"{backbone.name} does not run with LoRA's layers in place of its own ({named_error(error)}); use --method "
+            "full or partial, or choose layers with --set 'method.lora.target_modules=[…]'"
+        ) from error
+    return wrapped
+
+
+def _wrapped(model: nn.Module, fields: dict[str, Any]) -> PeftModel:
     try:
         with warnings.catch_warnings():
             # PEFT asks transformers for a property that transformers has renamed.
             warnings.simplefilter("ignore", FutureWarning)
-            return get_peft_model(model, LoraConfig(**fields | method.lora))
+            return get_peft_model(model, LoraConfig(**fields))
     except (TypeError, ValueError) as error:
         raise RecipeError(f"method.lora: {one_line(error)}") from error
 
@@ -66,18 +139,18 @@ def head_modules(model: nn.Module, head: set[str], name: str) -> list[str]:
     Raises:
         BackboneError: a parameter of the head lies directly in a module that has others too.
     """
-    found: list[str] = []
+    outermost: list[str] = []
     for module_name, module in model.named_modules():
         own = {f"{module_name}.{parameter}" for parameter, _ in module.named_parameters()}
-        inside = any(module_name.startswith(f"{outer}.") for outer in found)
+        inside = any(module_name.startswith(f"{outer}.") for outer in outermost)
         if module_name and own and own <= head and not inside:
-            found.append(module_name)
-    covered = {p for p in head if any(p.startswith(f"{module}.") for module in found)}
+            outermost.append(module_name)
+    covered = {p for p in head if any(p.startswith(f"{module}.") for module in outermost)}
     if covered != head:
         raise BackboneError(
             f"{name}: {sorted(head - covered)[0]} is no module of its own; use --method full or partial"
         )
-    return found
+    return outermost
 
 
 def linear_modules(model: nn.Module, heads: list[str]) -> list[str]:
@@ -91,13 +164,19 @@ def linear_modules(model: nn.Module, heads: list[str]) -> list[str]:
         for name, module in model.named_modules()
         if not any(name == head or name.startswith(f"{head}.") for head in heads)
     ]
-    linear = [name for name, module in body if isinstance(module, (nn.Linear, Conv1D))]
-    found = linear or [name for name, module in body if isinstance(module, nn.Conv2d) and module.groups == 1]
-    if not found:
+    linear = [name for name, module in body if _is_plain_linear(module)]
+    # A low-rank update of a grouped convolution would mix channels that the layer keeps apart.
+    chosen = linear or [name for name, module in body if isinstance(module, nn.Conv2d) and module.groups == 1]
+    if not chosen:
         raise BackboneError(
             "the model has no linear layer for LoRA; name others with --set method.lora.target_modules=…"
         )
-    return found
+    return chosen
+
+
+def _is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module maps linearly; a subclass with a forward of its own, such as a router of experts, may not."""
+    return isinstance(module, Conv1D) or (isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward)
 
 
 def lora_head(model: nn.Module) -> set[str]:

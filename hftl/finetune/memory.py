@@ -1,4 +1,4 @@
-"""How much memory a process took at most."""
+"""The peak of a process's memory."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ def lr_factor(step: int, total: int, warmup: int, schedule: Schedule) -> float:
         schedule: how it falls afterwards: to 0 along half a cosine (Loshchilov & Hutter 2017, without restarts) or
             along a line, or not at all.
     """
+    # The first step already learns: a rate of 0 would waste it.
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if schedule == "constant":

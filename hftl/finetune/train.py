@@ -6,27 +6,29 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
+from hftl.backbones.batching import needs_equal_lengths
 from hftl.backbones.protocol import Target
 from hftl.data import Data
 from hftl.data.holdout import hold_out
-from hftl.errors import BackboneError, HftlError, RecipeError, UserError
+from hftl.errors import BackboneError, HftlError, UserError
 from hftl.export.trained import Exported, Trained
 from hftl.finetune.augment import Augmentation, Mixing
 from hftl.finetune.auto import choose_lr, largest_micro_batch
 from hftl.finetune.checkpoint import Checkpoint, Checkpoints, DamagedError, prune, read_checkpoint
 from hftl.finetune.engine import Engine
 from hftl.finetune.evaluate import logits_of
+from hftl.finetune.feasible import check_precision, check_trackers
 from hftl.finetune.groups import Depths, find_depths, freeze_below, parameter_groups
-from hftl.finetune.loop import Loop, Watch
+from hftl.finetune.loop import Loop, Watch, better_at_start
 from hftl.finetune.lora import adapter_tensors, add_lora, lora_head, save_adapter
 from hftl.finetune.losses import Loss
 from hftl.finetune.memory import peak_memory_bytes
@@ -35,13 +37,14 @@ from hftl.finetune.rows import Encoder, TrainRows
 from hftl.foreign import forget_precision
 from hftl.methods import FineTune, LoRA, Partial
 from hftl.onednn import speed_up
-from hftl.parallel import Process, broadcast_tensors, on_main
+from hftl.parallel import Process, broadcast, broadcast_tensors, on_main
+from hftl.store.shard import Digests
 from hftl.wording import one_line
 
 DEFAULT_BATCH = 32
+# The share of the training rows that chooses the epoch where the data bring no validation split.
 SET_ASIDE = 0.1
 COMPILER = "inductor"
-TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
 
 
 @dataclass
@@ -70,6 +73,7 @@ def finetune(
     seed: int,
     folder: Path,
     resume: bool = False,
+    known: Mapping[str, Digests] | None = None,
     track: Sequence[str] = (),
     log: Callable[..., None] = lambda *_, **__: None,
     say: Callable[[str], None] = lambda _: None,
@@ -85,6 +89,7 @@ def finetune(
         seed: of every random choice.
         folder: the run's folder; checkpoints go to ``checkpoints`` in it.
         resume: go on from the newest whole checkpoint there.
+        known: digests (n, 16) of the rows of splits, by the splits' names, where stored features brought them.
         track: trackers of accelerate to log to as well.
         log: takes an event's name and its values.
         say: takes a line for a person.
@@ -96,22 +101,32 @@ def finetune(
     """
     started = time.monotonic()
     check_trackers(track)
-    data, chooses = with_validation(data, method, seed, say)
     accelerator = accelerator_for(method, folder, track)
-    built = build(method, target, broadcast_tensors(dict(start) if start else None), seed)
+    # Only the main process reads and writes checkpoints, so it alone says what they depend on: what the data were
+    # before any rows were set aside, which is a function of the settings.
+    made_with = broadcast(on_main(lambda: settings(method, target.backbone, data, seed, known)))
+    data, chooses = with_validation(data, method, seed, say)
+    built = build(method, target, broadcast_tensors(dict(start) if start else None), seed, mean_target(data))
     if not method.compile:
         speed_up(built.model, rows_vary=target.backbone.wants == "text")
-    checkpoints = Checkpoints(folder / "checkpoints", settings(method, target.backbone, data, seed))
+    checkpoints = Checkpoints(folder / "checkpoints", made_with)
     checkpoint = resumed(checkpoints, say) if resume else None
     if not resume and accelerator.is_main_process and any(checkpoints.folder.glob("step-*")):
         raise UserError(
             f"{checkpoints.folder} holds checkpoints; add --resume to go on, or give another folder with --out"
         )
 
+    # Measured while the model is still whole and on the CPU.
+    equal_lengths = needs_equal_lengths(built.model.eval(), target.backbone.probes(), target.backbone.name)
     engine = engine_for(method, accelerator, built, target)
+    if equal_lengths:
+        say("rows      padding changes this model's numbers, so rows are evaluated in batches of equal length (slower)")
+        if engine.is_spread:
+            # Processes that hold parts of a model must run it equally often.
+            raise UserError(f"{target.backbone.name} cannot be evaluated spread over processes; launch with MULTI_GPU")
     rows = train_rows(method, target, data, seed, accelerator)
-    test = Encoder(target.backbone, data.test)
-    watched = Encoder(target.backbone, data.validation) if data.validation else test
+    test = Encoder(target.backbone, data.test, equal_lengths=equal_lengths)
+    watched = Encoder(target.backbone, data.validation, equal_lengths=equal_lengths) if data.validation else test
     watch = Watch(watched, data.label_names, chooses)
     loop = Loop(method, engine, rows, watch, built.depths, checkpoints, log=tracked(log, accelerator))
     if track:
@@ -141,8 +156,17 @@ def finetune(
 # ── what is trained ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def build(method: FineTune, target: Target, start: Mapping[str, Tensor], seed: int) -> Built:
+def build(
+    method: FineTune, target: Target, start: Mapping[str, Tensor], seed: int, mean: Tensor | None = None
+) -> Built:
     """The pretrained model with the head to start from, and only what the method trains left trainable.
+
+    Args:
+        method: what trains.
+        target: the pretrained network, and the configuration to build it with.
+        start: the head's parameters, by name; empty where the head was not solved.
+        seed: of what is drawn.
+        mean: (C,) of the training targets of a regression, which a head that was not solved starts from.
 
     Raises:
         BackboneError: the model does not fit the method.
@@ -152,9 +176,12 @@ def build(method: FineTune, target: Target, start: Mapping[str, Tensor], seed: i
         torch.manual_seed(seed)
         model: Any
         model, head = target.build()
+        tensors = model.state_dict()
         with torch.no_grad():
             for name, value in start.items():
-                model.get_parameter(name).copy_(value)
+                tensors[name].copy_(value)
+        if mean is not None and not start:
+            start_at_mean(model, head, mean, backbone.probes()[0])
         initial = None
         if isinstance(method, LoRA):
             model = add_lora(model, method, head, backbone)
@@ -172,6 +199,39 @@ def build(method: FineTune, target: Target, start: Mapping[str, Tensor], seed: i
         except (ValueError, AttributeError) as error:
             raise BackboneError(f"{backbone.name} knows no gradient checkpointing; leave it out") from error
     return Built(model, head, depths, initial)
+
+
+def mean_target(data: Data) -> Tensor | None:
+    """The mean (C,) of the training targets; None where labels are classes."""
+    return None if data.task.has_classes else torch.from_numpy(data.train.labels.mean(0, dtype=np.float64)).float()
+
+
+@torch.no_grad()
+def start_at_mean(model: Any, head: set[str], mean: Tensor, probe: Mapping[str, Tensor]) -> None:
+    """Let a head that was drawn predict the mean of the targets, as the best constant does.
+
+    From zero, AdamW would need about mean / lr steps to get there, and the body would be torn meanwhile. A bias that is
+    not zero comes from a checkpoint that was trained, and stays; so does a head that ends in anything else than a
+    linear layer with a bias.
+
+    Args:
+        model: changed in place.
+        head: names of the head's parameters.
+        mean: (C,) of the training targets.
+        probe: inputs of a forward, on which it is seen that the bias shifts the logits.
+    """
+    last = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and f"{name}.bias" in head and module.out_features == len(mean)
+    ]
+    if not last or bool(last[-1].bias.any()):
+        return
+    bias = last[-1].bias
+    before = model(**probe).logits
+    bias.copy_(mean)
+    if not torch.allclose(model(**probe).logits - before, mean, rtol=1e-3, atol=1e-3 * float(mean.abs().max())):
+        bias.zero_()
 
 
 def unsharded(loop: Loop, target: Target, seed: int) -> Built:
@@ -211,19 +271,6 @@ def with_validation(data: Data, method: FineTune, seed: int, say: Callable[[str]
 # ── how it is trained ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_trackers(track: Sequence[str]) -> None:
-    """See that what is to be logged to is known and installed.
-
-    Raises:
-        RecipeError: it is not.
-    """
-    for name in track:
-        if name not in TRACKERS:
-            raise RecipeError(f"--track {name!r}: hftl logs to {', '.join(TRACKERS)}")
-        if find_spec(name) is None:
-            raise RecipeError(f"--track {name} needs a package that is not installed: pip install {name}")
-
-
 def accelerator_for(method: FineTune, folder: Path, track: Sequence[str]) -> Accelerator:
     """Accelerate, as the user's own launcher has configured it.
 
@@ -242,9 +289,7 @@ def accelerator_for(method: FineTune, folder: Path, track: Sequence[str]) -> Acc
         )
     except ValueError as error:
         raise UserError(f"mixed_precision={method.mixed_precision}: {one_line(error)}") from error
-    if method.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        # Accelerate would train in float32 and say nothing.
-        raise UserError("mixed_precision=fp16 trains on GPUs only; use bf16, or leave it out")
+    check_precision(method)
     kind = accelerator.distributed_type
     if kind == DistributedType.DEEPSPEED:
         from hftl.finetune.zero import prepare_for_zero
@@ -369,6 +414,8 @@ def report_of(loop: Loop, built: Built, seconds: float, before: int) -> dict[str
         before: steps done when this process began, by a run that was stopped.
     """
     parameters = list(built.model.parameters())
+    history = loop.state.history
+    kept = loop.state.best if loop.watch.chooses else len(history) - 1
     return {
         "parameters": {
             "all": sum(p.numel() for p in parameters),
@@ -376,8 +423,9 @@ def report_of(loop: Loop, built: Built, seconds: float, before: int) -> dict[str
         },
         "steps": loop.state.step,
         "resumed_at": before or None,
-        "epochs": loop.state.history,
-        "kept_epoch": loop.state.best if loop.watch.chooses else len(loop.state.history) - 1,
+        "epochs": history,
+        "kept_epoch": kept,
+        "start": {**history[0], "better_in": better_at_start(loop.loss.task, history, kept)},
         "batch_size": loop.rows.batch_size,
         "micro_batch": loop.rows.micro_batch,
         "lr": max(group["base_lr"] for group in loop.engine.param_groups),

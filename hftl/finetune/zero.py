@@ -1,4 +1,4 @@
-"""The same under DeepSpeed, whose ZeRO keeps moments, gradients and weights in parts (Rajbhandari et al. 2020).
+"""An engine for DeepSpeed, whose ZeRO keeps moments, gradients and weights in parts (Rajbhandari et al. 2020).
 
 DeepSpeed's own checkpoints are pickles. Here tensors are put together by its public functions and saved as those of
 any run are; so a run may go on with DeepSpeed or without.
@@ -118,10 +118,10 @@ class ZeroEngine(Engine):
         if not states:
             return {}
         self._link_moments()
-        found = {f"step:{name}": states[0]["step"].to("cpu", copy=True) for name in self.trained}
+        moments = {f"step:{name}": states[0]["step"].to("cpu", copy=True) for name in self.trained}
         for kind in MOMENTS:
-            found |= {f"{kind}:{n}": safe_get_full_optimizer_state(p, kind).cpu() for n, p in self.trained.items()}
-        return found
+            moments |= {f"{kind}:{n}": safe_get_full_optimizer_state(p, kind).cpu() for n, p in self.trained.items()}
+        return moments
 
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:  # noqa: D102
         if not moments:

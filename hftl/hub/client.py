@@ -113,7 +113,7 @@ def _asked() -> Iterator[Asked]:
 def _count(request: Any) -> None:
     # Without the query, which holds another signature each time; pages of one list are different things.
     what = request.method, request.url.path, request.url.params.get("cursor", "")
-    for asked in list(_ACTIVE):
+    for asked in _ACTIVE:
         asked[what] += 1
 
 

@@ -1,7 +1,7 @@
 """Files that came from the Hub, compared once with the hashes that the Hub names for them.
 
-huggingface_hub checks the size of what it downloads. A proxy, a disk or memory that garbles a file of the right size would
-pass, and features of damaged weights would be stored under the name of the good commit.
+huggingface_hub checks the size of what it downloads. A file of the right size that a proxy, a disk or memory garbled
+would pass, and features of damaged weights would be stored under the name of the good commit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hashlib import sha1, sha256
 from pathlib import Path
 
 from huggingface_hub import cached_assets_path
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
 from hftl.errors import HubError
 
@@ -29,9 +29,9 @@ def verify_snapshot(repo: str, folder: Path, wanted: Sequence[str], unwanted: Se
 
     Args:
         repo: the repository, for messages.
-        folder: a snapshot in huggingface_hub's cache. There, each file is a link to a blob that is called after the hash
-            that the Hub names: SHA-256 for large files, git's for others. What is no such link (a system without links,
-            a folder that somebody copied) has no hash to be compared with, and is left as it is.
+        folder: a snapshot in huggingface_hub's cache. There, each file is a link to a blob that is called after the
+            hash that the Hub names: SHA-256 for large files, git's for others. What is no such link (a system without
+            links, a folder that somebody copied) has no hash to be compared with, and is left as it is.
         wanted: patterns of the files to compare, as `snapshot_download` takes them.
         unwanted: patterns of those to leave out; another program may have fetched them, and nothing reads them here.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -96,7 +97,7 @@ def add_metrics(values: dict[str, Any], logits: np.ndarray, labels: np.ndarray, 
                     f"metric {metric.name!r} of {metric.plugin.package} gives {name!r}, which is there already; "
                     f"leave the plugin out with HFTL_PLUGINS"
                 )
-        values.update(computed)
+        values.update({name: value if math.isfinite(value) else None for name, value in computed.items()})
 
 
 def _only(name: str, claims: Sequence[BackboneSpec]) -> BackboneSpec:

@@ -52,7 +52,7 @@ def print_results(say: Terminal, metrics: Metrics, folder: Path) -> None:
         if isinstance(value, float):
             # A plugin's metric may have any name.
             table.add_row(Text(printable(name)), f"{value:.4f}")
-    for name, value in (metrics.head or {}).get("baselines", {}).items():
+    for name, value in (metrics.head or metrics.finetune or {}).get("baselines", {}).items():
         # What costs nothing, to read the result by.
         table.add_row(Text(f"accuracy of {printable(name)}"), f"{value:.4f}", style="dim")
     say.print(table)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
 from xxhash import xxh3_128
 
 from hftl.errors import HftlError, UserError
 from hftl.plugins.manager import plugins
 from hftl.runs.record import Metrics, RunRecord
+from hftl.runs.writer import WriterLease, is_lease
 from hftl.store.files import write_file
 from hftl.tasks import Task
 from hftl.wording import one_line
@@ -25,6 +28,26 @@ Model = TypeVar("Model", bound=BaseModel)
 
 RECORD, METRICS, EVENTS = "recipe.json", "metrics.json", "events.jsonl"
 CARD = "README.md"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the operating system refuses to write, in one line that says where and what to do.
+
+    Args:
+        path: the file or folder that is written.
+
+    Raises:
+        HftlError: it cannot be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # The store's advice is about its own folder, and safetensors hides the number of the error in its message.
+        raise HftlError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or one_line(error)}; free some space there or see "
+            "that you may write, and run again: stored features are reused, and fine-tuning goes on with --resume"
+        ) from error
 
 
 class RunFolder:
@@ -44,6 +67,7 @@ class RunFolder:
         self.model = path / "model"
         self.adapter = path / "adapter"
         self._started = time.monotonic()
+        self._lease: WriterLease | None = None
 
     # ── to write to ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -56,19 +80,29 @@ class RunFolder:
             resume: go on with an unfinished run: its events are kept.
 
         Raises:
-            UserError: a finished run, or something else, is already there.
+            UserError: a finished run, or something else, is already there, or another process writes there.
         """
         if (path / METRICS).exists():
             raise UserError(f"{path} holds a finished run; give another folder with --out, or remove it")
-        if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / RECORD).exists()):
+        # A process that was killed as it began leaves only its lease.
+        strange = path.is_dir() and not (path / RECORD).exists() and not all(map(is_lease, path.iterdir()))
+        if path.is_file() or strange:
             raise UserError(f"{path} exists and is no run of hftl; give another folder with --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
+            lease = WriterLease(path)
         except OSError as error:
-            raise UserError(f"cannot make the folder {path}: {error.strerror}; give another with --out") from error
+            raise UserError(f"cannot write to the folder {path}: {error.strerror}; give another with --out") from error
+        folder = cls(path)
+        folder._lease = lease
         if not resume:
             (path / EVENTS).unlink(missing_ok=True)
-        return cls(path)
+        return folder
+
+    def release(self) -> None:
+        """Let others write to the folder; its own process ends, or goes on to something else."""
+        if self._lease is not None:
+            self._lease.release()
 
     @classmethod
     def under(cls, root: Path, name: str) -> RunFolder:
@@ -107,14 +141,15 @@ class RunFolder:
     def log(self, event: str, **values: Any) -> None:
         """Append one line to ``events.jsonl`` and tell the plugins."""
         line = {"event": event, "seconds": round(time.monotonic() - self._started, 4), **values}
-        with (self.path / EVENTS).open("a", encoding="utf-8") as file:
+        with writing(self.path / EVENTS), (self.path / EVENTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, default=str) + "\n")
         plugins().tell("hftl_log", event=line)
 
     def write_json(self, name: str, value: Mapping[str, Any] | Sequence[Any]) -> None:
         """Write one JSON file, whole or not at all."""
         text = json.dumps(value, indent=2, default=str, allow_nan=False) + "\n"
-        write_file(self.path / name, text.encode())
+        with writing(self.path / name):
+            write_file(self.path / name, text.encode())
 
     def write_record(self, record: RunRecord) -> None:
         """Write ``recipe.json`` and tell the plugins that the run begins."""
@@ -171,7 +206,9 @@ class RunFolder:
             columns["score"] = scores.max(1)
         if task.has_classes:
             columns["scores"] = list(scores)
-        pq.write_table(pa.table(columns), self.path / "predictions.parquet")
+        file = self.path / "predictions.parquet"
+        with writing(file):
+            pq.write_table(pa.table(columns), file)
 
     # ── to read ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

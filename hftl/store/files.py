@@ -2,6 +2,9 @@
 
 What the store promises after a crash depends on a few calls (write, fsync, rename, fsync of the folder). They
 stand behind one small class so that a test can make each of them fail, or forget what was not yet synced.
+
+Reading has one door too, `open_regular`: a cache folder is shared and copied about, and what stands at a name in it
+may be anything. Only regular files are opened, because a FIFO blocks whoever opens it and a device may never end.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import socket
 import stat
 import time
@@ -31,6 +35,57 @@ STALE_SECONDS = 3600.0
 _TEMP = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}")
 _MARK = re.compile(r"([0-9a-f]{8})-(\d+)-[0-9a-f]{8}")
 _INTERRUPTED_TRIES = 16
+
+
+class OddFileError(OSError):
+    """What stands at a path is no file that hftl wrote: a folder, a FIFO, a device, a link that leads nowhere."""
+
+
+def open_regular(path: str | Path) -> int:
+    """Open a regular file for reading, without ever waiting; returns the descriptor.
+
+    Raises:
+        OddFileError: something else stands there.
+        OSError: nothing stands there, or it cannot be opened.
+    """
+    try:
+        # Looked at before it is opened, because opening alone does something to some devices.
+        _refuse_odd(os.stat(path).st_mode, path)  # noqa: PTH116 - a Path for each of a million files is slow
+    except FileNotFoundError:
+        if os.path.islink(path):  # noqa: PTH114
+            raise OddFileError(errno.ENOENT, "a link that leads nowhere", str(path)) from None
+        raise
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OddFileError(errno.ELOOP, "a link that leads back to itself", str(path)) from None
+        raise
+    # O_NONBLOCK and the second look: another process may have put something else there since the first.
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    try:
+        _refuse_odd(os.fstat(fd).st_mode, path)
+    except OddFileError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _refuse_odd(mode: int, path: str | Path) -> None:
+    if not stat.S_ISREG(mode):
+        raise OddFileError(errno.EINVAL, "a folder" if stat.S_ISDIR(mode) else "not a regular file", str(path))
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most ``most`` bytes.
+
+    Raises:
+        OddFileError: something else stands there, or the file is larger.
+        OSError: nothing stands there, or it cannot be read.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OddFileError(errno.EFBIG, f"larger than {most:,} bytes", str(path))
+    return content
 
 
 class FileCalls:
@@ -127,6 +182,7 @@ def write_atomically(
     Raises:
         OSError: the first error of any step; the temporary file is removed.
     """
+    # In the same folder: a rename is atomic within one file system only. The name says whose it is, for the clean-up.
     temp = path.with_name(f".tmp-{process_mark()}")
     try:
         fd = uninterrupted(lambda: files.open(temp, mode))
@@ -138,8 +194,9 @@ def write_atomically(
         finally:
             files.close(fd)
         uninterrupted(lambda: files.place(temp, path) if new else files.replace(temp, path))
+        # The rename itself is an entry of the folder, which is lost in a crash until the folder is on the disk.
         uninterrupted(lambda: files.fsync_folder(path.parent))
-    except BaseException:
+    except BaseException:  # an interrupt must not leave the file either
         with suppress(OSError):
             files.unlink(temp)
         raise
@@ -156,7 +213,7 @@ def write_file(path: Path, content: Buffer) -> None:
 
 def _write_all(files: FileCalls, fd: int, data: memoryview) -> None:
     at = 0
-    while at < len(data):
+    while at < len(data):  # a write may take less than it was given: on a signal, or near the end of the disk
         at += uninterrupted(functools.partial(files.write, fd, data[at:]))
 
 
@@ -189,6 +246,10 @@ def store_errors(action: str, path: Path) -> Iterator[None]:
             advice = "free some space (hftl cache gc) and run again, nothing that was stored is lost"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             advice = "set HFTL_CACHE to a folder that you can write to"
+        elif error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP):
+            advice = (
+                "something else stands where hftl keeps its files: move it away, or set HFTL_CACHE to another folder"
+            )
         else:
             advice = "check the disk and run again, nothing that was stored is lost"
         reason = error.strerror or type(error).__name__
@@ -214,6 +275,16 @@ def host_tag() -> str:
     return hashlib.blake2b(b"\0".join(parts), digest_size=4).hexdigest()
 
 
+def is_mark(name: str) -> bool:
+    """Whether a name is one that `process_mark` gives."""
+    return _MARK.fullmatch(name) is not None
+
+
+def process_of(mark: str) -> int:
+    """The id of the process that gave the name ``mark``, on its own machine."""
+    return int(mark.split("-")[1])
+
+
 def alive(mark: str) -> bool | None:
     """Whether the process that gave the name ``mark`` (`process_mark`) runs; None for one of another host."""
     match = _MARK.fullmatch(mark)
@@ -229,11 +300,14 @@ def alive(mark: str) -> bool | None:
 
 
 def mode_of(root: Path) -> int:
-    """The permission bits for everything in the cache folder ``root``: its own, private (0700) while it is new."""
+    """The permission bits for everything in the cache folder ``root``: its own, private (0700) while it is new.
+
+    The owner's bits are always among them: who may not read what it wrote would compute every row again.
+    """
     try:
-        return stat.S_IMODE(root.stat().st_mode)
+        return stat.S_IMODE(root.stat().st_mode) | stat.S_IRWXU
     except OSError:
-        return 0o700
+        return stat.S_IRWXU
 
 
 def touch_file(path: Path, mode: int) -> None:
@@ -251,6 +325,28 @@ def set_aside(path: Path, files: FileCalls, mode: int) -> None:
     with suppress(OSError):
         files.make_folder(space / "quarantine", mode)
         path.replace(space / "quarantine" / f"{path.name}.{process_mark()}")
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder with all that is in it, whatever its folders' modes; of a link only the link.
+
+    Raises:
+        OSError: something in it cannot be removed.
+    """
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
+    _open_up(path)
+    for folder, names, _ in os.walk(path):
+        for name in names:
+            _open_up(Path(folder, name))  # before os.walk goes there: what is in a closed folder is not seen
+    shutil.rmtree(path)
+
+
+def _open_up(folder: Path) -> None:
+    if not folder.is_symlink() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        with suppress(OSError):
+            folder.chmod(stat.S_IRWXU)
 
 
 def remove_orphans(folder: Path, files: FileCalls = FILE_CALLS) -> int:

@@ -1,0 +1,59 @@
+"""Judgements on a result: what a person should know before the numbers are believed or the model is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hftl.runs.record import Metrics
+from hftl.tasks import Task
+
+# What each of `hftl.heads.baselines` does, for a person.
+FREE = {
+    "majority": "always saying the most frequent class",
+    "prototype": "the nearest class mean of the same features",
+    "knn": "the nearest neighbours among the same features",
+}
+
+
+def judgements(metrics: Metrics, task: Task) -> list[str]:
+    """Lines for a person: the result is below what costs nothing, or training made the start worse.
+
+    Args:
+        metrics: what came out of a run.
+        task: what its labels are.
+    """
+    return [*_below_baselines(metrics, task), *_below_start(metrics.finetune or {})]
+
+
+def _below_baselines(metrics: Metrics, task: Task) -> list[str]:
+    value = metrics.eval.get(task.metric)
+    if not task.has_classes:
+        # An r2 of 0 is that of the mean.
+        below = isinstance(value, float) and value < 0
+        return [f"below     the mean of the targets, which costs nothing: r2 {value:.4f}"] if below else []
+    baselines = (metrics.head or metrics.finetune or {}).get("baselines", {})
+    if not baselines or not isinstance(value, float):
+        return []
+    best = max(baselines, key=lambda name: baselines[name])
+    if value >= baselines[best]:
+        return []
+    return [
+        f"below     accuracy {value:.4f} is less than {FREE.get(best, best)} gives at no cost: {baselines[best]:.4f}"
+    ]
+
+
+def _below_start(finetune: Mapping[str, Any]) -> list[str]:
+    start, history = finetune.get("start"), finetune.get("epochs")
+    if not start or not history:
+        return []
+    split, advice = start["split"], "lower --lr, or use --method head"
+    kept = history[finetune["kept_epoch"]]
+    if finetune["kept_epoch"] == 0:
+        return [f"start     kept, because no epoch was better on the {split} split; {advice}"]
+    worse = ", ".join(f"{name} from {_number(start[name])} to {_number(kept[name])}" for name in start["better_in"])
+    return [f"start     better than the result on the {split} split: {worse}; {advice}"] if worse else []
+
+
+def _number(value: float | None) -> str:
+    return "no number" if value is None else f"{value:,.4f}"
