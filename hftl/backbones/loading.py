@@ -8,7 +8,8 @@ from typing import Any
 
 from hftl.backbones.protocol import Backbone
 from hftl.backbones.source import Source
-from hftl.errors import HftlError, PluginError
+from hftl.errors import BackboneError, HftlError, HubError, PluginError
+from hftl.hub.client import explain, is_outage
 from hftl.plugins.manager import stdout_as_stderr
 from hftl.plugins.registry import backbone_claims
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
@@ -23,6 +24,7 @@ def load_backbone(spec: BackboneSpec, options: BackboneOptions) -> Backbone:
 
     Raises:
         BackboneError: the model cannot be found or used.
+        HubError: the Hub fails.
         PluginError: the plugin's loader raised, or returned something that is no backbone.
     """
     try:
@@ -31,6 +33,11 @@ def load_backbone(spec: BackboneSpec, options: BackboneOptions) -> Backbone:
     except HftlError:
         raise
     except (Exception, SystemExit) as error:
+        if why := explain(error, spec.name, "model", f"give a local folder, or {spec.plugin}'s documentation may help"):
+            # The Hub's client raised it in the plugin, which is not to blame.
+            raise (HubError if is_outage(error) else BackboneError)(f"backbone {spec.name!r} {why}") from error
+        if spec.plugin == "hftl":
+            raise BackboneError(f"backbone {spec.name!r} cannot be loaded: {named_error(error)}") from error
         raise PluginError(f"plugin {spec.plugin!r} could not load {spec.name!r}: {named_error(error)}") from error
     missing = missing_attributes(backbone)
     if missing:

@@ -161,6 +161,8 @@ def _fetched(
 ) -> Source:
     from huggingface_hub import snapshot_download
 
+    from hftl.hub.verify import verify_snapshot
+
     def fetch() -> str:
         return snapshot_download(
             repo,
@@ -174,4 +176,5 @@ def _fetched(
 
     with hub_errors(repo, "backbone", BackboneError):
         folder = Path(with_retries(fetch))
+    verify_snapshot(repo, folder, patterns, unwanted)
     return Source(repo, folder, commit=folder.name)
