@@ -133,7 +133,7 @@ def _long_texts(text: str, delimiter: str, width: int) -> list[str]:
         if above and all(line.count(delimiter) == width - 1 for line in above):
             first = first or one_line(cell[0], 40)
             swallowed += len(above)
-    lines = f"{plural(swallowed, 'line')} inside quoted texts could be rows of their own (the first: {first}…)"
+    lines = f"{plural(swallowed, 'line')} inside quoted texts could be rows of their own (the first: {first})"
     return [f"{lines}: if so, a quote is not closed"] if swallowed else []
 
 
