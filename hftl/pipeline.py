@@ -20,6 +20,7 @@ from hftl.backbones.protocol import Backbone, Target
 from hftl.data import Data
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
+from hftl.export.proof import Evidence, prove_exports
 from hftl.export.trained import Exported, Trained
 from hftl.finetune.rows import without_bad_rows
 from hftl.frozen.features import StoredFeatures, features_of, matrix_of
@@ -129,7 +130,8 @@ def run(
         trained_at = time.monotonic()
         metrics = measure(folder, trained, features, data)
         with writing(folder.path):
-            exported = trained.export(folder.model)
+            written = trained.export(folder.model)
+        exported = prove_exports(written, target, evidence_of(recipe, features, data, trained), say.print)
         seconds = {
             "extract": round(features.seconds if features else 0.0, 3),
             "train": round(trained_at - fitting, 3),
@@ -208,6 +210,8 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
     print_inputs(say, backbone, data)
     if isinstance(recipe.method, Head) and data.validation is not None and recipe.method.folds != Head().folds:
         say.print("          the data bring a validation split, which the strength is chosen on: folds are not used")
+    for note in backbone.notes:
+        say.print(f"          {note}")
     return spec, backbone, data
 
 
@@ -301,6 +305,10 @@ def stored_features(
     store = FeatureStore(cache_root())
     features = features_of(store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet)
     print_features(say, features.counts)
+    if features.content.equal_lengths:
+        say.print(
+            "          padding changes this model's numbers: rows ran, and are to be run, in batches of equal length"
+        )
     print_bad_rows(say, features.bad)
     return features
 
@@ -368,8 +376,16 @@ def measure(folder: RunFolder, trained: Trained, features: StoredFeatures | None
     folder.log("eval", **{name: value for name, value in values.items() if isinstance(value, float)})
     names = [test.inputs.name(i) for i in range(len(test))]
     folder.write_predictions(task, names, test.labels, task.scores(logits).numpy(), data.label_names)
-    counts = {**features.counts, "space": features.space.id} if features else NO_FEATURES
+    counts: dict[str, Any] = {**features.counts, "space": features.space.id} if features else {**NO_FEATURES}
+    if features and features.content.equal_lengths:
+        counts["equal_lengths"] = True
     return Metrics(eval=values, features=counts, rows=data.sizes(), **{trained.section: trained.report})
+
+
+def evidence_of(recipe: Recipe, features: StoredFeatures | None, data: Data, trained: Trained) -> Evidence:
+    """What an export is compared with before it is called a result."""
+    equal_lengths = bool(features and features.content.equal_lengths)
+    return Evidence(data.test, trained.logits, recipe.method.mixed_precision, equal_lengths, PartialState().device)
 
 
 def finish(

@@ -44,4 +44,4 @@ def print_pushed(pushed: Pushed) -> None:
     """Print where a push went."""
     for note in pushed.notes:
         say(note)
-    say(f"pushed    {pushed.url}")
+    say(f"{'pushed   ' if pushed.changed else 'unchanged'} {pushed.url}")

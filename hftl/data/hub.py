@@ -18,9 +18,9 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichev
 from hftl.data.dataset import RowNames
 from hftl.data.raw import LazySplits, RawData, RawSplit, assign_splits
 from hftl.data.tables import class_label_names, plain_column
-from hftl.errors import DataError
+from hftl.errors import DataError, HubError
 from hftl.foreign import fingerprint
-from hftl.hub.client import answer_in, causes, disk_is_full, explain, with_retries
+from hftl.hub.client import answer_in, broke_off, causes, disk_is_full, explain, is_outage, with_retries
 from hftl.wording import listing, named_error, one_line
 
 OFFLINE_WAYS = (
@@ -163,6 +163,8 @@ def _hub_errors(ref: str, repo: str, beside: str) -> Iterator[None]:
                 f"gated data set: accept its terms at {constants.ENDPOINT}/datasets/{repo} and log in with "
                 f"'hf auth login'; {OFFLINE_WAYS}"
             )
+        elif broke_off(error):
+            why = str(explain(error, repo, "dataset", OFFLINE_WAYS))
         elif any(isinstance(e, (OfflineModeIsEnabled, httpx.TransportError, ConnectionError)) for e in chain):
             why = f"no such file or folder here{beside}, and the Hub cannot be reached; {OFFLINE_WAYS}"
         elif isinstance(error, datasets.exceptions.DatasetNotFoundError):
@@ -174,4 +176,4 @@ def _hub_errors(ref: str, repo: str, beside: str) -> Iterator[None]:
             why = str(explain(error, repo, "dataset", OFFLINE_WAYS))
         else:
             why = f"cannot be loaded from the Hub: {said}"
-        raise DataError(f"{ref}: {why}") from error
+        raise (HubError if is_outage(error) else DataError)(f"{ref}: {why}") from error

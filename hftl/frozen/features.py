@@ -18,9 +18,10 @@ import torch
 from hftl.backbones.protocol import Target
 from hftl.data import Data, Split
 from hftl.errors import BadRowError
+from hftl.frozen.budget import keep_remembered, remembered
 from hftl.frozen.extract import ConcatRows, ExtractReport, digest_rows, extract
 from hftl.frozen.matrix import FeatureMatrix, flatten_columns
-from hftl.frozen.view import Content, View, open_space
+from hftl.frozen.view import Content, View, equal_length_space, open_space
 from hftl.parallel import Process, on_all
 from hftl.progress import Progress
 from hftl.store.compaction import compact
@@ -106,7 +107,7 @@ def features_of(
     """
     started = time.monotonic()
     spaces = {view: open_space(store, target.backbone, origin, view) for view in views}
-    space = spaces[views[0]]
+    settle(store, target, spaces)
     process = Process.current()
     bad: list[BadRowError] = []
     splits = []
@@ -123,13 +124,14 @@ def features_of(
         rows,
         digests,
         process,
-        memory=store.root / "batches.json",
+        store=store,
         quiet=quiet,
         on_bad_row=on_bad_row,
     )
     with _turn(store, spaces.values(), digests, process, quiet):
         computed, undecodable = _extracted(share)
     recomputed = 0
+    space = spaces[views[0]]
     bad += [undecodable[row] for row in sorted(undecodable)]
     splits = _without_all(splits, undecodable)
     try:
@@ -151,6 +153,28 @@ def features_of(
     counts = {"rows": total, "computed": computed, "reused": total - computed, "truncated": truncated}
     by_name = {features.split.name: features for features in splits}
     return StoredFeatures(space, Content.of(space), by_name, counts, bad, time.monotonic() - started)
+
+
+def settle(store: FeatureStore, target: Target, spaces: dict[View, Space]) -> None:
+    """Exchange spaces of the first release, which padded all batches, where padding changes the model's numbers.
+
+    That takes the model, once for each such space; the answer is remembered.
+
+    Raises:
+        CutError: a row's numbers depend on its batch mates in any batch.
+    """
+    memory = store.root / "settled.json"
+    for view, space in spaces.items():
+        # Pictures are all of one size: there was no padding.
+        if target.backbone.wants != "text" or space.info is None or Content.of(space).equal_lengths is not None:
+            continue
+        known = remembered(memory).get(space.id)
+        if known is None:
+            model, head = target.build()
+            known = view.find_cut(model, head, target.backbone.probes())[1]
+            keep_remembered(memory, space.id, known)
+        if known:
+            spaces[view] = equal_length_space(store, space)
 
 
 def matrix_of(features: StoredFeatures, data: Data) -> FeatureMatrix:
