@@ -110,8 +110,8 @@ def _why_no_column(values: list[Any], error: Exception) -> str:
         if value is not None:
             kinds.setdefault(type(value), row)
     if len(kinds) > 1:
-        found = " and ".join(f"{_WORDS.get(kind, kind.__name__)} (row {row})" for kind, row in kinds.items())
-        return f"mixes kinds of values, {found}: write them all as text, in quotes"
+        places = " and ".join(f"{_WORDS.get(kind, kind.__name__)} (row {row})" for kind, row in kinds.items())
+        return f"mixes kinds of values, {places}: write them all as text, in quotes"
     return f"mixes kinds of values: {one_line(error)}"
 
 

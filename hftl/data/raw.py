@@ -1,4 +1,4 @@
-"""What every kind of reference is first turned into: an Arrow table for each split, not yet understood."""
+"""`RawData`: what every kind of reference is first turned into, an Arrow table for each split, not yet understood."""
 
 from __future__ import annotations
 
