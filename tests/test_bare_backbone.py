@@ -61,7 +61,7 @@ def backbone(folder=None):
     class Stripes:
         name, commit, modality, wants = "stripes", None, "image", "file"
         suffixes, pipeline_tag, library = frozenset({".png"}), "image-classification", "stripes"
-        max_length, license, pickled, base_reference = None, {}, False, "stripes"
+        max_length, license, pickled, base_reference, notes = None, {}, False, "stripes", ()
 
         def identity(self):
             return {"stripes": 1}

@@ -296,7 +296,8 @@ def test_backbone_that_lacks_something_is_told_what(site: Site) -> None:
             print("loading")
             given = dict.fromkeys(("name", "commit", "modality", "wants", "suffixes", "pipeline_tag", "library"), "")
             done = dict.fromkeys(("max_length", "license", "pickled", "base_reference", "identity", "encode"), "")
-            return type("Half", (), given | done | dict.fromkeys(("collate", "probes", "config", "build"), ""))()
+            more = dict.fromkeys(("notes", "collate", "probes", "config", "build"), "")
+            return type("Half", (), given | done | more)()
         """,
     )
     (site.folder / "r.py").write_text(RECIPE.format(backbone="half"))

@@ -66,7 +66,7 @@ def _is_remembered(blob: Path) -> bool:
         known = json.loads(_note(blob).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(known == _stat(blob))
+    return bool(known == _state_of(blob))
 
 
 def _remember(blob: Path) -> None:
@@ -74,7 +74,7 @@ def _remember(blob: Path) -> None:
         return
     # A cache that cannot be written to costs time, nothing else.
     with contextlib.suppress(OSError):
-        _note(blob).write_text(json.dumps(_stat(blob)), encoding="utf-8")
+        _note(blob).write_text(json.dumps(_state_of(blob)), encoding="utf-8")
 
 
 def _note(blob: Path) -> Path:
@@ -82,6 +82,6 @@ def _note(blob: Path) -> Path:
     return cached_assets_path("hftl", namespace="verified", subfolder=blob.parents[1].name) / f"{blob.name}.json"
 
 
-def _stat(blob: Path) -> dict[str, str | int]:
+def _state_of(blob: Path) -> dict[str, str | int]:
     stat = blob.stat()
     return {"blob": str(blob), "size": stat.st_size, "changed": stat.st_mtime_ns}

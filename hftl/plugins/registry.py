@@ -40,7 +40,7 @@ def find(ref: str) -> BackboneSpec:
     """
     known = backbone_claims()
     if ref in known:
-        return _only(ref, known[ref])
+        return _uncontested(ref, known[ref])
     # Whoever claims a family may say what is wrong with a reference to it; that is for the user.
     for owner, spec in plugins().each("hftl_resolve_backbone", let_through=(HftlError,), ref=ref):
         if spec is not None:
@@ -100,7 +100,7 @@ def add_metrics(values: dict[str, Any], logits: np.ndarray, labels: np.ndarray, 
         values.update({name: value if math.isfinite(value) else None for name, value in computed.items()})
 
 
-def _only(name: str, claims: Sequence[BackboneSpec]) -> BackboneSpec:
+def _uncontested(name: str, claims: Sequence[BackboneSpec]) -> BackboneSpec:
     if conflict := conflict_of(name, claims):
         raise PluginError(conflict)
     return claims[0]
