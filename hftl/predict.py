@@ -102,6 +102,7 @@ def evaluate(
             input_columns=input_columns,
             label_columns=label_columns,
             split=split,
+            **loaded.trained_on(),
         )
         say.print(f"evaluate  {read.ref}: {read.said}")
         for note in read.notes:

@@ -20,8 +20,8 @@ import pytest
 from runs import Cli
 
 from hftl.errors import HftlError, StoreError
+from hftl.regular import OddFileError, open_regular, read_bounded
 from hftl.store.description import Description
-from hftl.store.files import OddFileError, open_regular, read_bounded
 from hftl.store.shard import header_rows
 from hftl.store.store import ColumnSpec, FeatureStore, Space
 

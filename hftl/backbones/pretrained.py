@@ -257,7 +257,7 @@ def read_config(source: Source) -> Any:
     """
     try:
         raw = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-        labels = max(_numbers(raw, "num_labels"), default=0)
+        labels = max(_counts_in(raw, "num_labels"), default=0)
         if labels > MOST_LABELS:
             # transformers would make a name for each before anything else looks at them.
             raise BackboneError(f"{source.id}: its config.json names {labels:,} labels, which is no classifier's")
@@ -280,13 +280,13 @@ def read_config(source: Source) -> Any:
         raise BackboneError(f"{source.id}: {one_line(error)}") from error
 
 
-def _numbers(config: Any, key: str) -> Iterator[int]:
+def _counts_in(config: Any, key: str) -> Iterator[int]:
     """The integers under a key at any depth of a configuration."""
     if isinstance(config, dict):
         for name, value in config.items():
             if name == key and isinstance(value, int):
                 yield value
-            yield from _numbers(value, key)
+            yield from _counts_in(value, key)
 
 
 def check_layers(name: str, config: Any, tensors: int) -> None:

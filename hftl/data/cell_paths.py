@@ -1,4 +1,4 @@
-"""From a cell of a table to the file it means: people's ways of writing paths, and pictures inside the cell itself."""
+"""Cells that mean files: people's ways of writing paths, and pictures that stand in the cell itself."""
 
 from __future__ import annotations
 

@@ -129,12 +129,12 @@ def _long_texts(text: str, delimiter: str, width: int) -> list[str]:
         return []
     for cell in _quoted(delimiter).finditer(text):
         # All lines but the last, the first of them with the cells before this one.
-        lines = text[text.rfind("\n", 0, cell.start()) + 1 : cell.end()].split("\n")[:-1]
-        if lines and all(line.count(delimiter) == width - 1 for line in lines):
+        above = text[text.rfind("\n", 0, cell.start()) + 1 : cell.end()].split("\n")[:-1]
+        if above and all(line.count(delimiter) == width - 1 for line in above):
             first = first or one_line(cell[0], 40)
-            swallowed += len(lines)
-    found = f"{plural(swallowed, 'line')} inside quoted texts could be rows of their own (the first: {first}…)"
-    return [f"{found}: if so, a quote is not closed"] if swallowed else []
+            swallowed += len(above)
+    lines = f"{plural(swallowed, 'line')} inside quoted texts could be rows of their own (the first: {first})"
+    return [f"{lines}: if so, a quote is not closed"] if swallowed else []
 
 
 def _read_by_line(text: str, delimiter: str, names: list[str], fault: int, name: str) -> CsvColumns:

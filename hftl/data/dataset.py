@@ -1,4 +1,4 @@
-"""What a data reference becomes: rows to read one by one, labels, and what was inferred about them."""
+"""`Data` and its splits: rows to read one by one, labels, and what was inferred about them."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import numpy as np
 from hftl.data.cells import Cells
 from hftl.data.columns import Kind
 from hftl.data.dataset import Labels, Split
+from hftl.data.folders import FILE_COLUMN
 from hftl.data.labels import (
     are_vectors,
     class_keys,
@@ -82,12 +83,14 @@ class KnownLabels:
         names: of its classes or targets, in the order of its outputs.
         columns: the label columns of the data, if stated.
         separator: what stands between several labels in one cell, if stated.
+        trained_on: the input and the label columns of the run that trained the model, where one recorded them.
     """
 
     task: Task
     names: Sequence[str]
     columns: Sequence[str] | None = None
     separator: str | None = None
+    trained_on: tuple[Sequence[str], Sequence[str]] = ((), ())
 
 
 def load_evaluation_data(
@@ -102,6 +105,7 @@ def load_evaluation_data(
     label_separator: str | None = None,
     unlabelled: Sequence[object] | None = None,
     split: str | None = None,
+    trained_on: tuple[Sequence[str], Sequence[str]] = ((), ()),
 ) -> EvaluationData:
     """Load the rows to evaluate a model on: the test split, else the validation split, else all rows.
 
@@ -119,22 +123,24 @@ def load_evaluation_data(
         label_separator: what stands between several labels in one cell; inferred if not given.
         unlabelled: values that mark rows without a label; -1 if not given, unless the model has a class of that name.
         split: ``train``, ``validation`` or ``test``, if not the first of them that there is.
+        trained_on: the input and the label columns of the run that trained the model: taken where nothing is stated
+            and they are there.
 
     Raises:
         DataError: the reference leads nowhere, no row has a label, or a label or target is none of the model's.
     """
-    known = KnownLabels(stated_task(task), list(label_names), label_columns, label_separator)
+    known = KnownLabels(stated_task(task), list(label_names), label_columns, label_separator, trained_on)
     source = open_reference(ref, wants, {suffix.lower() for suffix in suffixes})
     stated_columns = [*(input_columns or ()), *(label_columns or ())]
     problems: list[str] = []
     for name in _candidates(source, split):
         # A split that is not reached is never read.
-        divided = divide_by_column(_only(source, name), stated_columns)
+        divided = divide_by_column(_one_split(source, name), stated_columns)
         if split is not None and split not in divided.parts:
             raise DataError(f"there is no {split} split; there is {listing(list(divided.parts))}")
         for own in _candidates(divided, split):
             try:
-                read = _read_split(divided, own, known, wants, input_columns, unlabelled)
+                read = _known_split(divided, own, known, wants, input_columns, unlabelled)
             except _NoLabelError as error:
                 problems.append(str(error))
                 continue
@@ -170,7 +176,7 @@ def _candidates(source: RawData, split: str | None) -> list[SplitName]:
     raise DataError(f"there is no {split} split{did_you_mean(split, there)}; there is {listing(there)}")
 
 
-def _only(source: RawData, split: SplitName) -> RawData:
+def _one_split(source: RawData, split: SplitName) -> RawData:
     """A source of one split, so that no other one is looked at."""
     return replace(source, parts={split: source.parts[split]})
 
@@ -182,7 +188,7 @@ class _ReadSplit:
     notes: list[str]
 
 
-def _read_split(
+def _known_split(
     source: RawData,
     split: SplitName,
     known: KnownLabels,
@@ -201,6 +207,8 @@ def _read_split(
     if absent := [name for name in known.columns or () if name not in there and not close_matches(name, there)]:
         raise _NoLabelError(f"the {split} split has no label column {listing(absent)}")
     label_columns = _columns_by_name(cells.kinds(split), known)
+    if input_columns is None:
+        input_columns = _inputs_as_trained(there, known, split, wants)
     try:
         inputs, columns = choose_from(source, cells, split, wants, input_columns, label_columns)
     except DataError as error:
@@ -240,8 +248,29 @@ def _as_it_stands(source: RawData) -> Cells:
 # ── columns ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _inputs_as_trained(there: Sequence[str], known: KnownLabels, split: str, wants: str) -> Sequence[str] | None:
+    """The columns that the model was trained on, if they are there; None where the rows are files of any name.
+
+    Raises:
+        DataError: the model read other columns of texts than there are, so that any choice would be a guess.
+    """
+    inputs, _ = known.trained_on
+    absent = [name for name in inputs if name not in there]
+    if inputs and not absent:
+        return inputs
+    if absent and wants == "text" and FILE_COLUMN not in (*there, *inputs):
+        raise DataError(
+            f"the {split} split has no column {listing(absent)}{did_you_mean(absent[0], there)}, which the model reads;"
+            f" it has {listing(there)}: name the columns with --input-columns"
+        )
+    return None
+
+
 def _columns_by_name(kinds: Mapping[str, Kind], known: KnownLabels) -> Sequence[str] | None:
     """The label columns: those stated, or those that are called as several labels or targets of the model are."""
+    _, trained_on = known.trained_on
+    if known.columns is None and known.task.is_exclusive and trained_on and all(name in kinds for name in trained_on):
+        return list(trained_on)
     if known.columns is not None or known.task.is_exclusive:
         return known.columns
     if len(known.names) > 1 and all(name in kinds for name in known.names):

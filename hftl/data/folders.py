@@ -108,14 +108,14 @@ def read_class_folders(
     rows: dict[SplitName, list[str]] = {split: [] for split in SPLIT_NAMES}
     for file, (split, _) in places.items():
         rows[split].append(file)
-    found = {
+    splits = {
         split: RawSplit(pa.table({FILE_COLUMN: own, LABEL_COLUMN: [places[file][1] for file in own]}), None)
         for split, own in rows.items()
         if own
     }
     notes = [*layout.notes, *_not_classes(root, files, layout, classes), *_ignored(files, places)]
     return RawData(
-        found,
+        splits,
         root=root,
         notes=notes,
         names=sorted({parts[0] for parts in wanted.values()}),
@@ -223,15 +223,20 @@ def _unwrapped(paths: list[Parts], folders: Mapping[SplitName, Parts]) -> dict[S
 def _not_classes(root: Path, files: list[str], layout: _Layout, classes: Collection[str]) -> list[str]:
     """Name the folders that stand where classes stand and hold no file that is read."""
     held: dict[str, Counter[str]] = {}
-    for folder in layout.split_folders.values() or [()]:
+    folders = list(layout.split_folders.values()) or [()]
+    for folder in folders:
         with os.scandir(root.joinpath(*folder)) as entries:
-            names = [e.name for e in entries if e.is_dir() and not _is_junk(e.name)]
-        for name in names:
-            if name not in classes and name not in layout.unlabelled:
-                start = "/".join((*folder, name)) + "/"
-                held[start[:-1]] = Counter(suffix_of(file) or "no suffix" for file in files if file.startswith(start))
+            names = [entry.name for entry in entries if entry.is_dir() and not _is_junk(entry.name)]
+        unread = [name for name in names if name not in classes and name not in layout.unlabelled]
+        held.update({"/".join((*folder, name)): Counter() for name in unread})
     if not held:
         return []
+    depths = {len(folder) + 1 for folder in folders}
+    for file in files:
+        parts = file.split("/")
+        for depth in depths:
+            if (place := "/".join(parts[:depth])) in held and len(parts) > depth:
+                held[place][suffix_of(file) or "no suffix"] += 1
     shown = [f"{name!r} ({_counted(held[name]) or 'empty'})" for name in sorted(held)[:10]]
     more = f" and {len(held) - 10:,} more" if len(held) > 10 else ""
     return [f"no class, as no file in it is read: {', '.join(shown)}{more}"]

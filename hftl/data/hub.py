@@ -109,7 +109,7 @@ def _source(
     chosen, others = assign_splits(data)
     if not chosen and len(data) == 1:
         chosen, others = {"train": next(iter(data))}, []
-    readers = {split: partial(_split, data[key], f"{name} {key}".strip()) for split, key in chosen.items()}
+    readers = {split: partial(_raw_split, data[key], f"{name} {key}".strip()) for split, key in chosen.items()}
     return RawData(
         LazySplits(readers),
         notes=[*notes, *([f"ignored other splits: {listing(others)}"] if others else [])],
@@ -119,7 +119,7 @@ def _source(
     )
 
 
-def _split(data: datasets.Dataset, name: str) -> RawSplit:
+def _raw_split(data: datasets.Dataset, name: str) -> RawSplit:
     """The rows as they are stored: images and sounds stay encoded, a memory-mapped file stays on disk.
 
     Only a data set that was shuffled or filtered is gathered into memory. Each split is read by its own features: the

@@ -14,6 +14,9 @@ from hftl.wording import one_line
 _MOST_DIGITS = 40
 
 
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
+
+
 class _LongInteger:
     """An integer with more digits than any column can hold."""
 
@@ -107,8 +110,8 @@ def _why_no_column(values: list[Any], error: Exception) -> str:
         if value is not None:
             kinds.setdefault(type(value), row)
     if len(kinds) > 1:
-        found = " and ".join(f"a {kind.__name__} (row {row})" for kind, row in kinds.items())
-        return f"mixes kinds of values, {found}: write them all as text, in quotes"
+        places = " and ".join(f"{_WORDS.get(kind, kind.__name__)} (row {row})" for kind, row in kinds.items())
+        return f"mixes kinds of values, {places}: write them all as text, in quotes"
     return f"mixes kinds of values: {one_line(error)}"
 
 

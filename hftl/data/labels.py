@@ -401,7 +401,7 @@ def target_matrix(raw: RawLabels, length: int, column_names: Sequence[str]) -> L
     """
     rows: list[list[Any]] = []
     for at, value in enumerate(raw.values):
-        targets = [_number(target) for target in (value if isinstance(value, list) else [value])]
+        targets = [_as_target(target) for target in (value if isinstance(value, list) else [value])]
         if len(targets) != length or None in targets:
             raise DataError(
                 f"{raw.name(at)}: {one_line(repr(value), 80)} in column {listing(column_names)} is not "
@@ -413,7 +413,7 @@ def target_matrix(raw: RawLabels, length: int, column_names: Sequence[str]) -> L
     return np.array(rows, dtype=np.float32).reshape(len(rows), length)
 
 
-def _number(value: Any) -> int | float | None:
+def _as_target(value: Any) -> int | float | None:
     """A number; a number written as text too, which a column with a few other words is read as."""
     if isinstance(value, str):
         try:

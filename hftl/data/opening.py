@@ -5,10 +5,10 @@ from __future__ import annotations
 import codecs
 import os
 import re
-import stat
 from pathlib import Path
 
 from hftl.errors import DataError
+from hftl.regular import open_regular
 from hftl.wording import one_line, printable
 
 # Longest first: the mark of UTF-32 begins with that of UTF-16.
@@ -54,30 +54,12 @@ def as_path(ref: str) -> Path:
 def read_regular(path: Path) -> bytes:
     """The content of a regular file.
 
-    A pipe or a device may never end, and opening a pipe alone may wait for ever.
-
     Raises:
         OSError: it cannot be read, or is no regular file.
         ValueError: no file can have that name.
     """
-    check_regular(path)
-    # Opened without waiting and checked again, since something else may have taken the file's place.
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(handle, "rb") as file:  # noqa: PTH123  # a handle, not a path
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(0, "it is no regular file", str(path))
+    with os.fdopen(open_regular(path), "rb") as file:
         return file.read()
-
-
-def check_regular(path: Path) -> None:
-    """Refuse what is no regular file.
-
-    Raises:
-        OSError: it is a folder, a pipe, a socket or a device, or it is not there.
-        ValueError: no file can have that name.
-    """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(0, "it is no regular file", str(path))
 
 
 def why_unreadable(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What every kind of reference is first turned into: an Arrow table for each split, not yet understood."""
+"""`RawData`: what every kind of reference is first turned into, an Arrow table for each split, not yet understood."""
 
 from __future__ import annotations
 
@@ -100,6 +100,9 @@ class LazySplits(Mapping[SplitName, RawSplit]):
         if split not in self._read:
             self._read[split] = self._readers[split]()
         return self._read[split]
+
+    def __contains__(self, split: object) -> bool:
+        return split in self._readers  # a Mapping's own would read it
 
     def __iter__(self) -> Iterator[SplitName]:
         return iter(self._readers)

@@ -137,7 +137,9 @@ def label_values(
         return [list(row) for row in zip(*lists, strict=True)]
     (values,) = lists
     if has_codebook(source, columns[0]):
-        values = _named_values(part, columns[0], values) if takes_names(task) else _numbers(source, columns[0], values)
+        values = (
+            _named_values(part, columns[0], values) if takes_names(task) else _raw_numbers(source, columns[0], values)
+        )
     several = task is not None and task.has_classes and not task.is_exclusive
     if several and all(value is None or isinstance(value, str) for value in values):
         return [value or [] for value in values]  # a blank cell in a column of "a,b": none of the labels
@@ -197,7 +199,7 @@ def _named(value: Any, book: Sequence[str] | None, row_name: Callable[[], str], 
     return book[int(value)]
 
 
-def _numbers(source: RawData, column: str, values: Values) -> Values:
+def _raw_numbers(source: RawData, column: str, values: Values) -> Values:
     """The numbers themselves, if they mean the same in all files."""
     books = {tuple(book or ()) for part in source.parts.values() for book in part.class_names(column)}
     if len(books) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
@@ -15,9 +16,10 @@ import pyarrow.parquet
 from hftl.data.csv_text import read_csv
 from hftl.data.dataset import RowNames
 from hftl.data.json_rows import read_json
-from hftl.data.opening import check_regular, decode_text, read_regular, why_unreadable
+from hftl.data.opening import decode_text, read_regular, why_unreadable
 from hftl.data.raw import Codebooks, LazySplits, RawData, RawSplit, SplitName, split_of
 from hftl.errors import DataError
+from hftl.regular import open_regular
 from hftl.wording import listing, one_line, plural
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -51,7 +53,7 @@ def read_tables(files: Sequence[Path], root: Path) -> RawData:
         root=root,
         notes=notes,
         names=[file.name for file in files],
-        identity={"files": [{"name": f.relative_to(root).as_posix(), "bytes": _size(f)} for f in used]},
+        identity={"files": [{"name": f.relative_to(root).as_posix(), "bytes": _bytes_of(f)} for f in used]},
     )
 
 
@@ -71,7 +73,7 @@ def _by_split(files: Sequence[Path], root: Path) -> tuple[dict[SplitName, list[P
     return dict(grouped), [f"ignored, as the name says no split: {listing(ignored)}"] if ignored else []
 
 
-def _size(file: Path) -> int | None:
+def _bytes_of(file: Path) -> int | None:
     try:
         return file.stat().st_size
     except OSError:  # said when the file is read, if it ever is
@@ -80,8 +82,8 @@ def _size(file: Path) -> int | None:
 
 def _read_split(files: Sequence[Path], root: Path) -> RawSplit:
     names = [file.relative_to(root).as_posix() for file in files]
-    read = [_read(file, name) for file, name in zip(files, names, strict=True)]
-    columns, unusable = _joined(read, names)
+    read = [_read_table(file, name) for file, name in zip(files, names, strict=True)]
+    columns, unusable = _join_files(read, names)
     rows = [part.rows for part in read]
     return RawSplit(
         pa.table(columns) if columns else _no_columns(sum(rows)),
@@ -111,11 +113,11 @@ class _FileContent:
         self.rows = max((len(column) for column in columns.values()), default=0)
 
 
-def _read(file: Path, name: str) -> _FileContent:
+def _read_table(file: Path, name: str) -> _FileContent:
     suffix = file.suffix.lower()
     try:
         if suffix == ".parquet":
-            check_regular(file)  # pyarrow waits for ever for a pipe
+            os.close(open_regular(file))  # pyarrow waits for ever for a pipe
             table = pa.parquet.read_table(file, memory_map=True, partitioning=None)
             columns, twice = _distinct(table.column_names, [plain_column(c) for c in table.columns], name)
             return _FileContent(columns, twice, _codebooks(table.schema), ())
@@ -162,7 +164,9 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _joined(read: Sequence[_FileContent], names: Sequence[str]) -> tuple[dict[str, pa.ChunkedArray], dict[str, str]]:
+def _join_files(
+    read: Sequence[_FileContent], names: Sequence[str]
+) -> tuple[dict[str, pa.ChunkedArray], dict[str, str]]:
     """The columns of a split's files one after another, and those that cannot be joined with the reason."""
     columns: dict[str, pa.ChunkedArray] = {}
     unusable: dict[str, str] = {}

@@ -21,6 +21,7 @@ from hftl.plugins.spec import BackboneOptions
 from hftl.runs.folder import RunFolder
 from hftl.runs.record import RunRecord
 from hftl.tasks import Task
+from hftl.wording import listing
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,17 @@ class LoadedModel:
         """The columns that the model was trained on, two for pairs of texts; None where nobody recorded them."""
         return self.record.input_columns if self.record else None
 
+    def trained_on(self) -> dict[str, Any]:
+        """How the run read its data, as arguments of `hftl.data.load_evaluation_data`; empty without a run."""
+        if self.record is None:
+            return {}
+        columns = self.record.data.identity.get("columns", {})
+        return {
+            "trained_on": (columns.get("inputs", ()), columns.get("labels", ())),
+            "label_separator": self.record.recipe.get("label_separator"),
+            "unlabelled": self.record.recipe.get("unlabelled"),
+        }
+
     @classmethod
     def load(cls, ref: str | Path, *, offline: bool = False) -> LoadedModel:
         """Load a run's folder, a model's folder, or a Hub id, with its trained head.
@@ -79,6 +91,12 @@ class LoadedModel:
         speed_up(network)
         device = PartialState().device
         config: Any = network.config
+        lacking = [number for number in range(config.num_labels) if number not in config.id2label]
+        if lacking:
+            raise BackboneError(
+                f"{where}: its config.json names no label for output {lacking[0]} (id2label has the keys "
+                f"{listing(list(config.id2label))}); number them from 0 to {config.num_labels - 1}"
+            )
         names = unique_names([config.id2label[i] for i in range(config.num_labels)])
         task = Task.of_problem_type(config.problem_type, len(names))
         return cls(backbone, network.to(device), names, task, device, run)

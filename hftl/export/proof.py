@@ -146,9 +146,9 @@ def _compared(
         alone = torch.cat([asked([row]) for row in rows])
     except Exception as error:  # whatever the library raises on a row
         return f"{named_error(error)[:300]}"
-    if (gap := _gap(alone, expected)) > tolerance:
+    if (gap := _difference(alone, expected)) > tolerance:
         # Only now, because it costs as much again.
-        noise = max(_gap(asked([row] * 4), alone[i : i + 1].expand(4, -1)) for i, row in enumerate(rows))
+        noise = max(_difference(asked([row] * 4), alone[i : i + 1].expand(4, -1)) for i, row in enumerate(rows))
         if gap > max(tolerance, NOISE * noise):
             worst = int((alone - expected).abs().amax(1).argmax())
             name = inputs.name(chosen[worst])
@@ -158,14 +158,14 @@ def _compared(
         together = asked(rows)
     except Exception:  # some models refuse a batch whose rows they take alone
         return None
-    if (gap := _gap(together, alone)) <= tolerance:
+    if (gap := _difference(together, alone)) <= tolerance:
         return None
     if evidence.equal_lengths or (network is not None and needs_equal_lengths(network, backbone.probes())):
         return None
     return f"the logits of {plural(len(rows), 'row')} in one batch are {gap:.2g} from those of each row alone"
 
 
-def _gap(left: Tensor, right: Tensor) -> float:
+def _difference(left: Tensor, right: Tensor) -> float:
     if left.shape != right.shape:
         return float("inf")
     gap = float((left - right).abs().max())

@@ -39,10 +39,9 @@ def logits_of(accelerator: Accelerator, model: nn.Module, encoder: Encoder, batc
     batches = batches_of(order, batch_size, accelerator.process_index, accelerator.num_processes)
     was_training = [module for module in model.modules() if module.training]
     model.eval()
-    outputs = []
     with torch.no_grad(), accelerator.autocast():
-        for groups in ahead(encoder.collated, batches, encoder.workers):
-            outputs.append(_of_groups(accelerator, model, groups))
+        batches_ahead = ahead(encoder.collated, batches, encoder.workers)
+        outputs = [_of_groups(accelerator, model, groups) for groups in batches_ahead]
     for module in was_training:
         module.training = True
     everything = gather_rows(torch.cat(outputs), rows).cpu()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from hftl.store.files import read_bounded, write_file
+from hftl.regular import read_bounded
+from hftl.store.files import write_file
 
 # Tokens (for rows of different lengths) or rows (where all cost the same) in one batch.
 CPU_TOKENS, CPU_ROWS = 1024, 16

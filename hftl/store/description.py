@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from hftl._version import __version__
 from hftl.errors import StoreError
-from hftl.store.files import OddFileError, read_bounded
+from hftl.regular import OddFileError, read_bounded
 from hftl.store.identity import JSON, canonical_json, space_id
 from hftl.store.shard import ColumnSpec
 

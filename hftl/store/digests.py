@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from hftl.errors import StoreError
-from hftl.store.files import open_regular
+from hftl.regular import open_regular
 from hftl.store.shard import Digests
 
 _TEXT = b"hftl-text"

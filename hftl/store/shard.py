@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from hftl.store.files import open_regular
+from hftl.regular import open_regular
 
 Array: TypeAlias = "npt.NDArray[np.generic]"
 Digests: TypeAlias = "npt.NDArray[np.uint8]"

@@ -25,10 +25,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hftl.errors import StoreError
+from hftl.regular import OddFileError
 from hftl.store.description import Description
 from hftl.store.files import (
     FileCalls,
-    OddFileError,
     make_folders,
     remove_orphans,
     set_aside,

@@ -24,8 +24,9 @@ import safetensors.numpy
 import xxhash
 
 from hftl.errors import StoreError
+from hftl.regular import open_regular
 from hftl.store.digests import digest_bytes, read_digest, stack_digests
-from hftl.store.files import FILE_CALLS, make_folders, mode_of, open_regular, remove_orphans, write_atomically
+from hftl.store.files import FILE_CALLS, make_folders, mode_of, remove_orphans, write_atomically
 from hftl.store.lookup import RowIndex
 from hftl.store.shard import Digests
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from hftl.regular import read_bounded
 from hftl.store.files import (
     FILE_CALLS,
     STALE_SECONDS,
@@ -23,7 +24,6 @@ from hftl.store.files import (
     make_folders,
     process_mark,
     process_of,
-    read_bounded,
     write_atomically,
 )
 

@@ -145,7 +145,7 @@ def images() -> list[bytes]:
     return encoded
 
 
-def fingerprint(subject: Subject, backbone: Backbone) -> list[Any]:
+def fingerprint_of_rows(subject: Subject, backbone: Backbone) -> list[Any]:
     """What a backbone makes of the rows, in a form that can be compared."""
     return sums(subject.encode(backbone, subject.rows))
 

@@ -93,7 +93,9 @@ def measured_buffers(
     """
     model = replay.model
     names = head_buffers(model, set(replay.cut.head))
-    seen = [module for name, module in model.named_modules() if _holds(name, names) and isinstance(module, STATISTICS)]
+    seen = [
+        module for name, module in model.named_modules() if _is_around(name, names) and isinstance(module, STATISTICS)
+    ]
     momenta = [module.momentum for module in seen]
     for module in seen:
         module.reset_running_stats()
@@ -112,7 +114,7 @@ def measured_buffers(
     return buffers
 
 
-def _holds(module: str, tensors: Sequence[str]) -> bool:
+def _is_around(module: str, tensors: Sequence[str]) -> bool:
     return any(owner(name) == module for name in tensors)
 
 
