@@ -52,7 +52,7 @@ def logits_of(accelerator: Accelerator, model: nn.Module, encoder: Encoder, batc
 
 
 def order_of(encoder: Encoder) -> np.ndarray:
-    """The rows of a split in the order in which they are run: texts of like length together, so that little is padded."""
+    """The rows of a split in the order in which they are run: texts of like length together, to pad little."""
     inputs = encoder.split.inputs
     if not isinstance(inputs, Texts):
         return np.arange(len(inputs))
