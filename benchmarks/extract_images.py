@@ -104,10 +104,9 @@ def main() -> None:
         space = open_space(store, backbone, {"name": "hftl"}, view)
         started = time.perf_counter()
         digests = digest_files(encoded, store.file_digests)
-        memory = store.root / "batches.json"
         extract(
             Target(backbone, config), {view: space}, ConcatRows([rows]), digests, Process(device),
-            memory=memory, quiet=True,
+            store=store, quiet=True,
         )  # fmt: skip
         whole = time.perf_counter() - started
     print(f"decode and preprocess alone   {decode:7.2f} s  {len(encoded) / decode:8.1f} images/s")

@@ -48,9 +48,9 @@ def timed_hftl(folder: Path, texts: list[str]) -> tuple[float, torch.Tensor]:
         rows = Texts([(text,) for text in texts], RowNames([("texts", len(texts))]))
         digests = digest_texts(rows.values)
         view = View("mean")
-        space = open_space(FeatureStore(Path(cache)), backbone, {"name": "hftl"}, view)
-        process, memory = Process(torch.device("cpu")), Path(cache) / "batches.json"
-        extract(target, {view: space}, ConcatRows([rows]), digests, process, memory=memory, quiet=True)
+        store, process = FeatureStore(Path(cache)), Process(torch.device("cpu"))
+        space = open_space(store, backbone, {"name": "hftl"}, view)
+        extract(target, {view: space}, ConcatRows([rows]), digests, process, store=store, quiet=True)
         seconds = time.perf_counter() - started
         return seconds, space.gather(digests)["features"]
 

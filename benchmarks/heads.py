@@ -120,7 +120,7 @@ def compare_at(
         return LogisticRegression(C=C, tol=sklearn_tolerance, max_iter=5000).fit(x.numpy(), y.numpy())
 
     def fit(**options: Any) -> HeadFit:
-        return fit_linear(x, y, task="single_label", num_labels=classes, device=device, **options)
+        return fit_linear(x.to(device), y.to(device), task="single_label", num_labels=classes, **options)
 
     print(f" gradient tolerance {sklearn_tolerance:.0e}")
     one_ratios, job_ratios = [], []
@@ -162,7 +162,7 @@ def parity(data: dict[str, Tensor], device: str) -> None:
     for c in (0.1, 1.0, 10.0):
         theirs = LogisticRegression(C=c, tol=1e-8, max_iter=50_000).fit(x.double().numpy(), y.numpy())
         mine = fit_linear(
-            x, y, task="single_label", num_labels=classes, device=device, strengths=[1 / c], calibrate=False,
+            x.to(device), y.to(device), task="single_label", num_labels=classes, strengths=[1 / c], calibrate=False,
             standardize=False,
         )  # fmt: skip
         solutions = [
@@ -189,13 +189,13 @@ def objective(weight: Tensor, bias: Tensor, x: Tensor, y: Tensor, strength: floa
 
 def large(device: str) -> None:
     data = generated(100_000, 768, 100)
-    x, y = data["x_train"], data["y_train"]
+    x, y = data["x_train"].to(device), data["y_train"].to(device)
     print("100,000 x 768 x 100, fit_linear only")
     one, seconds = timed(
-        lambda: fit_linear(x, y, task="single_label", num_labels=100, device=device, strengths=[100.0], calibrate=False)
+        lambda: fit_linear(x, y, task="single_label", num_labels=100, strengths=[100.0], calibrate=False)
     )
     print(f"  one strength             {seconds:7.2f} s  iterations {one.report['iterations']}")
-    whole, seconds = timed(lambda: fit_linear(x, y, task="single_label", num_labels=100, device=device))
+    whole, seconds = timed(lambda: fit_linear(x, y, task="single_label", num_labels=100))
     print(
         f"  the whole job            {seconds:7.2f} s  strength {whole.report['chosen']:.3g}, "
         f"converged {whole.report['converged']}  accuracy {accuracy(whole.weight, whole.bias, data):.4f}"

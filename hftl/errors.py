@@ -3,7 +3,7 @@
     HftlError                   something failed (exit status 1)
     ├── StoreError              the feature store cannot be read or written
     ├── ConvergenceError        a head has no usable solution
-    ├── HubError                the Hub cannot be reached, or goes on failing
+    ├── HubError                the Hub cannot be reached, goes on failing, or sent something damaged
     ├── Interrupted             training was asked to stop and saved its state (exit status 130)
     └── UserError               the input is wrong (exit status 2)
         ├── RecipeError         a recipe file, a field of a Recipe, or a flag
@@ -38,7 +38,7 @@ class Interrupted(HftlError):  # noqa: N818 (nothing went wrong)
 
 
 class HubError(HftlError):
-    """The Hub cannot be reached, goes on failing, or does not hold what was pushed."""
+    """The Hub cannot be reached, goes on failing, or what came from it or went to it is not whole."""
 
 
 class UserError(HftlError):

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from hftl.backbones.protocol import Backbone
-from hftl.data import Files
+from hftl.data import Files, read_lines
 from hftl.data.columns import TEXT_NAMES
 from hftl.data.folders import list_files
 from hftl.data.tables import TABLE_SUFFIXES, read_tables
@@ -100,14 +100,14 @@ def _itself(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         yield line, f"{path.name} line {number}"
 
 
 def _table_texts(path: Path, columns: Sequence[str] | None) -> list[InputRow]:
-    table = read_tables([path], path.parent).parts["train"].table
-    chosen = _columns_of(path, table.column_names, columns)
-    values = zip(*(table[name].to_pylist() for name in chosen), strict=True)
+    part = read_tables([path], path.parent).parts["train"]
+    chosen = _columns_of(path, [*part.columns, *part.unusable], columns)
+    values = zip(*(part.column(name, "train").to_pylist() for name in chosen), strict=True)
     rows = [tuple("" if value is None else str(value) for value in row) for row in values]
     return [InputRow(f"{path.name} row {i}", partial(_itself, row)) for i, row in enumerate(rows, 1)]
 
@@ -137,13 +137,13 @@ def _file_of(given: str) -> Path | None:
     Raises:
         DataError: it can only be meant as a file, and there is none.
     """
-    path = Path(given).expanduser() if given.startswith("~") else Path(given)
-    is_name = path.suffix.lower() in (*TABLE_SUFFIXES, LINES_SUFFIX) and not any(c.isspace() for c in given)
     try:
+        path = Path(given).expanduser() if given.startswith("~") else Path(given)
+        is_name = path.suffix.lower() in (*TABLE_SUFFIXES, LINES_SUFFIX) and not any(c.isspace() for c in given)
         if path.suffix.lower() in (*TABLE_SUFFIXES, LINES_SUFFIX) and path.is_file():
             return path
     except (OSError, ValueError, RuntimeError):
-        # Longer than a file name can be, or with a null character: whatever it is, it is no file.
+        # Longer than a file name can be, with a null character, in nobody's home folder: whatever it is, it is no file.
         return None
     if is_name:
         beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -172,8 +172,8 @@ def _file_rows(backbone: Backbone, given: str, columns: Sequence[str] | None) ->
         return _rows_of(Files(pa.chunked_array([[str(path / name) for name in names]])))
     if path.suffix.lower() in TABLE_SUFFIXES:
         part = read_tables([path], path.parent).parts["train"]
-        (column,) = _columns_of(path, part.table.column_names, columns)
-        return _rows_of(Files(part.table[column], part.names, root=path.parent))
+        (column,) = _columns_of(path, [*part.columns, *part.unusable], columns)
+        return _rows_of(Files(part.column(column, "train"), part.names, root=path.parent, folders=part.folders))
     return _rows_of(Files(pa.chunked_array([[str(path)]])))
 
 

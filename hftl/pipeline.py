@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from rich.console import Console
 
 from hftl.backbones.loading import load_backbone
+from hftl.backbones.matching import data_for
 from hftl.backbones.protocol import Backbone, Target
-from hftl.data import Data, load_data
+from hftl.data import Data
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
+from hftl.export.proof import Evidence, prove_exports
 from hftl.export.trained import Exported, Trained
 from hftl.finetune.rows import without_bad_rows
-from hftl.finetune.stop import Interrupts
 from hftl.frozen.features import StoredFeatures, features_of, matrix_of
 from hftl.frozen.head import train_head
 from hftl.frozen.matrix import FeatureMatrix
@@ -41,6 +41,7 @@ from hftl.runs.judgement import judgements
 from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
 from hftl.store.store import FeatureStore, cache_root
+from hftl.terminal import Terminal
 
 NO_FEATURES = {"rows": 0, "computed": 0, "reused": 0}
 
@@ -96,8 +97,8 @@ def run(
     """
     started = time.monotonic()
     main = start_processes().is_main_process
-    say = Console(quiet=quiet or not main, highlight=False)
-    with quiet_libraries(), staying_offline(offline), Interrupts(), ExitStack() as held:
+    say = Terminal(quiet=quiet or not main)
+    with quiet_libraries(), staying_offline(offline), ExitStack() as held:
         spec, backbone, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
         on_main(lambda: check_method(recipe, backbone, data, Path(out or "runs"), resume=resume, track=track))
         # Only the main process has a folder; the others compute their share and write nothing but features.
@@ -129,14 +130,15 @@ def run(
         trained_at = time.monotonic()
         metrics = measure(folder, trained, features, data)
         with writing(folder.path):
-            exported = trained.export(folder.model)
+            written = trained.export(folder.model)
+        exported = prove_exports(written, target, evidence_of(recipe, features, data, trained), say.print)
         seconds = {
             "extract": round(features.seconds if features else 0.0, 3),
             "train": round(trained_at - fitting, 3),
             "total": round(time.monotonic() - started, 3),
         }
         metrics = metrics.model_copy(update={"seconds": seconds})
-        finish(folder, exported, record, metrics, bad)
+        metrics = finish(folder, exported, record, metrics, bad)
     print_results(say, metrics, folder.path)
     for line in judgements(metrics, data.task):
         say.print(line, markup=False, soft_wrap=True)
@@ -168,7 +170,7 @@ def compute_features(
         UserError: the recipe, its data or its backbone cannot be used.
         StoreError: features cannot be stored.
     """
-    say = Console(quiet=quiet or not start_processes().is_main_process, highlight=False)
+    say = Terminal(quiet=quiet or not start_processes().is_main_process)
     own = view_of(recipe)
     views = [replace(own, pooling=each) for each in (pooling or own.pooling, *also)]
     with quiet_libraries(), staying_offline(offline):
@@ -187,17 +189,18 @@ def start_processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def inputs_of(recipe: Recipe, say: Console, options: BackboneOptions) -> tuple[BackboneSpec, Backbone, Data]:
+def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[BackboneSpec, Backbone, Data]:
     """Find the backbone and the data that a recipe names, and say what was found and inferred."""
     spec = find(recipe.backbone)
     backbone = load_backbone(spec, options)
-    data = load_data(
+    data = data_for(
+        backbone,
         recipe.data,
-        wants=backbone.wants,
-        suffixes=backbone.suffixes,
         input_columns=recipe.input_columns,
         label_columns=recipe.label_columns,
         task=recipe.task,
+        unlabelled=recipe.unlabelled,
+        label_separator=recipe.label_separator,
         seed=recipe.seed,
         test_size=recipe.test_size,
     )
@@ -205,6 +208,10 @@ def inputs_of(recipe: Recipe, say: Console, options: BackboneOptions) -> tuple[B
     if pooling != "native" and backbone.wants != "text":
         raise RecipeError(f"pooling={pooling!r}: only a head on texts can be exported with it; leave pooling out")
     print_inputs(say, backbone, data)
+    if isinstance(recipe.method, Head) and data.validation is not None and recipe.method.folds != Head().folds:
+        say.print("          the data bring a validation split, which the strength is chosen on: folds are not used")
+    for note in backbone.notes:
+        say.print(f"          {note}")
     return spec, backbone, data
 
 
@@ -258,7 +265,7 @@ def starting_features(
     spec: BackboneSpec,
     backbone: Backbone,
     data: Data,
-    say: Console,
+    say: Terminal,
     *,
     on_bad_row: str,
     quiet: bool,
@@ -288,7 +295,7 @@ def stored_features(
     backbone: Backbone,
     data: Data,
     views: Sequence[View],
-    say: Console,
+    say: Terminal,
     *,
     on_bad_row: str,
     quiet: bool,
@@ -298,6 +305,10 @@ def stored_features(
     store = FeatureStore(cache_root())
     features = features_of(store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet)
     print_features(say, features.counts)
+    if features.content.equal_lengths:
+        say.print(
+            "          padding changes this model's numbers: rows ran, and are to be run, in batches of equal length"
+        )
     print_bad_rows(say, features.bad)
     return features
 
@@ -314,7 +325,7 @@ def finetuned(
     features: StoredFeatures | None,
     data: Data,
     folder: RunFolder | None,
-    say: Console,
+    say: Terminal,
     *,
     resume: bool,
     track: Sequence[str],
@@ -344,7 +355,7 @@ def finetuned(
     return trained
 
 
-def start_of(head: Trained, data: Data, say: Console) -> dict[str, torch.Tensor]:
+def start_of(head: Trained, data: Data, say: Terminal) -> dict[str, torch.Tensor]:
     """The solved head's parameters, for fine-tuning to start from, and a word on how good they are."""
     values = evaluate_predictions(data.task, head.logits.numpy(), data.test.labels, data.label_names)
     name = next(iter(values))
@@ -365,20 +376,30 @@ def measure(folder: RunFolder, trained: Trained, features: StoredFeatures | None
     folder.log("eval", **{name: value for name, value in values.items() if isinstance(value, float)})
     names = [test.inputs.name(i) for i in range(len(test))]
     folder.write_predictions(task, names, test.labels, task.scores(logits).numpy(), data.label_names)
-    counts = {**features.counts, "space": features.space.id} if features else NO_FEATURES
+    counts: dict[str, Any] = {**features.counts, "space": features.space.id} if features else {**NO_FEATURES}
+    if features and features.content.equal_lengths:
+        counts["equal_lengths"] = True
     return Metrics(eval=values, features=counts, rows=data.sizes(), **{trained.section: trained.report})
+
+
+def evidence_of(recipe: Recipe, features: StoredFeatures | None, data: Data, trained: Trained) -> Evidence:
+    """What an export is compared with before it is called a result."""
+    equal_lengths = bool(features and features.content.equal_lengths)
+    return Evidence(data.test, trained.logits, recipe.method.mixed_precision, equal_lengths, PartialState().device)
 
 
 def finish(
     folder: RunFolder, exported: Sequence[Exported], record: RunRecord, metrics: Metrics, bad: Sequence[BadRowError]
-) -> None:
-    """Write the cards of what was exported and, last, the metrics."""
+) -> Metrics:
+    """Write the cards of what was exported and, last, the metrics, which say what the exported files were."""
     for each in exported:
         write_card(each.folder, record, metrics, each.library)
     if bad:
         folder.write_json("skipped.json", [{"row": row.row, "why": row.why} for row in bad])
+    metrics = metrics.model_copy(update={"files": folder.seal([each.folder for each in exported])})
     # Last, because where metrics.json stands a run is complete.
     folder.write_metrics(metrics)
+    return metrics
 
 
 def _log_nothing(event: str, **values: Any) -> None:

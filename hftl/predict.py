@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import numpy as np
 import torch
 
 from hftl.backbones.protocol import Encoded
-from hftl.data import Split, Texts, load_data
-from hftl.errors import BadRowError, DataError
+from hftl.data import Split, Texts, load_evaluation_data
+from hftl.errors import BadRowError
 from hftl.export.loaded import LoadedModel
 from hftl.frozen.asked import stored_logits
 from hftl.hub.client import staying_offline
@@ -20,6 +21,7 @@ from hftl.metrics import evaluate_predictions
 from hftl.progress import Progress
 from hftl.runs.console import quiet_libraries
 from hftl.store.store import FeatureStore, cache_root
+from hftl.terminal import Terminal
 
 BATCH_ROWS = 32
 
@@ -64,17 +66,23 @@ def evaluate(
     *,
     input_columns: Sequence[str] | None = None,
     label_columns: Sequence[str] | None = None,
+    split: str | None = None,
     offline: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Metrics of a model on other data: their test (or validation) split, or all rows where they bring none.
+    """Metrics of a model on other data: their test split, else their validation split, else all rows.
+
+    The model says what the classes and targets are, and they are matched by name: nothing is inferred about them, and
+    only the split that is evaluated is read. Rows whose features a run stored are not computed again.
 
     Args:
         model: a run's folder, a model's folder, a Hub id, or what `load` gave for one.
         data: a data reference as of a recipe.
-        input_columns: one column, or two for pairs of texts; None to infer.
-        label_columns: the column (or columns) of labels; None to infer.
+        input_columns: one column, or two for pairs of texts; None for those of the run, or to infer where it has none.
+        label_columns: the column (or columns) of labels; None to find them by the model's names, or to infer.
+        split: ``train``, ``validation`` or ``test``, in place of the first of test, validation and train.
         offline: use only what is on this machine.
+        quiet: print neither what is evaluated nor progress.
 
     Returns:
         What ``metrics.json`` holds under ``eval``.
@@ -82,25 +90,25 @@ def evaluate(
     Raises:
         UserError: the model or the data cannot be used, or the data have a label that the model does not know.
     """
+    say = Terminal(quiet=quiet, file=sys.stderr)
     with quiet_libraries(), staying_offline(offline):
         loaded = _loaded(model, offline)
-        backbone = loaded.backbone
-        read = load_data(
+        read = load_evaluation_data(
             data,
-            wants=backbone.wants,
-            suffixes=backbone.suffixes,
+            wants=loaded.backbone.wants,
+            suffixes=loaded.backbone.suffixes,
+            task=loaded.task,
+            label_names=loaded.label_names,
             input_columns=input_columns,
             label_columns=label_columns,
-            task=loaded.task,
+            split=split,
+            **loaded.trained_on(),
         )
-        splits = [read.train, read.test] if read.set_aside else [read.test]
-        logits = [_split_logits(loaded, split, quiet) for split in splits]
-    labels = np.concatenate([split.labels for split in splits])
-    if loaded.task.has_classes:
-        labels = _as_known(labels, read.label_names, loaded)
-    elif labels.shape[1] != len(loaded.label_names):
-        raise DataError(f"the model gives {len(loaded.label_names)} targets, the data have {labels.shape[1]}")
-    return evaluate_predictions(loaded.task, torch.cat(logits).numpy(), labels, loaded.label_names)
+        say.print(f"evaluate  {read.ref}: {read.said}")
+        for note in read.notes:
+            say.print(f"          {note}")
+        logits = _split_logits(loaded, read.split, quiet)
+    return evaluate_predictions(loaded.task, logits.numpy(), read.split.labels, loaded.label_names)
 
 
 def load(model: str | Path, *, offline: bool = False) -> LoadedModel:
@@ -125,6 +133,7 @@ def _split_logits(model: LoadedModel, split: Split, quiet: bool) -> torch.Tensor
     """Logits (n, C) of a split's rows: of stored features where the run's head has seen them, else of the model."""
     rows, known = stored_logits(model, split.inputs, FeatureStore(cache_root()))
     logits = torch.empty(len(split), len(model.label_names))
+    model.check(known)
     logits[torch.from_numpy(rows)] = known
     missing = np.setdiff1d(np.arange(len(split)), rows)
     if isinstance(split.inputs, Texts):
@@ -138,20 +147,6 @@ def _split_logits(model: LoadedModel, split: Split, quiet: bool) -> torch.Tensor
             logits[batch] = model.logits(model.backbone.encode([split.inputs[i] for i in batch], names))
             progress.advance(len(batch))
     return logits
-
-
-def _as_known(labels: np.ndarray, names: Sequence[str], model: LoadedModel) -> np.ndarray:
-    """Labels of the data, numbered as the model numbers them."""
-    unknown = sorted(set(names) - set(model.label_names))
-    if unknown:
-        known = ", ".join(model.label_names[:10])
-        raise DataError(f"the model does not know the label {unknown[0]!r} of the data; it knows: {known}")
-    numbers: np.ndarray = np.array([model.label_names.index(name) for name in names])
-    if labels.ndim == 1:
-        return np.asarray(numbers[labels])
-    placed = np.zeros((len(labels), len(model.label_names)), labels.dtype)
-    placed[:, numbers] = labels
-    return placed
 
 
 def _predict_rows(model: LoadedModel, rows: Sequence[InputRow], on_bad_row: str) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""One progress line that behaves: live on a terminal, a plain line now and then in a log file, nothing when told so."""
+"""`Progress`: one line that is live on a terminal, a plain line now and then in a log file, nothing if quiet."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
+
+from hftl.wording import plain
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Live
@@ -33,10 +35,12 @@ class Progress:
         self._started = self._last = time.monotonic()
 
     def __enter__(self) -> Progress:
+        # A live line redraws itself, which in a log file is thousands of lines.
         if not self.quiet and self.stream.isatty():
-            from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Live
+
+            from hftl.terminal import Terminal
 
             columns = (
                 TextColumn("{task.description}"),
@@ -45,7 +49,7 @@ class Progress:
                 TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(),
             )
-            self._live = Live(*columns, console=Console(file=self.stream), transient=True)
+            self._live = Live(*columns, console=Terminal(file=self.stream), transient=True)
             self._live.start()
             self._task = self._live.add_task(self.what, total=self.total, rate="")
         return self
@@ -57,11 +61,7 @@ class Progress:
             self._live.stop()
         if not self.quiet and kind is None:
             seconds = time.monotonic() - self._started
-            print(
-                f"{self.what}: {self.done:,} rows in {seconds:.1f} s ({self.rate})",
-                file=self.stream,
-                flush=True,
-            )
+            self._print(f"{self.what}: {self.done:,} rows in {seconds:.1f} s ({self.rate})")
 
     @property
     def rate(self) -> str:
@@ -71,9 +71,9 @@ class Progress:
     def say(self, line: str) -> None:
         """Print a line among the progress."""
         if self._live is not None:
-            self._live.console.print(line, markup=False, highlight=False)
+            self._live.console.print(line)
         elif not self.quiet:
-            print(line, file=self.stream, flush=True)
+            self._print(line)
 
     def advance(self, rows: int) -> None:
         """Say that so many more rows are done."""
@@ -87,8 +87,7 @@ class Progress:
         if now - self._last >= SECONDS_BETWEEN_LINES and self.done < self.total:
             self._last = now
             left = (now - self._started) / self.done * (self.total - self.done)
-            print(
-                f"{self.what}: {self.done:,} of {self.total:,} rows, {self.rate}, {left:.0f} s left",
-                file=self.stream,
-                flush=True,
-            )
+            self._print(f"{self.what}: {self.done:,} of {self.total:,} rows, {self.rate}, {left:.0f} s left")
+
+    def _print(self, line: str) -> None:
+        print(plain(line), file=self.stream, flush=True)

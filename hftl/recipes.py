@@ -1,4 +1,4 @@
-"""What a run is to do: a `Recipe`, `@recipe` for a Python file that makes one, and how one is found and changed."""
+"""`Recipe`: what a run is to do; `@recipe` for a Python file that makes one; how one is found and changed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import update_wrapper
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, get_type_hints
+from typing import Any, Generic, ParamSpec, get_args, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
@@ -23,6 +24,9 @@ from hftl.wording import close_matches, did_you_mean, named_error, suggest
 
 P = ParamSpec("P")
 
+# Names of the modules that recipe files become begin with this.
+OF_A_FILE = "hftl_recipe_"
+
 
 class Recipe(Options):
     """What to do: a backbone, data, and a method.
@@ -30,12 +34,16 @@ class Recipe(Options):
     Attributes:
         backbone: a registered name, a Hub id ``user/name[@revision]``, or a folder.
         data: a Hub data set ``user/name[:config][@revision]``, a folder, a file (csv, tsv, jsonl, parquet),
-            ``sample:NAME``, or a
-            ``datasets.DatasetDict``.
+            ``sample:NAME``, or a ``datasets.DatasetDict``.
         method: how to train.
         task: ``"single_label"``, ``"multi_label"`` or ``"regression"``; None to infer it.
         input_columns: one column, or two for pairs of texts; None to infer.
         label_columns: the column (or columns) of labels; None to infer.
+        unlabelled: labels that mark rows without one, which are left out, ``""`` for a missing label; None for -1 where
+            the data name their classes, or where it stands beside class numbers and `task` is not stated. ``[]`` keeps
+            every row.
+        label_separator: what stands between several labels in one cell of a multi-label column; None for the first of
+            ``|``, ``;`` and ``,`` that any cell holds.
         max_length: tokens kept of a text; None for what the model allows.
         test_size: share of the rows set aside where the data bring no test split.
         seed: of every random choice.
@@ -47,6 +55,8 @@ class Recipe(Options):
     task: Task | None = None
     input_columns: list[str] | None = Field(default=None, min_length=1, max_length=2)
     label_columns: list[str] | None = Field(default=None, min_length=1)
+    unlabelled: list[str | int] | None = None
+    label_separator: str | None = Field(default=None, min_length=1)
     max_length: int | None = Field(default=None, ge=1)
     test_size: float = Field(default=0.2, gt=0, lt=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -67,12 +77,14 @@ class RecipeFunction(Generic[P]):
 
     Attributes:
         name: the function's name.
+        folder: where its file is, if it was read from one: modules beside it can be imported; None otherwise.
         summary: the first line of its module's (or its own) docstring.
         parameters: each parameter's annotation and default.
     """
 
     def __init__(self, function: Callable[P, Recipe]) -> None:
         update_wrapper(self, function)
+        self.folder: Path | None = None
         self._function = function
         self.name = function.__name__
         module = sys.modules.get(function.__module__)
@@ -86,7 +98,7 @@ class RecipeFunction(Generic[P]):
                 parameter.VAR_POSITIONAL,
             ):
                 raise RecipeError(
-                    f"recipe {self.name!r}: parameter {parameter.name!r} needs a default, for it becomes a flag"
+                    f"recipe {self.name!r}: parameter {parameter.name!r} needs a default, because it becomes a flag"
                 )
             self.parameters[parameter.name] = (hints.get(parameter.name, str), parameter.default)
 
@@ -97,7 +109,8 @@ class RecipeFunction(Generic[P]):
             RecipeError: it raised, or returned something that is no `Recipe`.
         """
         try:
-            made = self._function(*args, **kwargs)
+            with modules_beside(self.folder):
+                made = self._function(*args, **kwargs)
         except HftlError:
             raise
         except ValidationError as error:
@@ -129,56 +142,92 @@ def find_recipe(ref: str) -> RecipeFunction[...]:
     path, _, function = ref.partition(".py:")
     if function or ref.endswith(".py"):
         return _from_file(Path(f"{path}.py" if function else ref), function)
-    known = registered_recipes()
+    known = recipe_claims()
     if ref in known:
-        return _from_object(ref, known[ref])
+        if conflict := recipe_conflict(ref, known[ref]):
+            raise RecipeError(conflict)
+        return _from_object(ref, known[ref][0])
     if Path(f"{ref}.py").is_file():
         return _from_file(Path(f"{ref}.py"), "")
     ways = did_you_mean(ref, known) or "; give a Python file, or a name from `hftl recipes`"
     raise RecipeError(f"no recipe is called {ref!r}{ways}{plugins().suspects()}")
 
 
-def registered_recipes() -> dict[str, str]:
-    """Every recipe registered by an entry point or a plugin: its name and ``package.module:function``."""
+def recipe_claims() -> dict[str, list[str]]:
+    """Every recipe registered by an entry point or a plugin: its name and each ``package.module:function`` it is."""
     claims = [(entry.name, entry.value) for entry in entry_points(group="hftl.recipes")]
     for _, theirs in plugins().collect("hftl_register_recipes", lambda name, value: (str(name), str(value))):
         claims += theirs
-    found: dict[str, str] = {}
+    registered: dict[str, list[str]] = {}
     for name, value in claims:
-        if found.setdefault(name, value) != value:
-            raise RecipeError(
-                f"recipe {name!r} is claimed twice, as {found[name]} and {value}; uninstall one of the two packages"
-            )
-    return found
+        if value not in registered.setdefault(name, []):
+            registered[name].append(value)
+    return registered
+
+
+def recipe_conflict(name: str, values: Sequence[str]) -> str | None:
+    """What is wrong with a name that more than one package registered; None if nothing is."""
+    if len(values) < 2:
+        return None
+    return f"recipe {name!r} is claimed twice, as {values[0]} and {values[1]}; uninstall one of the two packages"
 
 
 def _from_file(path: Path, function: str) -> RecipeFunction[...]:
     if not path.is_file():
         beside = did_you_mean(path.name, [p.name for p in path.parent.glob("*.py")])
         raise RecipeError(f"no recipe file {str(path)!r}{beside or '; check the path'}")
-    name = f"hftl_recipe_{path.stem}"
+    name = f"{OF_A_FILE}{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise RecipeError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        with modules_beside(path.parent):
+            spec.loader.exec_module(module)
     except HftlError:
         raise
     except (Exception, SystemExit) as error:
         raise RecipeError(f"recipe {path} cannot be loaded: {named_error(error)}{_line_in(error, path)}") from error
-    found = {f.name: f for f in vars(module).values() if isinstance(f, RecipeFunction)}
+    functions = {f.name: f for f in vars(module).values() if isinstance(f, RecipeFunction)}
+    # One that it imports to build on is not meant, where it has its own.
+    defined = {key: f for key, f in functions.items() if f.__module__ == name} or functions
+    for each in defined.values():
+        each.folder = path.parent
     if function:
-        if function not in found:
-            raise RecipeError(f"{path} has no recipe {function!r}; it has: {', '.join(found) or 'none'}")
-        return found[function]
-    if len(found) != 1:
-        what = (
-            f"{len(found)} recipes ({', '.join(found)}): name one, {path}:NAME" if found else "no function with @recipe"
-        )
+        if function not in defined:
+            raise RecipeError(f"{path} has no recipe {function!r}; it has: {', '.join(defined) or 'none'}")
+        return defined[function]
+    if len(defined) != 1:
+        names = ", ".join(defined)
+        what = f"{len(defined)} recipes ({names}): name one, {path}:NAME" if defined else "no function with @recipe"
         raise RecipeError(f"{path} has {what}")
-    return next(iter(found.values()))
+    return next(iter(defined.values()))
+
+
+@contextmanager
+def modules_beside(folder: Path | None) -> Iterator[None]:
+    """Let Python find the modules of a folder while this is entered, after all others, and forget them again.
+
+    After all others, because a file beside a recipe that happens to be called ``datasets.py`` must not become what
+    transformers imports under that name. Forgotten, because the next recipe may have another module of that name.
+    """
+    where = str(folder.resolve()) if folder else ""
+    if not where or where in sys.path:
+        yield
+        return
+    before = set(sys.modules)
+    sys.path.append(where)
+    # The import system remembers what was in a folder when it last looked.
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(where)
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and not name.startswith(OF_A_FILE) and Path(file).is_relative_to(where):
+                del sys.modules[name]
 
 
 def _line_in(error: BaseException, path: Path) -> str:
@@ -195,12 +244,12 @@ def _line_in(error: BaseException, path: Path) -> str:
 def _from_object(name: str, value: str) -> RecipeFunction[...]:
     module, _, attribute = value.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        named = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:
         raise RecipeError(f"recipe {name!r} ({value}) cannot be loaded: {named_error(error)}") from error
-    if not isinstance(found, RecipeFunction):
-        raise RecipeError(f"recipe {name!r} ({value}) is a {type(found).__name__}; decorate it with @recipe")
-    return found
+    if not isinstance(named, RecipeFunction):
+        raise RecipeError(f"recipe {name!r} ({value}) is a {type(named).__name__}; decorate it with @recipe")
+    return named
 
 
 # ── changing a recipe by flags ───────────────────────────────────────────────────────────────────────────────────────
@@ -249,6 +298,22 @@ def field_names() -> list[str]:
     names = [name for name in Recipe.model_fields if name != "method"]
     inner = [f"method.{field}" for model in METHODS.values() for field in model.model_fields if field != "name"]
     return [*names, "method", *dict.fromkeys(inner)]
+
+
+def boolean_fields() -> set[str]:
+    """The dotted names of fields that are true or false."""
+    models = {"": Recipe, **{f"{name}.": model for name, model in METHODS.items()}}
+    return {
+        f"method.{field}" if prefix else field
+        for prefix, model in models.items()
+        for field, info in model.model_fields.items()
+        if is_boolean(info.annotation)
+    }
+
+
+def is_boolean(annotation: Any) -> bool:
+    """Whether a type is bool, or bool and None."""
+    return annotation is bool or set(get_args(annotation)) == {bool, type(None)}
 
 
 def read_as(annotation: Any, value: str, flag: str) -> Any:

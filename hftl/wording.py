@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -9,23 +10,56 @@ from difflib import get_close_matches
 JOINERS = "\u200c\u200d"
 # What a person still reads of a message that another library wrote.
 LONGEST_MESSAGE = 300
+NOT_FOR_PEOPLE = (
+    # A signed address lets whoever reads it download; without its query it still says which host was asked.
+    (re.compile(r"(https?://[^\s'\"?#<>]+)[?#][^\s'\"<>]*"), r"\1"),
+    # transformers prints a report before it raises; hftl keeps it quiet, so there is nothing above.
+    (re.compile(r"[^.;:]*\b(?:above|following) report\b[^.;]*[.;!]?\s*", re.IGNORECASE), ""),
+    (
+        re.compile(r"You set `?ignore_mismatched_sizes`? to `?False`?, thus raising an error\.?"),
+        "some weights have another shape than config.json says",
+    ),
+    # huggingface_hub's pointer to a page about status codes.
+    (re.compile(r"\s*For more information check: \S+"), ""),
+)
+
+
+def plain(text: str) -> str:
+    """Text with its blanks as they are, and a mark in place of what cannot be printed."""
+    return "".join(c if c.isprintable() or c in JOINERS else "\ufffd" for c in text)
 
 
 def printable(value: object) -> str:
     """Text on one line, with a mark in place of what cannot be printed: control characters, changes of direction."""
-    text = " ".join(str(value).split())
-    return "".join(c if c.isprintable() or c in JOINERS else "\ufffd" for c in text)
+    return plain(" ".join(str(value).split()))
+
+
+def shortened(text: str, longest: int) -> str:
+    """Text of at most ``longest`` characters: cut at the last word that fits, and an ellipsis says so."""
+    if len(text) <= longest:
+        return text
+    # One character more, because the text may be cut just where a word ends.
+    words, blank, _ = text[:longest].rpartition(" ")
+    # A word so long that little else would be left is cut itself.
+    return f"{words if blank and len(words) > longest // 2 else text[: longest - 1]}…"
 
 
 def one_line(error: object, longest: int = LONGEST_MESSAGE) -> str:
-    """An exception's message (or any text) on one line, cut after ``longest`` characters; its type if it is empty."""
-    return printable(error)[:longest] or type(error).__name__
+    """An exception's message (or any text) on one line for a person; its type if it is empty.
+
+    What leads nowhere from one line is left out: signatures of addresses, and sentences that point at text around it.
+    """
+    message = printable(error)
+    for pattern, instead in NOT_FOR_PEOPLE:
+        message = pattern.sub(instead, message)
+    return shortened(message.strip(), longest) or type(error).__name__
 
 
 def named_error(error: BaseException) -> str:
     """An exception of somebody else's code as one line: its type, then its message."""
-    message = printable(error)
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+    name = type(error).__name__
+    message = one_line(error)
+    return name if message == name else f"{name}: {message}"
 
 
 def plural(count: int, noun: str) -> str:

@@ -172,6 +172,7 @@ class Hub:
     """
 
     page = 100  # entries of one page of a tree
+    storage_query = ""  # of the addresses of large files, such as a signature
 
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
@@ -519,7 +520,7 @@ def resolve(self: HubHandler, match: re.Match[str]) -> Answer:
     blob = commit.files[path]
     if blob.lfs:
         headers |= {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.content))}
-        return Answer(302, b"", headers | {"Location": f"{self.hub.storage_url}/{blob.sha256}"})
+        return Answer(302, b"", headers | {"Location": f"{self.hub.storage_url}/{blob.sha256}{self.hub.storage_query}"})
     return ranged(blob.content, self.headers.get("Range"), headers | {"ETag": f'"{blob.etag}"'})
 
 

@@ -105,7 +105,9 @@ def test_the_cache_is_looked_after(cli: Cli, tmp_path: Path):
     assert cli("cache", "verify") == 1
     assert "set aside" in cli.err
     assert "no size" in cli.refused("cache", "gc", "much")
+    assert "write 20G" in cli.refused("cache", "gc", "20")
     assert "--all" in cli.refused("cache", "clear")
     # A run in this very process has the space open.
-    assert len(json.loads(cli.ok("cache", "clear", "--all", "--force", "--json"))) == 1
+    assert "say --yes" in cli.refused("cache", "clear", "--all", "--force")
+    assert len(json.loads(cli.ok("cache", "clear", "--all", "--force", "--yes", "--json"))) == 1
     assert json.loads(cli.ok("cache", "ls", "--json")) == []

@@ -153,7 +153,7 @@ def test_class_names_in_parquet_metadata_are_used(tmp_path: Path) -> None:
 
 BROKEN = {
     "ragged": (b"text,label\nx,a\ny,b,c\n", r"d\.csv row 2: 3 cells, but the header has 2"),
-    "unclosed quote": (b'text,label\nx,a\n"y,b\nz,c\n', r"d\.csv row 2: .*close each quote"),
+    "unclosed quote": (b'text,label\nx,a\n"y, too,b\nz,c\n', r"d\.csv row 2: .*close each quote"),
     "latin-1": ("text,label\nx,a\ncafé,b\n".encode("latin-1"), r"d\.csv line 3: not UTF-8.*0xe9.*iconv"),
     "empty": (b"", r"d\.csv: the file is empty"),
     "blank": (b"\n \n", r"d\.csv: the file is empty"),
@@ -234,7 +234,7 @@ def test_long_texts_and_many_rows(tmp_path: Path) -> None:
 def test_line_breaks_in_texts_survive_where_a_file_is_read_in_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hftl.data.tables._LARGEST_ROW", 64)
+    monkeypatch.setattr("hftl.data.csv_text._LARGEST_ROW", 64)
     rows = [(f"line {i}\nand\n\nmore", "ab"[i % 2]) for i in range(50)]
     data = load_text(write_csv(tmp_path / "d.csv", rows))
     assert all_rows(data) == sorted(((text,), label) for text, label in rows)

@@ -156,7 +156,7 @@ def test_a_rewrite_within_one_tick_is_noticed(tmp_path, monkeypatch, seed):
         times[path] = clock[0] // tick * tick
 
     monkeypatch.setattr(stat_index, "_now_ns", lambda: clock[0])
-    monkeypatch.setattr(stat_index, "_stat", lambda path: (1, times[path], times[path], 7))
+    monkeypatch.setattr(stat_index, "_status_of", lambda path: (1, times[path], times[path], 7))
     reads = []
     real = stat_index.read_digest
     monkeypatch.setattr(stat_index, "read_digest", lambda path: (reads.append(path), real(path))[1])

@@ -57,7 +57,7 @@ def test_a_head_solved_on_the_gpu_is_the_one_solved_on_the_cpu(task: Any) -> Non
     x = torch.randn(600, 24, generator=generator)
     signal = x @ torch.randn(24, 3, generator=generator) + torch.randn(600, 3, generator=generator)
     y = {"single_label": signal.argmax(1), "multi_label": (signal > 0).float(), "regression": signal}[task]
-    on_cpu, on_gpu = (fit_linear(x, y, task=task, num_labels=3, device=device) for device in ("cpu", "cuda"))
+    on_cpu, on_gpu = (fit_linear(x.to(device), y.to(device), task=task, num_labels=3) for device in ("cpu", "cuda"))
     assert on_gpu.report["chosen"] == pytest.approx(on_cpu.report["chosen"])
     torch.testing.assert_close(on_gpu.logits(x), on_cpu.logits(x), rtol=1e-3, atol=1e-3)
 

@@ -107,7 +107,7 @@ def test_duplicated_rows_equal_doubled_weights() -> None:
     x, y = blobs(100, 5, 3, spread=2.0)
     options: dict[str, Any] = {"strengths": [1.0], "calibrate": False}
     doubled = fit(torch.cat([x, x]), torch.cat([y, y]), **options)
-    weighted = fit(x, y, sample_weight=torch.full((100,), 2.0), **options)
+    weighted = fit(x, y, class_weight=[2.0, 2.0, 2.0], **options)
     torch.testing.assert_close(doubled.weight, weighted.weight, atol=1e-4, rtol=1e-4)
 
 
@@ -221,9 +221,9 @@ def test_every_problem_of_a_stack_ends_at_its_own_minimum() -> None:
             DataError,
             "finite number",
         ),
-        ({"sample_weight": torch.zeros(2)}, UserError, "all are zero"),
-        ({"sample_weight": torch.tensor([1.0, -1.0])}, UserError, "at least zero"),
-        ({"sample_weight": torch.ones(3)}, UserError, "expected shape"),
+        ({"class_weight": [0.0, 0.0]}, UserError, "all rows are zero"),
+        ({"class_weight": [1.0, -1.0]}, UserError, "at least zero"),
+        ({"class_weight": [1.0, float("inf")]}, UserError, "finite"),
         ({"class_weight": [1.0]}, UserError, "expected 2 numbers"),
         ({"class_weight": "even"}, UserError, "balanced"),
         ({"strengths": [0.0]}, UserError, "positive"),

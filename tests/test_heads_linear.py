@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from hftl.heads import HeadFit, fit_linear
+from hftl.heads import objective as objective_module
 from hftl.heads.calibration import fit_temperature, reliability
 from hftl.heads.folds import stratified_folds
 from hftl.heads.selection import best_thresholds
@@ -73,21 +74,20 @@ def test_softmax_on_standardised_features_equals_scikit_learn(c: float) -> None:
 def test_softmax_on_raw_features_with_weights_equals_scikit_learn() -> None:
     x, y, x_eval, _ = digits()
     x, x_eval = x / 4, x_eval / 4
-    row_weight = torch.rand(len(x), generator=torch.Generator().manual_seed(1)) + 0.1
+    times = torch.randint(1, 5, (len(x),), generator=torch.Generator().manual_seed(1))
     class_weight = [1.0, 2.0, 0.5, 1.0, 3.0, 1.0, 1.0, 0.2, 1.0, 1.0]
     head = fit_linear(
-        x,
-        y,
+        x.repeat_interleave(times, 0),
+        y.repeat_interleave(times),
         task="single_label",
         num_labels=10,
         strengths=[2.0],
         standardize=False,
         calibrate=False,
         class_weight=class_weight,
-        sample_weight=row_weight,
     )
     reference = LogisticRegression(C=0.5, tol=1e-9, max_iter=20_000, class_weight=dict(enumerate(class_weight))).fit(
-        x.double().numpy(), y.numpy(), sample_weight=row_weight.double().numpy()
+        x.double().numpy(), y.numpy(), sample_weight=times.double().numpy()
     )
     np.testing.assert_allclose(head.weight, reference.coef_, atol=1e-3)
     expected = reference.predict_proba(x_eval.double().numpy())
@@ -114,10 +114,9 @@ def test_balanced_weights_equal_scikit_learn() -> None:
 
 def test_zero_weights_are_the_same_as_leaving_the_rows_out() -> None:
     x, y = blobs(200, 5, 3, spread=2.0)
-    weight = (torch.arange(200) % 3 != 0).float()
-    x[weight == 0] += 50
-    with_zeros = fit_linear(x, y, task="single_label", num_labels=3, sample_weight=weight)
-    without = fit_linear(x[weight > 0], y[weight > 0], task="single_label", num_labels=3)
+    x[y == 0] += 50
+    with_zeros = fit_linear(x, y, task="single_label", num_labels=3, class_weight=[0.0, 1.0, 1.0])
+    without = fit_linear(x[y > 0], y[y > 0], task="single_label", num_labels=3)
     assert torch.equal(with_zeros.weight, without.weight)
     assert with_zeros.report["rows_of_zero_weight"] == 67
 
@@ -177,7 +176,8 @@ def test_ridge_equals_scikit_learn_and_brute_force_leave_one_out() -> None:
     x = torch.randn(40, 6, generator=generator) * torch.tensor([1.0, 5.0, 0.1, 1.0, 1.0, 1.0]) + 3
     y = x @ torch.randn(6, 2, generator=generator) + torch.randn(40, 2, generator=generator)
     y[:, 1] *= 100
-    row_weight = torch.rand(40, generator=generator) + 0.5
+    times = torch.randint(1, 4, (40,), generator=generator)
+    x, y = x.repeat_interleave(times, 0), y.repeat_interleave(times, 0)
     strengths = [30.0, 3.0, 0.3]
     head = fit_linear(
         x,
@@ -185,22 +185,23 @@ def test_ridge_equals_scikit_learn_and_brute_force_leave_one_out() -> None:
         task="regression",
         num_labels=2,
         strengths=strengths,
-        sample_weight=row_weight,
         standardize=False,
     )
-    w, x64, y64 = row_weight.double().numpy(), x.double().numpy(), y.double().numpy()
-    variance = np.average((y64 - np.average(y64, axis=0, weights=w)) ** 2, axis=0, weights=w)
-    errors = []
+    x64, y64 = x.double().numpy(), y.double().numpy()
+    errors, standard_errors = [], []
     for strength in strengths:
         squares = []
-        for i in range(40):
-            rest = np.arange(40) != i
-            model = Ridge(alpha=strength, solver="cholesky").fit(x64[rest], y64[rest], sample_weight=w[rest])
+        for i in range(len(x)):
+            rest = np.arange(len(x)) != i
+            model = Ridge(alpha=strength, solver="cholesky").fit(x64[rest], y64[rest])
             squares.append((model.predict(x64[i : i + 1])[0] - y64[i]) ** 2)
-        errors.append((np.average(squares, axis=0, weights=w) / variance).mean())
+        of_rows = (squares / y64.var(axis=0)).mean(axis=1)
+        errors.append(of_rows.mean())
+        standard_errors.append(of_rows.std() / len(x) ** 0.5)
     np.testing.assert_allclose([p["validation"] for p in head.report["path"]], errors, rtol=1e-6)
+    np.testing.assert_allclose([p["se"] for p in head.report["path"]], standard_errors, rtol=1e-6)
     assert head.report["chosen"] == strengths[int(np.argmin(errors))]
-    reference = Ridge(alpha=head.report["chosen"], solver="cholesky").fit(x64, y64, sample_weight=w)
+    reference = Ridge(alpha=head.report["chosen"], solver="cholesky").fit(x64, y64)
     np.testing.assert_allclose(head.weight, reference.coef_, rtol=1e-5)
     np.testing.assert_allclose(head.bias, reference.intercept_, rtol=1e-4)
 
@@ -344,11 +345,12 @@ def test_same_seed_same_bits_and_another_seed_other_folds() -> None:
     assert first.report["path"] != other.report["path"]
 
 
-def test_streamed_blocks_give_the_same_bits_as_resident_ones() -> None:
+def test_streamed_blocks_give_the_same_bits_as_resident_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y, _, _ = digits()
     options: dict[str, Any] = {"task": "single_label", "num_labels": 10, "strengths": [10.0, 1.0]}
     resident = fit_linear(x, y, **options)
-    streamed = fit_linear(x, y, max_bytes=0, **options)
+    monkeypatch.setattr(objective_module, "RESIDENT_BYTES", 0)
+    streamed = fit_linear(x, y, **options)
     assert torch.equal(resident.weight, streamed.weight)
     assert resident.report == streamed.report
 

@@ -12,8 +12,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 from torch.nn import functional as F
 
-from hftl.errors import ConvergenceError, DataError, UserError
-from hftl.heads import attentive_logits, baselines, fit_attentive, fit_mlp, fit_native, mlp_logits
+from hftl.errors import ConvergenceError, DataError
+from hftl.heads import baselines, fit_mlp, fit_native, mlp_logits, native
 from hftl.heads.baselines import ledoit_wolf, prototype
 from hftl.heads.native import _adamw, _batches, _schedule
 
@@ -47,16 +47,24 @@ def refuses_vmap(params: dict[str, Tensor], features: dict[str, Tensor], train: 
 
 
 SHAPES = {"weight": (10, 64), "bias": (10,)}
-QUICK: dict[str, Any] = {"learning_rates": (1e-3, 3e-3), "weight_decays": (0.01,), "rounds": 12}
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two settings, twelve rounds."""
+    monkeypatch.setattr(native, "LEARNING_RATES", (1e-3, 3e-3))
+    monkeypatch.setattr(native, "WEIGHT_DECAYS", (0.01,))
+    monkeypatch.setattr(native, "ROUNDS", 12)
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_non_linear_head_learns_and_is_deterministic() -> None:
     x, y, x_eval, y_eval = digits()
     params = head_params(64, 10)
     before = {name: value.clone() for name, value in params.items()}
     state = torch.get_rng_state()
     first, again, other = (
-        fit_native(dense_tanh_projection, params, {"x": x}, y, task="single_label", num_labels=10, seed=seed, **QUICK)
+        fit_native(dense_tanh_projection, params, {"x": x}, y, task="single_label", num_labels=10, seed=seed)
         for seed in (0, 0, 1)
     )
     assert torch.equal(torch.get_rng_state(), state)
@@ -70,9 +78,10 @@ def test_a_non_linear_head_learns_and_is_deterministic() -> None:
     assert first.report == json.loads(json.dumps(first.report, allow_nan=False))
 
 
-def test_a_forward_that_vmap_refuses_is_looped_with_the_same_result() -> None:
+def test_a_forward_that_vmap_refuses_is_looped_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y, _, _ = digits()
-    options: dict[str, Any] = {"task": "single_label", "num_labels": 10, "rounds": 2, "patience": 9}
+    monkeypatch.setattr(native, "ROUNDS", 2)
+    options: dict[str, Any] = {"task": "single_label", "num_labels": 10}
 
     def without_dropout(forward: Any) -> Any:
         return lambda params, features, train: forward(params, features, False)
@@ -87,6 +96,7 @@ def test_a_forward_that_vmap_refuses_is_looped_with_the_same_result() -> None:
         assert mine["validation"] == pytest.approx(theirs["validation"], rel=1e-3)
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_validation_split_keeps_the_best_parameters_as_they_are() -> None:
     x, y, _, _ = digits()
     fit = fit_native(
@@ -97,7 +107,6 @@ def test_a_validation_split_keeps_the_best_parameters_as_they_are() -> None:
         task="single_label",
         num_labels=10,
         validation=({"x": x[600:]}, y[600:]),
-        **QUICK,
     )
     logits = dense_tanh_projection(fit.params, {"x": x[600:]}, False) * fit.report["calibration"]["temperature"]
     assert fit.report["validation"] == pytest.approx(float(F.cross_entropy(logits, y[600:])), rel=1e-4)
@@ -115,6 +124,7 @@ def bounded(params: dict[str, Tensor], features: dict[str, Tensor], train: bool)
     return 5 * torch.tanh(dense_tanh_projection(params, features, train))
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_temperature_is_folded_into_the_last_layer_where_that_scales_the_logits() -> None:
     x, y, x_eval, _ = digits()
     pair = {f"{name}.{part}": torch.zeros(*shape) for name in ("one", "other") for part, shape in SHAPES.items()}
@@ -125,9 +135,7 @@ def test_the_temperature_is_folded_into_the_last_layer_where_that_scales_the_log
         (bounded, head_params(64, 10), 10, False),
     ):
         plain, calibrated = (
-            fit_native(
-                forward, params, {"x": x}, y, task="single_label", num_labels=num_labels, calibrate=calibrate, **QUICK
-            )
+            fit_native(forward, params, {"x": x}, y, task="single_label", num_labels=num_labels, calibrate=calibrate)
             for calibrate in (False, True)
         )
         assert "calibration" not in plain.report
@@ -151,7 +159,7 @@ def test_stacked_adamw_equals_torch_adamw() -> None:
     ]
     for step in range(1, 6):
         gradient = torch.randn(2, 4, 3, generator=generator)
-        _adamw(stack, gradient, mean, square, rates, decays, step)
+        _adamw(stack, gradient, (mean, square), rates, decays, step)
         for i, (single, optimizer) in enumerate(zip(singles, optimizers, strict=True)):
             single.grad = gradient[i].clone()
             optimizer.step()
@@ -170,14 +178,13 @@ def test_schedule_and_batches_cover_all() -> None:
 
 
 @pytest.mark.parametrize("task", ["multi_label", "regression"])
-def test_other_tasks_learn(task: Any) -> None:
+def test_other_tasks_learn(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "ROUNDS", 20)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(800, 6, generator=generator)
     signal = torch.tanh(x @ torch.randn(6, 2, generator=generator))
     y = (signal > 0).float() if task == "multi_label" else signal
-    fit = fit_native(
-        dense_tanh_projection, head_params(6, 2), {"x": x[:700]}, y[:700], task=task, num_labels=2, rounds=20
-    )
+    fit = fit_native(dense_tanh_projection, head_params(6, 2), {"x": x[:700]}, y[:700], task=task, num_labels=2)
     logits = dense_tanh_projection(fit.params, {"x": x[700:]}, False)
     if task == "multi_label":
         assert float(((logits > 0) == y[700:].bool()).double().mean()) > 0.9
@@ -185,9 +192,10 @@ def test_other_tasks_learn(task: Any) -> None:
         assert float((logits - y[700:]).square().mean()) < 0.2 * float(y.var())
 
 
+@pytest.mark.usefixtures("quick")
 def test_class_weights_move_the_decision() -> None:
     x, y, x_eval, _ = digits()
-    options: dict[str, Any] = {"task": "single_label", "num_labels": 10, **QUICK}
+    options: dict[str, Any] = {"task": "single_label", "num_labels": 10}
     weight = [1.0] * 9 + [200.0]
     plain, heavy = (
         fit_native(dense_tanh_projection, head_params(64, 10), {"x": x}, y, class_weight=w, **options)
@@ -197,6 +205,7 @@ def test_class_weights_move_the_decision() -> None:
     assert said[1] > said[0]
 
 
+@pytest.mark.usefixtures("quick")
 def test_bad_input_is_named() -> None:
     x, y, _, _ = digits()
     options: dict[str, Any] = {"task": "single_label", "num_labels": 10}
@@ -204,45 +213,21 @@ def test_bad_input_is_named() -> None:
         fit_native(dense_tanh_projection, head_params(64, 10), {"x": x[1:]}, y, **options)
     with pytest.raises(DataError, match="NaN"):
         fit_native(dense_tanh_projection, head_params(64, 10), {"x": x * torch.nan}, y, **options)
-    with pytest.raises(UserError, match="learning rate"):
-        fit_native(dense_tanh_projection, head_params(64, 10), {"x": x}, y, learning_rates=(), **options)
     with pytest.raises(DataError, match="too few"):
         fit_native(dense_tanh_projection, head_params(64, 10), {"x": x[:2]}, torch.tensor([0, 1]), **options)
     broken = {**head_params(64, 10), "out_proj.bias": torch.full((10,), torch.nan)}
     with pytest.raises(ConvergenceError, match="finite loss"):
-        fit_native(dense_tanh_projection, broken, {"x": x}, y, **options, **QUICK)
+        fit_native(dense_tanh_projection, broken, {"x": x}, y, **options)
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_perceptron_works_on_raw_features() -> None:
     x, y, x_eval, y_eval = digits()
     raw, raw_eval = x * 1000 + 5000, x_eval * 1000 + 5000
-    fit = fit_mlp(raw, y, task="single_label", num_labels=10, hidden=64, **QUICK)
+    fit = fit_mlp(raw, y, task="single_label", num_labels=10, hidden=64)
     accuracy = float((mlp_logits(fit.params, raw_eval).argmax(1) == y_eval).double().mean())
     assert accuracy > 0.94
     assert fit.report["kind"] == "mlp"
-
-
-def test_attentive_pooling_finds_the_token_that_matters() -> None:
-    generator = torch.Generator().manual_seed(0)
-    rows, length, dim = 600, 12, 16
-    tokens = torch.randn(rows, length, dim, generator=generator)
-    lengths = torch.randint(3, length + 1, (rows,), generator=generator)
-    y = torch.arange(rows) % 3
-    where = (torch.rand(rows, generator=generator) * lengths).long()
-    tokens[torch.arange(rows), where, 0] = 6.0  # the mark of the token that carries the class
-    tokens[torch.arange(rows), where, 1 + y] += 3.0
-    padding = torch.arange(length) >= lengths[:, None]
-    tokens[padding] = torch.nan  # never read
-    fit = fit_attentive(
-        tokens[:400], lengths[:400], y[:400], task="single_label", num_labels=3, learning_rates=(1e-2, 3e-2)
-    )
-    clean = tokens.masked_fill(padding[:, :, None], 0.0)
-    logits = attentive_logits(fit.params, clean[400:], lengths[400:])
-    accuracy = float((logits.argmax(1) == y[400:]).double().mean())
-    uniform = {**fit.params, "query": torch.zeros(dim)}
-    mean_pooled = attentive_logits(uniform, clean[400:], lengths[400:])
-    assert accuracy > 0.9
-    assert accuracy > float((mean_pooled.argmax(1) == y[400:]).double().mean())
 
 
 def test_prototype_equals_discriminant_analysis_with_ledoit_wolf() -> None:

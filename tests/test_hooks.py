@@ -46,6 +46,7 @@ def hftl_register_recipes(register):
 def hftl_register_metrics(register):
     note("hftl_register_metrics")
     register("mean_logit", mean_logit)
+    register("undefined", lambda logits, labels, task: {"undefined": float("nan"), "endless": float("inf")})
     register("broken", lambda logits, labels, task: 1 / 0)
 
 @hftl.hookimpl
@@ -144,6 +145,7 @@ def test_metrics_are_merged_and_a_broken_one_is_left_out(seen: dict[str, list[di
     assert (call["task"], call["dtype"]) == ("single_label", "float32")
     evaluated = seen["metrics"][0]["eval"]
     assert isinstance(evaluated["mean_logit"], float)
+    assert evaluated["undefined"] is evaluated["endless"] is None, "JSON has neither"
     assert "broken" not in evaluated
     assert evaluated["accuracy"] < 1.5
     assert "metric 'broken' failed and is left out: ZeroDivisionError" in seen["stderr"][0]["text"]

@@ -19,7 +19,7 @@ from hub_content import VIT, add_flowers, add_reviews, add_vit
 from hub_server import Hub
 from safetensors.torch import load_file
 
-from hftl.errors import BackboneError, DataError
+from hftl.errors import BackboneError, DataError, HubError
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_what_does_not_pass_is_one_line_after_a_bounded_number_of_tries(hub: Hub
     copy(hub, "faults/down")
     hub.fail("GET", "/api/models/faults/down", status=503, times=1000, retry_after=0)
     before = len(hub.requests)
-    with pytest.raises(BackboneError, match="the Hub answered Server error '503") as caught:
+    with pytest.raises(HubError, match="the Hub answered Server error '503") as caught:
         client(read_model, "faults/down")
     assert "\n" not in str(caught.value)
     assert len(hub.requests) - before < 20
@@ -306,7 +306,7 @@ def test_the_cache_stands_in_for_the_hub_only_for_the_commit_that_is_meant(
     add_reviews(hub, "someone/moving", rows=40, ref="v2")
     cached = cut_off(read_data, "someone/moving")
     assert cached["commit"] == first
-    assert f"from the cache, for the Hub cannot be asked: commit {first}" in cached["notes"]
+    assert f"from the cache, because the Hub cannot be asked: commit {first}" in cached["notes"]
     assert cut_off(read_data, f"someone/moving@{first}")["commit"] == first
     assert cut_off(read_data, "someone/moving@main")["commit"] == first
     with pytest.raises(DataError, match="the cache holds another commit"):
@@ -326,11 +326,11 @@ def test_a_full_disk_is_one_line_and_the_download_is_whole_once_there_is_space(h
     disk.mkdir()
     code = (
         "import sys; from pathlib import Path; from hftl.backbones.source import hub_source\n"
-        "from hftl.errors import BackboneError\n"
+        "from hftl.errors import HubError\n"
         "filler = Path(sys.argv[1]) / 'filler'\n"
         "filler.write_bytes(b'x' * 3_000_000)\n"
         "try: hub_source('a/large')\n"
-        "except BackboneError as error: print(error)\n"
+        "except HubError as error: print(error)\n"
         "filler.unlink()\n"
         "print(sorted((p.name, p.stat().st_size) for p in hub_source('a/large').folder.iterdir())[-1])\n"
     )

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
+from hftl.errors import ConvergenceError
 from hftl.metrics import F1, Accuracy, MeanAveragePrecision, PerClass, RegressionScores, evaluate_predictions
 
 RNG = np.random.default_rng(7)
@@ -141,6 +143,49 @@ def test_one_row_is_enough_and_everything_is_json(task: str, labels: np.ndarray)
 def test_no_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="no predictions"):
         evaluate_predictions("single_label", np.zeros((0, 2)), np.zeros(0, int), ["a", "b"])
+
+
+@pytest.mark.parametrize("task", ["single_label", "multi_label", "regression"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_predictions_that_are_not_finite_are_an_error_and_never_a_metric(task: str, bad: float) -> None:
+    logits = np.zeros((900, 3000), dtype=np.float32)
+    logits[700, 4] = bad
+    labels = np.zeros(900, int) if task == "single_label" else np.zeros((900, 3000), np.float32)
+    with pytest.raises(ConvergenceError, match=r"row 700, output 4 is -?(nan|inf); .* train it again"):
+        evaluate_predictions(task, logits, labels, [str(i) for i in range(3000)])
+
+
+def test_outputs_that_share_a_name_are_all_reported() -> None:
+    """ImageNet has two cranes: the bird and the machine."""
+    logits = np.array([[3, 0, 0], [0, 3, 0], [0, 0, 3], [0, 3, 0]], dtype=np.float32)
+    names = ["crane", "crane", "heron"]
+    per_class = evaluate_predictions("single_label", logits, np.array([0, 1, 2, 2]), names)["per_class"]
+    assert [(name, row["support"]) for name, row in per_class.items()] == [
+        ("crane (0)", 1),
+        ("crane (1)", 1),
+        ("heron", 2),
+    ]
+    several = evaluate_predictions("multi_label", logits, np.eye(3)[[0, 1, 2, 2]], names)["per_class"]
+    assert list(several) == list(per_class)
+    targets = evaluate_predictions("regression", logits, np.eye(3)[[0, 1, 2, 2]], names)["per_target"]
+    assert list(targets) == list(per_class)
+
+
+@pytest.mark.parametrize("task", ["single_label", "multi_label"])
+def test_thousands_of_classes_take_no_more_memory_than_a_block_of_rows(task: str) -> None:
+    rows, classes = 6000, 3000
+    logits = RNG.normal(size=(rows, classes)).astype(np.float32)  # 72 MB, and 144 MB as float64
+    labels = RNG.integers(0, classes, rows)
+    if task == "multi_label":
+        labels = (np.arange(classes) == labels[:, None]).astype(np.float32)
+        logits[:, 40:] = -1.0  # an average precision for each of 3,000 labels would take a minute
+        labels[:, 40:] = 0
+    tracemalloc.start()
+    result = evaluate_predictions(task, logits, labels, [str(i) for i in range(classes)])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(result["per_class"]) == classes
+    assert peak < 60e6
 
 
 def test_classes_work_as_evaluate_metrics_in_batches() -> None:

@@ -170,11 +170,15 @@ def test_two_plugins_claim_one_backbone(site: Site) -> None:
     site.install("first-author", good("resnet"))
     site.install("second-author", good("resnet"))
     site.install("third-author", good("free"))
-    listed = site.hftl("backbones")
-    assert listed.returncode == 2
-    assert "'resnet'" in listed.stderr
-    assert "first-author" in listed.stderr
-    assert "second-author" in listed.stderr
+    # The list names both and goes on; who asks for the name is refused.
+    listed = site.hftl("backbones", "--json")
+    assert listed.returncode == 0
+    claims = {row["plugin"]: row["error"] for row in json.loads(listed.stdout) if row["name"] == "resnet"}
+    conflict = "backbone 'resnet' is claimed by two plugins, first-author and second-author; uninstall one"
+    assert set(claims) == {"first-author 1.2", "second-author 1.2"}
+    assert all(error.startswith(conflict) for error in claims.values())
+    assert "third-author 1.2" in listed.stdout
+    assert "claimed by two plugins" in site.hftl("backbones").stdout
     (site.folder / "r.py").write_text(RECIPE.format(backbone="resnet"))
     done = site.hftl("run", "r.py")
     assert done.returncode == 2
@@ -250,6 +254,62 @@ def test_what_a_plugin_prints_stays_out_of_json(site: Site) -> None:
     assert "hello" in done.stderr
 
 
+def test_what_a_plugin_writes_below_python_stays_out_of_json(site: Site) -> None:
+    # As libraries in C do, whatever sys.stdout is.
+    site.install(
+        "deep",
+        """
+        import os, hftl
+        os.write(1, b"at import")
+
+        @hftl.hookimpl
+        def hftl_register_backbones(register):
+            os.write(1, b"at registration")
+            os.system("echo from a child")
+            register(hftl.BackboneSpec("deep", "image", print))
+        """,
+    )
+    done = site.hftl("backbones", "--json")
+    assert "deep" in [row["name"] for row in json.loads(done.stdout)]
+    for said in ("at import", "at registration", "from a child"):
+        assert said in done.stderr
+
+
+def test_slow_import_is_said(site: Site) -> None:
+    site.install("sleepy", "import time\ntime.sleep(0.5)\n" + good("sleepy").replace("\n    ", "\n"))
+    row = site.plugins()["sleepy"]
+    assert row["loaded"]
+    assert row["error"].startswith("slow: every command waits ")
+
+
+def test_backbone_that_lacks_something_is_told_what(site: Site) -> None:
+    site.install(
+        "half",
+        """
+        import hftl
+
+        @hftl.hookimpl
+        def hftl_register_backbones(register):
+            register(hftl.BackboneSpec("half", "image", load))
+
+        def load(options):
+            print("loading")
+            given = dict.fromkeys(("name", "commit", "modality", "wants", "suffixes", "pipeline_tag", "library"), "")
+            done = dict.fromkeys(("max_length", "license", "pickled", "base_reference", "identity", "encode"), "")
+            more = dict.fromkeys(("notes", "collate", "probes", "config", "build"), "")
+            return type("Half", (), given | done | more)()
+        """,
+    )
+    (site.folder / "r.py").write_text(RECIPE.format(backbone="half"))
+    done = site.hftl("run", "r.py")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1] == (
+        "hftl: plugin 'half' loads 'half' as a Half, which is no hftl.Backbone: it lacks load_trained, "
+        "save_processor, skeleton, weight_files"
+    )
+
+
 def test_hftl_plugins_restricts_what_is_loaded(site: Site) -> None:
     site.install("one", good("one"))
     site.install("two", "raise RuntimeError")
@@ -281,9 +341,13 @@ def test_trace_prints_loads_and_calls(site: Site) -> None:
 def test_recipe_claimed_twice(site: Site) -> None:
     site.install("one", "", entry="flowers", group="hftl.recipes")
     site.install("two", "", entry="flowers", group="hftl.recipes")
+    site.install("three", "", entry="trees", group="hftl.recipes")
     done = site.hftl("recipes", HFTL_PLUGINS="")
-    assert done.returncode == 2
-    assert "recipe 'flowers' is claimed twice, as " in done.stderr
+    assert done.returncode == 0
+    assert "recipe 'flowers' is claimed twice, as " in done.stdout
+    assert "trees" in done.stdout
+    asked = site.hftl("run", "flowers", HFTL_PLUGINS="")
+    assert (asked.returncode, "recipe 'flowers' is claimed twice, as " in asked.stderr) == (2, True)
     listed = site.hftl("plugins", HFTL_PLUGINS="")
     assert listed.returncode == 0
 

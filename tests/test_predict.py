@@ -181,3 +181,54 @@ def test_what_a_run_computed_is_not_computed_again_to_evaluate_it(
     computed = hftl.evaluate("run", str(tmp_path / "data"), quiet=True)
     assert computed["log_loss"] == pytest.approx(stored["log_loss"], abs=1e-5)
     assert computed["confusion"] == stored["confusion"]
+
+
+# ── evaluate ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_evaluate_reads_the_columns_that_the_run_read(cli: Cli, tickets: Path, tmp_path: Path) -> None:
+    source = list(csv.reader((tmp_path / "tickets.csv").read_text().splitlines()))[1:]
+    # A second text, before the one that the model reads, and a second column of classes.
+    rows = [[f"red {i}", text, label, "zzz"] for i, text, label in source]
+    other = table(tmp_path / "other.csv", ["text", "ticket", "label", "category"], rows)
+    plain = hftl.evaluate(tickets, str(tmp_path / "tickets.csv"), quiet=True)
+    assert hftl.evaluate(tickets, str(other), quiet=True)["confusion"] == plain["confusion"]
+    renamed = table(tmp_path / "renamed.csv", ["text", "note", "label"], [row[:3] for row in rows])
+    line = cli.refused("evaluate", tickets, "--data", renamed)
+    assert "no column 'ticket'" in line
+    assert "--input-columns" in line
+    values = json.loads(cli.ok("evaluate", tickets, "--data", renamed, "--input-columns", "note", "--json"))
+    assert values["confusion"] == plain["confusion"]
+
+
+def test_evaluate_asks_little_of_the_data(cli: Cli, tmp_path: Path) -> None:
+    data = runs.write_images(tmp_path / "data")
+    cli.ok("run", write_recipe(tmp_path, tiny.save("vit", tmp_path / "vit"), data), "--out", "run", "--quiet")
+    runs.write_images(tmp_path / "only" / "test", per_class=1)
+    runs.write_images(tmp_path / "one", per_class=4, classes=1)
+    (tmp_path / "both" / "train" / "unheard").mkdir(parents=True)
+    runs.write_images(tmp_path / "both" / "test", per_class=2)
+    (tmp_path / "both" / "train" / "unheard" / "0.png").write_bytes(b"no image")
+    listed = table(tmp_path / "one.csv", ["image", "label"], [["one/class0/0.png", "class0"]])
+    for given, rows in (("only", 3), ("one", 4), ("both", 6), (listed, 1)):
+        out = tmp_path / "metrics.json"
+        cli.ok("evaluate", "run", "--data", given, "--out", out)
+        assert sum(map(sum, json.loads(out.read_text())["confusion"])) == rows
+        assert f"{rows} row" in cli.err
+
+
+def test_targets_are_matched_by_name(cli: Cli, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    texts = [line.rsplit(",", 1)[0] for line in runs.write_texts(tmp_path / "t.csv", 80).read_text().splitlines()[1:]]
+    targets = [[str(len(text)), f"{rng.normal() * 0.01 - len(text.split()) * 1.5:.4f}"] for text in texts]
+    data = table(
+        tmp_path / "d.csv", ["text", "length", "words"], [[a, *b] for a, b in zip(texts, targets, strict=True)]
+    )
+    recipe = write_recipe(tmp_path, tiny.save("bert", tmp_path / "bert"), data)
+    cli.ok("run", recipe, "--out", "run", "--task", "regression", "--label-columns", "length,words", "--quiet")
+    swapped = table(
+        tmp_path / "s.csv", ["words", "text", "length"], [[b[1], a, b[0]] for a, b in zip(texts, targets, strict=True)]
+    )
+    straight, crossed = (hftl.evaluate("run", str(each), quiet=True) for each in (data, swapped))
+    assert crossed["r2"] == pytest.approx(straight["r2"], abs=1e-6)
+    assert crossed["per_target"]["words"] == pytest.approx(straight["per_target"]["words"])

@@ -32,7 +32,7 @@ def make_run(folder: Path, value: int = 0, **more: bytes) -> Path:
     """A finished run's folder, as `hftl run` leaves it, with things in it that are nobody's business."""
     files = {
         "recipe.json": b"{}",
-        "metrics.json": b"{}",
+        "metrics.json": b'{"eval": {}, "features": {}}',
         "events.jsonl": b"{}",
         "model/config.json": b'{"model_type": "vit"}',
         "model/model.safetensors": weights(value),

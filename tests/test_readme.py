@@ -71,6 +71,15 @@ def test_the_recipe_shown_is_the_recipe_there():
     assert shown == (ROOT / "recipes" / "vit_flowers.py").read_text()
 
 
+def test_the_python_shown_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(tmp_path)
+    (shown,) = re.findall(r"^<!-- run by the tests -->\n```python\n(.*?)^```$", README, re.M | re.S)
+    exec(shown, {})
+    accuracy, f1 = [float(line) for line in capsys.readouterr().out.splitlines() if re.fullmatch(r"[\d.]+", line)]
+    assert accuracy > 0.98
+    assert f1 > 0.98
+
+
 def test_the_links_lead_somewhere():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert [link for link in links if not link.startswith("http") and not (ROOT / link).exists()] == []

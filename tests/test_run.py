@@ -18,6 +18,7 @@ from PIL import Image
 from runs import RECIPES, metrics, predictions
 
 from hftl import samples
+from hftl.backbones import vision
 
 RECIPE = '''"""A recipe of a test.   hftl run here.py"""
 from hftl import Head, Recipe, recipe
@@ -123,10 +124,7 @@ def test_heads_that_are_not_linear_are_trained_whole(cli, tmp_path: Path, monkey
         scores = model(**batch).logits.softmax(1).numpy()
     np.testing.assert_allclose(np.array(mine["scores"]), scores, atol=1e-5)
 
-    def refuse(*args, **kwargs):
-        raise AssertionError("the weights were read")
-
-    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", refuse)
+    only_exports_are_read(monkeypatch, backbone)
     cli.ok("run", recipe, "--out", "warm")
     assert Path("cold/model/model.safetensors").read_bytes() == Path("warm/model/model.safetensors").read_bytes()
 
@@ -190,17 +188,28 @@ def test_damaged_features_are_computed_again(cli, tmp_path: Path):
     assert predictions(Path("first")) == predictions(Path("second"))
 
 
+def only_exports_are_read(patched: pytest.MonkeyPatch, backbone: Path) -> None:
+    """The proof of an export loads what was exported; nothing may load the pretrained weights."""
+    read = transformers.PreTrainedModel.from_pretrained.__func__
+
+    def from_pretrained(cls, where, *args, **kwargs):
+        assert Path(where).resolve() != backbone.resolve(), "the weights were read"
+        return read(cls, where, *args, **kwargs)
+
+    patched.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(from_pretrained))
+
+
 def test_a_second_run_computes_nothing_and_reads_no_weights(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     backbone = tiny.save("vit", tmp_path / "backbone")
     recipe = write_recipe(tmp_path, backbone, runs.write_images(tmp_path / "data"))
     cli.ok("run", recipe, "--out", "first")
 
     def refuse(*args, **kwargs):
-        raise AssertionError("the weights were read")
+        raise AssertionError("a picture was prepared for the backbone")
 
     with monkeypatch.context() as patched:
-        patched.setattr(transformers.PreTrainedModel, "from_pretrained", refuse)
-        patched.setattr(Image.Image, "load", refuse)
+        only_exports_are_read(patched, backbone)
+        patched.setattr(vision, "decode_image", refuse)
         cli.ok("run", recipe, "--out", "second")
         cli.ok("run", recipe, "--out", "third", "--folds", "2", "--set", "method.strengths=[1,10]", "--seed", "3")
     for run, computed in (("first", 18), ("second", 0), ("third", 0)):

@@ -131,11 +131,6 @@ def test_small_copies_and_small_shards_give_the_same(space, monkeypatch):
     assert_same(again(space).gather(digests()[chosen]), want)
 
 
-def test_some_columns(space):
-    whole = fill(space)
-    assert_same(space.gather(digests(), ["brain", "ids"]), {name: whole[name] for name in ("brain", "ids")})
-
-
 def test_known(space):
     assert not space.known(digests()).any()
     other = again(space)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from copy import copy
+from functools import cached_property
+from typing import Any
+
 from hftl.backbones.protocol import Backbone
-from hftl.errors import HftlError, PluginError
+from hftl.backbones.source import Source
+from hftl.errors import BackboneError, HftlError, HubError, PluginError
+from hftl.hub.client import explain, is_outage
+from hftl.plugins.manager import stdout_as_stderr
 from hftl.plugins.registry import backbone_claims
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.wording import named_error
+
+# Of the protocol: the annotated ones, and its methods and properties.
+ATTRIBUTES = sorted({*Backbone.__annotations__, *(name for name in vars(Backbone) if not name.startswith("_"))})
 
 
 def load_backbone(spec: BackboneSpec, options: BackboneOptions) -> Backbone:
@@ -14,19 +24,54 @@ def load_backbone(spec: BackboneSpec, options: BackboneOptions) -> Backbone:
 
     Raises:
         BackboneError: the model cannot be found or used.
+        HubError: the Hub fails.
         PluginError: the plugin's loader raised, or returned something that is no backbone.
     """
     try:
-        backbone = spec.load(options)
+        with stdout_as_stderr():
+            backbone = spec.load(options)
     except HftlError:
         raise
     except (Exception, SystemExit) as error:
+        if why := explain(error, spec.name, "model", f"give a local folder, or {spec.plugin}'s documentation may help"):
+            # The Hub's client raised it in the plugin, which is not to blame.
+            raise (HubError if is_outage(error) else BackboneError)(f"backbone {spec.name!r} {why}") from error
+        if spec.plugin == "hftl":
+            raise BackboneError(f"backbone {spec.name!r} cannot be loaded: {named_error(error)}") from error
         raise PluginError(f"plugin {spec.plugin!r} could not load {spec.name!r}: {named_error(error)}") from error
-    if not isinstance(backbone, Backbone):
+    missing = missing_attributes(backbone)
+    if missing:
+        # Of something else altogether a list of all that it lacks would say little.
+        lacks = f": it lacks {', '.join(missing)}" if len(missing) < len(ATTRIBUTES) // 2 else ""
         raise PluginError(
-            f"plugin {spec.plugin!r} loads {spec.name!r} as a {type(backbone).__name__}, which is no hftl.Backbone"
+            f"plugin {spec.plugin!r} loads {spec.name!r} as a {type(backbone).__name__}, "
+            f"which is no hftl.Backbone{lacks}"
         )
     if backbone.commit is None and spec.name in backbone_claims():
         # Where a package keeps its files says nothing to anybody else; its registered name can be asked for again.
         backbone.name = spec.name
     return backbone
+
+
+def missing_attributes(backbone: object) -> list[str]:
+    """What hftl asks of a backbone and this object does not answer; by name, so that its author knows what to write."""
+    return [name for name in ATTRIBUTES if not hasattr(backbone, name)]
+
+
+def reopened(backbone: Any, source: Source) -> Any:
+    """The backbone as its class makes it of another folder, with nothing remembered.
+
+    Args:
+        backbone: one with an attribute ``source``, as `hftl.PretrainedBackbone` has.
+        source: the folder.
+    """
+    other = copy(backbone)
+    remembered = {
+        name
+        for kind in type(backbone).__mro__
+        for name, value in vars(kind).items()
+        if isinstance(value, cached_property)
+    }
+    other.__dict__ = {name: value for name, value in other.__dict__.items() if name not in remembered}
+    other.source, other.commit = source, source.commit
+    return other

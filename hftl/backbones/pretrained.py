@@ -5,20 +5,23 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from hftl.backbones.source import Source
-from hftl.backbones.weights import whole_on_every_process
+from hftl.backbones.weights import tensor_shapes, whole_on_every_process
 from hftl.errors import BackboneError
 from hftl.tasks import Task
-from hftl.wording import one_line
+from hftl.wording import named_error, one_line
 
 # Neither the labels that a checkpoint came with, nor where it lay and who saved it, can change a feature.
 NOT_IN_FEATURES = (
@@ -29,6 +32,16 @@ NOT_IN_FEATURES = (
     "problem_type",
     "num_labels",
 )
+
+
+# A classifier has a name for each label; a file that states more than this was not made by one.
+MOST_LABELS = 1_000_000
+# How many times the checkpoint's numbers a model may hold (a checkpoint may lack tied or shared ones), and how many
+# besides: a new head.
+MOST_DESCRIBED, FREE_DESCRIBED = 4, 100_000_000
+# So many layers are built without a look at the weights: some architectures share one layer's tensors.
+MOST_LAYERS = 2_000
+COUNTS_LAYERS = re.compile(r"^(num|n)_.*(layers?|blocks?|experts|stages)$|(layers|n_layer|depths?|block_sizes)$")
 
 
 class PretrainedBackbone:
@@ -42,6 +55,7 @@ class PretrainedBackbone:
     library = "transformers"
     auto_class: Any
     max_length: int | None = None
+    processor_file = "preprocessor_config.json"
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -76,6 +90,10 @@ class PretrainedBackbone:
         """What about preprocessing can change a feature, as JSON."""
         raise NotImplementedError
 
+    def probes(self) -> list[dict[str, Tensor]]:
+        """A few batches on which a cut is proved; see `Backbone.probes`."""
+        raise NotImplementedError
+
     def identity(self) -> dict[str, Any]:
         """Model and preprocessing as JSON; the commit is None for a folder, whose weight files hftl hashes."""
         # The file as it is, for a newer transformers may add fields to what it parses.
@@ -97,12 +115,30 @@ class PretrainedBackbone:
 
     def config(self, task: str, label_names: Sequence[str]) -> Any:
         """The exported model's configuration: label names, kind of task, float32."""
-        config = copy.deepcopy(self.base_config)
+        config = self.agreeing_config()
+        if config.num_labels != len(label_names):
+            # Some classes keep the number beside the names, and theirs is then the size of the head.
+            config.num_labels = len(label_names)
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: index for index, name in enumerate(label_names)}
         config.problem_type = Task(task).problem_type
         config.dtype = torch.float32
+        # The export is a classifier too.
+        without_generation(config)
         return config
+
+    def agreeing_config(self) -> Any:
+        """A copy of the checkpoint's configuration that says the same as its preprocessing, where both say something.
+
+        Raises:
+            BackboneError: they cannot be brought to agree.
+        """
+        return copy.deepcopy(self.base_config)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was changed so that configuration and preprocessing agree, one line each for a person."""
+        return []
 
     def build(self, config: Any) -> tuple[nn.Module, set[str]]:
         """The classification model with its pretrained weights, in eval mode, float32; and its head's parameter names.
@@ -116,11 +152,11 @@ class PretrainedBackbone:
 
     def load_trained(self) -> tuple[Any, set[str]]:
         """The model as the checkpoint has it, head included, float32; and the parameters that the checkpoint lacks."""
-        return self._load(self.auto_class, copy.deepcopy(self.base_config))
+        return self._load(self.auto_class, self.agreeing_config())
 
     def _load(self, auto_class: Any, config: Any, **options: Any) -> tuple[Any, set[str]]:
         """A model of one of the Auto classes in eval mode, float32, and the parameters that the checkpoint lacks."""
-        self.weight_files()
+        self._check_size(config)
         try:
             with whole_on_every_process():
                 model, loading = auto_class.from_pretrained(
@@ -133,15 +169,55 @@ class PretrainedBackbone:
                     local_files_only=True,
                     **options,
                 )
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
-            raise BackboneError(f"{self.name} cannot be loaded: {one_line(error)}") from error
+        # Whatever a model's class raises on a configuration or weights that do not fit it.
+        except Exception as error:
+            raise BackboneError(f"{self.name} cannot be loaded: {named_error(error)[:300]}") from error
         without_generation(model.config)
-        return model.eval(), set(loading["missing_keys"]) | {key[0] for key in loading["mismatched_keys"]}
+        self._check_fit(model.eval())
+        return model, set(loading["missing_keys"]) | {key[0] for key in loading["mismatched_keys"]}
+
+    def _check_size(self, config: Any) -> None:
+        """Refuse a configuration that describes far more than its weights hold, before memory is taken for it."""
+        try:
+            held = sum(math.prod(shape) for shape in tensor_shapes(self.weight_files()).values())
+        except SafetensorError:
+            return  # loading them says what is wrong
+        described = sum(parameter.numel() for parameter in self.skeleton(config).parameters())
+        if described > MOST_DESCRIBED * held + FREE_DESCRIBED:
+            raise BackboneError(
+                f"{self.name}: its config.json describes {described:,} parameters, its weights hold {held:,}; "
+                "they do not belong together: fetch it again"
+            )
+
+    def _check_fit(self, model: nn.Module) -> None:
+        """Run the model once on what its preprocessing gives.
+
+        Raises:
+            BackboneError: the two do not fit.
+        """
+        batch = self.probes()[0]
+        try:
+            with torch.no_grad():
+                model(**batch)
+        except Exception as error:  # whatever the model's class raises on inputs that it was not made for
+            shapes = ", ".join(f"{name} {tuple(value.shape[1:])}" for name, value in batch.items())
+            raise BackboneError(
+                f"{self.name}: the model cannot read what its own preprocessing gives ({shapes} a row): "
+                f"{named_error(error)[:200]}; the two files config.json and {self.processor_file} do not fit each other"
+            ) from error
 
     def skeleton(self, config: Any) -> nn.Module:
-        """The same model on the meta device."""
-        with torch.device("meta"):
-            model: nn.Module = self.auto_class.from_config(copy.deepcopy(config), trust_remote_code=False)
+        """The same model on the meta device.
+
+        Raises:
+            BackboneError: the configuration describes no model, or one of more layers than the weights can hold.
+        """
+        check_layers(self.name, config, len(self.weight_files()))
+        try:
+            with torch.device("meta"):
+                model: nn.Module = self.auto_class.from_config(copy.deepcopy(config), trust_remote_code=False)
+        except Exception as error:  # whatever a model's class raises on a configuration
+            raise BackboneError(f"{self.name} cannot be built: {named_error(error)[:300]}") from error
         without_generation(model.config)
         return model.eval()
 
@@ -150,7 +226,7 @@ class PretrainedBackbone:
         try:
             with torch.device("meta"):
                 base = AutoModel.from_config(model.config, trust_remote_code=False)
-        except ValueError:
+        except Exception:
             # An architecture without a base class: only what the checkpoint lacks is the head.
             return set()
         known = {name for name, _ in base.named_parameters()}
@@ -166,20 +242,60 @@ def read_config(source: Source) -> Any:
         BackboneError: transformers does not know the architecture, or the file is damaged.
     """
     try:
-        kernel = next(_kernels(json.loads((source.folder / "config.json").read_text(encoding="utf-8"))), None)
+        raw = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+        labels = max(_counts_in(raw, "num_labels"), default=0)
+        if labels > MOST_LABELS:
+            # transformers would make a name for each before anything else looks at them.
+            raise BackboneError(f"{source.id}: its config.json names {labels:,} labels, which is no classifier's")
+        kernel = next(_kernels(raw), None)
         if kernel is not None:
             raise BackboneError(
                 f"{source.id} asks for the kernel {kernel!r} of the Hub, which is code that hftl does not run: take "
                 "the line out of a copy of its config.json, and give that folder"
             )
         return AutoConfig.from_pretrained(source.folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except BackboneError:
+        raise
+    # Classes of configurations check, derive and convert as they like.
+    except Exception as error:
         if "trust_remote_code" in str(error):
             raise BackboneError(
                 f"{source.id} needs Python code of its own repository, which hftl does not run; choose a model whose "
                 "architecture transformers has, or write a plugin that loads it"
             ) from error
         raise BackboneError(f"{source.id}: {one_line(error)}") from error
+
+
+def _counts_in(config: Any, key: str) -> Iterator[int]:
+    """The integers under a key at any depth of a configuration."""
+    if isinstance(config, dict):
+        for name, value in config.items():
+            if name == key and isinstance(value, int):
+                yield value
+            yield from _counts_in(value, key)
+
+
+def check_layers(name: str, config: Any, tensors: int) -> None:
+    """Refuse more layers than there could be tensors for, because each layer is made as Python objects.
+
+    Raises:
+        BackboneError: a number of layers is far above the number of tensors in the weights.
+    """
+    for key, value in _layer_counts(config.to_dict()):
+        if value > max(MOST_LAYERS, tensors):
+            raise BackboneError(
+                f"{name}: its config.json says {key} = {value:,}, but its weights hold {tensors:,} tensors; "
+                "they do not belong together: fetch it again"
+            )
+
+
+def _layer_counts(config: Any) -> Iterator[tuple[str, int]]:
+    if isinstance(config, dict):
+        for name, value in config.items():
+            counts = value if isinstance(value, list) else [value]
+            if isinstance(name, str) and COUNTS_LAYERS.search(name):
+                yield from ((name, count) for count in counts if isinstance(count, int))
+            yield from _layer_counts(value)
 
 
 def _kernels(config: Any, asked: bool = False) -> Iterator[str]:

@@ -42,6 +42,7 @@ class Backbone(Protocol):
         max_length: tokens kept of a row; None where rows are not cut.
         license: what the model's card states: ``license``, ``license_name``, ``license_link``, those given.
         pickled: whether the weights were published as a pickle, from which safetensors were made.
+        notes: what a person should know about how this checkpoint is read, one sentence each.
         base_reference: what a library loads the pretrained model from: a Hub id, or a folder.
     """
 
@@ -63,6 +64,10 @@ class Backbone(Protocol):
 
     @property
     def pickled(self) -> bool:  # noqa: D102
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:  # noqa: D102
         ...
 
     @property

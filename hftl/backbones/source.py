@@ -60,6 +60,7 @@ class Source:
 
         index = self.folder / f"{WEIGHTS}.index.json"
         single = self.folder / WEIGHTS
+        check_regular(self.folder, f"{self.id}")
         if index.exists() and not single.exists():
             files = listed_files(self.id, index)
         elif single.exists():
@@ -98,10 +99,23 @@ def local_source(folder: Path) -> Source:
         BackboneError: it holds no ``config.json``, or an adapter.
     """
     folder = folder.expanduser().resolve()
+    check_regular(folder, f"folder {folder.name!r}")
     _refuse_adapter(folder, f"folder {folder.name!r}")
     if not (folder / "config.json").exists():
         raise BackboneError(f"folder {folder.name!r} holds no config.json, so it is no transformers model")
     return Source(folder.name, folder)
+
+
+def check_regular(folder: Path, what: str) -> None:
+    """Refuse a model's folder that holds anything but files and folders: reading a FIFO or a device never ends.
+
+    Raises:
+        BackboneError: naming the first such entry.
+    """
+    for entry in sorted(folder.iterdir()):
+        # A link is what it leads to; one that leads nowhere is a missing file, which is found out where it is read.
+        if entry.exists() and not (entry.is_file() or entry.is_dir()):
+            raise BackboneError(f"{what}: {entry.name} is no regular file (a pipe, a socket or a device); replace it")
 
 
 def _refuse_adapter(folder: Path, what: str) -> None:
@@ -147,6 +161,8 @@ def _fetched(
 ) -> Source:
     from huggingface_hub import snapshot_download
 
+    from hftl.hub.verify import verify_snapshot
+
     def fetch() -> str:
         return snapshot_download(
             repo,
@@ -160,4 +176,5 @@ def _fetched(
 
     with hub_errors(repo, "backbone", BackboneError):
         folder = Path(with_retries(fetch))
+    verify_snapshot(repo, folder, patterns, unwanted)
     return Source(repo, folder, commit=folder.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,16 +13,17 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from hftl.backbones.batching import Probe
 from hftl.backbones.pretrained import PretrainedBackbone, digest_text
 from hftl.backbones.protocol import Encoded
 from hftl.backbones.sentence import MODULES, read_sentence_head
 from hftl.backbones.source import Source
-from hftl.errors import BackboneError
-from hftl.tasks import Task
+from hftl.errors import BackboneError, BadRowError
 from hftl.wording import one_line
 
 # Tokenizers that know no limit say so with a huge number.
 NO_LIMIT = 1_000_000
+LONGEST_PROBE = 1024
 PROBES = [
     ("A short one.",),
     ("A somewhat longer sentence, with a comma and a few more words than the others have.",),
@@ -46,10 +48,12 @@ class TextBackbone(PretrainedBackbone):
     suffixes: frozenset[str] = frozenset()
     pipeline_tag = "text-classification"
     auto_class = AutoModelForSequenceClassification
+    processor_file = "tokenizer.json"
     max_length: int
 
     def __init__(self, source: Source, max_length: int | None = None) -> None:
         super().__init__(source)
+        self._pad_before: str | None = None
         limits = [n for n in (self._tokenizer_limit(), self._position_limit()) if n]
         self.max_length = min([max_length, *limits] if max_length else limits or [512])
 
@@ -72,7 +76,21 @@ class TextBackbone(PretrainedBackbone):
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         if tokenizer.pad_token is None:
             raise BackboneError(f"{self.name}: its tokenizer has no padding, end or unknown token to pad with")
+        self._pad_as_positions_count(tokenizer)
         return tokenizer
+
+    def _pad_as_positions_count(self, tokenizer: Any) -> None:
+        """Pad with the configuration's token where positions are counted from it: the weights were trained so."""
+        stated = getattr(self.base_config.get_text_config(), "pad_token_id", None)
+        if self._padding_index is None or stated in (None, tokenizer.pad_token_id):
+            return
+        token = tokenizer.convert_ids_to_tokens(stated) if 0 <= stated < len(tokenizer) else None
+        if token not in tokenizer.all_special_tokens:
+            raise BackboneError(
+                f"{self.name}: config.json pads with id {stated}, from which the model counts positions, and the "
+                f"tokenizer with {tokenizer.pad_token!r} (id {tokenizer.pad_token_id}): make them agree in a copy of it"
+            )
+        self._pad_before, tokenizer.pad_token = tokenizer.pad_token, token
 
     def processor_identity(self) -> dict[str, Any]:
         """The whole tokenizer (vocabulary, rules, templates), padding, and the number of tokens kept."""
@@ -90,16 +108,46 @@ class TextBackbone(PretrainedBackbone):
             "max_length": self.max_length,
         }
 
-    def config(self, task: str, label_names: Sequence[str]) -> Any:
-        """As for every model, with the padding token that the tokenizer uses."""
-        config = super().config(task, label_names)
+    def identity(self) -> dict[str, Any]:
+        """As for every model, and the padding token where the configuration named another one."""
+        changed = self._pads_otherwise
+        return super().identity() | ({"pad_token_id": self.tokenizer.pad_token_id} if changed else {})
+
+    def agreeing_config(self) -> Any:
+        """The configuration with the padding token that the tokenizer uses, by which many classes find the last token.
+
+        The first release did so only where the configuration names none.
+        """
+        config = super().agreeing_config()
         for part in (config, config.get_text_config()):
-            if getattr(part, "pad_token_id", None) is None:
-                part.pad_token_id = self.tokenizer.pad_token_id
+            part.pad_token_id = self.tokenizer.pad_token_id
         return config
 
+    @property
+    def notes(self) -> list[str]:
+        """That tokenizer and configuration named two padding tokens, and which is used."""
+        config, tokenizer = self.base_config.get_text_config(), self.tokenizer
+        stated = getattr(config, "pad_token_id", None)
+        used = f"{tokenizer.pad_token!r} (id {tokenizer.pad_token_id})"
+        if self._pads_otherwise:
+            return [f"padding: config.json says id {stated}, the tokenizer {used}; the run and its model use {used}"]
+        if self._pad_before is not None:
+            before = f"the tokenizer says {self._pad_before!r}"
+            return [f"padding: {before}, config.json {used}, from which it counts positions; {used} is used"]
+        return []
+
+    @property
+    def _pads_otherwise(self) -> bool:
+        """Whether the configuration names a padding token other than the tokenizer's."""
+        stated = getattr(self.base_config.get_text_config(), "pad_token_id", None)
+        return stated is not None and stated != self.tokenizer.pad_token_id
+
     def encode(self, rows: Sequence[tuple[str, ...]], names: Sequence[str]) -> list[Encoded]:
-        """Tokenise rows of one or two strings; lists of integers, one for each input of the model."""
+        """Tokenise rows of one or two strings; lists of integers, one for each input of the model.
+
+        Raises:
+            BadRowError: a token has no embedding in the model.
+        """
         if not rows:
             return []
         # A call takes either single texts or pairs; the rows of one data set are all of one kind.
@@ -107,6 +155,10 @@ class TextBackbone(PretrainedBackbone):
         second = [row[1] for row in rows] if len(rows[0]) == 2 else None
         encoded = self.tokenizer(first, second, truncation=True, max_length=self.max_length, padding=False)
         inputs = list(encoded.keys())
+        for name, limit in self._limits.items():
+            for row, ids in zip(names, encoded.get(name, ()), strict=False):
+                if ids and max(ids) >= limit:
+                    raise BadRowError(row, self._too_large(name, max(ids), limit))
         return [
             Encoded(
                 {name: encoded[name][i] for name in inputs},
@@ -116,18 +168,51 @@ class TextBackbone(PretrainedBackbone):
             for i, encoding in enumerate(encoded.encodings)
         ]
 
+    @cached_property
+    def _limits(self) -> dict[str, int]:
+        """How many tokens and types of tokens the model has embeddings for, where its configuration says."""
+        config = self.base_config.get_text_config()
+        stated = {"input_ids": "vocab_size", "token_type_ids": "type_vocab_size"}
+        limits = {name: getattr(config, field, None) for name, field in stated.items()}
+        # No types at all means that the model does not read them.
+        return {name: limit for name, limit in limits.items() if isinstance(limit, int) and limit > 0}
+
+    def _too_large(self, name: str, value: int, limit: int) -> str:
+        if name == "input_ids":
+            token = self.tokenizer.convert_ids_to_tokens(value)
+            return (
+                f"its token {token!r} has the id {value:,}, but {self.name} has embeddings for {limit:,} tokens: its "
+                "tokenizer was extended and the model was not (resize_token_embeddings)"
+            )
+        return (
+            f"its second text is marked with token type {value}, but {self.name} knows {limit} "
+            f"type{'s' if limit > 1 else ''} of tokens: join the texts into one column, or choose another model"
+        )
+
     def collate(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
         """Pad token lists to the longest: int64 (rows, tokens) each."""
         return self._padded(rows, self.tokenizer.padding_side)
 
     def probes(self) -> list[dict[str, Tensor]]:
-        """Ragged texts padded on the right and on the left, pairs, and one text that fills the model."""
+        """Ragged texts padded on the right and on the left, pairs, and a text that fills the model beside a short one.
+
+        A text of a very long model is not longer than 1,024 tokens.
+        """
         rows = self.encode(PROBES, ["probe"] * len(PROBES))
-        probes = [self._padded(rows, side) for side in ("right", "left")]
-        probes.append(self.collate(self.encode(PAIR_PROBES, ["probe"] * len(PAIR_PROBES))))
-        if self.max_length <= 1024:
-            probes.append(self.collate(self.encode([("word " * self.max_length,)], ["probe"])))
+        probes: list[dict[str, Tensor]] = [self._probe(rows, side) for side in ("right", "left")]
+        own_side = self.tokenizer.padding_side
+        # A model that cannot read pairs says so of the first pair that it is given.
+        with suppress(BadRowError):
+            probes.append(self._probe(self.encode(PAIR_PROBES, ["probe"] * len(PAIR_PROBES)), own_side))
+        words = min(self.max_length, LONGEST_PROBE)
+        full = self.encode([("word " * words,)], ["probe"])[0]
+        if full.cost > LONGEST_PROBE:
+            full = self.encode([("word " * (words * LONGEST_PROBE // full.cost),)], ["probe"])[0]
+        probes.append(self._probe([rows[0], full], own_side))
         return probes
+
+    def _probe(self, rows: Sequence[Encoded], side: str) -> Probe:
+        return Probe(self._padded(rows, side), [self._padded([row], side) for row in rows])
 
     def load_trained(self) -> tuple[nn.Module, set[str]]:
         """As for every model; what was exported for sentence-transformers is put together from its modules."""
@@ -168,10 +253,14 @@ class TextBackbone(PretrainedBackbone):
         limit = getattr(config, "max_position_embeddings", None)
         if not isinstance(limit, int) or limit <= 0 or limit >= NO_LIMIT:
             return None
-        # Families that count positions from padding_idx + 1 declare that many more than a text may use; the class says
-        # so with a padding index on its position embedding.
-        model = self.skeleton(super().config(Task.SINGLE_LABEL, ["a", "b"]))
+        # Families that count positions from padding_idx + 1 declare that many more than a text may use.
+        return limit if self._padding_index is None else limit - self._padding_index - 1
+
+    @cached_property
+    def _padding_index(self) -> int | None:
+        """The padding token from which positions are counted; the class says so on its position embedding."""
+        model = self.skeleton(self.base_config)
         for name, module in model.named_modules():
-            if "position" in name and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                return limit - module.padding_idx - 1
-        return limit
+            if "position" in name and isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+                return int(module.padding_idx)
+        return None

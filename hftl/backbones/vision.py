@@ -18,7 +18,7 @@ from hftl.backbones.pretrained import PretrainedBackbone
 from hftl.backbones.protocol import Encoded
 from hftl.data.images import decode_image
 from hftl.errors import BackboneError
-from hftl.wording import one_line
+from hftl.wording import named_error, one_line
 
 # What Pillow reads without plugins and people keep photographs in.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"})
@@ -44,7 +44,7 @@ class ImageBackbone(PretrainedBackbone):
             return AutoImageProcessor.from_pretrained(
                 self.source.folder, trust_remote_code=False, local_files_only=True
             )
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # whatever a processor's class raises on its settings
             raise BackboneError(f"{self.name} has no usable image processor: {one_line(error, 200)}") from error
 
     def processor_identity(self) -> dict[str, Any]:
@@ -87,5 +87,12 @@ class ImageBackbone(PretrainedBackbone):
         self.processor.save_pretrained(folder)
 
     def _encode(self, image: Image.Image) -> Encoded:
-        inputs = self.processor(images=image, return_tensors="pt")
+        processor = self.processor
+        try:
+            inputs = processor(images=image, return_tensors="pt")
+        except Exception as error:  # settings that no picture suits, such as one channel's mean for three channels
+            raise BackboneError(
+                f"{self.name}: its image processor cannot prepare a picture of three channels: "
+                f"{named_error(error)[:200]}; see its preprocessor_config.json"
+            ) from error
         return Encoded({name: value[0] for name, value in inputs.items() if isinstance(value, Tensor)})

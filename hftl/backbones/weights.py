@@ -6,9 +6,10 @@ features, by loading them back; it is recorded in the feature space. A warm run 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def find_rule(model: Any, head: set[str], files: Mapping[str, Path]) -> NameRule
     # A checkpoint of the base model has its names without the prefix under which the classification model holds it.
     inside = hasattr(model, model.base_model_prefix) and not any(name.startswith(prefix) for name in files)
     rule = NameRule(prefix if inside else "", sorted(head.intersection(files)))
-    named = {name: _read(source) for name, source in rule.renamed(files).items()} | {name: state[name] for name in head}
+    named = dict(_read_all(rule.renamed(files))) | {name: state[name] for name in head}
     with whole_on_every_process():
         loaded, loading = type(model).from_pretrained(
             None, config=model.config, state_dict=dict(named), dtype=torch.float32, output_loading_info=True
@@ -105,8 +106,9 @@ def write_weights(
         *sorted(sources.items()),
         *((name, None) for name in sorted(head)),
     ]
+    described = _described(sources)
     for name, source in plan:
-        shape, kind = _described(source) if source else (list(head[name].shape), head[name].dtype)
+        shape, kind = described[name] if source else (list(head[name].shape), head[name].dtype)
         kind = dtype if kind.is_floating_point else kind
         size = kind.itemsize * int(torch.Size(shape).numel())
         header[name] = {"dtype": _NAMES[kind], "shape": shape, "data_offsets": [offset, offset + size]}
@@ -115,9 +117,8 @@ def write_weights(
     text += b" " * (-len(text) % 8)
     with target.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, source in plan:
-            value = _read(source) if source else head[name].cpu()
-            file.write(_raw(value.to(dtype) if value.is_floating_point() else value))
+        for _, value in itertools.chain(_read_all(dict(sorted(sources.items()))), sorted(head.items())):
+            file.write(_raw(value.cpu().to(dtype) if value.is_floating_point() else value.cpu()))
         file.flush()
         os.fsync(file.fileno())
 
@@ -137,16 +138,39 @@ _NAMES = {
 _DTYPES = {name: kind for kind, name in _NAMES.items()}
 
 
-def _described(source: tuple[Path, str]) -> tuple[list[int], torch.dtype]:
-    with safe_open(source[0], framework="pt") as opened:
-        part = opened.get_slice(source[1])
-        return list(part.get_shape()), _DTYPES[part.get_dtype()]
+def tensor_shapes(files: Mapping[str, Path]) -> dict[str, list[int]]:
+    """The shape of each tensor of a checkpoint; reads the files' headers only."""
+    shapes: dict[str, list[int]] = {}
+    for file in sorted(set(files.values())):
+        with safe_open(file, framework="pt") as opened:
+            shapes |= {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    return shapes
 
 
-def _read(source: tuple[Path, str]) -> Tensor:
-    with safe_open(source[0], framework="pt") as opened:
-        value: Tensor = opened.get_tensor(source[1])
-        return value
+def _described(sources: Mapping[str, tuple[Path, str]]) -> dict[str, tuple[list[int], torch.dtype]]:
+    """Shape and dtype of tensors, by the names that they are asked for under."""
+    described = {}
+    for file, names in _by_file(sources).items():
+        with safe_open(file, framework="pt") as opened:
+            for name in names:
+                part = opened.get_slice(sources[name][1])
+                described[name] = (list(part.get_shape()), _DTYPES[part.get_dtype()])
+    return described
+
+
+def _read_all(sources: Mapping[str, tuple[Path, str]]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors in the order asked for, with one file open at a time: each time a file is opened, all of it is mapped."""
+    for file, names in itertools.groupby(sources, lambda name: sources[name][0]):
+        with safe_open(file, framework="pt") as opened:
+            for name in names:
+                yield name, opened.get_tensor(sources[name][1])
+
+
+def _by_file(sources: Mapping[str, tuple[Path, str]]) -> dict[Path, list[str]]:
+    files: dict[Path, list[str]] = {}
+    for name, (file, _) in sources.items():
+        files.setdefault(file, []).append(name)
+    return files
 
 
 def _raw(value: Tensor) -> memoryview:

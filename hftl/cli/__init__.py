@@ -1,20 +1,37 @@
 """The ``hftl`` command line: one thin file for each command, heavy imports inside their functions.
 
-Exit status: 0 done, 1 failed, 2 the input is wrong, 130 interrupted.
+Exit status: 0 done, 1 failed, 2 the input is wrong, 130 interrupted, 141 nobody read the output to its end.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import os
 import sys
-from typing import Annotated
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
 from hftl._version import __version__
 from hftl.cli import backbones, cache, doctor, evaluate, features, new, plugins, predict, push, recipes, run
-from hftl.errors import HftlError
-from hftl.wording import printable
+from hftl.cli.launch import is_first_process
+from hftl.cli.stopping import STATUS, StopOnce
+from hftl.errors import HftlError, UserError
+from hftl.wording import named_error, plain, printable
+
+HOME_PAGE = "https://pypi.org/project/hftl/"
+# What a shell says of a program that SIGPIPE ended, which is what happens to other programs there.
+STATUS_OF_CLOSED_PIPE = 141
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# A path that the user gave is wrong; a disk that breaks is nobody's input.
+OF_A_PATH = (
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS),
+)
 
 HELP = """Transfer learning with Hugging Face models: features of the frozen backbone are computed once and kept,
 heads are solved exactly, and what comes out loads with plain transformers."""
@@ -43,42 +60,118 @@ def build_app() -> typer.Typer:
     return app
 
 
+def print_version(asked: bool) -> None:
+    """Print the version and exit, if it was asked for."""
+    if asked:
+        print(f"hftl {__version__}")
+        raise typer.Exit
+
+
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    # A callback of its own, because a group without a command prints its help before it runs.
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=print_version),
+    ] = False,
 ) -> None:
     """Options of every command."""
     # `main` has already read it: an error shows its traceback wherever on the line the flag stands.
-    del debug
-    if version:
-        print(f"hftl {__version__}")
-        raise typer.Exit
+    del debug, version
 
 
 def main() -> None:
     """Run the command line and exit with its status."""
     # A repository without safetensors may else be served from a pull request of the Hub's conversion bot, unseen.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-    debug = "--debug" in sys.argv
-    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that has no sign for a character shows a mark instead of ending the command.
+            stream.reconfigure(errors="replace")
+    with StopOnce() as stop:
+        sys.exit(guarded(sys.argv[1:], stop))
+
+
+def guarded(arguments: Sequence[str], stop: StopOnce) -> int:
+    """Run a command; whatever goes wrong in it becomes one line on standard error.
+
+    Args:
+        arguments: of the command line; ``--debug`` anywhere shows the traceback too.
+        stop: what a signal does.
+
+    Returns:
+        The exit status.
+    """
+    debug = "--debug" in arguments
     try:
-        build_app()(arguments)
-    except HftlError as error:
-        if debug:
-            raise
-        print(f"hftl: {printable(error)}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        # A full disk or a forbidden folder, met outside the rooms that expect it.
-        if debug:
-            raise
-        print(f"hftl: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
-        sys.exit(1)
-    except SystemExit as stop:
-        # Typer turns an interrupt into an exit with this cause; a child's status comes without it.
-        if isinstance(getattr(stop.__context__, "__cause__", None), KeyboardInterrupt):
-            print(
-                "\nhftl: interrupted; what was computed so far is kept: run the same command again to go on",
-                file=sys.stderr,
-            )
-        raise
+        status = invoke([argument for argument in arguments if argument != "--debug"])
+        # Else a pipe that nobody reads any more would only be noticed when Python ends, with a traceback.
+        sys.stdout.flush()
+        return status
+    except BaseException as error:
+        if pipe_is_closed(error):
+            close_output()
+            return STATUS_OF_CLOSED_PIPE
+        line, status = verdict(error, stop)
+        if debug and not isinstance(error, SystemExit):
+            traceback.print_exc()
+        if line and (not isinstance(error, KeyboardInterrupt) or is_first_process()):
+            print(f"hftl: {plain(line)}", file=sys.stderr, flush=True)
+        stop.finished = True
+        return status
+
+
+def invoke(arguments: list[str]) -> int:
+    """Run a command without typer's own handling of what goes wrong; its exit status."""
+    command = typer.main.get_command(build_app())
+    try:
+        with command.make_context("hftl", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        return int(done.exit_code)
+    return 0
+
+
+def verdict(error: BaseException, stop: StopOnce) -> tuple[str, int]:
+    """What to say of an exception that ended a command, and the exit status."""
+    if isinstance(error, HftlError):
+        return printable(error), error.exit_code
+    if isinstance(error, SystemExit):
+        # Some library, or a plugin's command, ended the process; text in place of a status is meant for people.
+        said = error.code if isinstance(error.code, int) or error.code is None else 1
+        return ("" if isinstance(error.code, int) or error.code is None else printable(error.code)), said or 0
+    if isinstance(error, KeyboardInterrupt):
+        why = "interrupted" if stop.name in (None, "SIGINT") else f"stopped by {stop.name}"
+        return f"{why}; what was computed so far is kept: run the same command again to go on", STATUS
+    if hasattr(error, "format_message"):
+        return usage(error)
+    if isinstance(error, OSError) and error.strerror and (error.filename or error.errno in NO_SPACE):
+        where = f": {printable(error.filename)}" if error.filename else ""
+        what = "; free some space, or choose another folder" if error.errno in NO_SPACE else ""
+        return f"{error.strerror}{where}{what}", UserError.exit_code if error.errno in OF_A_PATH else 1
+    known = f"{named_error(error)}; this is a fault of hftl or of a library that it uses"
+    return f"{known}: run the command again with --debug, and report what it prints at {HOME_PAGE}", 1
+
+
+def usage(error: Any) -> tuple[str, int]:
+    """What typer says of a command line that it cannot read; its help, where a group was called without a command."""
+    where = error.ctx.command_path if getattr(error, "ctx", None) else "hftl"
+    message = error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return "", int(error.exit_code)
+    return f"{printable(message).rstrip('.')}; see `{where} --help`", int(error.exit_code)
+
+
+def pipe_is_closed(error: BaseException) -> bool:
+    """Whether an error comes from a reader of the output that went away, such as ``head``."""
+    # rich, which prints typer's help, turns it into an exit.
+    return isinstance(error, BrokenPipeError) or (
+        isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError)
+    )
+
+
+def close_output() -> None:
+    """Let Python's last flush go nowhere, because it would complain."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,7 +14,7 @@ def backbones(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List registered backbones; any Hub id or folder that transformers can load works too."""
-    from hftl.plugins.registry import backbones as registered
+    from hftl.plugins.registry import backbone_claims, conflict_of
 
     rows = [
         {
@@ -25,8 +25,12 @@ def backbones(
             "license": spec.license,
             "description": spec.description,
             "plugin": f"{spec.plugin} {spec.plugin_version}",
+            # A name that two plugins claim can be given to neither; the others are not touched by that.
+            "error": conflict_of(name, claims),
         }
-        for spec in registered().values()
+        for name, claims in backbone_claims().items()
+        for spec in claims
         if modality in (None, spec.modality)
     ]
-    show(rows, ["name", "modality", "size", "license", "description", "plugin"], as_json=as_json)
+    columns = ["name", "modality", "size", "license", "description", "plugin"]
+    show(rows, [*columns, "error"] if any(row["error"] for row in rows) else columns, as_json=as_json)

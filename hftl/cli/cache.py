@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +13,7 @@ import typer
 
 from hftl.cli.output import human_bytes, show
 from hftl.errors import StoreError, UserError
+from hftl.wording import plural
 
 if TYPE_CHECKING:
     from hftl.store.store import FeatureStore
@@ -17,13 +21,16 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look after the stored features.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before most of what is stored is removed.")]
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+# Days of computing may be in it, so removing a larger share of the store is asked for twice.
+ASKED_ABOVE = 0.5
 
 
 @app.command()
 def ls(as_json: Json = False) -> None:
     """List feature spaces, the last used first."""
-    show([_row(space) for space in _store().spaces()], COLUMNS, as_json=as_json)
+    show([_shown(space) for space in _store().spaces()], COLUMNS, as_json=as_json)
 
 
 @app.command()
@@ -51,13 +58,20 @@ def verify(as_json: Json = False) -> None:
 
 
 @app.command()
-def gc(max_size: Annotated[str, typer.Argument(help="What may stay, such as 20G.")], as_json: Json = False) -> None:
+def gc(
+    max_size: Annotated[str, typer.Argument(help="What may stay, such as 20G.")],
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
     """Remove spaces, the least recently used first, until the store is no larger; never one in use."""
-    show([_row(space) for space in _store().gc(_bytes(max_size))], COLUMNS, as_json=as_json)
+    store, most = _store(), _size(max_size)
+    if not yes:
+        _ask_before_removing(store, store.surplus(most))
+    show([_shown(space) for space in store.gc(most)], COLUMNS, as_json=as_json)
 
 
-@app.command()
-def compact() -> None:
+@app.command("compact")
+def compact_all() -> None:
     """Merge small shards into larger ones."""
     print(f"{_store().compact()} small shards merged")
 
@@ -67,12 +81,16 @@ def clear(
     name: Annotated[str | None, typer.Argument(help="A space's name, label or id, from `hftl cache ls`.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Remove all spaces.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Even what a running process uses.")] = False,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Remove one space, or all."""
     if (name is None) != every:
         raise UserError("name one space (`hftl cache ls` lists them), or say --all")
-    show([_row(space) for space in _store().clear(name, force=force)], COLUMNS, as_json=as_json)
+    store = _store()
+    if every and not yes:
+        _ask_before_removing(store, store.spaces())
+    show([_shown(space) for space in store.clear(name, force=force)], COLUMNS, as_json=as_json)
 
 
 COLUMNS = ["name", "modality", "commit", "pooling", "rows", "size", "last used"]
@@ -84,7 +102,18 @@ def _store() -> FeatureStore:
     return FeatureStore(cache_root())
 
 
-def _row(space: SpaceSummary) -> dict[str, Any]:
+def _ask_before_removing(store: FeatureStore, spaces: Sequence[SpaceSummary]) -> None:
+    """Ask the person at the terminal, where there is one, before more than half of what is stored goes."""
+    going, stored = sum(space.bytes for space in spaces), store.stats().bytes
+    if going <= ASKED_ABOVE * stored:
+        return
+    what = f"this removes {plural(len(spaces), 'space')}, {human_bytes(going)} of {human_bytes(stored)}"
+    if not (sys.stdin and sys.stdin.isatty()):
+        raise UserError(f"{what}, from {store.root}: say --yes if that is meant")
+    typer.confirm(f"{what}; go on?", abort=True, err=True)
+
+
+def _shown(space: SpaceSummary) -> dict[str, Any]:
     fields = space.to_json()
     return {
         **fields,
@@ -99,14 +128,12 @@ def _human(name: str, value: Any) -> str:
     return human_bytes(value) if name == "bytes" else str(value)
 
 
-def _bytes(text: str) -> int:
-    number, unit = text.strip().upper().removesuffix("B"), ""
-    if number and number[-1] in UNITS:
-        number, unit = number[:-1], number[-1]
-    try:
-        size = int(float(number) * UNITS[unit])
-    except ValueError:
-        raise UserError(f"{text!r} is no size; write 500M, 20G or a number of bytes") from None
-    if size < 0:
-        raise UserError(f"{text!r} is negative")
-    return size
+def _size(text: str) -> int:
+    """The bytes of a size such as ``20G``; a bare ``20`` is 20 bytes to a program and 20 GB to a person."""
+    given = text.strip().upper()
+    size = re.fullmatch(r"(\d{1,15}(?:\.\d*)?) ?(?:([KMGT])B?|B)", given, re.ASCII)
+    if size is None and re.fullmatch(r"\d{1,15}(\.\d*)?", given, re.ASCII):
+        raise UserError(f"{text!r} has no unit; write {given}G, or {given}B if bytes are meant")
+    if size is None:
+        raise UserError(f"{text!r} is no size; write a number and its unit, such as 500M or 20G")
+    return int(float(size[1]) * UNITS[size[2] or ""])

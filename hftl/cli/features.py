@@ -8,11 +8,14 @@ from typing import Annotated, Any, Literal
 import typer
 
 from hftl.cli.flags import changes_of, read_flags
+from hftl.cli.output import say
 
 
 def features(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A Python file, FILE.py:FUNCTION, or a name from `hftl recipes`.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A Python file, FILE.py:FUNCTION, a name from `hftl recipes`, or a run to repeat.")
+    ],
     export: Annotated[
         Path | None, typer.Option(help="Also write the matrix, ids and labels: FILE.parquet, .safetensors or .npy.")
     ] = None,
@@ -35,14 +38,15 @@ def features(
 
     After RECIPE come its own flags and any field of a recipe, as for `hftl run` (--backbone, --data, …).
     """
-    from hftl.recipes import changed, find_recipe
+    from hftl.recipes import changed
+    from hftl.runs.again import named_recipe
 
-    found = find_recipe(recipe)
-    own, fields, show = read_flags(found.parameters, context.args)
+    named = named_recipe(recipe)
+    own, fields, show = read_flags(named.parameters, context.args)
     first, *also = _poolings(pooling) if pooling else (None,)
-    made = changed(found(**own), fields | changes_of(change or []))
+    made = changed(named(**own), fields | changes_of(change or []))
     if show:
-        print(made)
+        say(str(made))
         return
 
     from hftl.frozen.matrix import check_format, write_features
@@ -63,7 +67,7 @@ def features(
         rows, width = matrix.features.shape
         written = " and ".join(str(path) for path in write_features(matrix, export))
         if not quiet:
-            print(f"wrote     {rows:,} × {width:,} float32 to {written}")
+            say(f"wrote     {rows:,} × {width:,} float32 to {written}")
 
 
 def _poolings(text: str) -> list[Any]:

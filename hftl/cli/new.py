@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from hftl.cli.output import say
+
 app = typer.Typer(help="Start a plugin or a recipe that works as it is.", no_args_is_help=True)
 
 
@@ -18,8 +20,8 @@ def plugin(
     from hftl.scaffold import new_plugin
 
     folder = new_plugin(name, Path())
-    print(f"{folder}: put your model into {next(folder.glob('hftl_*'))}/__init__.py, then")
-    print(f"    pip install -e '{folder}[test]' && pytest {folder} && hftl plugins")
+    say(f"{folder}: put your model into {next(folder.glob('hftl_*'))}/__init__.py, then")
+    say(f"    pip install -e '{folder}[test]' && pytest {folder} && hftl plugins")
 
 
 @app.command("recipe")
@@ -28,5 +30,5 @@ def recipe(name: Annotated[str, typer.Argument(help="The recipe's name, such as 
     from hftl.scaffold import new_recipe
 
     file = new_recipe(name, Path())
-    print(f"{file}: say what it is to do, then")
-    print(f"    hftl run {file}")
+    say(f"{file}: say what it is to do, then")
+    say(f"    hftl run {file}")

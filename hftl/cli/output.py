@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hftl.wording import printable
+from hftl.wording import plain, printable
 
 
 def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
@@ -15,20 +16,26 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: 
         print(json.dumps(list(rows), indent=2, default=str))
         return
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from hftl.terminal import Terminal
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text("" if row.get(column) is None else printable(row[column])) for column in columns))
-    console = Console(highlight=False)
-    if not console.is_terminal:
+    terminal = Terminal()
+    if not terminal.is_terminal:
         # A pipe has no width; lines must not be folded where a program reads them.
-        console.width = 200
-    console.print(table)
+        terminal.width = 200
+    terminal.print(table)
+
+
+def say(line: str, *, error: bool = False) -> None:
+    """Print one line, on standard error if it is about something that went wrong."""
+    print(plain(line), file=sys.stderr if error else sys.stdout)
 
 
 def human_bytes(count: float) -> str:

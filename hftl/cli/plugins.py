@@ -7,12 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from hftl.cli.output import show
+from hftl.cli.output import say, show
 from hftl.errors import HftlError, PluginError
 from hftl.plugins.manager import BUILT_IN
 from hftl.plugins.manager import plugins as loaded_plugins
 from hftl.plugins.spec import Plugin
-from hftl.wording import named_error
+from hftl.wording import named_error, printable
+
+# Seconds of an import that a person notices in each command.
+SLOW = 0.3
 
 
 def plugins(
@@ -37,8 +40,8 @@ def plugins(
     if as_json:
         show(rows, [], as_json=True)
         return
-    told = [row | {"hooks": ", ".join(row["hooks"]), "gives": _short(row["gives"])} for row in rows]
-    show(told, ["plugin", "package", "version", "hooks", "gives", "error"], as_json=False)
+    short = [row | {"hooks": ", ".join(row["hooks"]), "gives": _short(row["gives"])} for row in rows]
+    show(short, ["plugin", "package", "version", "hooks", "gives", "error"], as_json=False)
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -66,18 +69,18 @@ def add_commands(app: typer.Typer) -> None:
 def _registered() -> dict[str, list[str]]:
     """What each package registered; asking for it also finds the plugins whose registration fails."""
     from hftl.plugins.registry import backbone_claims, metrics
-    from hftl.recipes import registered_recipes
+    from hftl.recipes import recipe_claims
 
     gives: dict[str, list[str]] = {}
     for name, claims in backbone_claims().items():
         for spec in claims:
             gives.setdefault(spec.plugin, []).append(f"backbone {name}")
     try:
-        registered_recipes()
+        recipe_claims()
         for metric in metrics():
             gives.setdefault(metric.plugin.package, []).append(f"metric {metric.name}")
     except HftlError as error:
-        typer.echo(f"hftl: {error}", err=True)
+        say(f"hftl: {printable(error)}", error=True)
     return gives
 
 
@@ -100,4 +103,6 @@ def _problem(plugin: Plugin) -> str | None:
     ]
     if plugin.heavy:
         problems.append(f"slow: imports {', '.join(plugin.heavy)} when it registers; import it inside functions")
+    elif plugin.seconds > SLOW:
+        problems.append(f"slow: every command waits {plugin.seconds:.1f} s for its import; import less at its top")
     return "; ".join(problems) or None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hftl.cli.output import human_bytes, show
+from hftl.cli.output import human_bytes, say, show
 
 if TYPE_CHECKING:
     from hftl.hub.commit import Pushed
@@ -25,20 +25,23 @@ def push(
 
     The token is the one of `hf auth login` or HF_TOKEN. Only files that a model is made of are pushed.
     """
+    from hftl.export.push import not_pushed, uploads_of
     from hftl.export.push import push as do
-    from hftl.export.push import uploads_of
     from hftl.hub.commit import check_repo_id
 
     if dry_run:
         check_repo_id(repo_id)
-        rows = [{"file": upload.path, "size": human_bytes(upload.size)} for upload in uploads_of(run, repo_id)]
+        uploads, left = uploads_of(run, repo_id)
+        rows = [{"file": upload.path, "size": human_bytes(upload.size)} for upload in uploads]
         show(rows, ["file", "size"], as_json=False)
+        for note in not_pushed(left):
+            say(note)
         return
-    say(do(run, repo_id, public=public, create_pr=create_pr, revision=revision))
+    print_pushed(do(run, repo_id, public=public, create_pr=create_pr, revision=revision))
 
 
-def say(pushed: Pushed) -> None:
+def print_pushed(pushed: Pushed) -> None:
     """Print where a push went."""
     for note in pushed.notes:
-        print(note)
-    print(f"pushed    {pushed.url}")
+        say(note)
+    say(f"{'pushed   ' if pushed.changed else 'unchanged'} {pushed.url}")

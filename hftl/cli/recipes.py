@@ -13,9 +13,12 @@ from hftl.cli.output import show
 
 def recipes(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List registered recipes, and the recipe files in this folder and in ./recipes."""
-    from hftl.recipes import registered_recipes
+    from hftl.recipes import recipe_claims, recipe_conflict
 
-    rows = [{"recipe": name, "what": value} for name, value in sorted(registered_recipes().items())]
+    rows = [
+        {"recipe": name, "what": recipe_conflict(name, values) or values[0]}
+        for name, values in sorted(recipe_claims().items())
+    ]
     for path in sorted([*Path().glob("*.py"), *Path("recipes").glob("*.py")]):
         text = path.read_text(encoding="utf-8", errors="replace")
         if "@recipe" in text:

@@ -11,12 +11,15 @@ import typer
 
 from hftl.cli.flags import changes_of, read_flags
 from hftl.cli.launch import is_first_process, launch, line_to_resume
+from hftl.cli.output import say
 from hftl.errors import HftlError, Interrupted
 
 
 def run(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A Python file, FILE.py:FUNCTION, or a name from `hftl recipes`.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A Python file, FILE.py:FUNCTION, a name from `hftl recipes`, or a run to repeat.")
+    ],
     backbone: Annotated[str | None, typer.Option(help="Registered name, Hub id[@revision], or folder.")] = None,
     data: Annotated[str | None, typer.Option(help="Hub data set[:config], folder, file, or sample:NAME.")] = None,
     method: Annotated[str | None, typer.Option(help="head, full, lora or partial.")] = None,
@@ -57,12 +60,13 @@ def run(
     After RECIPE come the recipe's own flags, one for each parameter of its function, and the fields of its method
     (--pooling, --folds, …). `hftl run RECIPE --show` prints the resolved recipe and its flags, and runs nothing.
     """
-    from hftl.recipes import changed, find_recipe
+    from hftl.recipes import changed
+    from hftl.runs.again import named_recipe
 
-    found = find_recipe(recipe)
-    own, fields, show = read_flags(found.parameters, context.args)
-    made = found(**own)
-    named = {
+    named = named_recipe(recipe)
+    own, fields, show = read_flags(named.parameters, context.args)
+    made = named(**own)
+    flags = {
         "backbone": backbone,
         "data": data,
         "method": method,
@@ -73,10 +77,10 @@ def run(
         "test_size": test_size,
         "seed": seed,
     }
-    changes: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    changes: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     made = changed(made, changes | fields | changes_of(change or []))
     if show:
-        print(made)
+        say(str(made))
         return
     if num_processes > 1 and "WORLD_SIZE" not in os.environ:
         raise typer.Exit(launch(num_processes))
@@ -96,7 +100,7 @@ def run(
     try:
         done = do(
             made,
-            name=found.name,
+            name=named.name,
             out=out,
             offline=offline,
             allow_pickle=allow_pickle,
@@ -115,7 +119,7 @@ def run(
 
 def _push(folder: Path, repo_id: str, public: bool, quiet: bool) -> None:
     """Push a finished run; if that fails, say that the run is there."""
-    from hftl.cli.push import say
+    from hftl.cli.push import print_pushed
     from hftl.export.push import push
 
     try:
@@ -124,4 +128,4 @@ def _push(folder: Path, repo_id: str, public: bool, quiet: bool) -> None:
         later = shlex.join(["hftl", "push", str(folder), repo_id, *(["--public"] if public else [])])
         raise type(error)(f"{error} (the run is finished; to push it later: {later})") from error
     if not quiet:
-        say(pushed)
+        print_pushed(pushed)

@@ -1,4 +1,6 @@
-"""Decide which columns of a table are the input and which the labels."""
+"""Columns of a table: what each holds, and which are the input and which the labels."""
+
+from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,129 +10,131 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hftl.errors import DataError
-from hftl.wording import did_you_mean, listing
+from hftl.wording import did_you_mean, listing, printable
 
-Kind: TypeAlias = Literal["text", "file", "class", "flag", "int", "float", "list", "other"]
-"""What a column holds; ``flag``: true or false, or only the numbers 0 and 1; ``class``: named classes."""
+Kind: TypeAlias = Literal["text", "file", "class", "flag", "int", "float", "list", "other", "mixed", "empty"]
+"""What a column holds; ``flag``: true or false, or only the numbers 0 and 1; ``class``: named classes; ``mixed``: what
+no column can hold, which is an error if it is used; ``empty``: nothing in any row."""
+
+# Kinds that nobody would choose, unless the column is called like one to be used: then its reader says what is wrong.
+_ONLY_BY_NAME: tuple[Kind, ...] = ("mixed", "empty")
 
 LABEL_NAMES = (
-    *(
-        "label",
-        "labels",
-        "class",
-        "classes",
-        "category",
-        "categories",
-        "intent",
-        "target",
-        "targets",
-        "sentiment",
-        "emotion",
-    ),
-    *("emotions", "topic", "topics", "genre", "tags", "gold_label", "score", "stars", "rating", "y"),
+    "label",
+    "labels",
+    "class",
+    "classes",
+    "category",
+    "categories",
+    "intent",
+    "target",
+    "targets",
+    "sentiment",
+    "emotion",
+    "emotions",
+    "topic",
+    "topics",
+    "genre",
+    "tags",
+    "gold_label",
+    "score",
+    "stars",
+    "rating",
+    "y",
 )
 TEXT_NAMES = (
-    *(
-        "text",
-        "texts",
-        "sentence",
-        "content",
-        "review",
-        "utterance",
-        "query",
-        "question",
-        "document",
-        "comment",
-        "tweet",
-        "message",
-    ),
-    *("body", "article", "abstract", "title", "headline", "input"),
+    "text",
+    "texts",
+    "sentence",
+    "content",
+    "review",
+    "utterance",
+    "query",
+    "question",
+    "document",
+    "comment",
+    "tweet",
+    "message",
+    "body",
+    "article",
+    "abstract",
+    "title",
+    "headline",
+    "input",
 )
 PAIR_NAMES = (
-    *(
-        ("sentence1", "sentence2"),
-        ("premise", "hypothesis"),
-        ("text_a", "text_b"),
-        ("question1", "question2"),
-    ),
-    *(
-        ("sentence_a", "sentence_b"),
-        ("sentence_1", "sentence_2"),
-        ("text1", "text2"),
-        ("text_1", "text_2"),
-        ("texta", "textb"),
-    ),
-    *(
-        ("question", "sentence"),
-        ("question", "passage"),
-        ("query", "passage"),
-        ("query", "document"),
-        ("claim", "evidence"),
-    ),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("text_a", "text_b"),
+    ("question1", "question2"),
+    ("sentence_a", "sentence_b"),
+    ("sentence_1", "sentence_2"),
+    ("text1", "text2"),
+    ("text_1", "text_2"),
+    ("texta", "textb"),
+    ("question", "sentence"),
+    ("question", "passage"),
+    ("query", "passage"),
+    ("query", "document"),
+    ("claim", "evidence"),
 )
 FILE_NAMES = (
-    *(
-        "image",
-        "img",
-        "images",
-        "picture",
-        "photo",
-        "audio",
-        "sound",
-        "file_name",
-        "filename",
-        "file",
-        "path",
-        "file_path",
-    ),
-    *("filepath", "image_path", "audio_path", "image_file", "audio_file"),
+    "image",
+    "img",
+    "images",
+    "picture",
+    "photo",
+    "audio",
+    "sound",
+    "file_name",
+    "filename",
+    "file",
+    "path",
+    "file_path",
+    "filepath",
+    "image_path",
+    "audio_path",
+    "image_file",
+    "audio_file",
 )
 _ROW_NUMBER_NAMES = ("", "id", "idx", "index", "unnamed: 0", "__index_level_0__", "row", "row_id")
-
-# No leading zeros: "007" is a code, and would lose them.
-_INTEGER = r"^\s*[+-]?(0|[1-9][0-9]*)\s*$"
-_NUMBER = r"^\s*[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?\s*$"
-_MISSING = r"^\s*(|nan|NaN|NAN|NA|N/A|n/a|null|NULL|None|[+-]?[iI]nf)\s*$"
-
-
-def numbers_from_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Turn a text column into integers or floats if every cell is a number or a usual word for a missing one.
-
-    A missing number becomes null. A column with any other word in it stays text, with surrounding blanks cut
-    and blank cells null.
-    """
-    present = column.filter(pc.invert(pc.match_substring_regex(column, _MISSING)))
-    for pattern, kind in ((_INTEGER, pa.int64()), (_NUMBER, pa.float64())):
-        if len(present) and pc.all(pc.match_substring_regex(present, pattern)).as_py():
-            missing = pc.match_substring_regex(column, _MISSING)
-            try:
-                numbers = pc.if_else(missing, pa.scalar(None, pa.string()), pc.utf8_trim_whitespace(column))
-                return pc.replace_substring(numbers, "+", "", max_replacements=1).cast(kind)
-            except pa.ArrowInvalid:  # more digits than an int64 holds: no number to compute with
-                break
-    trimmed = pc.utf8_trim_whitespace(column)
-    return pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed)
+_FILE_FIELDS = ({"bytes", "path"}, {"bytes"}, {"path"})
 
 
 def column_kind(column: pa.ChunkedArray, named_classes: bool) -> Kind:
     """Return what a column holds, numbers that stood as text already turned into numbers."""
-    t = column.type
-    if pa.types.is_list(t) or pa.types.is_large_list(t) or pa.types.is_fixed_size_list(t):
+    kind = column.type
+    if len(column) and column.null_count == len(column):
+        return "empty"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return "list"
     if named_classes:
         return "class"
-    if pa.types.is_string(t) or pa.types.is_large_string(t):
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return "text"
-    if pa.types.is_boolean(t):
+    if pa.types.is_boolean(kind):
         return "flag"
-    if pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_decimal(t):
-        if pc.all(pc.is_in(column.drop_null().cast(pa.float64()), pa.array([0.0, 1.0]))).as_py() and len(
-            column.drop_null()
-        ):
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        if _is_zero_or_one(column):
             return "flag"
-        return "int" if pa.types.is_integer(t) else "float"
-    is_file = pa.types.is_struct(t) and {f.name for f in t} == {"bytes", "path"}
-    return "file" if is_file or pa.types.is_binary(t) or pa.types.is_large_binary(t) else "other"
+        return "int" if pa.types.is_integer(kind) else "float"
+    is_file = pa.types.is_struct(kind) and {field.name for field in kind} in _FILE_FIELDS
+    return "file" if is_file or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else "other"
+
+
+def _is_zero_or_one(column: pa.ChunkedArray) -> bool:
+    """Whether a column of numbers holds nothing but 0 and 1, whole numbers beyond 2**53 compared exactly."""
+    present = column.drop_null()
+    if pa.types.is_float16(present.type):
+        present = present.cast(pa.float32())  # pyarrow has no minimum of the other
+    if not len(present):
+        return False
+    ends = pc.min_max(present).as_py()
+    if not 0 <= ends["min"] <= ends["max"] <= 1:
+        return False
+    if pa.types.is_integer(column.type):
+        return True
+    return bool(pc.all(pc.is_in(present.cast(pa.float64(), safe=False), pa.array([0.0, 1.0]))).as_py())
 
 
 def choose_columns(
@@ -188,13 +192,15 @@ def _check_inputs(
         )
     for column in inputs:
         # In a csv file numbers may well be meant as text.
-        if kinds[column] not in usable and not (wants == "text" and kinds[column] in ("int", "float", "flag")):
+        is_number = wants == "text" and kinds[column] in ("int", "float", "flag")
+        # What is wrong with a column that no kind describes is said where it is read.
+        if kinds[column] not in usable and kinds[column] not in _ONLY_BY_NAME and not is_number:
             raise DataError(f"{where}: column {column!r} holds no {wants}s (it holds: {kinds[column]})")
     return inputs
 
 
 def _by_name(names: Sequence[str], columns: Iterable[str]) -> str | None:
-    lowered = {column.lower(): column for column in columns}
+    lowered = {column.strip().lower(): column for column in columns}
     return next((lowered[name] for name in names if name in lowered), None)
 
 
@@ -204,14 +210,16 @@ def _named_label(kinds: Mapping[str, Kind]) -> tuple[str, ...]:
         return (named,)
     suffixed = [c for c in candidates if re.search(r"(^|[_ ])(label|class|category)$", c.lower())]
     named_classes = [c for c in candidates if kinds[c] == "class"]
-    return next((tuple(found) for found in (named_classes, suffixed) if len(found) == 1), ())
+    return next((tuple(columns) for columns in (named_classes, suffixed) if len(columns) == 1), ())
 
 
 def _infer_labels(kinds: Mapping[str, Kind], inputs: tuple[str, ...], where: str) -> tuple[str, ...]:
     left = {c: k for c, k in kinds.items() if c not in inputs and k not in ("file", "other")}
     if named := _named_label(left):
         return named
-    left = {c: k for c, k in left.items() if c.lower() not in _ROW_NUMBER_NAMES}
+    useful = {c: k for c, k in left.items() if c.lower() not in _ROW_NUMBER_NAMES}
+    # Where nothing better is left, the one column that cannot be used is chosen, and its reader says why.
+    left = {c: k for c, k in useful.items() if k not in _ONLY_BY_NAME} or useful
     if len(left) == 1 or (left and set(left.values()) in ({"float"}, {"flag"})):
         return tuple(left)
     problem = (
@@ -219,7 +227,7 @@ def _infer_labels(kinds: Mapping[str, Kind], inputs: tuple[str, ...], where: str
         if left
         else f"no label among the columns {listing(list(kinds))}"
     )
-    raise DataError(f"{where}: {problem}: state it with --set label_columns=[…]")
+    raise DataError(f"{where}: {problem}: state it with --set label_columns=NAME")
 
 
 def _infer_inputs(
@@ -232,7 +240,7 @@ def _infer_inputs(
         if named := _by_name(FILE_NAMES, candidates):
             return (named,)
     else:
-        lowered = {c.lower(): c for c in candidates}
+        lowered = {c.strip().lower(): c for c in candidates}
         for first, second in PAIR_NAMES:
             if first in lowered and second in lowered:
                 return lowered[first], lowered[second]
@@ -241,8 +249,16 @@ def _infer_inputs(
     if len(candidates) == 1:
         return (candidates[0],)
     noun = "text" if wants == "text" else "image or audio file"
+    if not candidates and (named := _by_name(TEXT_NAMES if wants == "text" else FILE_NAMES, _unusable(left))):
+        return (named,)
     if candidates:
         raise DataError(
-            f"{where}: cannot tell which of {listing(candidates)} is the {noun}: state it with --set input_columns=[…]"
+            f"{where}: cannot tell which of {listing(candidates)} is the {noun}: state it with --set input_columns=NAME"
         )
-    raise DataError(f"{where}: no {noun} column; found {', '.join(f'{c} ({kind})' for c, kind in kinds.items())}")
+    held = [f"{printable(column)} ({kind})" for column, kind in kinds.items()]
+    shown = ", ".join(held[:20]) + (f" and {len(held) - 20:,} more" if len(held) > 20 else "")
+    raise DataError(f"{where}: no {noun} column; found {shown}")
+
+
+def _unusable(kinds: Mapping[str, Kind]) -> list[str]:
+    return [column for column, kind in kinds.items() if kind in _ONLY_BY_NAME]

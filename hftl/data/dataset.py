@@ -1,4 +1,4 @@
-"""What a data reference becomes: rows to read one by one, labels, and what was inferred about them."""
+"""`Data` and its splits: rows to read one by one, labels, and what was inferred about them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hftl.data.cell_paths import embedded_file, find_file
+from hftl.data.opening import read_regular, why_unreadable
 from hftl.errors import BadRowError
 from hftl.tasks import Task
+from hftl.wording import printable
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 Labels: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.float32]
@@ -41,8 +44,12 @@ class RowNames:
         """Name of the first file."""
         return self._sources[0]
 
+    def source_of(self, row: int) -> int:
+        """Return the number of the file that a row comes from, counted from 0."""
+        return bisect_right(self._starts, row) - 1
+
     def __getitem__(self, row: int) -> str:
-        at = bisect_right(self._starts, row) - 1
+        at = self.source_of(row)
         return f"{self._sources[at]} row {row - self._starts[at] + 1}"
 
 
@@ -84,10 +91,11 @@ class Files(Sequence[bytes]):
     """Encoded files (images, sounds), never decoded here; what is known of them stays in its Arrow column.
 
     Args:
-        column: strings (paths), binaries (the encoded bytes), or structs ``{bytes, path}`` as `datasets` has
-            them.
+        column: strings (paths, or the bytes in base64), binaries (the encoded bytes), or structs ``{bytes, path}`` as
+            `datasets` has them, of which one field may be missing.
         names: rows' names; ``None`` where the path itself is the best name.
         root: folder that relative paths start from.
+        folders: for each source of ``names``, another folder that its relative paths may start from.
         within: if not empty, the folders outside which no path is read (for data that somebody else wrote).
         index: rows of ``column`` that these files are, in order; all by default.
     """
@@ -98,12 +106,14 @@ class Files(Sequence[bytes]):
         names: RowNames | None = None,
         *,
         root: Path = Path(),
+        folders: Sequence[Path] = (),
         within: tuple[Path, ...] = (),
         index: Indices | None = None,
     ) -> None:
         self._column = column
         self._names = names
         self._root = root
+        self._folders = folders
         self._within = within
         self._index = np.arange(len(column)) if index is None else index
 
@@ -120,47 +130,64 @@ class Files(Sequence[bytes]):
     def select(self, indices: Sequence[int] | Indices) -> Files:
         """Return the rows at ``indices``, in that order; nothing is read or copied."""
         chosen = self._index[np.asarray(indices, dtype=np.int64)]
-        return Files(self._column, self._names, root=self._root, within=self._within, index=chosen)
+        return Files(
+            self._column, self._names, root=self._root, folders=self._folders, within=self._within, index=chosen
+        )
 
     def name(self, row: int) -> str:
         """Return the row's name for a person: ``train/cat/3.jpg``, ``train.csv row 17 (cat/3.jpg)``."""
-        _, path = self._cell(row)
+        content, path = self._cell(row)
+        # A cell that is a whole picture in base64 is no name.
+        path = None if content is None and path and embedded_file(path) is not None else path
         if self._names is None:
-            return path or f"row {row + 1}"
+            return _one_line(path) if path else f"row {row + 1}"
         name = self._names[int(self._index[row])]
-        return f"{name} ({path})" if path else name
+        return f"{name} ({_one_line(path)})" if path else name
 
     def path(self, row: int) -> Path | None:
         """Return where the file lies, or ``None`` if its bytes came with the data."""
         content, path = self._cell(row)
-        return self._root / path if content is None and path else None
+        if content is not None or not path or embedded_file(path) is not None:
+            return None
+        return self._located(row, path)
+
+    def _located(self, row: int, path: str) -> Path:
+        # The files of a folder were listed; the cells of a table were written by somebody.
+        if self._names is None:
+            return self._root / path
+        source = self._names.source_of(int(self._index[row]))
+        return find_file(path, (self._root, *self._folders[source : source + 1]))
 
     def read(self, row: int) -> bytes:
         """Return the file's bytes, as stored.
 
         Raises:
-            BadRowError: the cell is empty, or its file is missing, unreadable or outside the data's own
-                folders.
+            BadRowError: the cell is empty, or its file is missing, unreadable, no regular file or outside the data's
+                own folders.
         """
         content, path = self._cell(row)
         if content is not None:
             return content
         if not path:
             raise BadRowError(self.name(row), "the cell is empty")
-        file = self._root / path
+        if (embedded := embedded_file(path)) is not None:
+            return embedded
         try:
+            file = self._located(row, path)
             if self._within and not any(file.resolve().is_relative_to(folder) for folder in self._within):
                 raise BadRowError(self.name(row), "the path leads out of the data set's folder and is not read")
-            return file.read_bytes()
+            return read_regular(file)
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or str(error)
-            raise BadRowError(self.name(row), f"the file cannot be read: {why} ({file})") from error
+            where = printable(self._root / path)
+            raise BadRowError(self.name(row), f"the file cannot be read: {why_unreadable(error)} ({where})") from error
 
     @property
     def nbytes_in_memory(self) -> int | None:
         """Size of the column if it holds every file's bytes, so that none lies on disk; else ``None``."""
         cells = self._column
         if pa.types.is_struct(cells.type):
+            if cells.type.get_field_index("bytes") < 0:
+                return None
             cells = pc.struct_field(cells, "bytes")
         holds_bytes = pa.types.is_binary(cells.type) or pa.types.is_large_binary(cells.type)
         return int(cells.nbytes) if holds_bytes and not cells.null_count else None
@@ -169,11 +196,15 @@ class Files(Sequence[bytes]):
         """Return the row's bytes and path, as far as the column holds them."""
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        cell = self._column[int(self._index[row])]
-        if pa.types.is_struct(cell.type):
-            return cell["bytes"].as_py() if cell.is_valid else None, cell["path"].as_py() if cell.is_valid else None
-        value = cell.as_py()
+        value = self._column[int(self._index[row])].as_py()
+        if isinstance(value, dict):
+            return value.get("bytes"), value.get("path")
         return (None, value) if isinstance(value, str) else (value, None)
+
+
+def _one_line(path: str) -> str:
+    """A path as it is, unless it holds line breaks or control characters."""
+    return path if path.isprintable() else printable(path)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""See that there is a split to report on: the data's own, or one set aside by a seed, stratified by class."""
+"""The split to report on: the data's own, or one set aside by a seed, stratified by class."""
 
 from collections.abc import Mapping, Sequence
 
@@ -86,7 +86,13 @@ def hold_out(labels: Labels, task: Task, test_size: float, seed: int) -> tuple[I
     draw = task.case(single_label=_draw_by_class, multi_label=_draw_labels, regression=_draw)
     drawn = draw(labels, test_size, rng)
     if len(drawn) == 0 or len(drawn) == len(labels):
-        raise DataError(f"{plural(len(labels), 'labelled row')} cannot spare an evaluation split: add rows")
+        why, add = "", "add rows, set a larger test_size"
+        if task.is_exclusive and len(np.unique(labels)) == len(labels) > 0:
+            why, add = ", because every class has a single one", "add rows to the classes"
+        raise DataError(
+            f"{plural(len(labels), 'labelled row')} cannot spare an evaluation split{why}: {add}, or give a test split "
+            f"(test.csv beside train.csv, or folders train and test)"
+        )
     return np.setdiff1d(np.arange(len(labels)), drawn), np.sort(drawn)
 
 

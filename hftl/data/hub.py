@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever release it uses
 
 from hftl.data.dataset import RowNames
-from hftl.data.raw import RawData, RawSplit, SplitName, assign_splits, require_train
-from hftl.data.tables import class_label_names, plain_columns
-from hftl.errors import DataError
+from hftl.data.raw import LazySplits, RawData, RawSplit, assign_splits
+from hftl.data.tables import class_label_names, plain_column
+from hftl.errors import DataError, HubError
 from hftl.foreign import fingerprint
-from hftl.hub.client import answer_in, causes, disk_is_full, explain, with_retries
-from hftl.wording import listing, one_line
+from hftl.hub.client import answer_in, broke_off, causes, disk_is_full, explain, is_outage, with_retries
+from hftl.wording import listing, named_error, one_line
 
 OFFLINE_WAYS = (
     "without the Hub, give a folder, a .csv/.tsv/.jsonl/.parquet file, or sample:digits; "
@@ -66,7 +67,7 @@ def load_hub_data(ref: str, beside: str = "") -> RawData:
         identity={"repo": repo, "config": builder.config.name, "commit": builder.hash},
         # What stands in somebody else's table must not make us read this machine's files.
         foreign=True,
-        notes=[f"from the cache, for the Hub cannot be asked: commit {builder.hash}"] if from_cache else [],
+        notes=[f"from the cache, because the Hub cannot be asked: commit {builder.hash}"] if from_cache else [],
         within=tuple(Path(folder).resolve() for folder in within),
     )
 
@@ -108,26 +109,44 @@ def _source(
     chosen, others = assign_splits(data)
     if not chosen and len(data) == 1:
         chosen, others = {"train": next(iter(data))}, []
-    require_train(chosen, list(data), name or "data set")
-    parts: dict[SplitName, RawSplit] = {}
-    for split, key in chosen.items():
-        table = _table(data[key])
-        parts[split] = RawSplit(table, RowNames([(f"{name} {key}".strip(), len(table))]))
+    readers = {split: partial(_raw_split, data[key], f"{name} {key}".strip()) for split, key in chosen.items()}
     return RawData(
-        parts,
-        class_names=class_label_names(data[chosen["train"]].features.to_dict()),
+        LazySplits(readers),
         notes=[*notes, *([f"ignored other splits: {listing(others)}"] if others else [])],
+        names=list(data),
         identity=identity,
         **more,
     )
 
 
-def _table(data: datasets.Dataset) -> pa.Table:
-    """Return the rows as they are stored: images and sounds stay encoded, a memory-mapped file stays on disk.
+def _raw_split(data: datasets.Dataset, name: str) -> RawSplit:
+    """The rows as they are stored: images and sounds stay encoded, a memory-mapped file stays on disk.
 
-    Only a data set that was shuffled or filtered is gathered into memory.
+    Only a data set that was shuffled or filtered is gathered into memory. Each split is read by its own features: the
+    numbers of a ClassLabel mean nothing by those of another one.
     """
-    return plain_columns(data.with_format("arrow")[:])
+    table = data.with_format("arrow")[:]
+    columns = {column: plain_column(values) for column, values in zip(table.column_names, table.columns, strict=True)}
+    return RawSplit(
+        pa.table(columns) if columns else table,
+        RowNames([(name, len(table))]),
+        codebooks=[class_label_names(data.features.to_dict())],
+    )
+
+
+def read_saved(folder: Path) -> RawData:
+    """Read what ``save_to_disk`` of `datasets` wrote.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        data = datasets.load_from_disk(str(folder))
+    except Exception as error:  # whatever a damaged folder makes the loader and pyarrow raise
+        raise DataError(f"{folder}: cannot be read as a folder of save_to_disk: {named_error(error)}") from error
+    if isinstance(data, datasets.Dataset):
+        data = datasets.DatasetDict({"train": data})
+    return _source(data, name="", identity={"fingerprints": _fingerprints(data)}, root=folder)
 
 
 @contextmanager
@@ -137,12 +156,15 @@ def _hub_errors(ref: str, repo: str, beside: str) -> Iterator[None]:
         yield
     except (DatasetsError, HfHubHTTPError, httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
         chain = list(causes(error))
-        said = one_line(error, 500)
+        # Long enough for a list of configurations to choose from.
+        said = one_line(error, 3000)
         if any(isinstance(e, GatedRepoError) for e in chain) or "gated" in said:
             why = (
                 f"gated data set: accept its terms at {constants.ENDPOINT}/datasets/{repo} and log in with "
                 f"'hf auth login'; {OFFLINE_WAYS}"
             )
+        elif broke_off(error):
+            why = str(explain(error, repo, "dataset", OFFLINE_WAYS))
         elif any(isinstance(e, (OfflineModeIsEnabled, httpx.TransportError, ConnectionError)) for e in chain):
             why = f"no such file or folder here{beside}, and the Hub cannot be reached; {OFFLINE_WAYS}"
         elif isinstance(error, datasets.exceptions.DatasetNotFoundError):
@@ -154,4 +176,4 @@ def _hub_errors(ref: str, repo: str, beside: str) -> Iterator[None]:
             why = str(explain(error, repo, "dataset", OFFLINE_WAYS))
         else:
             why = f"cannot be loaded from the Hub: {said}"
-        raise DataError(f"{ref}: {why}") from error
+        raise (HubError if is_outage(error) else DataError)(f"{ref}: {why}") from error

@@ -1,4 +1,4 @@
-"""Turn encoded image bytes into an upright 8-bit RGB picture, or say which row cannot be decoded.
+"""Pictures: encoded bytes become an upright 8-bit RGB image, or a word on which row cannot be decoded.
 
 For the ordinary 8-bit modes the result is what ``transformers.image_utils.load_image`` gives (EXIF transpose,
 then ``convert("RGB")``), so that an exported model sees in ``transformers.pipeline`` the pixels it was

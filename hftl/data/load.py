@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from hftl.data.columns import Kind, choose_columns, column_kind, numbers_from_text
-from hftl.data.dataset import Data, Files, Texts
+from hftl.data.cells import Cells
+from hftl.data.columns import choose_columns
+from hftl.data.dataset import Data, Files, Indices, Texts
 from hftl.data.holdout import make_splits, shared_rows
 from hftl.data.labels import EncodedLabels, encode_labels, infer_task
+from hftl.data.opening import decode_text
 from hftl.data.raw import RawData, SplitName, digest
-from hftl.data.raw_labels import RawLabels, read_labels
+from hftl.data.raw_labels import RawLabels, ReadLabels, Stated, label_text, read_labels
 from hftl.data.references import open_reference
+from hftl.data.split_columns import divide_by_column
 from hftl.errors import DataError
 from hftl.tasks import Task
-from hftl.wording import did_you_mean, listing, plural
+from hftl.wording import close_matches, did_you_mean, listing, plural
 
 if TYPE_CHECKING:
     import datasets
@@ -30,34 +34,47 @@ def load_data(
     input_columns: Sequence[str] | None = None,
     label_columns: Sequence[str] | None = None,
     task: str | None = None,
+    unlabelled: Sequence[object] | None = None,
+    label_separator: str | None = None,
     seed: int = 0,
     test_size: float = 0.2,
 ) -> Data:
     """Load data, infer columns and task, check the labels, and see that there is a split to report on.
 
     Args:
-        ref: ``user/name``, ``user/name:config`` or ``user/name@revision`` (Hub); a folder
-            (``split/class/file`` or ``class/file``); a ``.csv .tsv .jsonl .json .parquet`` file or a folder
-            of them; ``sample:NAME``; or a data set of `datasets`.
+        ref: ``user/name``, ``user/name:config`` or ``user/name@revision`` (Hub); a folder (``split/class/file``,
+            ``class/split/file`` or ``class/file``); a ``.csv .tsv .jsonl .json .parquet`` file or a folder of them; a
+            folder that `datasets` saved; ``sample:NAME``; or a data set of `datasets`.
         wants: what the backbone takes: ``text``, or ``file`` for images and sounds.
         suffixes: suffixes of the files wanted in class folders, such as ``.jpg``; any if empty.
         input_columns: the input column, or two for a pair of texts; inferred if not given.
         label_columns: the label column, or several targets; inferred if not given.
         task: ``single_label``, ``multi_label`` or ``regression``; inferred if not given.
+        unlabelled: values of the label column that mark rows without a label, which are left out; ``""`` for a
+            missing value. If not given, -1 where the data name their classes, or where it stands beside class numbers
+            and no task is given.
+        label_separator: what stands between several labels in one cell; inferred from all cells if not given.
         seed: of the evaluation split that is made if the data bring none.
         test_size: its share of the rows.
 
     Raises:
         DataError: the reference leads nowhere, or what is there cannot be used.
     """
-    stated = None if task is None else _stated_task(task)
-    said = ref if isinstance(ref, str) else f"<{type(ref).__name__}>"
+    stated = Stated(
+        None if task is None else stated_task(task),
+        None if unlabelled is None else tuple(map(label_text, unlabelled)),
+        label_separator,
+    )
+    said = said_reference(ref)
     source = open_reference(ref, wants, {suffix.lower() for suffix in suffixes})
-    cells = _Cells(source)
-    inputs, labels = _choose_columns(source, cells, wants, input_columns, label_columns)
-    raw, dropped = _read_labels(source, cells, labels, stated)
-    encoded, why = _encode(raw, labels, cells.class_names(labels), stated)
-    rows = {split: _inputs(source, split, inputs, wants).select(raw[split].rows) for split in raw}
+    source = divide_by_column(source, [*(input_columns or ()), *(label_columns or ())])
+    _require_train(source, said)
+    cells = Cells(source)
+    inputs, labels = choose_from(source, cells, "train", wants, input_columns, label_columns)
+    source, missing = _without_unlabelled_splits(source, labels)
+    read = read_labels(source, cells, labels, stated)
+    encoded, why = _encode(read, labels, stated, column_is_certain=bool(label_columns) or source.is_class_folder)
+    rows = {split: split_inputs(source, split, inputs, wants, raw.rows) for split, raw in read.splits.items()}
     splits, made = make_splits(rows, encoded, seed, test_size)
     return Data(
         ref=said,
@@ -68,10 +85,12 @@ def load_data(
         test=splits["test"],
         notes=[
             *source.notes,
+            *(note for split in source.parts.values() for note in split.notes),
             f"columns: input <- {listing(inputs)}, label <- {listing(labels)} ({why})",
-            *dropped,
+            *missing,
+            *read.notes,
             *encoded.notes,
-            *_null_texts(source, raw, inputs, wants),
+            *_null_texts(source, read.splits, inputs, wants),
             *made,
             *shared_rows(splits["train"], splits["test"]),
         ],
@@ -86,96 +105,116 @@ def load_data(
     )
 
 
-def _stated_task(task: str) -> Task:
+def said_reference(ref: object) -> str:
+    """A reference for a person."""
+    return ref if isinstance(ref, str) else f"<{type(ref).__name__}>"
+
+
+def stated_task(task: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        DataError: there is none.
+    """
     known = [str(known) for known in Task]
     if task not in known:
         raise DataError(f"task {task!r}: there is only {listing(known)}{did_you_mean(task, known)}")
     return Task(task)
 
 
-class _Cells:
-    """The source's columns as labels see them: numbers read from text where that is how they are stored."""
-
-    def __init__(self, source: RawData) -> None:
-        self._source = source
-        self._read: dict[tuple[SplitName, str], pa.ChunkedArray] = {}
-
-    def __call__(self, split: SplitName, name: str) -> pa.ChunkedArray:
-        if (split, name) not in self._read:
-            column = _column(self._source, split, name)
-            self._read[split, name] = numbers_from_text(column) if self._source.numbers_as_text else column
-        return self._read[split, name]
-
-    def kind(self, name: str) -> Kind:
-        """Return what the training split's column holds."""
-        return column_kind(self("train", name), name in self._source.class_names)
-
-    def class_names(self, labels: Sequence[str]) -> list[str] | None:
-        """Return the names of the classes, if there is one label column and the data name its classes."""
-        return self._source.class_names.get(labels[0]) if len(labels) == 1 else None
+def _require_train(source: RawData, ref: str) -> None:
+    if "train" not in source.parts:
+        raise DataError(
+            f"{ref or 'data set'}: no training split among {listing(source.names or list(source.parts))}: name one "
+            f"'train', or give the split to train on alone"
+        )
+    if not len(source.parts["train"].own_rows):
+        train = source.parts["train"]
+        where = "the training split" if train.names is None else train.names.source
+        raise DataError(f"{where}: the training split has no rows")
 
 
-def _column(source: RawData, split: SplitName, name: str) -> pa.ChunkedArray:
-    table = source.parts[split].table
-    if name not in table.column_names:
-        columns = table.column_names
-        raise DataError(f"{split} split: no column {name!r}{did_you_mean(name, columns)}; it has {listing(columns)}")
-    return table[name]
-
-
-def _choose_columns(
+def choose_from(
     source: RawData,
-    cells: _Cells,
+    cells: Cells,
+    split: SplitName,
     wants: Literal["text", "file"],
     input_columns: Sequence[str] | None,
     label_columns: Sequence[str] | None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    train = source.parts["train"]
-    where = "the training split" if train.names is None else train.names.source
-    if not train.table.num_rows:
-        raise DataError(f"{where}: the training split has no rows")
+    """Choose input and label columns by what one split holds.
+
+    Raises:
+        DataError: a stated column does not exist, or the choice is ambiguous.
+    """
+    part = source.parts[split]
     return choose_columns(
-        {name: cells.kind(name) for name in train.table.column_names},
+        {name: kind for name, kind in cells.kinds(split).items() if name or len(part.table)},
         wants=wants,
         paths_allowed=not source.foreign,
-        where=where,
+        where=f"the {split} split" if part.names is None else part.names.source,
         input_columns=input_columns,
         label_columns=label_columns,
     )
 
 
-def _read_labels(
-    source: RawData, cells: _Cells, labels: Sequence[str], task: Task | None
-) -> tuple[dict[SplitName, RawLabels], list[str]]:
-    columns = {split: [cells(split, name) for name in labels] for split in source.parts}
-    row_names = {split: part.name for split, part in source.parts.items()}
-    return read_labels(columns, row_names, labels, named_classes=cells.class_names(labels) is not None, task=task)
+def _without_unlabelled_splits(source: RawData, labels: Sequence[str]) -> tuple[RawData, list[str]]:
+    """Leave out evaluation splits that have no label column at all, as the test files of competitions."""
+    notes = []
+    parts = {split: source.parts[split] for split in source.parts}
+    for split, part in source.parts.items():
+        there = [*part.columns, *part.unusable]
+        absent = [name for name in labels if name not in there]
+        # A column of nearly that name is a slip that must be said.
+        if split != "train" and absent and not any(close_matches(name, there) for name in absent):
+            notes.append(f"{split} split left out: it has no label column {listing(absent)}")
+            del parts[split]
+    return replace(source, parts=parts), notes
 
 
 def _encode(
-    raw: dict[SplitName, RawLabels], labels: Sequence[str], class_names: list[str] | None, task: Task | None
+    read: ReadLabels, labels: Sequence[str], stated: Stated, *, column_is_certain: bool
 ) -> tuple[EncodedLabels, str]:
     """Give labels their numbers; say in a few words what they are."""
-    if task is None:
-        kind, why = infer_task(raw["train"].values, labels, named_classes=class_names is not None)
+    if stated.task is None:
+        task, why = infer_task(
+            read.splits["train"].values,
+            labels,
+            named_classes=read.class_names is not None,
+            column_is_certain=column_is_certain,
+        )
     else:
-        kind, why = task, "as stated"
-    encoded = encode_labels(raw, kind, labels, class_names)
-    noun = "class" if kind.has_classes else "target"
-    return encoded, f"{plural(len(encoded.names), noun)}, task {kind}: {why}"
+        task, why = stated.task, "as stated"
+    encoded = encode_labels(read.splits, task, labels, read.class_names, stated.separator)
+    noun = "class" if task.has_classes else "target"
+    return encoded, f"{plural(len(encoded.names), noun)}, task {task}: {why}"
 
 
-def _inputs(source: RawData, split: SplitName, columns: Sequence[str], wants: str) -> Texts | Files:
+def split_inputs(source: RawData, split: SplitName, columns: Sequence[str], wants: str, rows: Indices) -> Texts | Files:
+    """The inputs of some rows of a split.
+
+    Args:
+        source: the splits.
+        split: which.
+        columns: the input columns.
+        wants: ``text`` or ``file``.
+        rows: positions in the split's table.
+
+    Raises:
+        DataError: a column is missing, or no path leads to a file, or a text file is not in UTF-8.
+    """
     part = source.parts[split]
-    cells = [_column(source, split, name) for name in columns]
+    cells = [part.column(name, split) for name in columns]
     if wants == "file":
-        files = Files(cells[0], part.names, root=source.root, within=source.within)
+        files = Files(cells[0], part.names, root=source.root, folders=part.folders, within=source.within, index=rows)
         _check_some_exist(files, split)
         return files
     if part.names is None:  # a folder of text files
-        files = Files(cells[0], root=source.root)
-        return Texts([(_read_text(files, row),) for row in range(len(files))], cells[0].to_pylist())
-    return Texts(list(zip(*map(_strings, cells), strict=True)), part.names)
+        files = Files(cells[0], root=source.root, index=rows)
+        return Texts(
+            [(_read_text(files, row),) for row in range(len(files))], [files.name(row) for row in range(len(files))]
+        )
+    return Texts(list(zip(*(_strings(column.take(rows)) for column in cells), strict=True)), part.names, rows)
 
 
 def _strings(column: pa.ChunkedArray) -> list[str]:
@@ -183,10 +222,7 @@ def _strings(column: pa.ChunkedArray) -> list[str]:
 
 
 def _read_text(files: Files, row: int) -> str:
-    try:
-        return files.read(row).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{files.name(row)}: not UTF-8 text; save the file as UTF-8") from error
+    return decode_text(files.read(row), files.name(row))
 
 
 def _check_some_exist(files: Files, split: SplitName) -> None:
@@ -199,9 +235,9 @@ def _check_some_exist(files: Files, split: SplitName) -> None:
         )
 
 
-def _null_texts(source: RawData, raw: dict[SplitName, RawLabels], columns: Sequence[str], wants: str) -> list[str]:
+def _null_texts(source: RawData, raw: Mapping[SplitName, RawLabels], columns: Sequence[str], wants: str) -> list[str]:
     """Count null texts, which were read as empty ones."""
     if wants == "file":
         return []
-    nulls = sum(source.parts[split].table[name].take(raw[split].rows).null_count for split in raw for name in columns)
+    nulls = sum(source.parts[split].columns[name].take(raw[split].rows).null_count for split in raw for name in columns)
     return [f"{plural(nulls, 'null text')} read as empty"] if nulls else []

@@ -1,19 +1,25 @@
-"""What every kind of reference is first turned into: an Arrow table for each split, not yet understood."""
+"""`RawData`: what every kind of reference is first turned into, an Arrow table for each split, not yet understood."""
+
+from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 
-from hftl.data.dataset import Files, RowNames
+from hftl.data.dataset import Files, Indices, RowNames
 from hftl.errors import DataError
-from hftl.wording import listing
+from hftl.wording import did_you_mean, listing
 
 SplitName = Literal["train", "validation", "test"]
+Codebooks: TypeAlias = dict[str, list[str]]
+"""Names of the classes that a column's numbers stand for, by column."""
 
 SPLIT_NAMES: dict[SplitName, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -29,14 +35,80 @@ class RawSplit:
     Attributes:
         table: its rows.
         names: rows' names, or ``None`` where the path of a file, in the table's first column, names it.
+        unusable: columns that no Arrow column can hold, or that stand twice, with the reason. It is an error only if
+            such a column is used.
+        codebooks: for each source of ``names``, its own names of the classes that numbers stand for; a number means
+            nothing without the codebook of its own file.
+        folders: for each source of ``names``, the folder that it lies in; empty where there is none.
+        notes: what was read otherwise than it stands there, one sentence each.
+        rows: the rows of ``table`` that belong to the split; None for all.
     """
 
     table: pa.Table
     names: RowNames | None
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    codebooks: Sequence[Codebooks] = ()
+    folders: Sequence[Path] = ()
+    notes: Sequence[str] = ()
+    rows: Indices | None = None
+
+    @property
+    def own_rows(self) -> Indices:
+        """Positions in the table of the split's rows."""
+        return np.arange(self.table.num_rows) if self.rows is None else self.rows
 
     def name(self, row: int) -> str:
-        """Return a row's name for a person."""
+        """Return the name of a row of the table for a person."""
         return Files(self.table[0]).name(row) if self.names is None else self.names[row]
+
+    @cached_property
+    def columns(self) -> dict[str, pa.ChunkedArray]:
+        """The usable columns by name: a table looks for a name among all of them each time."""
+        return dict(zip(self.table.column_names, self.table.columns, strict=True))
+
+    def column(self, name: str, split: str) -> pa.ChunkedArray:
+        """Return a column.
+
+        Raises:
+            DataError: there is none, or it cannot be used.
+        """
+        if name in self.unusable:
+            raise DataError(self.unusable[name])
+        if name not in self.columns:
+            there = [*self.columns, *self.unusable]
+            raise DataError(f"{split} split: no column {name!r}{did_you_mean(name, there)}; it has {listing(there)}")
+        return self.columns[name]
+
+    def class_names(self, column: str) -> list[list[str] | None]:
+        """For each source the names of a column's classes, None where it has none; empty if no source has any."""
+        books = [book.get(column) for book in self.codebooks]
+        return books if any(book is not None for book in books) else []
+
+
+class LazySplits(Mapping[SplitName, RawSplit]):
+    """Splits that are read when they are asked for, so that a split nobody needs may be damaged or large.
+
+    Args:
+        readers: for each split what reads it.
+    """
+
+    def __init__(self, readers: Mapping[SplitName, Callable[[], RawSplit]]) -> None:
+        self._readers = readers
+        self._read: dict[SplitName, RawSplit] = {}
+
+    def __getitem__(self, split: SplitName) -> RawSplit:
+        if split not in self._read:
+            self._read[split] = self._readers[split]()
+        return self._read[split]
+
+    def __contains__(self, split: object) -> bool:
+        return split in self._readers  # a Mapping's own would read it
+
+    def __iter__(self) -> Iterator[SplitName]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
 
 
 @dataclass(frozen=True)
@@ -44,24 +116,26 @@ class RawData:
     """What a reference led to.
 
     Attributes:
-        parts: the splits found, ``train`` always among them.
+        parts: the splits found; the only one of data that say no split is ``train``.
         numbers_as_text: whether numbers still stand as text, as in csv files.
-        class_names: names of the classes, for columns that say them (a `ClassLabel` of `datasets`).
         root: folder that relative paths of files start from.
         within: folders outside which no file is read; empty means any.
         foreign: whether somebody else wrote the data, so that no text cell is taken for a path on this
             machine.
         notes: what was chosen or left out on the way, one sentence each.
+        names: everything that was there and could have named a split.
+        is_class_folder: whether folders are the labels, so that nothing had to be guessed.
         identity: what the data were, as JSON.
     """
 
-    parts: dict[SplitName, RawSplit]
+    parts: Mapping[SplitName, RawSplit]
     numbers_as_text: bool = False
-    class_names: Mapping[str, list[str]] = field(default_factory=dict)
     root: Path = Path()
     within: tuple[Path, ...] = ()
     foreign: bool = False
     notes: list[str] = field(default_factory=list)
+    names: Sequence[str] = ()
+    is_class_folder: bool = False
     identity: dict[str, Any] = field(default_factory=dict)
 
 
@@ -70,6 +144,12 @@ def split_of(name: str) -> SplitName | None:
     words = [name.lower(), *re.split(r"[^a-z]+", name.lower())]
     said: set[SplitName] = {split for split, names in SPLIT_NAMES.items() if any(word in names for word in words)}
     return said.pop() if len(said) == 1 else None
+
+
+def plain_split_of(name: object) -> SplitName | None:
+    """Return the split that a word is the plain name of: ``validation`` for ``Val``, none for ``test-v2``."""
+    word = str(name).strip().lower()
+    return next((split for split, names in SPLIT_NAMES.items() if word in names), None)
 
 
 def assign_splits(names: Iterable[str]) -> tuple[dict[SplitName, str], list[str]]:
@@ -96,18 +176,3 @@ def digest(*contents: bytes) -> str:
     for content in contents:
         state.update(content)
     return state.hexdigest()
-
-
-def require_train(chosen: Mapping[SplitName, object], names: Sequence[str], where: str) -> None:
-    """Refuse data without a training split.
-
-    Args:
-        chosen: the splits found.
-        names: names of everything that was there.
-        where: the data's name for a person.
-
-    Raises:
-        DataError: there is no training split.
-    """
-    if "train" not in chosen:
-        raise DataError(f"{where}: no training split among {listing(names)}: name one 'train'")

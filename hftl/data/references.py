@@ -1,4 +1,4 @@
-"""Follow a data reference to what lies there."""
+"""References: from what a user writes to what lies there."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pyarrow as pa
 
 from hftl import samples
 from hftl.data.folders import list_files, read_class_folders, suffix_of
+from hftl.data.opening import as_path, existing_path
 from hftl.data.raw import RawData, RawSplit, SplitName
 from hftl.data.tables import TABLE_SUFFIXES, read_tables
 from hftl.errors import DataError
-from hftl.wording import did_you_mean, listing, plural
+from hftl.wording import did_you_mean, listing, one_line, plural
 
 if TYPE_CHECKING:
     import datasets
@@ -43,24 +44,42 @@ def open_reference(
         return from_datasets(ref)
     if ref.startswith("sample:"):
         return _open_sample(ref.removeprefix("sample:"))
-    path = Path(ref).expanduser()
-    if path.is_dir():
+    path = existing_path(ref)
+    if path is not None and path.is_dir():
         return _open_folder(path, wants, suffixes)
-    if path.exists():
+    if path is not None:
         if path.suffix.lower() not in TABLE_SUFFIXES:
-            raise DataError(f"{ref}: a data file must end in {', '.join(TABLE_SUFFIXES)}")
+            raise DataError(f"{ref}: a data file must end in {', '.join(TABLE_SUFFIXES)}{_better_form(path)}")
         return read_tables([path], path.parent)
+    path = as_path(ref)
     if _HUB_ID.fullmatch(ref) and path.suffix.lower() not in TABLE_SUFFIXES:
         from hftl.data.hub import load_hub_data
 
         return load_hub_data(ref, beside=_near(path))
-    raise DataError(f"{ref}: no such file or folder{_near(path)}; a data set on the Hub is written user/name")
+    raise DataError(
+        f"{one_line(ref, 200)}: no such file or folder{_near(path)}; a data set on the Hub is written user/name"
+    )
+
+
+def _better_form(path: Path) -> str:
+    """What to do with a file of another kind."""
+    advice = {
+        ".xlsx": "; save the sheet as csv",
+        ".xls": "; save the sheet as csv",
+        ".zip": "; unpack it and give the folder",
+        ".gz": "; unpack it",
+        ".arrow": "; give the folder that save_to_disk wrote",
+        ".txt": "; give one folder of .txt files for each class",
+    }
+    return advice.get(path.suffix.lower(), "")
 
 
 def _near(path: Path) -> str:
     """Suggest files beside a path that does not exist."""
-    folder = path.parent
-    return did_you_mean(path.name, [entry.name for entry in folder.iterdir()] if folder.is_dir() else [])
+    try:
+        return did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
+    except OSError:  # no such folder, or one that may not be listed
+        return ""
 
 
 def _open_sample(name: str) -> RawData:
@@ -75,7 +94,17 @@ def _open_sample(name: str) -> RawData:
     return RawData(parts, identity={"sample": name})
 
 
+def _is_saved_by_datasets(folder: Path) -> bool:
+    """Whether a folder is what ``save_to_disk`` of `datasets` writes."""
+    one = ("state.json", "dataset_info.json")
+    return (folder / "dataset_dict.json").is_file() or all((folder / name).is_file() for name in one)
+
+
 def _open_folder(root: Path, wants: str, suffixes: Collection[str]) -> RawData:
+    if _is_saved_by_datasets(root):
+        from hftl.data.hub import read_saved
+
+        return read_saved(root)
     files = list_files(root)
     tables = [root / file for file in files if suffix_of(file) in TABLE_SUFFIXES]
     wanted = suffixes if wants == "file" else TEXT_SUFFIXES

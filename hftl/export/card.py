@@ -15,8 +15,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hftl.methods import METHODS
-from hftl.runs.record import BackboneRecord, Metrics, RunRecord
+from hftl.methods import METHODS, Options
+from hftl.recipes import Recipe
+from hftl.runs.record import BackboneRecord, Metrics, RunRecord, is_repo_id
 from hftl.tasks import Task
 from hftl.wording import printable
 
@@ -127,11 +128,6 @@ def _eval_results(made: RunRecord, metrics: Metrics) -> list[EvalResult]:
     ]
 
 
-def is_repo_id(name: object) -> bool:
-    """Whether a name can be one of a repository on the Hub."""
-    return isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII) is not None
-
-
 # ── text ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -149,6 +145,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "base": _base(backbone),
         "how": HOW[method["name"]],
         "library": library,
+        "plugin": backbone.plugin or "that wrote them",
         "pipeline_tag": tag,
         "auto_model": auto_model,
         "auto_processor": auto_processor,
@@ -171,6 +168,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "calibration": report.get("calibration"),
         "settings": _settings(made, report),
         "recipe": recipe_source(made),
+        "fill_in": any("fill in" in comment for comment in _to_fill_in(made).values()),
         "hardware": made.hardware,
         "seconds_said": ", ".join(f"{name} {value:,.1f} s" for name, value in metrics.seconds.items()),
         "versions": made.versions,
@@ -196,6 +194,8 @@ def _base(backbone: BackboneRecord) -> str:
 
 def _example(tag: str, task: Task, labels: int, inputs: int) -> str:
     """The arguments of a pipeline for one example."""
+    if tag == "audio-classification":
+        return '"sound.wav"'
     if tag == "image-classification":
         return '"photo.jpg"' if task.is_exclusive else f'"photo.jpg", top_k={labels}'
     text = '{"text": "some text", "text_pair": "another text"}' if inputs == 2 else '"some text"'
@@ -232,30 +232,30 @@ def _settings(made: RunRecord, report: Mapping[str, Any]) -> dict[str, Any]:
 def _limitations(made: RunRecord, metrics: Metrics) -> list[str]:
     backbone, task = made.backbone, made.data.task
     rows = metrics.rows or made.data.rows
-    found = [
+    limitations = [
         f"The results are of {rows['test']:,} rows of the same data; other sources and times were not measured.",
         f"What {_base(backbone)} gets wrong about people and things, this model gets wrong too; see its card.",
     ]
     if task.is_exclusive:
-        found.append("It always answers with one of its labels, also for what is none of them.")
+        limitations.append("It always answers with one of its labels, also for what is none of them.")
     rare = [n for n, row in metrics.eval.get("per_class", {}).items() if row["support"] < 10]
     if rare:
-        found.append(f"{len(rare):,} labels have fewer than 10 test rows, so their numbers are rough.")
+        limitations.append(f"{len(rare):,} labels have fewer than 10 test rows, so their numbers are rough.")
     if metrics.eval.get("accuracy") == 1.0:
-        found.append(
+        limitations.append(
             "No test row was predicted wrong: the test split is too small or too easy to tell how often it errs."
         )
     truncated = metrics.features.get("truncated")
     if truncated:
-        found.append(
+        limitations.append(
             f"{truncated:,} texts were longer than the model reads; what is beyond {_max_length(made)} was not read."
         )
     if made.backbone.pickled:
-        found.append("The backbone's weights were published as a pickle; they were read as nothing but tensors.")
+        limitations.append("The backbone's weights were published as a pickle; they were read as nothing but tensors.")
     calibration = (metrics.head or {}).get("calibration")
     if task.has_classes and not (calibration and calibration["folded"]):
-        found.append("The scores were not calibrated: they rank labels, but are no probabilities.")
-    return found
+        limitations.append("The scores were not calibrated: they rank labels, but are no probabilities.")
+    return limitations
 
 
 def _max_length(made: RunRecord) -> str:
@@ -267,30 +267,22 @@ def _max_length(made: RunRecord) -> str:
 
 
 def recipe_source(made: RunRecord) -> str:
-    """A recipe file that does the same again: commits are pinned, and what has its default value is left out."""
+    """A recipe file that does the same again: commits are pinned, and what has its default value is left out.
+
+    What only the machine that ran it has stands there by its last name, with a comment that says what to fill in.
+    """
     fields, method = made.recipe, made.method
     kind = METHODS[method["name"]]
-    options = {
-        n: v
-        for n, v in method.items()
-        if n != "name" and v != kind.model_fields[n].get_default(call_default_factory=True)
+    options = {n: v for n, v in method.items() if n != "name" and v != _default(kind, n)}
+    pinned = {
+        "backbone": made.backbone_reference if made.backbone.commit else made.backbone.name,
+        "data": made.data_reference if made.data_on_hub else data_name(made),
     }
-    backbone, identity = made.backbone, made.data.identity
-    lines = {
-        "backbone": f"{backbone.name}@{backbone.commit}" if backbone.commit else backbone.name,
-        "data": f"{data_name(made)}@{identity['commit']}" if is_repo_id(identity.get("repo")) else data_name(made),
-    }
-    defaults = {
-        "task": None,
-        "input_columns": None,
-        "label_columns": None,
-        "max_length": None,
-        "test_size": 0.2,
-        "seed": 0,
-    }
-    lines |= {name: fields[name] for name, default in defaults.items() if fields.get(name, default) != default}
+    stated = {name: fields[name] for name in Recipe.model_fields if name in fields and name not in ("method", *pinned)}
+    lines = pinned | {name: value for name, value in stated.items() if value != _default(Recipe, name)}
     call = f"{kind.__name__}({', '.join(f'{name}={python(value)}' for name, value in options.items())})"
     name = made.name if made.name.isidentifier() else "made"
+    to_fill_in = _to_fill_in(made)
     return "\n".join(
         [
             f"from hftl import {', '.join(sorted([kind.__name__, 'Recipe'], key=str.lower))}, recipe",
@@ -299,20 +291,35 @@ def recipe_source(made: RunRecord) -> str:
             "@recipe",
             f"def {name}() -> Recipe:",
             "    return Recipe(",
-            *(f"        {field}={python(value)}," for field, value in lines.items()),
+            *(f"        {field}={python(value)},{to_fill_in.get(field, '')}" for field, value in lines.items()),
             f"        method={call},",
             "    )",
         ]
     )
 
 
+def _default(kind: type[Options], field: str) -> Any:
+    return kind.model_fields[field].get_default(call_default_factory=True)
+
+
+def _to_fill_in(made: RunRecord) -> dict[str, str]:
+    """Comments on the fields of a recipe that mean something only on the machine that ran it."""
+    backbone, data = made.backbone, str(made.recipe["data"])
+    comments: dict[str, list[str]] = {"backbone": [], "data": []}
+    if backbone.commit is None and str(made.recipe["backbone"]) != backbone.name:
+        comments["backbone"].append("fill in: the folder that you keep this model in")
+    if backbone.plugin not in ("", "hftl"):
+        comments["backbone"].append(f"needs the package {printable(f'{backbone.plugin} {backbone.plugin_version}')}")
+    if made.data_on_hub is None and not data.startswith("sample:"):
+        comments["data"].append("fill in: the path that you keep these data at")
+    return {field: f"  # {'; '.join(said)}" for field, said in comments.items() if said}
+
+
 def data_name(made: RunRecord) -> str:
-    """What the data are called: of files here only the last name, for the folders above are nobody's business."""
+    """What the data are called: of files here only the last name, because the folders above are nobody's business."""
     ref = str(made.recipe["data"])
-    identity = made.data.identity
-    if is_repo_id(identity.get("repo")):
-        config = f":{identity['config']}" if ":" in ref.partition("@")[0] else ""
-        return f"{identity['repo']}{config}"
+    if made.data_on_hub:
+        return made.data_on_hub
     return ref if ref.startswith("sample:") else Path(ref).name or "data"
 
 

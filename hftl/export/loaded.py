@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from hftl.backbones.loading import load_backbone
 from hftl.backbones.protocol import Backbone, Encoded
-from hftl.errors import BackboneError
+from hftl.errors import BackboneError, HftlError
 from hftl.hub.client import staying_offline
 from hftl.onednn import speed_up
 from hftl.plugins.registry import find
@@ -21,6 +21,7 @@ from hftl.plugins.spec import BackboneOptions
 from hftl.runs.folder import RunFolder
 from hftl.runs.record import RunRecord
 from hftl.tasks import Task
+from hftl.wording import listing
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,17 @@ class LoadedModel:
         """The columns that the model was trained on, two for pairs of texts; None where nobody recorded them."""
         return self.record.input_columns if self.record else None
 
+    def trained_on(self) -> dict[str, Any]:
+        """How the run read its data, as arguments of `hftl.data.load_evaluation_data`; empty without a run."""
+        if self.record is None:
+            return {}
+        columns = self.record.data.identity.get("columns", {})
+        return {
+            "trained_on": (columns.get("inputs", ()), columns.get("labels", ())),
+            "label_separator": self.record.recipe.get("label_separator"),
+            "unlabelled": self.record.recipe.get("unlabelled"),
+        }
+
     @classmethod
     def load(cls, ref: str | Path, *, offline: bool = False) -> LoadedModel:
         """Load a run's folder, a model's folder, or a Hub id, with its trained head.
@@ -63,8 +75,11 @@ class LoadedModel:
 
         Raises:
             BackboneError: there is no such model, or it has no trained head.
+            HftlError: the files are not those that the run wrote.
         """
         run = run_of(Path(ref).expanduser())
+        if run:
+            run.check_files(run.model)
         where = str(run.model) if run else str(ref)
         with staying_offline(offline):
             backbone = load_backbone(find(where), BackboneOptions(offline=offline))
@@ -76,16 +91,37 @@ class LoadedModel:
         speed_up(network)
         device = PartialState().device
         config: Any = network.config
+        lacking = [number for number in range(config.num_labels) if number not in config.id2label]
+        if lacking:
+            raise BackboneError(
+                f"{where}: its config.json names no label for output {lacking[0]} (id2label has the keys "
+                f"{listing(list(config.id2label))}); number them from 0 to {config.num_labels - 1}"
+            )
         names = unique_names([config.id2label[i] for i in range(config.num_labels)])
         task = Task.of_problem_type(config.problem_type, len(names))
         return cls(backbone, network.to(device), names, task, device, run)
 
     def logits(self, encoded: Sequence[Encoded]) -> torch.Tensor:
-        """Logits (n, C) of encoded rows, float32 on the CPU."""
+        """Logits (n, C) of encoded rows, float32 on the CPU.
+
+        Raises:
+            HftlError: they are no numbers.
+        """
         batch = {name: value.to(self.device) for name, value in self.backbone.collate(encoded).items()}
         with torch.inference_mode():
             logits: torch.Tensor = self.network(**batch).logits.float().cpu()
+        self.check(logits)
         return logits
+
+    def check(self, logits: torch.Tensor) -> None:
+        """Refuse logits that are no numbers; a label made of them would look like any other.
+
+        Raises:
+            HftlError: there is one.
+        """
+        if not torch.isfinite(logits).all():
+            name = self.run.path if self.run else self.backbone.name
+            raise HftlError(f"{name} gives scores that are no numbers (NaN or infinite): its weights are damaged")
 
     def scores(self, encoded: Sequence[Encoded]) -> torch.Tensor:
         """Probabilities (n, C) of encoded rows, or targets for a regression; float32 on the CPU."""

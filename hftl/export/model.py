@@ -34,7 +34,7 @@ def export_model(
         target: the pretrained network, and the configuration with the label names.
         architecture: the model's class.
         rule: how the checkpoint's tensors are renamed; None where only the class itself can save them.
-        head: the trained head's parameters by the model's names, float32.
+        head: the trained head's parameters and buffers by the model's names, float32.
         folder: where to write; made if missing.
     """
     backbone, config = target.backbone, target.config
@@ -43,9 +43,9 @@ def export_model(
     if rule is None:
         model, _ = target.build()
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
+            for name, tensor in model.state_dict().items():
                 if name in head:
-                    parameter.copy_(head[name])
+                    tensor.copy_(head[name])
         model.save_pretrained(folder)  # type: ignore[operator]
     else:
         write_weights(folder / WEIGHTS, rule, backbone.weight_files(), head, torch.float32)

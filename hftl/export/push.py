@@ -1,13 +1,19 @@
-"""Push a run to the Hub: an allow-list of files, in one commit, compared with the local ones afterwards."""
+"""Pushing a run to the Hub: an allow-list of files, in one commit, compared with the local ones afterwards."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from hftl.errors import UserError
+from safetensors import SafetensorError, safe_open
+
+from hftl.errors import HftlError, UserError
 from hftl.hub.commit import Pushed, Upload, check_can_push, check_repo_id, commit_files
+from hftl.runs.folder import RunFolder
+from hftl.wording import listing, one_line
 
 # Whatever else lies in the folder stays at home: optimizer states, logs, notes, credentials.
 ALLOWED = (
@@ -36,37 +42,64 @@ ALLOWED = (
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
-    "1_Pooling/config.json",
-    "2_Dense/config.json",
-    "2_Dense/model.safetensors",
+    # The modules of sentence-transformers, such as 1_Pooling and 2_Dense.
+    "[0-9]_[A-Z]*/config.json",
+    "[0-9]_[A-Z]*/model.safetensors",
 )
+# What a plugin may keep its preprocessing in; pushed where the run's record says that the export wrote it.
+OF_PLUGINS = ("*.json", "*.txt", "*.model", "*.jinja")
+CONFIGURATIONS = ("config.json", "adapter_config.json")
 PLACEHOLDER = "PATH_OR_REPO_ID"
 
 
-def uploads_of(run: Path, repo_id: str) -> list[Upload]:
+def uploads_of(run: Path, repo_id: str) -> tuple[list[Upload], list[str]]:
     """The files of a run that are pushed: its adapter if it has one, else its model.
 
     Args:
         run: a run's folder, or a folder with a model or an adapter.
         repo_id: where they go; the card's example names it.
 
+    Returns:
+        The files to push, and the names of files of the export that stay at home.
+
     Raises:
         UserError: there is no finished run or model, or a file is a link.
+        HftlError: a file is damaged.
     """
-    folder = _model_folder(run)
+    folder, exported = _export(run)
     paths = sorted(p for p in folder.rglob("*") if p.is_file() or p.is_symlink())
     names = {path.relative_to(folder).as_posix(): path for path in paths}
-    allowed = {name: path for name, path in names.items() if is_ours(name)}
+    allowed = {
+        name: path
+        for name, path in names.items()
+        if is_ours(name) or (name in exported and _is_like(name, OF_PLUGINS) and not name.startswith("."))
+    }
     if not any(name.endswith(".safetensors") for name in allowed):
         raise UserError(f"{folder} holds no weights in safetensors, so there is nothing to push")
-    if "adapter_config.json" in allowed:
-        _check_base(allowed["adapter_config.json"])
     for name, path in allowed.items():
         if path.is_symlink() or folder.resolve() not in path.resolve().parents:
             raise UserError(
                 f"{folder}: {name} is a link, and only files of the run itself are pushed; put the file there"
             )
-    return [_upload(name, path, repo_id) for name, path in allowed.items()]
+        _check_content(path)
+    if "adapter_config.json" in allowed:
+        _check_base(allowed["adapter_config.json"])
+    return [_upload(name, path, repo_id) for name, path in allowed.items()], sorted(exported - set(allowed))
+
+
+def _check_content(path: Path) -> None:
+    """Refuse a file that nobody could read, whoever wrote it."""
+    try:
+        if path.suffix == ".safetensors":
+            # Opening compares the header's sizes with the file's.
+            with safe_open(path, framework="np"):
+                pass
+        elif path.suffix == ".json":
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if path.name in CONFIGURATIONS and not (isinstance(content, dict) and content):
+                raise ValueError("it is empty")
+    except (ValueError, RecursionError, SafetensorError) as error:
+        raise HftlError(f"{path} is damaged ({one_line(error, 100)}), so it is not pushed: export it again") from error
 
 
 def _check_base(config: Path) -> None:
@@ -83,19 +116,33 @@ def _check_base(config: Path) -> None:
 
 def is_ours(name: str) -> bool:
     """Whether a file of a repository is one that a push may write, or clear away if this run has none."""
-    return any(fnmatchcase(name, pattern) for pattern in ALLOWED)
+    return _is_like(name, ALLOWED)
 
 
-def _model_folder(run: Path) -> Path:
-    if not run.is_dir():
-        raise UserError(f"no folder {str(run)!r}: give the folder of a run, as `hftl run` prints it")
-    if (run / "recipe.json").exists():
-        if not (run / "metrics.json").exists():
-            raise UserError(f"{run} is a run that was not finished; finish it before it is pushed")
-        return run / "adapter" if (run / "adapter").is_dir() else run / "model"
-    if (run / "adapter_config.json").exists() or (run / "config.json").exists():
-        return run
-    raise UserError(f"{run} is neither a run of hftl nor a model's folder")
+def _is_like(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a path fits a pattern folder by folder; fnmatch alone lets a star stand for several."""
+    parts = name.split("/")
+    return any(
+        len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+        for wanted in (pattern.split("/") for pattern in patterns)
+    )
+
+
+def _export(path: Path) -> tuple[Path, set[str]]:
+    """The folder to push, and the files in it that a run's record says its export wrote, all of them undamaged."""
+    if not path.is_dir():
+        raise UserError(f"no folder {str(path)!r}: give the folder of a run, as `hftl run` prints it")
+    if RunFolder.is_run(path):
+        run = RunFolder.open(path)
+        folder = run.adapter if run.adapter.is_dir() else run.model
+    elif (path / "adapter_config.json").exists() or (path / "config.json").exists():
+        folder = path.resolve()
+        if not RunFolder.is_run(folder.parent):
+            return path, set()
+        run = RunFolder.open(folder.parent)
+    else:
+        raise UserError(f"{path} is neither a run of hftl nor a model's folder")
+    return folder, run.check_files(folder)
 
 
 def _upload(name: str, path: Path, repo_id: str) -> Upload:
@@ -126,9 +173,16 @@ def push(
 
     Raises:
         UserError: there is nothing to push, no token, or no right to push there.
+        HftlError: a file is damaged.
         HubError: the Hub cannot be reached or goes on failing, or what it holds afterwards is not what was pushed.
     """
     check_can_push(repo_id)
-    return commit_files(
-        repo_id, uploads_of(run, repo_id), is_ours, public=public, create_pr=create_pr, revision=revision
-    )
+    uploads, left = uploads_of(run, repo_id)
+    pushed = commit_files(repo_id, uploads, is_ours, public=public, create_pr=create_pr, revision=revision)
+    return replace(pushed, notes=[*pushed.notes, *not_pushed(left)])
+
+
+def not_pushed(names: Sequence[str]) -> list[str]:
+    """What a person should know of the files that stay at home."""
+    said = "the export wrote these too, and they are not pushed, because hftl does not know what they hold"
+    return [f"{said}: {listing(names)}"] if names else []

@@ -7,6 +7,7 @@ batch need batches of equal length there.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from hftl.ahead import ahead
 from hftl.data import Texts
-from hftl.finetune.rows import Encoder
+from hftl.finetune.rows import Encoder, Group
 from hftl.parallel import gather_rows
 
 
@@ -38,17 +39,25 @@ def logits_of(accelerator: Accelerator, model: nn.Module, encoder: Encoder, batc
     batches = batches_of(order, batch_size, accelerator.process_index, accelerator.num_processes)
     was_training = [module for module in model.modules() if module.training]
     model.eval()
-    outputs = []
     with torch.no_grad(), accelerator.autocast():
-        for batch in ahead(lambda some: encoder.backbone.collate(encoder(some)), batches, encoder.workers):
-            batch = {name: value.to(accelerator.device) for name, value in batch.items()}
-            outputs.append(model(**batch).logits.float())
+        batches_ahead = ahead(encoder.collated, batches, encoder.workers)
+        outputs = [_of_groups(accelerator, model, groups) for groups in batches_ahead]
     for module in was_training:
         module.training = True
     everything = gather_rows(torch.cat(outputs), rows).cpu()
-    logits = torch.empty_like(everything)
-    logits[torch.from_numpy(order.copy())] = everything
-    return logits
+    ordered = torch.empty_like(everything)
+    ordered[torch.from_numpy(order.copy())] = everything
+    return ordered
+
+
+def _of_groups(accelerator: Accelerator, model: nn.Module, groups: Sequence[Group]) -> Tensor:
+    """Logits (n, C) float32 of a batch that was collated in groups of rows."""
+    parts = [
+        model(**{name: value.to(accelerator.device) for name, value in inputs.items()}).logits.float()
+        for _, inputs in groups
+    ]
+    positions = torch.tensor([position for rows, _ in groups for position in rows], device=parts[0].device)
+    return torch.cat(parts)[positions.argsort()]
 
 
 def order_of(encoder: Encoder) -> np.ndarray:

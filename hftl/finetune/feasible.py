@@ -45,7 +45,7 @@ def check(method: FineTune, target: Target, folder: Path, track: Sequence[str] =
     check_trackers(track)
     check_precision(method)
     skeleton = target.skeleton()
-    total = _numbers(skeleton)
+    total = _numbers_of(skeleton)
     trained = total
     if isinstance(method, Partial):
         depths = find_depths(skeleton, set())
@@ -110,7 +110,7 @@ def check_space(method: FineTune, folder: Path, model: int, trained: int) -> Non
         )
 
 
-def _numbers(model: nn.Module) -> int:
+def _numbers_of(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hftl.ahead import ahead
+from hftl.backbones.batching import equal_length_groups
 from hftl.backbones.protocol import Backbone, Encoded
 from hftl.data import Data, Split
 from hftl.errors import BadRowError
@@ -23,6 +24,9 @@ from hftl.parallel import Process
 
 # Encoding costs more than memory until there is none; 1 GiB is some 1,700 pictures of 224 pixels, or all texts.
 HOLD_BYTES = 1 << 30
+
+# Rows of a batch, by position, and the inputs of one forward.
+Group: TypeAlias = "tuple[list[int], dict[str, Tensor]]"
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,10 @@ class Step:
 class Encoder:
     """Encodes rows of one split; rows that do not change are kept encoded while they fit ``HOLD_BYTES``."""
 
-    def __init__(self, backbone: Backbone, split: Split) -> None:
+    def __init__(self, backbone: Backbone, split: Split, *, equal_lengths: bool = False) -> None:
         self.backbone = backbone
         self.split = split
+        self.equal_lengths = equal_lengths
         # A tokenizer must not be used by two threads at once.
         self.workers = 1 if backbone.wants == "text" else min(os.cpu_count() or 1, 8)
         self._held: dict[int, Encoded] = {}
@@ -89,6 +94,12 @@ class Encoder:
                 self._bytes += _encoded_bytes(encoded)
                 self._held[row] = encoded
         return [new[row] if row in new else self._held[row] for row in rows]
+
+    def collated(self, rows: Sequence[int]) -> list[Group]:
+        """Rows as the model is to run them: in one padded batch, or where padding would change them in several."""
+        encoded = self(rows)
+        groups = equal_length_groups(encoded) if self.equal_lengths else [list(range(len(encoded)))]
+        return [(group, self.backbone.collate([encoded[i] for i in group])) for group in groups]
 
     def changed(self, row: int, augmentation: Augmentation, random: np.random.Generator) -> Encoded:
         """One row, augmented before preprocessing."""

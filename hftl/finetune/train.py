@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
+from hftl.backbones.batching import needs_equal_lengths
 from hftl.backbones.protocol import Target
 from hftl.data import Data
 from hftl.data.holdout import hold_out
@@ -115,10 +116,17 @@ def finetune(
             f"{checkpoints.folder} holds checkpoints; add --resume to go on, or give another folder with --out"
         )
 
+    # Measured while the model is still whole and on the CPU.
+    equal_lengths = needs_equal_lengths(built.model.eval(), target.backbone.probes(), target.backbone.name)
     engine = engine_for(method, accelerator, built, target)
+    if equal_lengths:
+        say("rows      padding changes this model's numbers, so rows are evaluated in batches of equal length (slower)")
+        if engine.is_spread:
+            # Processes that hold parts of a model must run it equally often.
+            raise UserError(f"{target.backbone.name} cannot be evaluated spread over processes; launch with MULTI_GPU")
     rows = train_rows(method, target, data, seed, accelerator)
-    test = Encoder(target.backbone, data.test)
-    watched = Encoder(target.backbone, data.validation) if data.validation else test
+    test = Encoder(target.backbone, data.test, equal_lengths=equal_lengths)
+    watched = Encoder(target.backbone, data.validation, equal_lengths=equal_lengths) if data.validation else test
     watch = Watch(watched, data.label_names, chooses)
     loop = Loop(method, engine, rows, watch, built.depths, checkpoints, log=tracked(log, accelerator))
     if track:
@@ -168,9 +176,10 @@ def build(
         torch.manual_seed(seed)
         model: Any
         model, head = target.build()
+        tensors = model.state_dict()
         with torch.no_grad():
             for name, value in start.items():
-                model.get_parameter(name).copy_(value)
+                tensors[name].copy_(value)
         if mean is not None and not start:
             start_at_mean(model, head, mean, backbone.probes()[0])
         initial = None

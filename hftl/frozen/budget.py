@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from hftl.regular import read_bounded
 from hftl.store.files import write_file
 
 # Tokens (for rows of different lengths) or rows (where all cost the same) in one batch.
@@ -75,31 +76,37 @@ class Ramp:
 def ramp_for(device: torch.device, *, by_tokens: bool, key: str, memory: Path) -> Ramp:
     """The ramp for a device: settled on what was remembered under ``key``, or to be climbed.
 
-    On CPUs the budget is fixed: it hardly changes the speed, and a fixed one makes two runs on one machine equal to
-    the bit.
+    On CPUs the budget is fixed: it hardly changes the speed, and with a fixed one two runs on one machine that compute
+    the same missing rows are equal to the bit. (Other missing rows make other batches, whose sums round differently.)
     """
     if device.type == "cpu":
         return Ramp([CPU_TOKENS if by_tokens else CPU_ROWS])
-    remembered = _remembered(memory).get(key)
-    if isinstance(remembered, int) and remembered > 0:
-        return Ramp([remembered])
+    budget = remembered(memory).get(key)
+    if isinstance(budget, int) and budget > 0:
+        return Ramp([budget])
     return Ramp(RAMP_TOKENS if by_tokens else RAMP_ROWS)
 
 
 def remember(ramp: Ramp, key: str, memory: Path) -> None:
-    """Keep what a ramp settled on for the next run; what cannot be written is measured again."""
+    """Keep what a ramp settled on for the next run; what is not written is measured again."""
     if not ramp.settled or len(ramp.steps) == 1:
         return
+    keep_remembered(memory, key, ramp.budget)
+
+
+def keep_remembered(memory: Path, key: str, value: int) -> None:
+    """Write a small fact where `remembered` finds it; one that cannot be written is found out again."""
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
-        write_file(memory, (json.dumps(_remembered(memory) | {key: ramp.budget}, indent=1) + "\n").encode())
+        write_file(memory, (json.dumps(remembered(memory) | {key: value}, indent=1) + "\n").encode())
     except OSError:
         return
 
 
-def _remembered(memory: Path) -> dict[str, object]:
+def remembered(memory: Path) -> dict[str, object]:
+    """The small facts in a file, by key; none where it cannot be read."""
     try:
-        read = json.loads(memory.read_text())
-    except (OSError, ValueError):
+        read = json.loads(read_bounded(memory, 1 << 20))
+    except (OSError, ValueError, RecursionError):
         return {}
     return read if isinstance(read, dict) else {}

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,15 @@ import torch
 from torch import Tensor
 
 from hftl.ahead import ahead
+from hftl.backbones.batching import equal_length_groups
 from hftl.backbones.cut.capture import Capture
+from hftl.backbones.cut.frontier import head_buffers
 from hftl.backbones.protocol import Encoded, Target
 from hftl.backbones.weights import find_rule
 from hftl.data import Files, Texts
-from hftl.errors import BackboneError, BadRowError
+from hftl.errors import BackboneError, BadRowError, HftlError
 from hftl.frozen.budget import Ramp, ramp_for, remember
-from hftl.frozen.view import Content, View
+from hftl.frozen.view import Content, View, equal_length_space, proved_content
 from hftl.onednn import speed_up
 from hftl.parallel import Process
 from hftl.progress import Progress
@@ -34,7 +35,9 @@ from hftl.store.digests import digest_texts
 from hftl.store.shard import Digests
 from hftl.store.space import NonFiniteError, Space
 from hftl.store.stat_index import StatIndex, digest_files
+from hftl.store.store import FeatureStore
 from hftl.store.values import Ragged
+from hftl.wording import named_error
 
 # Texts are tokenised and sorted by length in chunks: long enough to fill batches evenly, short enough to start soon.
 TEXT_CHUNK = 20_000
@@ -109,12 +112,12 @@ def digest_rows(inputs: Files | Texts, index: StatIndex) -> tuple[Digests, dict[
 
 def extract(
     target: Target,
-    views: Mapping[View, Space],
+    views: dict[View, Space],
     rows: ConcatRows,
     digests: Digests,
     process: Process,
     *,
-    memory: Path,
+    store: FeatureStore,
     quiet: bool = False,
     on_bad_row: str = "error",
 ) -> ExtractReport:
@@ -123,10 +126,11 @@ def extract(
     Args:
         target: the pretrained network; its weights are read only if a row is missing.
         views: for each view where its features are kept; one pass computes all of them, so they share a precision.
+            Where the model turns out to need batches of equal length, a new space is exchanged for one that says so.
         rows: the rows.
         digests: their names, uint8 (n, 16).
         process: where the backbone runs; processes take disjoint shares of the missing rows.
-        memory: the file that remembers which batch size suits a device.
+        store: where the spaces are, and what suits a device is remembered.
         quiet: print no progress.
         on_bad_row: ``"error"`` raises at the first row that cannot be decoded; ``"skip"`` lists it in the report.
 
@@ -140,7 +144,7 @@ def extract(
     _, first = np.unique(digests, axis=0, return_index=True)
     wanted = np.logical_or.reduce(list(lacking.values()))[first]
     missing = np.sort(first[wanted])[process.rank :: process.world]
-    work = _Extraction(target, views, rows, digests, lacking, process.device, memory=memory, skip=on_bad_row == "skip")
+    work = _Extraction(target, views, rows, digests, lacking, process.device, store=store, skip=on_bad_row == "skip")
     if len(missing) or any(space.info is None for space in views.values()):
         with Progress("features", len(missing), quiet=quiet or process.rank > 0) as progress:
             work.run(missing, progress)
@@ -153,13 +157,13 @@ class _Extraction:
     def __init__(
         self,
         target: Target,
-        views: Mapping[View, Space],
+        views: dict[View, Space],
         rows: ConcatRows,
         digests: Digests,
         lacking: Mapping[View, np.ndarray],
         device: torch.device,
         *,
-        memory: Path,
+        store: FeatureStore,
         skip: bool,
     ) -> None:
         self.target = target
@@ -169,12 +173,14 @@ class _Extraction:
         self.digests = digests
         self.lacking = lacking
         self.device = device
-        self.memory = memory
+        self.store = store
+        self.memory = store.root / "batches.json"
+        self.equal_lengths = False
         self.skip = skip
         self.report = ExtractReport()
         self.key = f"{next(iter(views.values())).id} {_device_name(device)}"
         by_tokens = self.backbone.wants == "text"
-        self.ramp: Ramp = ramp_for(device, by_tokens=by_tokens, key=self.key, memory=memory)
+        self.ramp: Ramp = ramp_for(device, by_tokens=by_tokens, key=self.key, memory=self.memory)
         # Rows that went through the model and are not committed yet, and what each view keeps of them.
         self.held: list[int] = []
         self.kept: dict[View, list[dict[str, Any]]] = {view: [] for view in views}
@@ -193,7 +199,9 @@ class _Extraction:
             while batch is not None:
                 held, encoded = batch
                 before = time.monotonic()
-                self._hold(held, encoded, self._forward(capture, encoded))
+                kept = self._kept(capture, held, encoded)
+                good = [i for i, row in enumerate(held) if row not in self.report.bad]
+                self._hold([held[i] for i in good], [encoded[i] for i in good], kept)
                 self.ramp.saw(sum(row.cost for row in encoded), time.monotonic() - before)
                 progress.advance(len(held))
                 if not previewed and time.monotonic() - started > PREVIEW_AFTER:
@@ -211,17 +219,32 @@ class _Extraction:
         speed_up(model)
         new = {view: space for view, space in self.views.items() if space.info is None}
         if new:
-            probes = self.backbone.probes()
-            rule = find_rule(model, head, self.backbone.weight_files())
+            trained = head.union(head_buffers(model, head))
+            rule = find_rule(model, trained, self.backbone.weight_files())
             for view, space in new.items():
                 # Proved before the space exists: no row is ever stored under a cut that does not replay the model.
-                content = Content(type(model).__name__, view.find_cut(model, head, probes), rule)
+                content = proved_content(self.backbone, model, head, view, rule)
+                if content.equal_lengths:
+                    space = self.views[view] = equal_length_space(self.store, space)
                 space.create(content.as_info(), content.columns())
-        cuts = [Content.of(space).cut for space in self.views.values()]
-        return Capture(model.to(self.device), cuts, next(iter(self.views)).autocast)
+        contents = [Content.of(space) for space in self.views.values()]
+        # One pass computes all views, so what one of them needs all get.
+        self.equal_lengths = any(content.equal_lengths for content in contents)
+        return Capture(model.to(self.device), [c.cut for c in contents], next(iter(self.views)).autocast)
 
-    def _forward(self, capture: Capture, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
-        """Run a batch and bring what is kept to the CPU; halve it while the device is out of memory."""
+    def _kept(self, capture: Capture, held: Sequence[int], encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
+        """What each view keeps of rows, on the CPU; in batches without padding where the model needs that."""
+        groups = equal_length_groups(encoded) if self.equal_lengths else [list(range(len(encoded)))]
+        parts = [self._forward(capture, [held[i] for i in group], [encoded[i] for i in group]) for group in groups]
+        order = np.argsort([i for group in groups for i in group if held[i] not in self.report.bad])
+        return [{name: _reordered(value, order) for name, value in columns.items()} for columns in _joined(parts)]
+
+    def _forward(self, capture: Capture, held: Sequence[int], encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
+        """Run a batch; halve it while the device is out of memory, or the model refuses it.
+
+        Some models refuse a batch for one of its rows, or rows that cannot stand beside each other: what they say of a
+        row alone is about that row.
+        """
         batch = {name: value.to(self.device) for name, value in self.backbone.collate(encoded).items()}
         try:
             return [{name: _to_cpu(value) for name, value in kept.items()} for kept in capture(batch)]
@@ -229,14 +252,26 @@ class _Extraction:
             if len(encoded) == 1:
                 raise BackboneError(f"{self.backbone.name}: one row alone does not fit the device's memory") from error
             self.ramp.too_large(sum(row.cost for row in encoded))
+        except HftlError:
+            raise
+        except Exception as error:
+            if len(encoded) == 1:
+                name = self.rows.name(held[0])
+                bad = BadRowError(name, f"{self.backbone.name} cannot read it: {named_error(error)[:200]}")
+                if not self.skip:
+                    raise bad from error
+                self.report.bad[held[0]] = bad
+                return []
         del batch
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         half = len(encoded) // 2
-        parts = [self._forward(capture, part) for part in (encoded[:half], encoded[half:])]
-        return [{name: _join([one[name], other[name]]) for name in one} for one, other in zip(*parts, strict=True)]
+        halves = (slice(half), slice(half, len(encoded)))
+        return _joined([self._forward(capture, held[part], encoded[part]) for part in halves])
 
     def _hold(self, held: list[int], encoded: Sequence[Encoded], views: list[dict[str, Any]]) -> None:
+        if not held:
+            return
         truncated = torch.tensor([row.truncated for row in encoded], dtype=torch.uint8)
         self.held += held
         for columns, kept in zip(self.kept.values(), views, strict=True):
@@ -347,6 +382,19 @@ def _to_cpu(value: Kept) -> Kept:
 
 def _nbytes(value: Kept) -> int:
     return sum(v.nbytes for v in value) if isinstance(value, list) else value.nbytes
+
+
+def _reordered(value: Kept, order: np.ndarray) -> Kept:
+    return [value[i] for i in order] if isinstance(value, list) else value[torch.from_numpy(order)]
+
+
+def _joined(parts: Sequence[list[dict[str, Kept]]]) -> list[dict[str, Kept]]:
+    """What each view keeps of several batches; a batch whose only row was bad has nothing."""
+    whole = [part for part in parts if part]
+    return [
+        {name: _join([part[view][name] for part in whole]) for name in columns}
+        for view, columns in enumerate(whole[0] if whole else [])
+    ]
 
 
 def _join(parts: Sequence[Kept]) -> Kept:

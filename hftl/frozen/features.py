@@ -6,7 +6,8 @@ Only what is missing from the store is computed; when nothing is, the backbone's
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,10 +18,12 @@ import torch
 from hftl.backbones.protocol import Target
 from hftl.data import Data, Split
 from hftl.errors import BadRowError
+from hftl.frozen.budget import keep_remembered, remembered
 from hftl.frozen.extract import ConcatRows, ExtractReport, digest_rows, extract
 from hftl.frozen.matrix import FeatureMatrix, flatten_columns
-from hftl.frozen.view import Content, View, open_space
+from hftl.frozen.view import Content, View, equal_length_space, open_space
 from hftl.parallel import Process, on_all
+from hftl.progress import Progress
 from hftl.store.compaction import compact
 from hftl.store.shard import Digests
 from hftl.store.space import MissingRowsError, Space
@@ -104,7 +107,7 @@ def features_of(
     """
     started = time.monotonic()
     spaces = {view: open_space(store, target.backbone, origin, view) for view in views}
-    space = spaces[views[0]]
+    settle(store, target, spaces)
     process = Process.current()
     bad: list[BadRowError] = []
     splits = []
@@ -121,27 +124,57 @@ def features_of(
         rows,
         digests,
         process,
-        memory=store.root / "batches.json",
+        store=store,
         quiet=quiet,
         on_bad_row=on_bad_row,
     )
-    computed, undecodable = _extracted(share)
+    with _turn(store, spaces.values(), digests, process, quiet):
+        computed, undecodable = _extracted(share)
+    recomputed = 0
+    space = spaces[views[0]]
     bad += [undecodable[row] for row in sorted(undecodable)]
     splits = _without_all(splits, undecodable)
     try:
         _gather(space, splits)
     except MissingRowsError:
-        # A shard proved damaged only now and was set aside: its rows are computed again, once.
-        computed += _extracted(share)[0]
+        # A shard proved damaged only now and was set aside, or somebody cleared the space: its rows are computed
+        # again, once.
+        recomputed = _extracted(share)[0]
         _gather(space, splits)
     if process.rank == 0:
         for each in spaces.values():
             compact(each)
     truncated = sum(int(features.columns.pop("truncated").sum()) for features in splits)
     total = sum(len(features.digests) for features in splits)
+    if recomputed:
+        # A row that was computed before the space was cleared and again after it counts once.
+        distinct = np.unique(np.concatenate([features.digests for features in splits]), axis=0)
+        computed = min(computed + recomputed, len(distinct))
     counts = {"rows": total, "computed": computed, "reused": total - computed, "truncated": truncated}
     by_name = {features.split.name: features for features in splits}
     return StoredFeatures(space, Content.of(space), by_name, counts, bad, time.monotonic() - started)
+
+
+def settle(store: FeatureStore, target: Target, spaces: dict[View, Space]) -> None:
+    """Exchange spaces of the first release, which padded all batches, where padding changes the model's numbers.
+
+    That takes the model, once for each such space; the answer is remembered.
+
+    Raises:
+        CutError: a row's numbers depend on its batch mates in any batch.
+    """
+    memory = store.root / "settled.json"
+    for view, space in spaces.items():
+        # Pictures are all of one size: there was no padding.
+        if target.backbone.wants != "text" or space.info is None or Content.of(space).equal_lengths is not None:
+            continue
+        known = remembered(memory).get(space.id)
+        if known is None:
+            model, head = target.build()
+            known = view.find_cut(model, head, target.backbone.probes())[1]
+            keep_remembered(memory, space.id, known)
+        if known:
+            spaces[view] = equal_length_space(store, space)
 
 
 def matrix_of(features: StoredFeatures, data: Data) -> FeatureMatrix:
@@ -160,6 +193,16 @@ def matrix_of(features: StoredFeatures, data: Data) -> FeatureMatrix:
         [name for name, part in features.splits.items() for _ in range(len(part.split))],
         data.label_names,
     )
+
+
+def _turn(
+    store: FeatureStore, spaces: Iterable[Space], digests: Digests, process: Process, quiet: bool
+) -> AbstractContextManager[None]:
+    """Six runs started together on an empty store compute its rows once; processes of one run share them anyway."""
+    if process.world > 1:
+        return nullcontext()
+    say = Progress("features", len(digests), quiet=quiet).say
+    return store.turn(spaces, digests, lambda other: say(f"features: {other} is computing these rows; waiting for it"))
 
 
 def _extracted(share: Callable[[], ExtractReport]) -> tuple[int, dict[int, BadRowError]]:

@@ -7,6 +7,7 @@ perceptron. None reads the frozen weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hftl.backbones.cut.cut import Cut
-from hftl.backbones.cut.replay import initial_head, needs_weights, replaying
+from hftl.backbones.cut.replay import STATISTICS, initial_head, measured_buffers, needs_weights, replaying
 from hftl.backbones.protocol import Target
 from hftl.data import Data
 from hftl.export.model import Dense, export_model, export_sentence_transformer, fold
@@ -127,10 +128,12 @@ class _Job:
         columns = {name: _as_tensors(features, self.cut) for name, features in self.features.splits.items()}
         labels = self._labels()
         with replaying(model, self.cut) as replay:
+            on_device = {name: value.to(self.device) for name, value in start.items()}
+            buffers = measured_buffers(replay, on_device, _shuffled_blocks(columns["train"], self.seed, self.device))
 
             def forward(parameters: dict[str, Tensor], kept: dict[str, Tensor], train: bool) -> Tensor:
                 _set_training(model, train)
-                return replay(kept, parameters)
+                return replay(kept, {**parameters, **buffers})
 
             fit = fit_native(
                 forward,
@@ -149,7 +152,7 @@ class _Job:
                 blocks = [
                     forward(fit.params, block, False).cpu() for block in _row_blocks(columns["test"], self.device)
                 ]
-        parameters = {name: value.cpu() for name, value in fit.params.items()}
+        parameters = {name: value.cpu() for name, value in (fit.params | buffers).items()}
         return Trained(torch.cat(blocks), "head", fit.report, self._export(parameters), parameters)
 
     def _vectors(self) -> dict[str, Tensor]:
@@ -185,7 +188,18 @@ def _row_blocks(columns: Mapping[str, Tensor], device: torch.device) -> list[dic
     return [{name: v[start : start + EVALUATION_ROWS].to(device) for name, v in columns.items()} for start in starts]
 
 
+def _shuffled_blocks(columns: Mapping[str, Tensor], seed: int, device: torch.device) -> list[dict[str, Tensor]]:
+    """Rows in random order, in blocks of even size: where rows lie by class, a block must not be of one class."""
+    rows = len(next(iter(columns.values())))
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    blocks = order.chunk(math.ceil(rows / EVALUATION_ROWS))
+    return [{name: value[block].to(device) for name, value in columns.items()} for block in blocks]
+
+
 def _set_training(model: nn.Module, train: bool) -> None:
-    """Dropout of the head on or off; what is frozen never leaves eval mode, for it does not run."""
+    """Dropout of the head on or off; statistics stay as they were measured, and what is frozen does not run."""
     if model.training != train:
         model.train(train)
+        for module in model.modules():
+            if isinstance(module, STATISTICS):
+                module.eval()

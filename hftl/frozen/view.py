@@ -9,8 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hftl.backbones.batching import equal_length_probes, needs_equal_lengths, of_equal_length_only
+from hftl.backbones.cut.capture import Capture
 from hftl.backbones.cut.cut import Cut
-from hftl.backbones.cut.search import find_cut, pooled_cut
+from hftl.backbones.cut.search import find_cut, pooled_cut, prepare_head
 from hftl.backbones.protocol import Backbone
 from hftl.backbones.weights import NameRule
 from hftl.store.shard import ColumnSpec
@@ -20,6 +22,9 @@ from hftl.store.store import FeatureStore
 
 # Raised whenever a change in hftl.frozen or hftl.backbones.cut can change a stored number of any backbone.
 EXTRACTOR_VERSION = 1
+# What the identity of a space says besides, where rows ran in batches of equal length. It is not there otherwise: the
+# first release padded all batches, and what it stored of models that padding does not change is as good as ever.
+EQUAL_LENGTHS: dict[str, Any] = {"batches": "equal lengths"}
 
 Pooling = Literal["native", "mean", "cls"]
 Precision = Literal["no", "bf16", "fp16"]
@@ -47,15 +52,22 @@ class View:
         """The view's part of a feature space's identity."""
         return {"pooling": self.pooling, "precision": self.precision, "storage": "float32", "view": "none"}
 
-    def find_cut(self, model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]]) -> Cut:
-        """Where the model is cut for this view, proved on the probes.
+    def find_cut(self, model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]]) -> tuple[Cut, bool]:
+        """Where the model is cut for this view, proved on the probes; and whether rows need batches of equal length.
+
+        The head is left with random values.
 
         Raises:
-            CutError: no cut is exact.
+            CutError: no cut is exact, or a row's numbers depend on its batch mates.
         """
+        name = type(model).__name__
+        prepare_head(model, head, probes)
         if self.pooling == "native":
-            return find_cut(model, head, probes)
-        return pooled_cut(model, head, probes, self.pooling)
+            equal_lengths = needs_equal_lengths(model, probes, name)
+            return find_cut(model, head, equal_length_probes(probes) if equal_lengths else probes), equal_lengths
+        cut = pooled_cut(model, head, probes, self.pooling)
+        capture = Capture(model, [cut])
+        return cut, of_equal_length_only(lambda batch: capture(batch)[0]["features"], probes, name)
 
 
 @dataclass(frozen=True)
@@ -66,11 +78,14 @@ class Content:
         architecture: the model's class.
         cut: where it is cut.
         weights: how the checkpoint's tensors are renamed for an export; None where only the class itself can save it.
+        equal_lengths: whether rows ran in batches of equal length, because padding changes this model's numbers; None
+            in a space of the first release, which did not ask.
     """
 
     architecture: str
     cut: Cut
     weights: NameRule | None
+    equal_lengths: bool | None = False
 
     def columns(self) -> dict[str, ColumnSpec]:
         """The columns that each row has in the space."""
@@ -80,14 +95,29 @@ class Content:
     def as_info(self) -> dict[str, Any]:
         """The form in space.json; the cut keeps the name that it had there in the first release."""
         weights = asdict(self.weights) if self.weights else None
-        return {"architecture": self.architecture, "split": asdict(self.cut), "weights": weights}
+        return {
+            "architecture": self.architecture,
+            "split": asdict(self.cut),
+            "weights": weights,
+            "equal_lengths": self.equal_lengths,
+        }
 
     @classmethod
     def of(cls, space: Space) -> Content:
         """What a space that was created records."""
         info = space.info or {}
         weights = NameRule(**info["weights"]) if info["weights"] else None
-        return cls(info["architecture"], Cut.from_json(info["split"]), weights)
+        return cls(info["architecture"], Cut.from_json(info["split"]), weights, info.get("equal_lengths"))
+
+
+def proved_content(backbone: Backbone, model: nn.Module, head: set[str], view: View, rule: NameRule | None) -> Content:
+    """What a new space is to record of a model that was just built; leaves its head with random values.
+
+    Raises:
+        CutError: no cut is exact, or a row's numbers depend on its batch mates.
+    """
+    cut, equal_lengths = view.find_cut(model, head, backbone.probes())
+    return Content(type(model).__name__, cut, rule, equal_lengths)
 
 
 def _column(dtype: str, shape: Sequence[int]) -> ColumnSpec:
@@ -119,4 +149,14 @@ def open_space(store: FeatureStore, backbone: Backbone, origin: Mapping[str, str
         # A commit names the weights' bytes; local files are named by their content.
         files = sorted(set(backbone.weight_files().values()))
         identity["weights"] = [digest.tobytes().hex() for digest in digest_files(files, store.file_digests)]
-    return store.space(identity, backbone.name)
+    padded = store.space(identity, backbone.name)
+    if padded.info is None or Content.of(padded).equal_lengths is None:
+        # Either name may be the space's: only the model, once it is loaded, tells whether padding changes its numbers.
+        exact = equal_length_space(store, padded)
+        return exact if exact.info is not None else padded
+    return padded
+
+
+def equal_length_space(store: FeatureStore, padded: Space) -> Space:
+    """The space of the same view with rows in batches of equal length."""
+    return store.space({**padded.identity, **EQUAL_LENGTHS}, padded.label)

@@ -85,6 +85,7 @@ def knn(train_features: Tensor, train_labels: Tensor, eval_features: Tensor) -> 
     non-parametric instance discrimination*, CVPR 2018, section 3.4).
     """
     classes, index = torch.unique(train_labels, return_inverse=True)
+    # Centred, because features of one network share a large common direction that hides differences of angle.
     mean = train_features.mean(0)
     train = torch.nn.functional.normalize(train_features - mean)
     predictions = []

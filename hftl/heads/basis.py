@@ -16,13 +16,12 @@ from torch import Tensor
 _RANK_TOLERANCE = 1e-12
 # A feature that varies by less than this share of its mean is constant to the precision of float32.
 _CONSTANT = 1e-7
-BLOCK_ROWS = 2048
+_BLOCK_ROWS = 2048
 
 
 @dataclass(frozen=True)
 class Basis:
-    """An affine map from raw features to the coordinates of the solver: ``z = ((x - mean) / scale) @
-    rotation``.
+    """An affine map from raw features to the solver's coordinates: ``z = ((x - mean) / scale) @ rotation``.
 
     Attributes:
         mean: (dim,) float64.
@@ -65,38 +64,37 @@ def default_strengths(basis: Basis, count: int = 20) -> list[float]:
     return [total * 10 ** (1.5 - 4.5 * i / (count - 1)) for i in range(count)]
 
 
-def fit_basis(
-    features: Tensor, weights: Tensor, *, standardize: bool, device: torch.device, bias: bool = True
-) -> Basis:
+def fit_basis(features: Tensor, weights: Tensor, *, standardize: bool, bias: bool = True) -> Basis:
     """Find the centre, the scales and the principal axes of weighted rows, in float64 and in blocks of rows.
 
     Args:
         features: (n, dim) float32, on any device.
-        weights: (n,) float64 on ``device``, non-negative.
+        weights: (n,) float64, non-negative, on the device where to compute.
         standardize: divide each feature by its standard deviation.
-        device: where to compute.
         bias: whether heads have a free bias; without one nothing is centred, and features are scaled by their root mean
             square.
     """
-    weights = weights / weights.sum()
+    weights, device = weights / weights.sum(), weights.device
     dim = features.shape[1]
     mean = torch.zeros(dim, dtype=torch.float64, device=device)
-    for rows, block in _blocks(features, device) if bias else ():
+    for rows, block in row_blocks(features, device) if bias else ():
         mean += weights[rows] @ block
+    # A second pass: the mean of squares minus the square of the mean loses every digit where the mean is large.
     square = torch.zeros_like(mean)
-    for rows, block in _blocks(features, device):
+    for rows, block in row_blocks(features, device):
         square += weights[rows] @ (block - mean).square()
     deviation = square.sqrt()
     constant = deviation <= _CONSTANT * mean.abs()
     scale = torch.where(constant, 1.0, deviation) if standardize else torch.ones_like(mean)
 
+    # The smaller of the two problems, with the same axes: rows x rows, or features x features.
     if len(features) < dim:
         centred = ((features.to(device).double() - mean) / scale).masked_fill(constant, 0.0)
         _, singular, axes = torch.linalg.svd(weights.sqrt()[:, None] * centred, full_matrices=False)
         variance, rotation = singular.square(), axes.T
     else:
         covariance = torch.zeros(dim, dim, dtype=torch.float64, device=device)
-        for rows, block in _blocks(features, device):
+        for rows, block in row_blocks(features, device):
             centred = ((block - mean) / scale).masked_fill(constant, 0.0)
             covariance += centred.T @ (weights[rows, None] * centred)
         variance, rotation = torch.linalg.eigh(covariance)
@@ -106,7 +104,8 @@ def fit_basis(
     return Basis(mean, scale, rotation, variance[kept], bias)
 
 
-def _blocks(features: Tensor, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
-    for start in range(0, len(features), BLOCK_ROWS):
-        rows = slice(start, min(start + BLOCK_ROWS, len(features)))
+def row_blocks(features: Tensor, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+    """The rows in float64 on a device, a block at a time: all of them at once would take twice the features' memory."""
+    for start in range(0, len(features), _BLOCK_ROWS):
+        rows = slice(start, min(start + _BLOCK_ROWS, len(features)))
         yield rows, features[rows].to(device).double()

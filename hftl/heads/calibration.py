@@ -30,6 +30,7 @@ def fit_temperature(logits: Tensor, targets: Tensor, weights: Tensor, loss: Link
         weights: (n, 1) or (n, outputs) weights of the losses.
         loss: which probabilities the logits stand for.
     """
+    # In the inverse temperature the loss is convex; in the temperature itself it is not.
     low, high, beta = 1 / _HOTTEST, _HOTTEST, 1.0
     if _slope_and_curvature(logits, targets, weights, high, loss)[0] <= 0:
         return 1 / high
@@ -63,8 +64,7 @@ def _slope_and_curvature(
 
 
 def calibration_report(logits: Tensor, targets: Tensor, temperature: float, loss: Link) -> dict[str, Any]:
-    """Expected calibration error, Brier score and log-loss on held-out rows, before and after the
-    temperature.
+    """Expected calibration error, Brier score and log-loss on held-out rows, before and after the temperature.
 
     Args:
         logits: (n, outputs) logits before the temperature.

@@ -14,8 +14,8 @@ _BLOCK_ROWS = 8192
 def check_features(features: Tensor, name: str = "features") -> None:
     """Raise ``DataError`` unless ``features`` is a finite, non-empty floating-point matrix."""
     if features.ndim != 2 or not features.is_floating_point():
-        found = f"{tuple(features.shape)} {features.dtype}"
-        raise DataError(f"{name}: expected a floating-point matrix (rows, dim), got {found}")
+        given = f"{tuple(features.shape)} {features.dtype}"
+        raise DataError(f"{name}: expected a floating-point matrix (rows, dim), got {given}")
     if 0 in features.shape:
         raise DataError(f"{name}: the matrix of shape {tuple(features.shape)} is empty; give rows and columns")
     for start in range(0, len(features), _BLOCK_ROWS):
@@ -67,36 +67,28 @@ def check_strengths(strengths: Sequence[float]) -> list[float]:
     return sorted({float(s) for s in strengths}, reverse=True)
 
 
-def loss_weights(
-    labels: Tensor, task: Task, num_labels: int, class_weight: ClassWeight, sample_weight: Tensor | None
-) -> Tensor:
-    """The weight of each row's loss: (rows, 1), or (rows, num_labels) for a multi-label task with class
-    weights.
+def loss_weights(labels: Tensor, task: Task, num_labels: int, class_weight: ClassWeight) -> Tensor:
+    """The weight of each row's loss: (rows, 1), or (rows, num_labels) for several labels with class weights.
 
     ``balanced`` gives every class the same total weight, as in scikit-learn: ``rows / (classes * count)``.
     For a multi-label task each label is a problem of two classes, and given weights are those of its positive
     rows.
 
     Raises:
-        UserError: a weight is negative or not finite, their number is wrong, or all are zero.
+        UserError: a weight is negative or not finite, their number is wrong, or those of all rows are zero.
     """
-    rows, device = len(labels), labels.device
-    weights = torch.ones(rows, 1, dtype=torch.float64, device=device)
-    if sample_weight is not None:
-        if tuple(sample_weight.shape) != (rows,):
-            raise UserError(f"sample_weight: expected shape ({rows},), got {tuple(sample_weight.shape)}")
-        weights = sample_weight.to(device, torch.float64)[:, None]
     of_classes = task.class_weights(class_weight, labels, num_labels)
-    if of_classes is not None:
-        weights = weights * _of_rows(of_classes, labels, task)
+    if of_classes is None:
+        return torch.ones(len(labels), 1, dtype=torch.float64, device=labels.device)
+    weights = _row_weights(of_classes, labels, task)
     if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
-        raise UserError("weights: expected finite numbers of at least zero; check sample_weight and class_weight")
+        raise UserError("class_weight: expected finite numbers of at least zero")
     if not bool((weights > 0).any()):
-        raise UserError("weights: all are zero, so there is nothing to learn from")
+        raise UserError("class_weight: the weights of all rows are zero, so there is nothing to learn from")
     return weights
 
 
-def _of_rows(of_classes: Tensor, labels: Tensor, task: Task) -> Tensor:
+def _row_weights(of_classes: Tensor, labels: Tensor, task: Task) -> Tensor:
     """The classes' weights for each row's loss: (rows, 1), or (rows, num_labels) for a multi-label task."""
     if task.is_exclusive:
         return of_classes[labels, None]

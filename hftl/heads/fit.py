@@ -1,9 +1,28 @@
-"""What every linear solver returns."""
+"""What every linear solver is asked, and what it returns."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+
+from hftl.heads.selection import Rule
+from hftl.tasks import Task
+
+
+@dataclass(frozen=True)
+class LinearOptions:
+    """What is to be solved, and how one strength is chosen; the fields are arguments of ``fit_linear``."""
+
+    task: Task
+    num_labels: int
+    strengths: list[float] | None
+    folds: int
+    rule: Rule
+    standardize: bool
+    bias: bool
+    calibrate: bool
+    tolerance: float
+    seed: int
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
     Returns:
         (n,) int64 on the labels' device: the fold of each row, or ``NO_FOLD``.
     """
+    # On the CPU, whose generator gives the same shuffle for every device that heads are solved on.
     on_cpu = labels.cpu()
     shuffled = torch.randperm(len(on_cpu), generator=torch.Generator().manual_seed(seed))
     by_class = shuffled[torch.argsort(on_cpu[shuffled], stable=True)]
@@ -41,6 +42,7 @@ def rarest_label_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
     Returns:
         As `stratified_folds`; a row that is the only one of its rarest label stays out.
     """
+    # Chance spreads common labels well enough by itself; it is the rare ones that a fold may miss altogether.
     rows_of_label = labels.sum(0).expand_as(labels)
     rarest = rows_of_label.masked_fill(labels == 0, torch.inf).argmin(1)
     unlabelled = ~(labels != 0).any(1)

@@ -19,6 +19,9 @@ from torch import Tensor
 # (x of shape (k, size), indices of those k problems) -> (values (k,), gradients (k, size)), all float64.
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
+MEMORY = 10
+"""Curvature pairs kept for each problem."""
+MAX_ITERATIONS = 2000
 _SUFFICIENT_DECREASE = 1e-4
 _MAX_BACKTRACKS = 25
 _PATIENCE = 300  # steps without a smaller decrement after which rounding is all that is left
@@ -34,8 +37,8 @@ class Solution:
         gradient: (k, size) float64, its gradient there.
         iterations: (k,) int64, steps taken.
         converged: (k,) bool, whether the tolerance was reached.
-        steps: (memory, k, size) float64, the last differences of ``x``, newest last; zeros where there were fewer.
-        changes: (memory, k, size) float64, the differences of the gradient that belong to them.
+        steps: (MEMORY, k, size) float64, the last differences of ``x``, newest last; zeros where there were fewer.
+        changes: (MEMORY, k, size) float64, the differences of the gradient that belong to them.
     """
 
     x: Tensor
@@ -70,14 +73,15 @@ class _Stack:
         self.changes = [y[rows] for y in self.changes]
         self.rho = [r[rows] for r in self.rho]
 
-    def remember(self, step: Tensor, change: Tensor, memory: int) -> None:
+    def remember(self, step: Tensor, change: Tensor) -> None:
         """Add a curvature pair, forgetting the oldest; pairs without positive curvature count for nothing."""
         curvature = _dot(step, change)
+        # Rounding can turn the curvature of a convex function negative; such a pair would make a direction that climbs.
         usable = curvature > 1e-14 * (_dot(step, step) * _dot(change, change)).sqrt()
         self.steps.append(step)
         self.changes.append(change)
         self.rho.append(torch.where(usable, 1 / curvature.clamp_min(1e-300), 0.0))
-        if len(self.steps) > memory:
+        if len(self.steps) > MEMORY:
             del self.steps[0], self.changes[0], self.rho[0]
 
     def direction(self) -> Tensor:
@@ -105,8 +109,6 @@ def minimize(
     *,
     tolerance: float,
     rounding: float = 1e-15,
-    max_iterations: int = 500,
-    memory: int = 10,
     known: Solution | None = None,
 ) -> Solution:
     """Minimise ``k`` convex functions at once.
@@ -120,8 +122,6 @@ def minimize(
         inverse_hessian: (k, size) float64, a positive diagonal near the inverse Hessian.
         tolerance: relative suboptimality at which a problem stops.
         rounding: relative error of the values, below which a step is judged by its slope.
-        max_iterations: steps after which a problem stops without having converged.
-        memory: curvature pairs kept.
         known: value, gradient and curvature pairs at ``start``, where they are known from a similar problem.
     """
     index = torch.arange(len(start), device=start.device)
@@ -129,27 +129,27 @@ def minimize(
     stack = _Stack(index, start.clone(), value, value.clone(), gradient, inverse_hessian, [], [], [])
     if known is not None:
         for step, change in zip(known.steps, known.changes, strict=True):
-            stack.remember(step, change, memory)
+            stack.remember(step, change)
     result = Solution(
         x=start.clone(),
         value=value.clone(),
         gradient=gradient.clone(),
         iterations=torch.zeros_like(index),
         converged=torch.zeros_like(index, dtype=torch.bool),
-        steps=start.new_zeros(memory, *start.shape),
-        changes=start.new_zeros(memory, *start.shape),
+        steps=start.new_zeros(MEMORY, *start.shape),
+        changes=start.new_zeros(MEMORY, *start.shape),
     )
     stuck = torch.zeros_like(index, dtype=torch.bool)
     smallest = torch.full_like(value, torch.inf)  # decrement of each problem so far, and when it was reached
     reached = torch.zeros_like(index)
-    for iteration in range(max_iterations + 1):
+    for iteration in range(MAX_ITERATIONS + 1):
         decrement = _dot(stack.gradient, stack.inverse_hessian * stack.gradient) / 2
         converged = decrement <= tolerance * stack.value.abs()
         progress = stack.index[decrement < 0.9 * smallest[stack.index]]
         reached[progress] = iteration
         smallest[stack.index] = torch.minimum(smallest[stack.index], decrement)
         stuck |= iteration - reached[stack.index] > _PATIENCE
-        stop = converged | stuck | ~torch.isfinite(stack.value) | (iteration == max_iterations)
+        stop = converged | stuck | ~torch.isfinite(stack.value) | (iteration == MAX_ITERATIONS)
         if bool(stop.any()):
             ended = stack.index[stop]
             result.x[ended], result.value[ended] = stack.x[stop], stack.value[stop]
@@ -162,13 +162,14 @@ def minimize(
                 )
             if bool(stop.all()):
                 break
+            # Those that are done leave, so that the last problem of a stack does not pay for all of them.
             stack.keep(torch.nonzero(~stop).flatten())
-        stuck = _advance(evaluate, stack, memory, rounding)
+        stuck = _advance(evaluate, stack, rounding)
     return result
 
 
-def _advance(evaluate: Evaluate, stack: _Stack, memory: int, rounding: float) -> Tensor:
-    """Take one step in every running problem; return (k,) bool: which of them found no step that helps."""
+def _advance(evaluate: Evaluate, stack: _Stack, rounding: float) -> Tensor:
+    """Take one step in every running problem; return (k,) bool: in which of them no step helps."""
     direction = stack.direction()
     slope = _dot(stack.gradient, direction)
     uphill = slope >= 0  # only by rounding: fall back on the preconditioned gradient
@@ -199,7 +200,7 @@ def _advance(evaluate: Evaluate, stack: _Stack, memory: int, rounding: float) ->
         length[rows] *= _shrink(stack.value[rows], trial_value, length[rows], slope[rows])
     stuck = torch.zeros_like(slope, dtype=torch.bool)
     stuck[rows] = True
-    stack.remember(x - stack.x, gradient - stack.gradient, memory)
+    stack.remember(x - stack.x, gradient - stack.gradient)
     stack.x, stack.value, stack.gradient = x, value, gradient
     stack.lowest = torch.minimum(stack.lowest, value)
     return stuck

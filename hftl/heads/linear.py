@@ -7,13 +7,11 @@ from torch import Tensor
 
 from hftl.errors import ConvergenceError, UserError
 from hftl.heads.checks import check_features, check_labels, check_strengths, loss_weights
-from hftl.heads.fit import HeadFit
-from hftl.heads.logistic import LogisticOptions, fit_logistic
+from hftl.heads.fit import HeadFit, LinearOptions
+from hftl.heads.logistic import fit_logistic
 from hftl.heads.ridge import fit_ridge
 from hftl.heads.selection import Rule
 from hftl.tasks import ClassWeight, Task
-
-_GIGABYTE = 1 << 30
 
 
 def fit_linear(
@@ -26,18 +24,14 @@ def fit_linear(
     folds: int = 5,
     rule: Rule = "best",
     class_weight: ClassWeight = None,
-    sample_weight: Tensor | None = None,
     standardize: bool = True,
     bias: bool = True,
     calibrate: bool = True,
     validation: tuple[Tensor, Tensor] | None = None,
     tolerance: float = 1e-10,
     seed: int = 0,
-    device: torch.device | str | None = None,
-    max_bytes: int = 8 * _GIGABYTE,
 ) -> HeadFit:
-    """Solve a linear head over a path of L2 strengths, choose one on held-out rows, and solve that on all
-    rows.
+    """Solve a linear head over a path of L2 strengths, choose one on held-out rows, solve that on all rows.
 
     ``single_label`` is multinomial logistic regression, ``multi_label`` one logistic regression for each
     label with a common strength, ``regression`` ridge with exact leave-one-out errors. The objective is
@@ -51,7 +45,7 @@ def fit_linear(
     The same inputs and seed give the same bits on the same device and number of threads.
 
     Args:
-        features: (n, dim) floating point, on any device.
+        features: (n, dim) floating point, on the device where to compute.
         labels: (n,) int64 class indices for ``single_label``, (n, num_labels) zeros and ones for
             ``multi_label``, (n, num_labels) or (n,) numbers for ``regression``.
         task: what the labels mean.
@@ -60,7 +54,6 @@ def fit_linear(
         folds: stratified folds to choose on; leave-one-out is used for regression.
         rule: ``best``, or ``one_se`` for the strongest strength within one standard error of the best.
         class_weight: ``balanced``, or a weight for each class (multi-label: for each label's positive rows).
-        sample_weight: (n,) non-negative weights of the rows.
         standardize: divide features by their standard deviation before penalising; folded into the result.
         bias: whether the head has a free bias; without one nothing is centred and the returned bias is zero, which is
             what fits a model whose last layer has none.
@@ -69,8 +62,6 @@ def fit_linear(
         tolerance: relative distance from the minimum at which the exported head stops; the report says
             whether it was reached.
         seed: decides the folds.
-        device: where to compute; the features' own device where None.
-        max_bytes: transformed features beyond this size are streamed to the device in blocks.
 
     Raises:
         DataError: features or labels are malformed, not finite, or have only one class.
@@ -81,30 +72,21 @@ def fit_linear(
     if folds < 2:
         raise UserError(f"folds: expected at least 2, got {folds}")
     check_features(features)
-    device = torch.device(device) if device is not None else features.device
-    labels = check_labels(labels, len(features), task, num_labels).to(device)
-    weights = loss_weights(labels, task, num_labels, class_weight, sample_weight)
+    labels = check_labels(labels, len(features), task, num_labels).to(features.device)
+    weights = loss_weights(labels, task, num_labels, class_weight)
     path = None if strengths is None else check_strengths(strengths)
+    options = LinearOptions(task, num_labels, path, folds, rule, standardize, bias, calibrate, tolerance, seed)
     if validation is not None:
-        validation = _check_validation(validation, features.shape[1], task, num_labels, device)
+        validation = _check_validation(validation, features, options)
 
+    # A class of weight zero is as good as absent: its rows must not give the folds or the axes their shape either.
     used = (weights > 0).any(1)
     if not bool(used.all()):
-        features, labels, weights = features[used.to(features.device)], labels[used], weights[used]
-    if task.link == "identity":
-        head = fit_ridge(
-            features,
-            labels,
-            weights[:, 0],
-            strengths=path,
-            rule=rule,
-            standardize=standardize,
-            bias=bias,
-            validation=validation,
-        )
+        features, labels, weights = features[used], labels[used], weights[used]
+    if task.has_classes:
+        head = fit_logistic(features, labels, weights, options, validation)
     else:
-        options = LogisticOptions(path, folds, rule, standardize, bias, calibrate, tolerance, seed, max_bytes)
-        head = fit_logistic(features, labels, weights, task.link, num_labels, options, validation)
+        head = fit_ridge(features, labels, options, validation)
     if not bool(torch.isfinite(head.weight).all() and torch.isfinite(head.bias).all()):
         raise ConvergenceError(
             "the head's weights are not finite in float32; rescale the features, or set standardize=True"
@@ -115,11 +97,11 @@ def fit_linear(
 
 
 def _check_validation(
-    validation: tuple[Tensor, Tensor], dim: int, task: Task, num_labels: int, device: torch.device
+    validation: tuple[Tensor, Tensor], training: Tensor, options: LinearOptions
 ) -> tuple[Tensor, Tensor]:
-    features, labels = validation
+    (features, labels), dim = validation, training.shape[1]
     check_features(features, "validation features")
     if features.shape[1] != dim:
         raise UserError(f"validation features: expected {dim} columns as in training, got {features.shape[1]}")
-    labels = check_labels(labels, len(features), task, num_labels, "validation labels")
-    return features.to(device), labels.to(device)
+    labels = check_labels(labels, len(features), options.task, options.num_labels, "validation labels")
+    return features.to(training.device), labels.to(training.device)

@@ -12,32 +12,17 @@ import torch
 from torch import Tensor
 
 from hftl.errors import ConvergenceError, DataError
-from hftl.heads.basis import default_strengths, fit_basis
+from hftl.heads.basis import Basis, default_strengths, fit_basis
 from hftl.heads.calibration import calibration_report
-from hftl.heads.fit import HeadFit
+from hftl.heads.fit import HeadFit, LinearOptions
 from hftl.heads.folds import rarest_label_folds, stratified_folds
 from hftl.heads.objective import EVERY_ROW, NO_FOLD, FoldRows, Objective
 from hftl.heads.path import Candidate, HeldOut, held_out_logits, solve, walk
-from hftl.heads.selection import Rule, best_thresholds, choose, f1_scores
+from hftl.heads.selection import best_thresholds, choose, f1_scores
 from hftl.tasks import Link
 
 # The bias of a class that has no training row: its probability is zero, and the number fits into float16.
 _NEVER = -1e4
-
-
-@dataclass(frozen=True)
-class LogisticOptions:
-    """How ``fit_linear`` was asked to choose; the fields are its arguments."""
-
-    strengths: list[float] | None
-    folds: int
-    rule: Rule
-    standardize: bool
-    bias: bool
-    calibrate: bool
-    tolerance: float
-    seed: int
-    max_bytes: int
 
 
 @dataclass(frozen=True)
@@ -54,96 +39,134 @@ class _Learnable:
 
 
 def fit_logistic(
-    features: Tensor,
-    labels: Tensor,
-    weights: Tensor,
-    loss: Link,
-    num_labels: int,
-    options: LogisticOptions,
-    validation: tuple[Tensor, Tensor] | None,
+    features: Tensor, labels: Tensor, weights: Tensor, options: LinearOptions, validation: tuple[Tensor, Tensor] | None
 ) -> HeadFit:
     """Solve, choose, refit and calibrate a logistic head.
 
     Args:
-        features: (n, dim), on any device; the rest is on the device where the solver runs.
+        features: (n, dim), on the device where to compute, as all the rest.
         labels: (n,) classes or (n, num_labels) zeros and ones.
         weights: (n, 1) or (n, num_labels) float64, no row of zeros.
-        loss: ``softmax`` or ``sigmoid``.
-        num_labels: rows of the returned weight.
-        options: how to choose.
+        options: what to solve, and how to choose.
         validation: features and labels to choose on, in place of folds.
+
+    Raises:
+        DataError: the labels say nothing that could be learnt, or the validation split has a class without training
+            rows.
+        ConvergenceError: the objective is not finite.
     """
-    learnable = _learnable(labels, loss, num_labels, options.bias)
-    outputs, device = len(learnable.index), labels.device
-    labels, weights = _restrict(labels, weights, learnable, loss)
-    folds = _deal(labels, loss, options) if validation is None else torch.full((len(labels),), NO_FOLD)
-    folds = folds.to(device)
-    basis = fit_basis(features, weights.mean(1), standardize=options.standardize, device=device, bias=options.bias)
-    strengths = options.strengths or default_strengths(basis)
-    start = torch.zeros(basis.rank + 1, outputs, dtype=torch.float64, device=device)
-    if options.bias:
-        start[-1] = _best_constant(labels, weights, loss, outputs)
-    everything = EVERY_ROW
-    if validation is not None:
-        everything = 0
-        features, labels, weights, folds = _join((features, labels, weights, folds), validation, learnable, loss)
-    rows = FoldRows(
-        features,
-        labels,
-        weights,
-        folds,
-        basis,
-        columns=outputs * max(1, int(folds.max()) + 1),
-        device=device,
-        max_bytes=options.max_bytes,
-    )
-    index = torch.nonzero(folds != NO_FOLD).flatten()
-    held_out = HeldOut(index, labels[index], weights[index], folds[index])
-
-    chosen: Candidate | None = None
-    report: dict[str, Any] = {"kind": "linear", "rule": options.rule, "path": []}
-    if len(index) and (options.calibrate or loss == "sigmoid" or len(strengths) > 1):
-        path = walk(rows, held_out, loss, start, strengths, options.calibrate)
-        chosen = path[choose([c.score for c in path], [c.error for c in path], options.rule)]
-        report["path"] = [candidate.entry for candidate in path]
-        report["chosen_on"] = "validation split" if validation else f"{int(folds.max()) + 1} folds"
-        start = chosen.heads.double().mean(0).view(start.shape)
-    else:
-        report["chosen_on"] = "nothing: one strength" if len(index) else "nothing: no two rows of one class"
-    strength = chosen.strength if chosen else strengths[len(strengths) // 2]
-    report["chosen"] = strength
-
-    problem = torch.tensor([everything], device=device)
-    solution = solve(Objective(rows, loss, outputs, strength, problem), start.flatten()[None], options.tolerance)
+    problem = _pose(features, labels, weights, options, validation)
+    chosen, report = _choose_strength(problem, options)
+    report = {"kind": "linear", "rule": options.rule, **report}
+    if validation is not None and chosen is not None:
+        report["chosen_on"] = "validation split"
+    start = problem.start if chosen is None else chosen.heads.double().mean(0).view(problem.start.shape)
+    strength, temperature = report["chosen"], chosen.temperature if chosen else 1.0
+    everything = torch.tensor([0 if validation is not None else EVERY_ROW], device=labels.device)
+    objective = Objective(problem.rows, problem.link, problem.outputs, strength, everything)
+    solution = solve(objective, start.flatten()[None], options.tolerance)
     if not bool(torch.isfinite(solution.value).all()):
         raise ConvergenceError("the head's objective is not finite: the features' scale is too extreme for float32")
+    # The path's heads, solved loosely on parts of the rows, chose the strength; this one is exported.
     theta = solution.x[0].view(start.shape).clone()
-    if loss == "softmax":
+    if problem.link == "softmax":
         theta[-1] -= theta[-1].mean()  # softmax does not see a common shift
-    weight, bias = basis.unfold(theta / (chosen.temperature if chosen else 1.0))
+    weight, bias = problem.basis.unfold(theta / temperature)
+    learnable = problem.learnable
     report |= {
         "objective": float(solution.value),
         "iterations": int(solution.iterations),
         "gradient_norm": float(solution.gradient.abs().max()),
         "converged": bool(solution.converged),
-        "labels_not_learnt": sorted(set(range(num_labels)) - set(learnable.index.tolist())),
+        "labels_not_learnt": sorted(set(range(options.num_labels)) - set(learnable.index.tolist())),
     }
-    if loss == "softmax" and validation is None:
-        report["classes_of_one_row"] = learnable.index[labels[folds == NO_FOLD]].sort().values.tolist()
+    if problem.link == "softmax" and validation is None:
+        report["classes_of_one_row"] = learnable.index[problem.labels[problem.folds == NO_FOLD]].sort().values.tolist()
     if chosen is not None:
-        folded = Objective(rows, loss, outputs, strength, torch.unique(held_out.folds))
-        logits = held_out_logits(folded, chosen.heads, held_out)
-        report |= _held_out_report(logits, held_out.targets, chosen.temperature, loss, learnable, options)
-    full_weight = torch.zeros(num_labels, weight.shape[1], dtype=torch.float64, device=device)
+        report |= _held_out_report(problem, chosen, options)
+    full_weight = torch.zeros(options.num_labels, weight.shape[1], dtype=torch.float64, device=labels.device)
     full_weight[learnable.index] = weight
     full_bias = learnable.bias.clone()
     full_bias[learnable.index] = bias
     return HeadFit(full_weight.float(), full_bias.float(), report)
 
 
-def _learnable(labels: Tensor, loss: Link, num_labels: int, bias: bool) -> _Learnable:
+@dataclass(frozen=True)
+class _Problem:
+    """What is to be solved, in the solver's coordinates and in terms of the labels that can be learnt.
+
+    Attributes:
+        link: the loss.
+        learnable: which labels the outputs are.
+        basis: the coordinates.
+        rows: all rows, in blocks; those of a validation split are fold 0.
+        labels: (n,) or (n, outputs), of all rows.
+        folds: (n,) int64, the fold of each row or ``NO_FOLD``.
+        held_out: the rows that are in a fold.
+        start: (rank + 1, outputs) float64, where to start: the best constant.
+    """
+
+    link: Link
+    learnable: _Learnable
+    basis: Basis
+    rows: FoldRows
+    labels: Tensor
+    folds: Tensor
+    held_out: HeldOut
+    start: Tensor
+
+    @property
+    def outputs(self) -> int:
+        return len(self.learnable.index)
+
+
+def _pose(
+    features: Tensor, labels: Tensor, weights: Tensor, options: LinearOptions, validation: tuple[Tensor, Tensor] | None
+) -> _Problem:
+    link = options.task.link
+    learnable = _learnable(labels, options)
+    outputs = len(learnable.index)
+    labels, weights = _restrict(labels, weights, learnable, link)
+    if validation is None:
+        deal = stratified_folds if link == "softmax" else rarest_label_folds
+        folds = deal(labels, options.folds, options.seed)
+    else:
+        folds = torch.full((len(labels),), NO_FOLD, device=labels.device)
+    # From training rows alone: a validation split must not have a say in what it judges.
+    basis = fit_basis(features, weights.mean(1), standardize=options.standardize, bias=options.bias)
+    start = torch.zeros(basis.rank + 1, outputs, dtype=torch.float64, device=labels.device)
+    if options.bias:
+        start[-1] = _best_constant(labels, weights, link, outputs)
+    if validation is not None:
+        training = features, labels, weights, folds
+        features, labels, weights, folds = _with_validation(training, validation, learnable, link)
+    columns = outputs * max(1, int(folds.max()) + 1)
+    rows = FoldRows(features, labels, weights, folds, basis, columns=columns)
+    index = torch.nonzero(folds != NO_FOLD).flatten()
+    held_out = HeldOut(index, labels[index], weights[index], folds[index])
+    return _Problem(link, learnable, basis, rows, labels, folds, held_out, start)
+
+
+def _choose_strength(problem: _Problem, options: LinearOptions) -> tuple[Candidate | None, dict[str, Any]]:
+    """The chosen strength solved on every fold, and what the report tells of the choice; None where there is none."""
+    strengths = options.strengths or default_strengths(problem.basis)
+    if not len(problem.held_out.index):
+        middle = strengths[len(strengths) // 2]
+        return None, {"path": [], "chosen_on": "nothing: no two rows of one class", "chosen": middle}
+    # Thresholds and temperature need held-out logits even where there is nothing to choose between.
+    if len(strengths) == 1 and not options.calibrate and problem.link == "softmax":
+        return None, {"path": [], "chosen_on": "nothing: one strength", "chosen": strengths[0]}
+    path = walk(problem.rows, problem.held_out, problem.link, problem.start, strengths, options.calibrate)
+    chosen = path[choose([c.score for c in path], [c.error for c in path], options.rule)]
+    folds = int(problem.folds.max()) + 1
+    entries = [candidate.entry for candidate in path]
+    return chosen, {"path": entries, "chosen_on": f"{folds} folds", "chosen": chosen.strength}
+
+
+def _learnable(labels: Tensor, options: LinearOptions) -> _Learnable:
     """What can be learnt. Without a free bias to run off to infinity, every class has a finite optimum."""
-    if loss == "softmax":
+    num_labels, bias = options.num_labels, options.bias
+    if options.task.link == "softmax":
         index = torch.unique(labels)
         if len(index) < 2:
             raise DataError("labels: all training rows are of one class; a head needs at least two")
@@ -165,13 +188,7 @@ def _restrict(labels: Tensor, weights: Tensor, learnable: _Learnable, loss: Link
     return labels[:, learnable.index], weights if weights.shape[1] == 1 else weights[:, learnable.index]
 
 
-def _deal(labels: Tensor, loss: Link, options: LogisticOptions) -> Tensor:
-    """The fold of each row; all ``NO_FOLD`` where nothing can be held out."""
-    deal = stratified_folds if loss == "softmax" else rarest_label_folds
-    return deal(labels, options.folds, options.seed)
-
-
-def _join(
+def _with_validation(
     training: tuple[Tensor, Tensor, Tensor, Tensor],
     validation: tuple[Tensor, Tensor],
     learnable: _Learnable,
@@ -188,7 +205,7 @@ def _join(
     ones = torch.ones(len(new_labels), weights.shape[1], dtype=torch.float64, device=weights.device)
     new_labels, ones = _restrict(new_labels, ones, learnable, loss)
     return (
-        torch.cat([features, new_features.to(features.device)]),
+        torch.cat([features, new_features]),
         torch.cat([labels, new_labels]),
         torch.cat([weights, ones]),
         torch.cat([folds, torch.zeros(len(new_labels), dtype=torch.int64, device=folds.device)]),
@@ -203,18 +220,20 @@ def _best_constant(labels: Tensor, weights: Tensor, loss: Link, outputs: int) ->
     return ((weights * labels).sum(0) / weights.expand(-1, outputs).sum(0)).logit()
 
 
-def _held_out_report(
-    logits: Tensor, targets: Tensor, temperature: float, loss: Link, learnable: _Learnable, options: LogisticOptions
-) -> dict[str, Any]:
-    """What the rows that were not seen say of the chosen strength: calibration and, for labels,
-    thresholds."""
+def _held_out_report(problem: _Problem, chosen: Candidate, options: LinearOptions) -> dict[str, Any]:
+    """What rows that were not seen say of the chosen strength: calibration and, for labels, thresholds."""
+    folded = Objective(
+        problem.rows, problem.link, problem.outputs, chosen.strength, torch.unique(problem.held_out.folds)
+    )
+    logits, targets = held_out_logits(folded, chosen.heads, problem.held_out), problem.held_out.targets
     report: dict[str, Any] = {}
     if options.calibrate:
-        report["calibration"] = {**calibration_report(logits, targets, temperature, loss), "folded": True}
-    if loss == "sigmoid":
-        thresholds, f1 = best_thresholds((logits / temperature).sigmoid(), targets)
-        tuned = torch.full_like(learnable.bias, 0.5)
-        tuned[learnable.index] = thresholds
+        measured = calibration_report(logits, targets, chosen.temperature, problem.link)
+        report["calibration"] = {**measured, "folded": True}
+    if problem.link == "sigmoid":
+        thresholds, f1 = best_thresholds((logits / chosen.temperature).sigmoid(), targets)
+        tuned = torch.full_like(problem.learnable.bias, 0.5)
+        tuned[problem.learnable.index] = thresholds
         report["thresholds"] = tuned.tolist()
         report["f1_macro_at_half"] = float(f1_scores(logits > 0, targets).mean())
         report["f1_macro_at_thresholds"] = float(f1.mean())

@@ -1,13 +1,13 @@
 """Heads that have no exact solution, trained on cached features: a class's own head module, or any forward.
 
-Several learning rates and weight decays are trained at once: their parameters are stacked,
-``torch.func.vmap`` runs the caller's forward over the stack, and AdamW (Loshchilov & Hutter, *Decoupled
-weight decay regularization*, ICLR 2019, Algorithm 2) updates it with a learning rate and a decay for each.
-Held-out rows choose the setting and when to stop; then that setting is trained on all rows for as long.
+Several learning rates and weight decays are trained at once. Their parameters are stacked, ``torch.func.vmap`` runs
+the caller's forward over the stack, and AdamW (Loshchilov & Hutter, *Decoupled weight decay regularization*, ICLR
+2019, Algorithm 2) updates it with a learning rate and a decay for each. Held-out rows choose the setting and when to
+stop; then that setting is trained on all rows for as long.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hftl.errors import ConvergenceError, DataError, UserError
+from hftl.errors import ConvergenceError, DataError
 from hftl.heads.calibration import calibration_report, fit_temperature
 from hftl.heads.checks import check_labels, loss_weights
 from hftl.heads.folds import random_folds, rarest_label_folds, stratified_folds
@@ -26,6 +26,12 @@ Features = dict[str, Tensor]
 # (parameters, features with rows first, whether training) -> logits (rows, num_labels)
 Forward = Callable[[Params, Features, bool], Tensor]
 
+# Every learning rate is tried with every weight decay.
+LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+WEIGHT_DECAYS = (0.01, 0.1)
+ROUNDS = 30  # at most so many passes over the rows
+PATIENCE = 6  # rounds without improvement of any setting before stopping
+BATCH_ROWS = 128
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 _WARM_UP = 0.05  # share of all steps
@@ -78,13 +84,7 @@ def fit_native(
     *,
     task: Task | str,
     num_labels: int,
-    learning_rates: Sequence[float] = (3e-4, 1e-3, 3e-3),
-    weight_decays: Sequence[float] = (0.01, 0.1),
-    rounds: int = 30,
-    patience: int = 6,
-    batch_size: int = 128,
     class_weight: ClassWeight = None,
-    sample_weight: Tensor | None = None,
     validation: tuple[Features, Tensor] | None = None,
     calibrate: bool = True,
     seed: int = 0,
@@ -92,12 +92,11 @@ def fit_native(
 ) -> NativeFit:
     """Train a head whose forward the caller gives, from the parameters that the caller gives.
 
-    A round is one pass over the rows (at least 20 steps). The learning rate warms up and then follows a
-    cosine over all rounds; biases and norms are not decayed. Without a validation split, a fifth of the rows
-    is held out to choose the setting and the round, and the chosen one is trained anew on all rows; with a
-    split, the best parameters are kept as they are. A temperature fitted on the rows that chose is folded into the last
-    layer, where it is proved to scale the logits. The same inputs and seed give the same bits on the same
-    device and number of threads.
+    A round is one pass over the rows (at least 20 steps). The learning rate warms up and then follows a cosine over all
+    rounds; biases and norms are not decayed. Without a validation split, a fifth of the rows is held out to choose the
+    setting and the round, and the chosen one is trained anew on all rows; with a split, the best parameters are kept as
+    they are. A temperature fitted on the rows that chose is folded into the last layer, where it is proved to scale the
+    logits. The same inputs and seed give the same bits on the same device and number of threads.
 
     Args:
         forward: ``forward(params, features, train)`` gives logits (n, num_labels) for features whose first
@@ -107,13 +106,7 @@ def fit_native(
         labels: as for ``fit_linear``.
         task: what the labels mean.
         num_labels: classes, labels or targets.
-        learning_rates: to try, each with each weight decay.
-        weight_decays: to try.
-        rounds: at most so many.
-        patience: rounds without improvement of any setting before stopping.
-        batch_size: rows a step.
         class_weight: as for ``fit_linear``.
-        sample_weight: as for ``fit_linear``.
         validation: features and labels to choose on.
         calibrate: divide the logits by a temperature fitted on the rows that chose (classification only).
         seed: decides the held-out rows, the order of the batches and dropout.
@@ -125,25 +118,24 @@ def fit_native(
         ConvergenceError: no setting gives a finite validation loss.
     """
     task = Task(task)
-    settings = [_Setting(rate, decay) for rate in learning_rates for decay in weight_decays]
-    if not settings or rounds < 1 or batch_size < 1:
-        raise UserError("fit_native: give at least one learning rate and weight decay, one round, one row a batch")
+    settings = [_Setting(rate, decay) for rate in LEARNING_RATES for decay in WEIGHT_DECAYS]
     device = torch.device(device) if device is not None else next(iter(features.values())).device
-    rows = _rows(features, labels, task, num_labels, class_weight, sample_weight, device)
+    rows = _labelled(features, labels, task, num_labels, class_weight, device)
     params = {name: value.detach().to(device) for name, value in params.items()}
     if validation is None:
         training, judging = _hold_out(rows, task, seed)
     else:
-        training, judging = rows, _rows(*validation, task, num_labels, None, None, device)
+        training, judging = rows, _labelled(*validation, task, num_labels, None, device)
+    # Dropout draws from torch's global generators, whose state is the caller's.
     generators = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=generators):
         torch.manual_seed(seed)
-        search = _Search(_vmap_or_loop(forward, params, training, len(settings)), task, settings, rounds)
-        best, history = _choose(search, params, training, judging, patience, batch_size, seed)
+        search = _Search(_vmap_or_loop(forward, params, training, len(settings)), task, settings)
+        best, history = _search_settings(search, params, training, judging, seed)
         if validation is None:
             torch.manual_seed(seed)
-            final = _Search(_looped(forward), task, [settings[best.setting]], rounds)
-            trained = final.train(params, rows, batch_size, seed, until=best.round)
+            final = _Search(_looped(forward), task, [settings[best.setting]])
+            *_, trained = final.walk(params, rows, seed, until=best.round)
             refitted = {name: value[0] for name, value in trained.items()}
         else:
             refitted = best.params
@@ -158,7 +150,7 @@ def fit_native(
             "rounds": best.round,
         },
         "validation": best.score,
-        "converged": best.round < rounds,
+        "converged": best.round < ROUNDS,
         "stacked": search.stacked,
         "parameters": sum(value.numel() for value in params.values()),
     }
@@ -186,30 +178,26 @@ class _Best:
 class _Search:
     """AdamW on stacked parameters, one setting of learning rate and weight decay for each."""
 
-    def __init__(self, forward: "_Stacked", task: Task, settings: list[_Setting], rounds: int) -> None:
-        self.forward, self.task, self.settings, self.rounds = forward.run, task, settings, rounds
+    def __init__(self, forward: "_Stacked", task: Task, settings: list[_Setting]) -> None:
+        self.forward, self.task, self.settings = forward.run, task, settings
         self.stacked = forward.vmapped
 
-    def train(self, params: Params, rows: _LabelledRows, batch_size: int, seed: int, until: int) -> Params:
-        """Train for ``until`` rounds: stacked parameters."""
-        *_, last = self.walk(params, rows, batch_size, seed, until)
-        return last
-
-    def walk(self, params: Params, rows: _LabelledRows, batch_size: int, seed: int, until: int) -> Iterator[Params]:
-        """Train from ``params``, yielding the stacked parameters after each round."""
+    def walk(self, params: Params, rows: _LabelledRows, seed: int, until: int) -> Iterator[Params]:
+        """Train from ``params`` for ``until`` rounds, yielding the stacked parameters after each."""
         count, device = len(self.settings), rows.labels.device
         stack = {name: value.expand(count, *value.shape).clone() for name, value in params.items()}
         moments = {name: (torch.zeros_like(value), torch.zeros_like(value)) for name, value in stack.items()}
         rates = torch.tensor([s.learning_rate for s in self.settings], device=device)
         decays = torch.tensor([s.weight_decay for s in self.settings], device=device)
-        steps = max(math.ceil(len(rows) / batch_size), _STEPS_PER_ROUND)
-        batches = _batches(len(rows), batch_size, seed)
+        steps = max(math.ceil(len(rows) / BATCH_ROWS), _STEPS_PER_ROUND)
+        batches = _batches(len(rows), BATCH_ROWS, seed)
         for step in range(1, until * steps + 1):
             batch = rows.take(next(batches).to(device))
             gradients = self._gradients(stack, batch)
-            rate = rates * _schedule(step, self.rounds * steps)
+            # Of all rounds, not of ``until``: the refit then walks the rates that led to the chosen round.
+            rate = rates * _schedule(step, ROUNDS * steps)
             for name, value in stack.items():
-                _adamw(value, gradients[name], *moments[name], rate, decays, step)
+                _adamw(value, gradients[name], moments[name], rate, decays, step)
             if step % steps == 0:
                 yield stack
 
@@ -231,20 +219,14 @@ class _Search:
         return torch.cat([self.forward(stack, features, False) for features in blocks], dim=1)
 
 
-def _choose(
-    search: _Search,
-    params: Params,
-    training: _LabelledRows,
-    judging: _LabelledRows,
-    patience: int,
-    batch_size: int,
-    seed: int,
+def _search_settings(
+    search: _Search, params: Params, training: _LabelledRows, judging: _LabelledRows, seed: int
 ) -> tuple[_Best, list[dict[str, Any]]]:
     """Train all settings until none improves any more; return the best and the history of each."""
     count = len(search.settings)
     lowest, reached = torch.full((count,), torch.inf), torch.zeros(count, dtype=torch.int64)
     best: _Best | None = None
-    for finished, stack in enumerate(search.walk(params, training, batch_size, seed, search.rounds), start=1):
+    for finished, stack in enumerate(search.walk(params, training, seed, ROUNDS), start=1):
         logits = search.logits(stack, judging)
         losses = _losses(logits, judging.labels, judging.weights, search.task).mean(1).cpu()
         improved = losses < lowest  # False for NaN
@@ -253,7 +235,7 @@ def _choose(
         if improved[setting] and (best is None or float(lowest[setting]) < best.score):
             copy = {name: value[setting].clone() for name, value in stack.items()}
             best = _Best(float(lowest[setting]), setting, finished, copy, logits[setting])
-        if finished - int(reached.max()) >= patience:
+        if finished - int(reached.max()) >= PATIENCE:
             break
     if best is None:
         raise ConvergenceError("native head: no learning rate gives a finite loss; try smaller learning rates")
@@ -307,9 +289,13 @@ def _looped(forward: Forward) -> _Stacked:
 
 
 def _adamw(
-    value: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, rate: Tensor, decay: Tensor, step: int
+    value: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], rate: Tensor, decay: Tensor, step: int
 ) -> None:
-    """One AdamW update in place; the leading dimension of all tensors is that of ``rate`` and ``decay``."""
+    """One AdamW update in place; the leading dimension of all tensors is that of ``rate`` and ``decay``.
+
+    torch's own optimizer has one learning rate for a tensor, and here each slice of a stack has its own.
+    """
+    mean, square = moments
     shape = (-1, *[1] * (value.ndim - 1))
     rate, decay = rate.view(shape), decay.view(shape)
     if value.ndim > 2:  # a matrix in each setting: biases and norms are not decayed
@@ -347,14 +333,8 @@ def _losses(logits: Tensor, labels: Tensor, weights: Tensor, task: Task) -> Tens
     return (losses * weights).mean(-1)
 
 
-def _rows(
-    features: Features,
-    labels: Tensor,
-    task: Task,
-    num_labels: int,
-    class_weight: ClassWeight,
-    sample_weight: Tensor | None,
-    device: torch.device,
+def _labelled(
+    features: Features, labels: Tensor, task: Task, num_labels: int, class_weight: ClassWeight, device: torch.device
 ) -> _LabelledRows:
     count = len(labels)
     for name, value in features.items():
@@ -365,7 +345,7 @@ def _rows(
     labels = check_labels(labels, count, task, num_labels).to(device)
     if not task.has_classes:
         labels = labels.float()
-    weights = loss_weights(labels, task, num_labels, class_weight, sample_weight)
+    weights = loss_weights(labels, task, num_labels, class_weight)
     weights = (weights / weights.mean()).float()
     return _LabelledRows({name: value.to(device) for name, value in features.items()}, labels, weights)
 
@@ -373,6 +353,7 @@ def _rows(
 def _hold_out(rows: _LabelledRows, task: Task, seed: int) -> tuple[_LabelledRows, _LabelledRows]:
     """A fifth of the rows, stratified by class, to judge on; classes of one row stay in training."""
     deal = task.case(single_label=stratified_folds, multi_label=rarest_label_folds, regression=random_folds)
+    # The deal of the linear heads, of which one fold is enough here: each fold more would be one more training.
     folds = deal(rows.labels, _HELD_OUT_FOLDS, seed)
     held = folds == 0
     if not bool(held.any()) or bool(held.all()):
@@ -381,7 +362,7 @@ def _hold_out(rows: _LabelledRows, task: Task, seed: int) -> tuple[_LabelledRows
 
 
 def _temperature(logits: Tensor, judging: _LabelledRows, loss: Link) -> float:
-    """The temperature of held-out rows; one where all are predicted right, for then any sharpening looks better."""
+    """The temperature of held-out rows; one where all are predicted right, since then any sharpening looks better."""
     right = logits.argmax(1) == judging.labels if loss == "softmax" else (logits > 0) == (judging.labels > 0)
     if bool(right.all()):
         return 1.0

@@ -26,12 +26,13 @@ _BLOCK_LOGITS = {"cpu": 1 << 18}
 _BLOCK_LOGITS_ELSEWHERE = 1 << 25
 _BLOCK_ROWS = (256, 8192)  # at least, at most
 _LANES = 16  # float32 numbers of a vector register: matrix products are fastest in multiples of it
+# Transformed features stay on the device up to this size. Beyond it they would crowd out the features themselves.
+RESIDENT_BYTES = 8 << 30
 
 
 @dataclass
 class Block:
-    """Rows of one fold: features (n, rank + 1), targets, weights (n, 1) or (n, outputs), all on the
-    device."""
+    """Rows of one fold: features (n, rank + 1), targets, weights (n, 1) or (n, outputs)."""
 
     fold: int
     rows: Tensor
@@ -43,18 +44,16 @@ class Block:
 class FoldRows:
     """The training rows in blocks that lie within one fold, in the coordinates of the solver.
 
-    They stay on the device when they fit into ``max_bytes``; otherwise each pass copies and transforms them
-    block by block, with the same result to the bit.
+    They are kept when they fit into `RESIDENT_BYTES`; otherwise each pass transforms them block by block, with the
+    same result to the bit.
 
     Args:
-        features: (n, dim) float32, raw.
+        features: (n, dim) floating point, raw, on the device where the solver runs, as all the rest.
         targets: (n,) int64 classes or (n, outputs) float32.
         weights: (n, 1) or (n, outputs) float64.
         folds: (n,) int64, the fold of each row or ``NO_FOLD``.
         basis: the coordinates.
         columns: columns of the logits of all problems together, which bounds the rows of a block.
-        device: where the solver runs.
-        max_bytes: memory that the transformed features may take there.
     """
 
     def __init__(
@@ -66,19 +65,17 @@ class FoldRows:
         basis: Basis,
         *,
         columns: int,
-        device: torch.device,
-        max_bytes: int,
     ) -> None:
         self._features, self._targets, self._weights, self._basis = features, targets, weights, basis
-        self._device = device
+        # Stable, so that the same rows give the same blocks, and sums the same bits.
         order = torch.argsort(folds, stable=True)
-        logits = _BLOCK_LOGITS.get(device.type, _BLOCK_LOGITS_ELSEWHERE)
+        logits = _BLOCK_LOGITS.get(features.device.type, _BLOCK_LOGITS_ELSEWHERE)
         block_rows = min(max(logits // columns, _BLOCK_ROWS[0]), _BLOCK_ROWS[1])
         self._spans: list[tuple[int, Tensor]] = []
         for fold in torch.unique(folds).tolist():
             members = order[folds[order] == fold]
             self._spans += [(fold, rows) for rows in torch.split(members, block_rows)]
-        resident = len(features) * (basis.rank + 1) * 4 <= max_bytes
+        resident = len(features) * (basis.rank + 1) * 4 <= RESIDENT_BYTES
         self._resident = [self._load(*span) for span in self._spans] if resident else None
         row_weights = weights.mean(1)
         self.count, self.rank = len(features), basis.rank
@@ -92,10 +89,8 @@ class FoldRows:
             yield from (self._load(*span) for span in self._spans)
 
     def _load(self, fold: int, rows: Tensor) -> Block:
-        features = self._features[rows.to(self._features.device)].to(self._device)
-        targets = self._targets[rows.to(self._targets.device)].to(self._device)
-        weights = self._weights[rows.to(self._weights.device)].to(self._device, torch.float32)
-        return Block(fold, rows.to(self._device), self._basis.transform(features), targets, weights)
+        features = self._basis.transform(self._features[rows])
+        return Block(fold, rows, features, self._targets[rows], self._weights[rows].float())
 
 
 class Objective:
@@ -115,6 +110,7 @@ class Objective:
     def __init__(self, rows: FoldRows, loss: Link, outputs: int, strength: float, held_out: Tensor) -> None:
         self.rows, self.loss, self.outputs, self.held_out = rows, loss, outputs, held_out
         hidden = [rows.weight_of_fold.get(fold, 0.0) for fold in held_out.tolist()]
+        # What each problem trains on: all rows but those of its fold.
         self.total = rows.total_weight - torch.tensor(hidden, dtype=torch.float64, device=held_out.device)
         self.penalty = strength / self.total
 
@@ -131,6 +127,8 @@ class Objective:
         for block, members, logits in self._logits(weights, problems):
             loss, residual = _loss_and_residual(self.loss, logits, block.targets)
             residual *= block.weights[:, None, :]
+            # Logits are float32 because that is what is fast; sums over many rows are not, because L-BFGS compares
+            # values that differ in the last digits.
             value[members] += (loss * block.weights[:, None, :]).sum((0, 2), dtype=torch.float64)
             product = matmul(residual.flatten(1).T, block.features)
             gradient[members] += product.view(len(members), self.outputs, -1).transpose(1, 2).double()
@@ -172,8 +170,7 @@ class Objective:
         return diagonal.flatten(1)
 
     def _logits(self, weights: Tensor, problems: Tensor) -> Iterator[tuple[Block, Tensor, Tensor]]:
-        """For each block: the members of ``problems`` that train on it, their logits (n, members,
-        outputs)."""
+        """For each block: the members of ``problems`` that train on it, and their logits (n, members, outputs)."""
         flat = weights.float().transpose(0, 1).contiguous()  # (rank + 1, k, outputs)
         held_out = self.held_out[problems]
         chosen: dict[int, tuple[Tensor, Tensor]] = {}  # by fold

@@ -1,5 +1,4 @@
-"""The path of L2 strengths: heads of all folds at each strength, judged on the rows that they have not
-seen."""
+"""The path of L2 strengths: heads of all folds at each strength, judged on rows that they have not seen."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -9,19 +8,16 @@ import torch
 from torch import Tensor
 
 from hftl.heads.calibration import fit_temperature
-from hftl.heads.lbfgs import Solution, minimize
+from hftl.heads.lbfgs import MEMORY, Solution, minimize
 from hftl.heads.objective import NO_FOLD, FoldRows, Objective
 from hftl.heads.selection import f1_scores, standard_error
 from hftl.onednn import matmul
 from hftl.tasks import Link
 
-# Relative suboptimality at which a head of the path stops: small beside the standard error of its validation
-# loss.
+# Relative suboptimality at which a head of the path stops: small beside the standard error of its validation loss.
 _PATH_TOLERANCE = 1e-3
 # The Hessian's diagonal is recomputed at every so many strengths, and corrected for the penalty between.
 _CURVATURE_EVERY = 4
-_MAX_ITERATIONS = 2000
-_MEMORY = 10
 _HISTORY_BYTES = 2 << 30
 # Hessian diagonals are floored at this share of their largest entry: where probabilities have saturated, a
 # coordinate's curvature is no guide to the length of a step.
@@ -30,8 +26,7 @@ _CURVATURE_FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The rows that judge: indices (m,), targets (m,) or (m, outputs), weights (m, 1 or outputs), folds
-    (m,)."""
+    """The m rows that judge: index (m,), targets (m,) or (m, outputs), weights (m, 1 or outputs), folds (m,)."""
 
     index: Tensor
     targets: Tensor
@@ -88,6 +83,7 @@ def walk(
     curvature: Tensor | None = None
     for index, strength in enumerate(strengths):
         before, objective = objective, Objective(rows, loss, outputs, strength, folds)
+        # The Hessian's diagonal costs as much as a step, and only sets the scale of the first one.
         if before is not None and solution is not None and curvature is not None:
             solution = objective.reuse(solution, before)
             curvature = curvature + objective.added_penalty(before)
@@ -128,7 +124,8 @@ def solve(
     """
     curvature = objective.curvature(start) if curvature is None else curvature
     inverse = 1 / torch.maximum(curvature, _CURVATURE_FLOOR * curvature.amax(1, keepdim=True))
-    together = max(1, _HISTORY_BYTES // (2 * _MEMORY * start[0].nbytes))
+    # Each problem keeps its last steps and gradients; with thousands of classes all folds at once would not fit.
+    together = max(1, _HISTORY_BYTES // (2 * MEMORY * start[0].nbytes))
     parts = [
         minimize(
             partial(_evaluate, objective, problems),
@@ -136,8 +133,6 @@ def solve(
             inverse[problems],
             tolerance=tolerance,
             rounding=objective.rounding,
-            max_iterations=_MAX_ITERATIONS,
-            memory=_MEMORY,
             known=known if together >= len(start) else None,
         )
         for problems in torch.split(torch.arange(len(start), device=start.device), together)
@@ -178,6 +173,7 @@ def _judge(
 ) -> Candidate:
     temperature = 1.0
     if calibrate:
+        # One temperature for all folds, as the exported head will have one.
         temperature = fit_temperature(logits, held_out.targets, held_out.weights, loss)
     losses = _weighted_losses(logits / temperature, held_out.targets, held_out.weights, loss)
     weights = held_out.weights.mean(1)

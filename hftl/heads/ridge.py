@@ -6,77 +6,66 @@ form from one pass over the rows, and a second pass gives all leave-one-out resi
 Technometrics 21 (1979), eq. 2.1).
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hftl.errors import DataError
-from hftl.heads.basis import BLOCK_ROWS, Basis, default_strengths, fit_basis
-from hftl.heads.fit import HeadFit
-from hftl.heads.selection import Rule, choose
+from hftl.heads.basis import Basis, default_strengths, fit_basis, row_blocks
+from hftl.heads.fit import HeadFit, LinearOptions
+from hftl.heads.selection import choose
 
 
 def fit_ridge(
-    features: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    *,
-    strengths: list[float] | None,
-    rule: Rule,
-    standardize: bool,
-    bias: bool,
-    validation: tuple[Tensor, Tensor] | None,
+    features: Tensor, targets: Tensor, options: LinearOptions, validation: tuple[Tensor, Tensor] | None
 ) -> HeadFit:
-    """Minimise ``sum_i w_i |y_i - W x_i - b|^2 + strength |W|^2``, the strength chosen by leave-one-out
-    error.
+    """Minimise ``sum_i |y_i - W x_i - b|^2 + strength |W|^2``, the strength chosen by leave-one-out error.
 
     The error of each target is divided by its variance, so that targets of any scale count alike. Everything
     is computed in float64.
 
     Args:
-        features: (n, dim), on any device.
+        features: (n, dim).
         targets: (n, num_targets) float64.
-        weights: (n,) float64, positive.
-        strengths: from strong to weak; ``default_strengths`` where None.
-        rule: ``best`` or ``one_se``.
-        standardize: penalise coefficients of standardised features.
-        bias: whether there is a free bias.
+        options: how to choose.
         validation: features and targets to choose on in place of leave-one-out.
+
+    Raises:
+        DataError: there are fewer than two rows.
     """
     if len(features) < 2:
         raise DataError("regression needs at least two training rows")
-    device = targets.device
-    basis = fit_basis(features, weights, standardize=standardize, device=device, bias=bias)
-    strengths = strengths or default_strengths(basis)
-    total = weights.sum()
-    mean = weights @ targets / total if bias else torch.zeros_like(targets[0])
-    variance = (weights @ (targets - mean).square() / total).clamp_min(1e-300)
+    total, device = len(features), targets.device
+    weights = torch.ones(total, dtype=torch.float64, device=device)
+    basis = fit_basis(features, weights, standardize=options.standardize, bias=options.bias)
+    strengths = options.strengths or default_strengths(basis)
+    mean = targets.mean(0) if options.bias else torch.zeros_like(targets[0])
+    variance = (targets - mean).square().mean(0).clamp_min(1e-300)
     products = torch.zeros(basis.rank, targets.shape[1], dtype=torch.float64, device=device)
-    for span, z in _blocks(features, basis, device):
-        products += z[:, :-1].T @ (weights[span, None] * (targets[span] - mean))
+    for rows, block in row_blocks(features, device):
+        products += basis.transform(block, torch.float64)[:, :-1].T @ (targets[rows] - mean)
+    # The axes are principal, so the normal equations of every strength are diagonal.
     shrink = 1 / (total * basis.variance + torch.tensor(strengths, dtype=torch.float64, device=device)[:, None])
     weight_path = shrink[:, :, None] * products  # (strengths, rank, targets)
 
     if validation is None:
-        errors = _leave_one_out(features, targets - mean, weights, basis, weight_path, shrink)
-        row_weights = weights
+        errors = _leave_one_out(features, targets - mean, basis, weight_path, shrink)
     else:
-        z = basis.transform(validation[0].to(device), torch.float64)[:, :-1]
+        z = basis.transform(validation[0], torch.float64)[:, :-1]
         errors = (validation[1] - mean - z @ weight_path).square().transpose(0, 1)
-        row_weights = torch.ones(len(z), dtype=torch.float64, device=device)
     relative = (errors / variance).mean(2)  # (n, strengths)
-    scores, standard_errors = _mean_and_error(relative, row_weights)
-    chosen = choose(scores.tolist(), standard_errors.tolist(), rule)
+    scores = relative.mean(0)
+    standard_errors = relative.std(0, correction=0) / len(relative) ** 0.5
+    chosen = choose(scores.tolist(), standard_errors.tolist(), options.rule)
 
     theta = torch.cat([weight_path[chosen], mean[None]])
     weight, shift = basis.unfold(theta)
-    mse = (row_weights @ errors[:, chosen] / row_weights.sum()).tolist()
+    mse = errors[:, chosen].mean(0).tolist()
     gradient = (total * basis.variance + strengths[chosen])[:, None] * weight_path[chosen] - products
     report: dict[str, Any] = {
         "kind": "ridge",
-        "rule": rule,
+        "rule": options.rule,
         "chosen_on": "validation split" if validation else "leave-one-out",
         "path": [
             {"strength": s, "validation": float(v), "se": float(e)}
@@ -92,31 +81,16 @@ def fit_ridge(
     return HeadFit(weight.float(), shift.float(), report)
 
 
-def _leave_one_out(
-    features: Tensor, targets: Tensor, weights: Tensor, basis: Basis, weight_path: Tensor, shrink: Tensor
-) -> Tensor:
+def _leave_one_out(features: Tensor, targets: Tensor, basis: Basis, weight_path: Tensor, shrink: Tensor) -> Tensor:
     """Squared error of each row by the head fitted without it: (n, strengths, targets) for centred targets.
 
     Without row i, its residual grows from ``e_i`` to ``e_i / (1 - h_i)`` with the leverage
-    ``h_i = w_i (1 / sum w + sum_j z_ij^2 / (lambda_j + strength))``, the first term being the free bias.
+    ``h_i = 1 / n + sum_j z_ij^2 / (lambda_j + strength)``, the first term being the free bias.
     """
     parts = []
-    for span, z in _blocks(features, basis, targets.device):
-        z = z[:, :-1]
-        leverage = weights[span, None] * (float(basis.bias) / weights.sum() + z.square() @ shrink.T)
-        residual = targets[span, None] - (z @ weight_path).transpose(0, 1)
+    for rows, block in row_blocks(features, targets.device):
+        z = basis.transform(block, torch.float64)[:, :-1]
+        leverage = float(basis.bias) / len(features) + z.square() @ shrink.T
+        residual = targets[rows, None] - (z @ weight_path).transpose(0, 1)
         parts.append((residual / (1 - leverage).clamp_min(1e-12)[:, :, None]).square())
     return torch.cat(parts)
-
-
-def _mean_and_error(errors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The weighted mean over rows of (n, strengths), and the standard error of that mean."""
-    share = (weights / weights.sum())[:, None]
-    mean = (share * errors).sum(0)
-    return mean, (share.square() * (errors - mean).square()).sum(0).sqrt()
-
-
-def _blocks(features: Tensor, basis: Basis, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
-    for first in range(0, len(features), BLOCK_ROWS):
-        span = slice(first, min(first + BLOCK_ROWS, len(features)))
-        yield span, basis.transform(features[span].to(device), torch.float64)

@@ -32,6 +32,7 @@ def standard_error(losses: Tensor, weights: Tensor, groups: Tensor) -> float:
         weights: (n,) their weights.
         groups: (n,) int64, the fold of each row.
     """
+    # Over folds where there are some: rows of one fold share a head, so their losses are not independent.
     count = int(groups.max()) + 1
     if count == 1:
         means = losses / weights.mean()

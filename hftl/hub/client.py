@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import random
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from unittest.mock import patch
 
 from hftl._version import __version__
-from hftl.errors import HftlError
+from hftl.errors import HftlError, HubError
 from hftl.wording import one_line
 
 if TYPE_CHECKING:
@@ -37,34 +40,81 @@ def hub_api() -> HfApi:
     return HfApi(library_name="hftl", library_version=__version__)
 
 
-def with_retries(call: Callable[[], T], *, races: frozenset[int] = frozenset()) -> T:
+def with_retries(call: Callable[[], T], *, races: frozenset[int] = frozenset(), most_races: int = MOST_RACES) -> T:
     """Call, and call again after what may pass: a busy or failing server, a lost connection, a lost race.
 
     huggingface_hub retries some of its requests, but neither making a repository, a commit or a question about one,
-    nor a download that ends in an error of the server or a reset connection.
+    nor a download that ends in an error of the server or a reset connection. What it retried is not retried here too:
+    the two would multiply to thirty requests.
 
     Args:
         call: what to do; it must be safe to do twice.
         races: statuses that say that somebody else was faster, such as 412 for a commit on what is no longer the head.
+        most_races: to lose before giving up.
 
     Raises:
         Exception: what the last attempt, or one that cannot be helped, raised.
     """
     failed = lost = 0
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            answered = answer_in(error)
-            if answered is not None and answered.response.status_code in races:
-                lost += 1
-                wait: float | None = random.uniform(0, 1) if lost < MOST_RACES else None
-            else:
-                failed += 1
-                wait = _wait_after(error, answered, failed) if failed < ATTEMPTS else None
-            if wait is None:
-                raise
-        time.sleep(wait)
+    with _asked() as asked:
+        while True:
+            try:
+                return call()
+            except Exception as error:
+                answered = answer_in(error)
+                if answered is not None and answered.response.status_code in races:
+                    lost += 1
+                    wait: float | None = random.uniform(0, 1) if lost < most_races else None
+                else:
+                    failed += 1
+                    again = failed < ATTEMPTS and max(asked.values(), default=0) <= ATTEMPTS
+                    wait = _wait_after(error, answered, failed) if again else None
+                if wait is None:
+                    raise
+            time.sleep(wait)
+
+
+Asked: TypeAlias = "Counter[tuple[str, str, str]]"
+_ACTIVE: list[Asked] = []
+_QUIET = threading.Lock()
+
+
+@contextmanager
+def _asked() -> Iterator[Asked]:
+    """Count how often the Hub's client asks for each thing, and keep its own reports of each attempt quiet.
+
+    Those reports would stand among a command's lines, with addresses that let whoever reads them download.
+    """
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import logging as hub_logging
+
+    mine: Asked = Counter()
+    # Several threads may push at once, with one session: the hook stays, and only the counters come and go.
+    hooks = get_session().event_hooks
+    if _count not in hooks.get("request", []):
+        get_session().event_hooks = {**hooks, "request": [*hooks.get("request", []), _count]}
+    with _QUIET:
+        _ACTIVE.append(mine)
+        if len(_ACTIVE) == 1:
+            before = hub_logging.get_verbosity()
+            hub_logging.set_verbosity(logging.ERROR)
+        else:
+            before = None
+    try:
+        yield mine
+    finally:
+        with _QUIET:
+            # By identity: two counters with the same content are equal.
+            _ACTIVE[:] = [each for each in _ACTIVE if each is not mine]
+            if before is not None:
+                hub_logging.set_verbosity(before)
+
+
+def _count(request: Any) -> None:
+    # Without the query, which holds another signature each time; pages of one list are different things.
+    what = request.method, request.url.path, request.url.params.get("cursor", "")
+    for asked in _ACTIVE:
+        asked[what] += 1
 
 
 def _wait_after(error: Exception, answered: HfHubHTTPError | None, failed: int) -> float | None:
@@ -85,7 +135,31 @@ def connection_lost(error: BaseException) -> bool:
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever release it uses
 
     lost = (httpx.TimeoutException, httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
-    return any(isinstance(cause, lost) for cause in causes(error))
+    return any(isinstance(cause, lost) or _is_cut(cause) for cause in causes(error))
+
+
+def broke_off(error: BaseException) -> bool:
+    """Whether a connection was lost after it was made, so that the Hub can be reached and some of it arrived."""
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    return connection_lost(error) and not any(isinstance(cause, httpx.ConnectTimeout) for cause in causes(error))
+
+
+def _is_cut(error: BaseException) -> bool:
+    """Whether a file came with another size than the Hub names; huggingface_hub has no class of its own for that."""
+    return isinstance(error, OSError) and "Consistency check failed" in str(error)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the Hub, the network or the disk failed; what the user asked for may be all right."""
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    answered = answer_in(error)
+    if answered is not None:
+        return answered.response.status_code in TRANSIENT or answered.response.status_code >= 500
+    if disk_is_full(error) or connection_lost(error):
+        return True
+    return not offline() and any(isinstance(cause, httpx.TransportError) for cause in causes(error))
 
 
 def _asked_wait(error: HfHubHTTPError) -> float | None:
@@ -139,7 +213,7 @@ def hub_errors(
     Args:
         ref: the repository id, as the user wrote it.
         kind: what it is for a person, such as ``"backbone"``.
-        error_class: the error to raise.
+        error_class: the error to raise where what the user asked for is wrong; it is `HubError` where the Hub fails.
         repo_type: ``"model"`` or ``"dataset"``.
         ways: what a person can do without the Hub; by default how to read without it.
     """
@@ -152,7 +226,7 @@ def hub_errors(
         why = explain(error, ref, repo_type, OFFLINE_WAYS.format(ref=ref) + option if ways is None else ways)
         if why is None:
             raise
-        raise error_class(f"{kind} {ref!r} {why}") from error
+        raise (HubError if is_outage(error) else error_class)(f"{kind} {ref!r} {why}") from error
 
 
 def explain(error: BaseException, ref: str, repo_type: str, ways: str) -> str | None:
@@ -166,6 +240,8 @@ def explain(error: BaseException, ref: str, repo_type: str, ways: str) -> str | 
     answered = answer_in(error)
     if answered is not None:
         return _explain_answer(answered, ref, repo_type, ways)
+    if broke_off(error):
+        return f"did not arrive: the connection to the Hub broke off; run the same again, or {ways}"
     for cause in chain:
         if isinstance(cause, errors.HFValidationError):
             return f"is neither a folder here nor a valid Hub id: {one_line(cause)}"

@@ -18,7 +18,13 @@ from huggingface_hub import (
     constants,
     get_token,
 )
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import httpx, validate_repo_id  # type: ignore[attr-defined]
 from huggingface_hub.utils.sha import sha_fileobj
@@ -31,6 +37,7 @@ from hftl.hub.client import answer_in, causes, connection_lost, explain, hub_api
 RACES = frozenset({409, 412})
 # Something between us and the Hub answered; whether the Hub did what was asked is not known.
 UNSURE = frozenset({500, 502, 504})
+MOST_CONFLICTS = 6
 
 
 @dataclass(frozen=True)
@@ -72,16 +79,18 @@ class Pushed:
     """What a push left on the Hub.
 
     Attributes:
-        url: of the commit, or of the pull request.
-        commit: its hash.
+        url: of the commit or of the pull request; of the repository where no pull request was needed.
+        commit: the hash of the commit that holds the files.
         uploads: the files of the repository that came from here.
         notes: what a person should know.
+        changed: whether a commit was made; False where everything was there already.
     """
 
     url: str
     commit: str
     uploads: list[Upload]
     notes: list[str]
+    changed: bool = True
 
 
 def commit_files(
@@ -110,7 +119,7 @@ def commit_files(
     api = hub_api()
     try:
         notes = [] if create_pr else _prepare(api, repo_id, public, revision)
-        commit = with_retries(lambda: _commit(api, repo_id, uploads, owns, create_pr, revision), races=RACES)
+        commit, before = with_retries(lambda: _commit(api, repo_id, uploads, owns, create_pr, revision), races=RACES)
         differing = _differing(api, repo_id, uploads, commit.oid)
     except HftlError:
         raise
@@ -122,7 +131,11 @@ def commit_files(
             f"pushed to {repo_id!r}, but {len(differing)} files, {differing[0]} among them, "
             "are not there as they are here: push again"
         )
-    return Pushed(commit.pr_url or commit.commit_url, commit.oid, list(uploads), notes)
+    changed = commit.oid != before
+    if create_pr and not commit.pr_url:
+        notes = [*notes, "nothing differs from what is there, so no pull request was opened"]
+        return Pushed(f"{api.endpoint}/{repo_id}", commit.oid, list(uploads), notes, changed)
+    return Pushed(commit.pr_url or commit.commit_url, commit.oid, list(uploads), notes, changed)
 
 
 def check_can_push(repo_id: str) -> None:
@@ -157,13 +170,30 @@ def _prepare(api: HfApi, repo_id: str, public: bool, branch: str | None) -> list
     there = _info(api, repo_id)
     if there is None:
         # Nothing there, or nothing that this token may see; the answer to this tells.
-        with_retries(lambda: api.create_repo(repo_id, private=not public, exist_ok=True))
+        _make(lambda: api.create_repo(repo_id, private=not public), lambda: _info(api, repo_id))
     if branch is not None and _info(api, repo_id, branch) is None:
-        with_retries(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
+        _make(lambda: api.create_branch(repo_id, branch=branch), lambda: _info(api, repo_id, branch))
     if there is None or bool(there.private) != public:
         return []
     stays, other = ("private", "public") if there.private else ("public", "private")
     return [f"{repo_id} was there already and stays {stays}; its settings page makes it {other}"]
+
+
+def _make(make: Callable[[], object], there: Callable[[], object]) -> None:
+    """Make a repository or a branch, unless somebody else just did.
+
+    The client's own ``exist_ok`` takes status 409 for proof that it is there, but the Hub also answers so while it is
+    busy with another request of the same user.
+    """
+
+    def make_once() -> None:
+        try:
+            make()
+        except HfHubHTTPError as error:
+            if error.response.status_code != 409 or there() is None:
+                raise
+
+    with_retries(make_once, races=frozenset({409}), most_races=MOST_CONFLICTS)
 
 
 def _info(api: HfApi, repo_id: str, revision: str | None = None) -> ModelInfo | None:
@@ -182,10 +212,10 @@ def _commit(
     owns: Callable[[str], bool],
     create_pr: bool,
     revision: str | None,
-) -> CommitInfo:
-    """Commit on what is the head now; fails with status 412 if somebody else commits in between.
+) -> tuple[CommitInfo, str | None]:
+    """Commit on what is the head now, which is returned too; fails with status 412 if somebody else was faster.
 
-    Safe to do again: a commit whose answer was lost is found to be there, for there is nothing left to change.
+    Safe to do again: where a commit's answer was lost, there is nothing left to change.
     """
     head = api.repo_info(repo_id, revision=revision).sha
     additions = [upload.operation() for upload in uploads]
@@ -194,10 +224,10 @@ def _commit(
     ]
     kept = {upload.path for upload in uploads}
     deletions = [CommitOperationDelete(path) for path in there if owns(path) and path not in kept]
-    # Before the commit, for what was uploaded once is not uploaded again, whatever happens to the commit.
+    # Before the commit, because what was uploaded once is not uploaded again, whatever happens to the commit.
     api.preupload_lfs_files(repo_id, additions, revision=revision, create_pr=create_pr, free_memory=False)
     try:
-        return api.create_commit(
+        made = api.create_commit(
             repo_id,
             [*additions, *deletions],
             commit_message=f"Push with hftl {__version__}",
@@ -212,6 +242,7 @@ def _commit(
             page = f"{api.endpoint}/{repo_id}/discussions"
             raise HubError(f"the answer to the pull request got lost; see at {page} whether it is there") from error
         raise
+    return made, head
 
 
 def _differing(api: HfApi, repo_id: str, uploads: Sequence[Upload], commit: str) -> list[str]:

@@ -18,7 +18,7 @@ class LocalMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no typ
     Subclasses give ``about`` and ``accepts``, and implement ``_compute``.
 
     Args:
-        options: as of `evaluate.Metric`; predictions are kept in memory unless told otherwise.
+        options: as of `evaluate.Metric`; predictions are kept in memory unless they say otherwise.
     """
 
     about: str
@@ -34,6 +34,11 @@ class LocalMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no typ
             inputs_description="",
             features=list(self.accepts),
         )
+
+    def of(self, predictions: Array, references: Array, **options: Any) -> Result:
+        """`compute` on arrays that are whole already, without the Arrow tables that copy every number first."""
+        result: Result = self._compute(predictions, references, **options)
+        return result
 
     def _build_data_dir(self) -> str:
         # evaluate would make a folder in the user's cache even where nothing is to be stored there.

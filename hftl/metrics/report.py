@@ -1,12 +1,18 @@
-"""All that a run reports about its predictions, as JSON."""
+"""All that a run reports about its predictions, as JSON.
 
-from collections.abc import Sequence
+Memory beside the predictions is bounded: with thousands of classes a float64 copy of the logits would weigh more than
+everything else in an evaluation, so rows are looked at in blocks and labels one by one.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax  # type: ignore[import-untyped]
 from sklearn.metrics import confusion_matrix
 
+from hftl.errors import ConvergenceError
 from hftl.metrics.base import Array, Result, to_plain
 from hftl.metrics.classification import F1, Accuracy, MeanAveragePrecision, PerClass
 from hftl.metrics.regression import RegressionScores
@@ -14,6 +20,7 @@ from hftl.tasks import Task
 
 MOST_CLASSES_IN_CONFUSION = 256
 """A table of more classes is left out: it grows with the square, and nobody reads it."""
+_BLOCK_NUMBERS = 1 << 20
 
 
 def evaluate_predictions(task: Task | str, logits: Array, labels: Array, label_names: Sequence[str]) -> dict[str, Any]:
@@ -27,55 +34,107 @@ def evaluate_predictions(task: Task | str, logits: Array, labels: Array, label_n
 
     Returns:
         Values that JSON knows; a number that is undefined (a correlation with a constant) is ``None``.
-        single_label: ``accuracy``, ``f1_macro``, ``f1_weighted``, ``log_loss`` (natural logarithm, mean over
-            rows), ``per_class`` (precision,
-        recall, F1, support) and ``confusion`` (row: label, column: prediction; up to 256 classes).
-        multi_label, a label being predicted where its logit is above 0: ``subset_accuracy``, ``f1_micro``,
-        ``f1_macro``, ``map``, ``log_loss`` (mean over rows and labels) and ``per_class``.
-        regression: ``mse``, ``rmse``, ``mae``, ``r2``, ``pearson``, ``spearman``, and with several targets
-            ``per_target``.
+
+        - single_label: ``accuracy``, ``f1_macro``, ``f1_weighted``, ``log_loss`` (natural logarithm, mean over rows),
+          ``per_class`` (precision, recall, F1, support) and ``confusion`` (row: label, column: prediction; up to 256
+          classes).
+        - multi_label, a label being predicted where its logit is above 0: ``subset_accuracy``, ``f1_micro``,
+          ``f1_macro``, ``map``, ``log_loss`` (mean over rows and labels) and ``per_class``.
+        - regression: ``mse``, ``rmse``, ``mae``, ``r2``, ``pearson``, ``spearman``, and with several targets
+          ``per_target``.
+
+    Raises:
+        ConvergenceError: a prediction is NaN or infinite.
+        ValueError: there are no rows.
     """
     if len(logits) == 0:
         raise ValueError("there are no predictions to evaluate")
-    scores = np.asarray(logits, dtype=np.float64)
+    logits = np.asarray(logits)
+    _refuse_non_finite(logits)
     report = Task(task).case(single_label=_single_label, multi_label=_multi_label, regression=_regression)
-    result: dict[str, Any] = to_plain(report(scores, np.asarray(labels), list(label_names)))
+    result: dict[str, Any] = to_plain(report(logits, np.asarray(labels), list(label_names)))
     return result
 
 
+def _refuse_non_finite(logits: Array) -> None:
+    # argmax takes NaN for the largest number: such a row would be counted as a prediction like any other.
+    for rows in _blocks_of_rows(logits):
+        bad = np.argwhere(~np.isfinite(logits[rows]))
+        if len(bad):
+            row, column = int(bad[0][0]) + rows.start, int(bad[0][1])
+            raise ConvergenceError(
+                f"predictions: row {row}, output {column} is {logits[row, column]}; the model's weights are damaged or "
+                "its training diverged: train it again, with a lower learning rate or in float32"
+            )
+
+
+def _blocks_of_rows(logits: Array) -> Iterator[slice]:
+    step = max(1, _BLOCK_NUMBERS // max(1, logits.shape[1]))
+    for start in range(0, len(logits), step):
+        yield slice(start, min(start + step, len(logits)))
+
+
 def _single_label(logits: Array, labels: Array, label_names: list[str]) -> Result:
-    pair = {"predictions": logits.argmax(axis=1), "references": labels}
-    log_probabilities = log_softmax(logits, axis=1)
+    predicted = logits.argmax(axis=1)
+    total = 0.0
+    for rows in _blocks_of_rows(logits):
+        log_probabilities = log_softmax(logits[rows].astype(np.float64), axis=1)
+        total -= log_probabilities[np.arange(len(log_probabilities)), labels[rows]].sum()
     result = {
-        **Accuracy().compute(**pair),
-        "f1_macro": F1().compute(**pair, average="macro")["f1"],
-        "f1_weighted": F1().compute(**pair, average="weighted")["f1"],
-        "log_loss": -log_probabilities[np.arange(len(labels)), labels].mean(),
-        "per_class": PerClass().compute(**pair, label_names=label_names),
+        **Accuracy().of(predicted, labels),
+        "f1_macro": F1().of(predicted, labels, average="macro")["f1"],
+        "f1_weighted": F1().of(predicted, labels, average="weighted")["f1"],
+        "log_loss": total / len(labels),
+        "per_class": PerClass().of(predicted, labels, label_names=_keys(label_names)),
     }
     if len(label_names) <= MOST_CLASSES_IN_CONFUSION:
-        result["confusion"] = confusion_matrix(labels, pair["predictions"], labels=np.arange(len(label_names)))
+        result["confusion"] = confusion_matrix(labels, predicted, labels=np.arange(len(label_names)))
     return result
 
 
 def _multi_label(logits: Array, labels: Array, label_names: list[str]) -> Result:
-    pair = {"predictions": (logits > 0).astype(np.int64), "references": labels.astype(np.int64)}
-    return {
-        "subset_accuracy": Accuracy().compute(**pair)["accuracy"],
-        "f1_micro": F1().compute(**pair, average="micro")["f1"],
-        "f1_macro": F1().compute(**pair, average="macro")["f1"],
-        **MeanAveragePrecision().compute(predictions=logits, references=labels),
+    right, total = 0, 0.0
+    hits, said, there = (np.zeros(len(label_names), np.int64) for _ in range(3))
+    for rows in _blocks_of_rows(logits):
+        scores, truth = logits[rows].astype(np.float64), labels[rows] > 0
+        positive = scores > 0
+        right += int((positive == truth).all(axis=1).sum())
+        hits += (positive & truth).sum(axis=0)
+        said += positive.sum(axis=0)
+        there += truth.sum(axis=0)
         # -log sigmoid(x) where the label is 1, -log sigmoid(-x) where it is 0; logaddexp does not overflow.
-        "log_loss": np.logaddexp(0, np.where(labels > 0, -logits, logits)).mean(),
-        "per_class": PerClass().compute(**pair, label_names=label_names),
+        total += float(np.logaddexp(0, np.where(truth, -scores, scores)).sum())
+    f1 = _ratio(2 * hits, said + there)
+    columns = (_ratio(hits, said), _ratio(hits, there), f1, there)
+    return {
+        "subset_accuracy": right / len(labels),
+        "f1_micro": float(_ratio(2 * hits.sum(), said.sum() + there.sum())),
+        "f1_macro": float(f1.mean()),
+        **MeanAveragePrecision().of(logits, labels),
+        "log_loss": total / labels.size,
+        "per_class": {
+            name: dict(zip(("precision", "recall", "f1", "support"), (column[k] for column in columns), strict=True))
+            for k, name in enumerate(_keys(label_names))
+        },
     }
 
 
+def _keys(names: list[str]) -> list[str]:
+    """The names as keys: of outputs that share one (ImageNet has two cranes), each says its number too."""
+    count = Counter(names)
+    return [f"{name} ({k})" if count[name] > 1 else name for k, name in enumerate(names)]
+
+
+def _ratio(part: Array | np.integer[Any], whole: Array | np.integer[Any]) -> Array:
+    """A share that is 0 where nothing could be counted, as scikit-learn's ``zero_division=0`` has it."""
+    return np.where(whole > 0, part / np.maximum(whole, 1), 0.0)
+
+
 def _regression(predicted: Array, expected: Array, target_names: list[str]) -> Result:
-    result: Result = dict(RegressionScores().compute(predictions=predicted, references=expected))
+    predicted, expected = predicted.astype(np.float64), expected.astype(np.float64)
+    result: Result = RegressionScores().of(predicted, expected)
     if len(target_names) > 1:
         result["per_target"] = {
-            name: RegressionScores().compute(predictions=predicted[:, k], references=expected[:, k])
-            for k, name in enumerate(target_names)
+            name: RegressionScores().of(predicted[:, k], expected[:, k]) for k, name in enumerate(_keys(target_names))
         }
     return result

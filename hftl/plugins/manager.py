@@ -1,4 +1,4 @@
-"""Finding plugins and loading them so that none can break another person's command.
+"""`Plugins`: finding plugins and loading them so that none can break another person's command.
 
 Plugins are entry points of the group ``hftl``. One that cannot be imported, or whose hooks do not fit or fail, is
 left out, warned about once, listed by ``hftl plugins``, and named when something it may have given is asked for.
@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
@@ -23,7 +24,7 @@ from hftl._version import __version__
 from hftl.errors import PluginError
 from hftl.plugins import hookspecs
 from hftl.plugins.spec import Plugin
-from hftl.wording import named_error
+from hftl.wording import named_error, printable
 
 Item = TypeVar("Item")
 
@@ -115,8 +116,8 @@ class Plugins:
 
     def _implementations(self, hook: str) -> list[pluggy.HookImpl]:
         """A hook's implementations by plugin name, those marked ``trylast`` (the built-in ones) last."""
-        found = getattr(self.manager.hook, hook).get_hookimpls()
-        return sorted(found, key=lambda implementation: (implementation.trylast, implementation.plugin_name))
+        implementations = getattr(self.manager.hook, hook).get_hookimpls()
+        return sorted(implementations, key=lambda implementation: (implementation.trylast, implementation.plugin_name))
 
     def _call(
         self,
@@ -152,8 +153,10 @@ class Plugins:
         try:
             if taken:
                 raise PluginError(f"another package, {self._record(plugin.name).package}, has a plugin of this name")
+            started = time.monotonic()
             with self._watched(plugin):
                 module = load()
+            self._amend(plugin.name, seconds=time.monotonic() - started)
             self._register(module, plugin.name)
             self._amend(plugin.name, hooks=tuple(sorted(name for name, _ in hook_options(self.manager, module))))
         except KeyboardInterrupt:
@@ -167,14 +170,14 @@ class Plugins:
                 self.manager.unregister(name=plugin.name)
 
     def _register(self, module: object, name: str) -> None:
-        found = hook_options(self.manager, module)
+        marked = hook_options(self.manager, module)
         known = sorted(hook for hook in vars(hookspecs) if hook.startswith("hftl_"))
-        unknown = sorted(hook for hook, _ in found if hook not in known)
+        unknown = sorted(hook for hook, _ in marked if hook not in known)
         if unknown:
             raise PluginError(f"no hook is called {', '.join(unknown)}; the hooks are: {', '.join(known)}")
-        if not found:
+        if not marked:
             raise PluginError("it implements no hook; mark its functions with @hftl.hookimpl")
-        for hook, options in found:
+        for hook, options in marked:
             if options["wrapper"] or options["hookwrapper"]:
                 raise PluginError(f"{hook} is a wrapper; hftl calls plugins one by one, so nothing is there to wrap")
         try:
@@ -193,7 +196,7 @@ class Plugins:
         """Note heavy libraries that a plugin brings in, and keep what it prints out of what a command prints."""
         before = {name for name in HEAVY if name in sys.modules}
         try:
-            with redirect_stdout(sys.stderr):
+            with stdout_as_stderr():
                 yield
         finally:
             heavy = tuple(name for name in HEAVY if name in sys.modules and name not in before)
@@ -201,28 +204,47 @@ class Plugins:
                 self._amend(plugin.name, heavy=tuple(dict.fromkeys((*self._record(plugin.name).heavy, *heavy))))
 
 
+@contextmanager
+def stdout_as_stderr() -> Iterator[None]:
+    """Send what is printed meanwhile to standard error: by Python, and by libraries in C that write to descriptor 1.
+
+    What a command prints is for whoever reads it, such as a program that waits for JSON.
+    """
+    with ExitStack() as undo:
+        undo.enter_context(redirect_stdout(sys.stderr))
+        # A process may run without one of the two; then there is nothing to mix up.
+        with suppress(OSError, ValueError):
+            kept = os.dup(1)
+            undo.callback(os.close, kept)
+            undo.callback(os.dup2, kept, 1)
+            # What was printed before must not come out on the other stream.
+            (sys.__stdout__ or sys.stderr).flush()
+            os.dup2(2, 1)
+        yield
+
+
 def hook_options(manager: pluggy.PluginManager, module: object) -> list[tuple[str, Any]]:
     """The hook that each marked function of a module implements, and the options it was marked with."""
-    found = []
+    marked = []
     for attribute in dir(module):
         options: Any = manager.parse_hookimpl_opts(module, attribute)
         if options is not None:
-            found.append((options.get("specname") or attribute, options))
-    return found
+            marked.append((options.get("specname") or attribute, options))
+    return marked
 
 
 def discover(selected: list[str] | None = None) -> list[EntryPoint]:
     """The entry points of the group ``hftl``, sorted by name; ``HFTL_PLUGINS`` restricts them."""
     if selected is None and "HFTL_PLUGINS" in os.environ:
         selected = [name.strip() for name in os.environ["HFTL_PLUGINS"].split(",") if name.strip()]
-    found = sorted(entry_points(group="hftl"), key=lambda entry: entry.name)
+    installed = sorted(entry_points(group="hftl"), key=lambda entry: entry.name)
     if selected is None:
-        return found
-    missing = sorted(set(selected) - {entry.name for entry in found})
+        return installed
+    missing = sorted(set(selected) - {entry.name for entry in installed})
     if missing:
-        names = ", ".join(entry.name for entry in found) or "none"
+        names = ", ".join(entry.name for entry in installed) or "none"
         raise PluginError(f"HFTL_PLUGINS names {', '.join(missing)}, which is not installed; installed: {names}")
-    return [entry for entry in found if entry.name in selected]
+    return [entry for entry in installed if entry.name in selected]
 
 
 def _whose(plugin: Plugin) -> str:
@@ -230,7 +252,7 @@ def _whose(plugin: Plugin) -> str:
 
 
 def _say(line: str) -> None:
-    print(f"hftl: {line}", file=sys.stderr)
+    print(f"hftl: {printable(line)}", file=sys.stderr)
 
 
 @lru_cache(maxsize=1)

@@ -1,7 +1,8 @@
-"""From a name to a `BackboneSpec`: registered names first, then families that plugins claim, then close matches."""
+"""The registry, from a name to a `BackboneSpec`: registered names, then families of plugins, then close matches."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -14,15 +15,6 @@ from hftl.wording import close_matches, named_error, suggest
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-def backbones() -> dict[str, BackboneSpec]:
-    """Every registered backbone by name.
-
-    Raises:
-        PluginError: two plugins claim one name.
-    """
-    return {name: _only(name, claims) for name, claims in backbone_claims().items()}
 
 
 @lru_cache(maxsize=1)
@@ -48,7 +40,7 @@ def find(ref: str) -> BackboneSpec:
     """
     known = backbone_claims()
     if ref in known:
-        return _only(ref, known[ref])
+        return _uncontested(ref, known[ref])
     # Whoever claims a family may say what is wrong with a reference to it; that is for the user.
     for owner, spec in plugins().each("hftl_resolve_backbone", let_through=(HftlError,), ref=ref):
         if spec is not None:
@@ -72,13 +64,13 @@ def metrics() -> list[PluginMetric]:
     Raises:
         PluginError: two plugins claim one name.
     """
-    found: dict[str, PluginMetric] = {}
+    registered: dict[str, PluginMetric] = {}
     for owner, claims in plugins().collect("hftl_register_metrics", _metric):
         for name, compute in claims:
-            if name in found:
-                raise PluginError(_claimed("metric", name, found[name].plugin.package, owner.package))
-            found[name] = PluginMetric(name, compute, owner)
-    return sorted(found.values(), key=lambda metric: metric.name)
+            if name in registered:
+                raise PluginError(_claimed("metric", name, registered[name].plugin.package, owner.package))
+            registered[name] = PluginMetric(name, compute, owner)
+    return sorted(registered.values(), key=lambda metric: metric.name)
 
 
 def add_metrics(values: dict[str, Any], logits: np.ndarray, labels: np.ndarray, task: str) -> None:
@@ -105,13 +97,18 @@ def add_metrics(values: dict[str, Any], logits: np.ndarray, labels: np.ndarray, 
                     f"metric {metric.name!r} of {metric.plugin.package} gives {name!r}, which is there already; "
                     f"leave the plugin out with HFTL_PLUGINS"
                 )
-        values.update(computed)
+        values.update({name: value if math.isfinite(value) else None for name, value in computed.items()})
 
 
-def _only(name: str, claims: Sequence[BackboneSpec]) -> BackboneSpec:
-    if len(claims) > 1:
-        raise PluginError(_claimed("backbone", name, claims[0].plugin, claims[1].plugin))
+def _uncontested(name: str, claims: Sequence[BackboneSpec]) -> BackboneSpec:
+    if conflict := conflict_of(name, claims):
+        raise PluginError(conflict)
     return claims[0]
+
+
+def conflict_of(name: str, claims: Sequence[BackboneSpec]) -> str | None:
+    """What is wrong with a name that more than one plugin registered; None if nothing is."""
+    return _claimed("backbone", name, claims[0].plugin, claims[1].plugin) if len(claims) > 1 else None
 
 
 def _claimed(kind: str, name: str, one: str, other: str) -> str:

@@ -1,4 +1,4 @@
-"""What a plugin registers: a `BackboneSpec`, metadata and a lazy loader; a `PluginMetric`; and the record of a plugin.
+"""`BackboneSpec` and `PluginMetric`: what a plugin registers, metadata and a lazy loader; `Plugin`: the record of one.
 
 Making any of them imports neither torch nor transformers.
 """
@@ -27,6 +27,7 @@ class Plugin:
         version: the distribution's version.
         hooks: the hooks it implements, sorted.
         heavy: libraries of `hftl.plugins.manager.HEAVY` that it imported before anything was asked of it.
+        seconds: that its import took.
         error: why it was left out, in one line; None when it is loaded.
     """
 
@@ -35,6 +36,7 @@ class Plugin:
     version: str
     hooks: tuple[str, ...] = ()
     heavy: tuple[str, ...] = ()
+    seconds: float = 0.0
     error: str | None = None
 
 
@@ -64,9 +66,9 @@ class BackboneSpec:
         description: one line for ``hftl backbones``.
         parameters: number of parameters, where known.
         license: SPDX identifier of the weights, where known.
-        feature_version: names the features that the plugin computes, whatever the package's version is: to be raised
-            when a release changes a number, and only then, for stored features of another feature version are not
-            found. Empty for the package's version: then every release forgets what the one before computed.
+        feature_version: names the features that the plugin computes, whatever the package's version is. To be raised
+            when a release changes a number, and only then: stored features of another feature version are not found.
+            Empty for the package's version; then every release forgets what the one before computed.
         plugin: who registered it; filled in by hftl.
         plugin_version: that package's version; filled in by hftl.
     """

@@ -6,31 +6,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hftl.backbones.protocol import Backbone
 from hftl.data import Data
 from hftl.errors import BadRowError
 from hftl.runs.record import Metrics
+from hftl.terminal import Terminal
+from hftl.wording import printable
 
 
-def print_inputs(say: Console, backbone: Backbone, data: Data) -> None:
+def print_inputs(say: Terminal, backbone: Backbone, data: Data) -> None:
     """Print what was found and inferred before any long work."""
     commit = f" at {backbone.commit[:12]}" if backbone.commit else ""
-    say.print(f"backbone  {backbone.name}{commit} ({backbone.modality})", markup=False, soft_wrap=True)
+    say.print(f"backbone  {backbone.name}{commit} ({backbone.modality})")
     counts = ", ".join(f"{name} {rows:,}" for name, rows in data.sizes().items())
     classes = f", {len(data.label_names):,} labels" if data.task.has_classes else ""
-    say.print(
-        f"data      {data.ref}: {counts} rows; {data.task.words}{classes}",
-        markup=False,
-        soft_wrap=True,
-    )
+    say.print(f"data      {data.ref}: {counts} rows; {data.task.words}{classes}")
     for note in data.notes:
-        say.print(f"          {note}", markup=False, soft_wrap=True)
+        say.print(f"          {note}")
 
 
-def print_features(say: Console, counts: Mapping[str, int]) -> None:
+def print_features(say: Terminal, counts: Mapping[str, int]) -> None:
     """Print how many rows were computed, and how many were known or cut."""
     say.print(f"features  {counts['computed']:,} computed, {counts['reused']:,} reused")
     if counts["truncated"]:
@@ -39,27 +37,28 @@ def print_features(say: Console, counts: Mapping[str, int]) -> None:
         )
 
 
-def print_bad_rows(say: Console, bad: Sequence[BadRowError]) -> None:
+def print_bad_rows(say: Terminal, bad: Sequence[BadRowError]) -> None:
     """Print how many rows are left out, if any."""
     if bad:
         say.print(f"          {len(bad):,} rows could not be decoded and were left out; skipped.json lists them")
 
 
-def print_results(say: Console, metrics: Metrics, folder: Path) -> None:
+def print_results(say: Terminal, metrics: Metrics, folder: Path) -> None:
     """Print the table of results and where everything is."""
     table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in metrics.eval.items():
         if isinstance(value, float):
-            table.add_row(name, f"{value:.4f}")
+            # A plugin's metric may have any name.
+            table.add_row(Text(printable(name)), f"{value:.4f}")
     for name, value in (metrics.head or metrics.finetune or {}).get("baselines", {}).items():
         # What costs nothing, to read the result by.
-        table.add_row(f"accuracy of {name}", f"{value:.4f}", style="dim")
+        table.add_row(Text(f"accuracy of {printable(name)}"), f"{value:.4f}", style="dim")
     say.print(table)
     seconds = metrics.seconds
     say.print(f"seconds   extract {seconds['extract']:.1f}, train {seconds['train']:.1f}, total {seconds['total']:.1f}")
-    say.print(f"run       {folder}", markup=False, soft_wrap=True)
+    say.print(f"run       {folder}")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
+from xxhash import xxh3_128
 
 from hftl.errors import HftlError, UserError
 from hftl.plugins.manager import plugins
@@ -26,6 +27,7 @@ from hftl.wording import one_line
 Model = TypeVar("Model", bound=BaseModel)
 
 RECORD, METRICS, EVENTS = "recipe.json", "metrics.json", "events.jsonl"
+CARD = "README.md"
 
 
 @contextmanager
@@ -161,6 +163,25 @@ class RunFolder:
         self.write_json(METRICS, content)
         plugins().tell("hftl_run_end", metrics=content, folder=str(self.path))
 
+    def seal(self, exported: Sequence[Path]) -> dict[str, str]:
+        """Give the files of finished exports the permissions that new files have, and say what they are.
+
+        Args:
+            exported: folders in this one.
+
+        Returns:
+            Size and checksum of each file by its path in the run's folder; not of the card, because people edit it.
+        """
+        stamps = {}
+        for folder in exported:
+            # The card was written as any new file is; safetensors lets only the owner read what it writes.
+            mode = (folder / CARD).stat().st_mode
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                path.chmod(mode)
+                if path.name != CARD:
+                    stamps[path.relative_to(self.path).as_posix()] = _stamp(path)
+        return stamps
+
     def write_predictions(
         self, task: Task, rows: Sequence[str], labels: np.ndarray, scores: np.ndarray, label_names: Sequence[str]
     ) -> None:
@@ -211,13 +232,16 @@ class RunFolder:
             raise UserError(f"{path} is a run that was not finished; finish it with --resume, or run it again")
         return cls(path)
 
-    def record(self) -> RunRecord:
+    def record(self, file: str = RECORD) -> RunRecord:
         """What the run was made of.
+
+        Args:
+            file: the record's name, where it is a copy of another name.
 
         Raises:
             HftlError: the file is damaged.
         """
-        return self._read(RECORD, RunRecord)
+        return self._read(file, RunRecord)
 
     def metrics(self) -> Metrics:
         """What came out of it.
@@ -227,10 +251,43 @@ class RunFolder:
         """
         return self._read(METRICS, Metrics)
 
+    def check_files(self, folder: Path) -> set[str]:
+        """Compare the files of an export with what the run recorded when it wrote them.
+
+        Args:
+            folder: ``model`` or ``adapter``.
+
+        Returns:
+            Their names in the folder; none where the run is of a release that did not record them.
+
+        Raises:
+            HftlError: a file is missing, damaged or changed, or the record itself is damaged.
+        """
+        inside = f"{folder.name}/"
+        recorded = {n: stamp for n, stamp in self.metrics().files.items() if n.startswith(inside)}
+        for name, stamp in recorded.items():
+            path = self.path / name
+            there = _stamp(path) if path.is_file() else "nothing"
+            if there != stamp:
+                raise HftlError(
+                    f"{path} is not what the run wrote ({there}, not {stamp}): run it again; if you changed it on "
+                    f"purpose, copy {folder} to a place outside the run and use the copy"
+                )
+        return {name.removeprefix(inside) for name in recorded}
+
     def _read(self, name: str, kind: type[Model]) -> Model:
         path = self.path / name
         try:
             return kind.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
-            raise HftlError(f"{path} is damaged ({problem}); run it again") from error
+            raise HftlError(f"{path} is damaged ({one_line(problem, 100)}); run it again") from error
+
+
+def _stamp(path: Path) -> str:
+    """A file's size and checksum."""
+    checksum = xxh3_128()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            checksum.update(block)
+        return f"{file.tell()} bytes, xxh3_128 {checksum.hexdigest()}"

@@ -51,9 +51,9 @@ def _below_start(finetune: Mapping[str, Any]) -> list[str]:
     kept = history[finetune["kept_epoch"]]
     if finetune["kept_epoch"] == 0:
         return [f"start     kept, because no epoch was better on the {split} split; {advice}"]
-    worse = ", ".join(f"{name} from {_number(start[name])} to {_number(kept[name])}" for name in start["better_in"])
+    worse = ", ".join(f"{name} from {_value(start[name])} to {_value(kept[name])}" for name in start["better_in"])
     return [f"start     better than the result on the {split} split: {worse}; {advice}"] if worse else []
 
 
-def _number(value: float | None) -> str:
+def _value(value: float | None) -> str:
     return "no number" if value is None else f"{value:,.4f}"

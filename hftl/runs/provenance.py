@@ -1,10 +1,11 @@
-"""Where a run's record comes from: the recipe, the backbone, the data, versions, the hardware."""
+"""Provenance: what a run's record is made of, which is the recipe, the backbone, the data, versions, the hardware."""
 
 from __future__ import annotations
 
 import os
 import platform
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -47,6 +48,7 @@ def record_of(name: str, recipe: Recipe, spec: BackboneSpec, backbone: Backbone,
         versions=versions(),
         platform=platform.platform(),
         hardware=hardware(),
+        started_in=str(Path.cwd()),
     )
 
 

@@ -5,6 +5,7 @@ Card, push, predict and evaluate read runs by these alone. Fields that a newer h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,6 +73,7 @@ class RunRecord(_Record):
         versions: of hftl and the libraries that it stands on.
         platform: operating system and processor.
         hardware: what it computed on, for people.
+        started_in: the folder that relative paths in the recipe begin at.
     """
 
     name: str
@@ -81,12 +83,36 @@ class RunRecord(_Record):
     versions: dict[str, str]
     platform: str = ""
     hardware: str = ""
+    started_in: str = ""
 
     @property
     def method(self) -> Mapping[str, Any]:
         """The method's name and options."""
         method: Mapping[str, Any] = self.recipe["method"]
         return method
+
+    @property
+    def backbone_reference(self) -> str:
+        """What to write for the same backbone: at the same commit, where the Hub has it."""
+        given = str(self.recipe["backbone"])
+        base, commit = given.partition("@")[0], self.backbone.commit
+        # A plugin's own name for a model says nothing of the Hub; the plugin decides which commit it stands for.
+        return f"{base}@{commit}" if commit and base.endswith(self.backbone.name) else given
+
+    @property
+    def data_on_hub(self) -> str | None:
+        """The data as ``user/name[:config]``; None where they are not on the Hub."""
+        identity = self.data.identity
+        if not is_repo_id(identity.get("repo")):
+            return None
+        stated = ":" in str(self.recipe["data"]).partition("@")[0]
+        return f"{identity['repo']}:{identity['config']}" if stated else str(identity["repo"])
+
+    @property
+    def data_reference(self) -> str:
+        """What to write for the same data: at the same commit, where the Hub has them."""
+        on_hub, commit = self.data_on_hub, self.data.identity.get("commit")
+        return str(self.recipe["data"]) if on_hub is None else f"{on_hub}@{commit}" if commit else on_hub
 
     @property
     def input_columns(self) -> list[str] | None:
@@ -109,6 +135,8 @@ class Metrics(_Record):
         finetune: what fine-tuning reports; None for a head.
         rows: of each split, without those that could not be decoded.
         seconds: of ``extract``, ``train`` and ``total``.
+        files: size and checksum of each exported file, by its path in the run's folder; empty in runs of a release that
+            did not record them.
     """
 
     eval: dict[str, Any]
@@ -117,9 +145,15 @@ class Metrics(_Record):
     finetune: dict[str, Any] | None = None
     rows: dict[str, int] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The content of ``metrics.json``."""
         return self.model_dump(
             mode="json", exclude={name for name in ("head", "finetune") if getattr(self, name) is None}
         )
+
+
+def is_repo_id(name: object) -> bool:
+    """Whether a name can be one of a repository on the Hub."""
+    return isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII) is not None

@@ -41,6 +41,7 @@ def compact(space: Space, *, worthwhile: int = WORTHWHILE) -> int:
         writable = os.access(space.path / "shards", os.W_OK)
         if not alone or not writable or len(small) < worthwhile:
             return 0
+        # Rows that stand in a large shard already need no second copy in the merged one.
         settled = RowIndex()
         for number, name in enumerate(sorted(sizes.keys() - set(small))):
             with suppress(ShardGoneError):
@@ -68,13 +69,15 @@ def _merge(space: Space, names: list[str], settled: RowIndex) -> int:
             sources.append(name)
     if not sources:
         return 0
+    # Copied out of the maps, a bounded group at a time; what two runs stored at once becomes one row here.
     whole = join_rows(merged)
     _, first = np.unique(whole.digests, axis=0, return_index=True)
     first.sort()
     wanted = first[settled.find(whole.digests[first])[0] < 0]
     if len(wanted):
         if len(sources) == 1 and len(wanted) == len(whole.digests):
-            return 0
+            return 0  # merging one shard into itself would only give it a new name
+        # Written and on the disk before the first source goes: no row is ever without a shard.
         space.write_shard(take_rows(whole, wanted))
     for name in sources:
         space.remove_shard(name)

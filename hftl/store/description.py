@@ -8,14 +8,19 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hftl._version import __version__
 from hftl.errors import StoreError
+from hftl.regular import OddFileError, read_bounded
 from hftl.store.identity import JSON, canonical_json, space_id
 from hftl.store.shard import ColumnSpec
 
+T = TypeVar("T")
+
 FORMAT = 1
+LARGEST = 64 << 20
+"""No description is larger, the longest graph of a cut model included: a file that is was not written by hftl."""
 
 
 def _now() -> str:
@@ -63,32 +68,33 @@ class Description:
         return (json.dumps(content, indent=2, ensure_ascii=True) + "\n").encode("ascii")
 
     @classmethod
-    def parse(cls, text: bytes, path: Path) -> Description | None:
-        """What the space.json at ``path`` says; None where it is damaged.
+    def load(cls, path: Path) -> Description | None:
+        """What the space.json at ``path`` says; None where it is damaged, or no file at all.
 
         Raises:
+            FileNotFoundError, NotADirectoryError: nothing stands there.
+            OSError: it cannot be read.
             StoreError: it is whole, and of another version of the format.
         """
+        try:
+            return cls._parse(read_bounded(path, LARGEST), path)
+        except OddFileError:
+            return None
+
+    @classmethod
+    def _parse(cls, text: bytes, path: Path) -> Description | None:
         try:
             content = json.loads(text)
             if content.pop("checksum") != _checksum(content):
                 return None
             version = content["format"]
             if version == FORMAT and content["id"] == space_id(content["identity"]):
-                columns = {
-                    name: ColumnSpec(spec["dtype"], tuple(spec["shape"]), spec["ragged"])
-                    for name, spec in content["columns"].items()
-                }
-                return cls(
-                    content["identity"],
-                    content["label"],
-                    content["info"],
-                    columns,
-                    content["created"],
-                    content["hftl"],
-                )
+                columns = {name: _column_spec(spec) for name, spec in content["columns"].items()}
+                texts = [_typed(content[name], str) for name in ("created", "hftl")]
+                label, info = _typed(content["label"], str), _typed(content["info"], dict)
+                return cls(_typed(content["identity"], dict), label, info, columns, *texts)
         # Any damage that JSON survives: other types, missing keys, an identity that is no longer JSON, deep nesting.
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             return None
         if version == FORMAT:
             return None
@@ -98,11 +104,21 @@ class Description:
 
     @classmethod
     def read(cls, path: Path) -> Description | None:
-        """`parse` of the file at ``path``; None also where it cannot be read or understood."""
+        """`load` for those who only look: None also where it is missing, cannot be read or is of another version."""
         try:
-            return cls.parse(path.read_bytes(), path)
+            return cls.load(path)
         except (OSError, StoreError):
             return None
+
+
+def _column_spec(spec: Mapping[str, Any]) -> ColumnSpec:
+    return ColumnSpec(spec["dtype"], tuple(_typed(size, int) for size in spec["shape"]), _typed(spec["ragged"], bool))
+
+
+def _typed(value: T, kind: type[T]) -> T:
+    if type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+    return value
 
 
 def _checksum(content: Mapping[str, JSON]) -> str:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import socket
 import stat
 import time
@@ -127,6 +128,7 @@ def write_atomically(
     Raises:
         OSError: the first error of any step; the temporary file is removed.
     """
+    # In the same folder: a rename is atomic within one file system only. The name says whose it is, for the clean-up.
     temp = path.with_name(f".tmp-{process_mark()}")
     try:
         fd = uninterrupted(lambda: files.open(temp, mode))
@@ -138,8 +140,9 @@ def write_atomically(
         finally:
             files.close(fd)
         uninterrupted(lambda: files.place(temp, path) if new else files.replace(temp, path))
+        # The rename itself is an entry of the folder, which is lost in a crash until the folder is on the disk.
         uninterrupted(lambda: files.fsync_folder(path.parent))
-    except BaseException:
+    except BaseException:  # an interrupt must not leave the file either
         with suppress(OSError):
             files.unlink(temp)
         raise
@@ -156,7 +159,7 @@ def write_file(path: Path, content: Buffer) -> None:
 
 def _write_all(files: FileCalls, fd: int, data: memoryview) -> None:
     at = 0
-    while at < len(data):
+    while at < len(data):  # a write may take less than it was given: on a signal, or near the end of the disk
         at += uninterrupted(functools.partial(files.write, fd, data[at:]))
 
 
@@ -189,6 +192,10 @@ def store_errors(action: str, path: Path) -> Iterator[None]:
             advice = "free some space (hftl cache gc) and run again, nothing that was stored is lost"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             advice = "set HFTL_CACHE to a folder that you can write to"
+        elif error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP):
+            advice = (
+                "something else stands where hftl keeps its files: move it away, or set HFTL_CACHE to another folder"
+            )
         else:
             advice = "check the disk and run again, nothing that was stored is lost"
         reason = error.strerror or type(error).__name__
@@ -214,6 +221,16 @@ def host_tag() -> str:
     return hashlib.blake2b(b"\0".join(parts), digest_size=4).hexdigest()
 
 
+def is_mark(name: str) -> bool:
+    """Whether a name is one that `process_mark` gives."""
+    return _MARK.fullmatch(name) is not None
+
+
+def process_of(mark: str) -> int:
+    """The id of the process that gave the name ``mark``, on its own machine."""
+    return int(mark.split("-")[1])
+
+
 def alive(mark: str) -> bool | None:
     """Whether the process that gave the name ``mark`` (`process_mark`) runs; None for one of another host."""
     match = _MARK.fullmatch(mark)
@@ -229,11 +246,14 @@ def alive(mark: str) -> bool | None:
 
 
 def mode_of(root: Path) -> int:
-    """The permission bits for everything in the cache folder ``root``: its own, private (0700) while it is new."""
+    """The permission bits for everything in the cache folder ``root``: its own, private (0700) while it is new.
+
+    The owner's bits are always among them: who may not read what it wrote would compute every row again.
+    """
     try:
-        return stat.S_IMODE(root.stat().st_mode)
+        return stat.S_IMODE(root.stat().st_mode) | stat.S_IRWXU
     except OSError:
-        return 0o700
+        return stat.S_IRWXU
 
 
 def touch_file(path: Path, mode: int) -> None:
@@ -251,6 +271,28 @@ def set_aside(path: Path, files: FileCalls, mode: int) -> None:
     with suppress(OSError):
         files.make_folder(space / "quarantine", mode)
         path.replace(space / "quarantine" / f"{path.name}.{process_mark()}")
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder with all that is in it, whatever its folders' modes; of a link only the link.
+
+    Raises:
+        OSError: something in it cannot be removed.
+    """
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
+    _open_up(path)
+    for folder, names, _ in os.walk(path):
+        for name in names:
+            _open_up(Path(folder, name))  # before os.walk goes there: what is in a closed folder is not seen
+    shutil.rmtree(path)
+
+
+def _open_up(folder: Path) -> None:
+    if not folder.is_symlink() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        with suppress(OSError):
+            folder.chmod(stat.S_IRWXU)
 
 
 def remove_orphans(folder: Path, files: FileCalls = FILE_CALLS) -> int:

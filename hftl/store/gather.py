@@ -91,9 +91,11 @@ def rows_from_shards(
         specs: the columns wanted.
     """
     n = len(shard)
+    # Shard by shard, not row by row: each is mapped once, and its pages can go before the next one's come.
     order = np.argsort(shard, kind="stable")
     cuts = np.flatnonzero(np.diff(shard[order])) + 1
     groups = [group for group in np.split(order, cuts) if len(group)]
+    # Ragged columns take two passes, since the result cannot be allocated before all lengths are known.
     lengths = {name: np.zeros(n, np.int64) for name, spec in specs.items() if spec.ragged}
     for group in groups if lengths else []:
         source = read(int(shard[group[0]]))
@@ -118,6 +120,7 @@ def _empty(n: int, spec: ColumnSpec, lengths: npt.NDArray[np.int64] | None) -> C
 
 
 def _copy_even(source: Array, rows: npt.NDArray[np.int64], target: Array, to: npt.NDArray[np.int64]) -> None:
+    # In steps, because indexing with many rows makes a copy of all of them before they are assigned.
     step = max(1, _COPY_BYTES // max(1, source.itemsize * math.prod(source.shape[1:])))
     for i in range(0, len(rows), step):
         target[to[i : i + step]] = np.take(source, rows[i : i + step], axis=0)

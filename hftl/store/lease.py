@@ -8,7 +8,7 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 
-from hftl.store.files import FILE_CALLS, alive, make_folders, process_mark, touch_file
+from hftl.store.files import FILE_CALLS, alive, is_mark, make_folders, process_mark, touch_file
 
 LEASE_SECONDS = 24 * 3600.0
 """A process of another host that gave no sign for this long is taken for gone."""
@@ -42,14 +42,16 @@ def live_leases(space: Path) -> list[Path]:
     """The leases of live processes; those of dead ones are removed."""
     leases: list[Path] = []
     with suppress(OSError):
-        leases = list((space / "leases").iterdir())
+        # Whatever else lies there (a file manager's, a sync tool's) holds nothing, and is not ours to remove.
+        leases = [path for path in (space / "leases").iterdir() if is_mark(path.name)]
     return [path for path in leases if _holds(path)]
 
 
 def _holds(path: Path) -> bool:
     here = alive(path.name)
     with suppress(OSError):
-        if here or (here is None and time.time() - path.stat().st_mtime < LEASE_SECONDS):
+        # Either way: a lease from the far future, by a clock that was wrong, must not hold a space for ever.
+        if here or (here is None and abs(time.time() - path.lstat().st_mtime) < LEASE_SECONDS):
             return True
         path.unlink()
     return False

@@ -35,14 +35,16 @@ class RowIndex:
 
     def add(self, digests: Digests, shard: int) -> None:
         """Add the rows of one shard, in order; digests are uint8 (n, 16)."""
-        key, low = _split(digests)
+        key, low = _halves(digests)
         run = _SortedRun(key, low, np.full(len(key), shard, np.int32), np.arange(len(key)))
         self._runs.append(_sorted([run]))
+        # As in a log-structured merge: each row is merged O(log n) times, whatever the size of the commits.
         while len(self._runs) > 1 and len(self._runs[-2].key) < 2 * len(self._runs[-1].key):
             self._runs[-2:] = [_sorted(self._runs[-2:])]
 
     def drop(self, shards: Collection[int]) -> None:
         """Forget every row of these shards."""
+        # Filtered, not marked: an order that was sorted stays sorted.
         gone = np.fromiter(shards, np.int32, len(shards))
         for i, run in enumerate(self._runs):
             keep = ~np.isin(run.shard, gone)
@@ -55,7 +57,7 @@ class RowIndex:
         Returns:
             The shard of each, int32 (n,), -1 where it is in none, and its row there, int64 (n,).
         """
-        key, low = _split(digests)
+        key, low = _halves(digests)
         shard = np.full(len(key), -1, np.int32)
         row = np.zeros(len(key), np.int64)
         order = np.argsort(key)  # neighbours in a query meet neighbours in the run: far fewer cache misses
@@ -75,11 +77,13 @@ class RowIndex:
         return shard, row
 
 
-def _split(digests: Digests) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+def _halves(digests: Digests) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
     """Two halves that together are the digest; rows that differ anywhere almost surely differ in the first."""
     halves = np.ascontiguousarray(digests).view(np.uint64)
     low = np.ascontiguousarray(halves[:, 1])
-    mixed = low.copy()  # splitmix64
+    # splitmix64 of one half into the other: digests that agree in a half, as counted ones do, get different keys all
+    # the same, and the walk over equal keys stays short.
+    mixed = low.copy()
     for shift, factor in _MIX:
         mixed ^= mixed >> shift
         mixed *= factor

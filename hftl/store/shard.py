@@ -14,11 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
+
+from hftl.regular import open_regular
 
 Array: TypeAlias = "npt.NDArray[np.generic]"
 Digests: TypeAlias = "npt.NDArray[np.uint8]"
@@ -27,6 +29,7 @@ SUFFIX = ".safetensors"
 DIGESTS = "digests"
 LENGTHS = ".lengths"
 _BLOCK = 1 << 20
+_LARGEST_HEADER = 1 << 26
 _FORMAT = "hftl-features-1"
 
 # name -> (safetensors' code, how numpy holds it; bfloat16 has no numpy type and travels as its bits)
@@ -163,12 +166,14 @@ def decode(data: mmap.mmap | bytes, specs: Mapping[str, ColumnSpec], space: str)
 def header_rows(path: Path) -> int:
     """The number of rows that a shard's header states, the rest unread and unchecked; 0 if unreadable."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            if size > 1 << 26:
+            if size > _LARGEST_HEADER:
                 return 0
-            return int(json.loads(file.read(size))[DIGESTS]["shape"][0])
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+            rows = int(json.loads(file.read(size))[DIGESTS]["shape"][0])
+            # A header that rotted may say any number; each row takes at least its digest.
+            return rows if 0 <= 16 * rows <= os.fstat(file.fileno()).st_size else 0
+    except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
         return 0
 
 
@@ -197,6 +202,10 @@ class ShardFile:
         buffer = memoryview(bytearray(min(_BLOCK, self.signature[1] + 1)))
         try:
             with open(self._fd, "rb", buffering=0, closefd=False) as file:
+                # First, because a file that grew without end (a sparse one, say) would take hours to read.
+                if _stated_size(file) != self.signature[1]:
+                    raise BadShardError("its size is not what its header says")
+                file.seek(0)
                 while size := file.readinto(buffer):
                     state.update(buffer[:size])
         except OSError as error:
@@ -211,12 +220,29 @@ class ShardFile:
 
 @contextmanager
 def open_shard(path: Path) -> Iterator[ShardFile]:
-    """Open a shard for reading."""
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    """Open a shard for reading.
+
+    Raises:
+        OddFileError: no regular file stands there.
+        OSError: it is gone, or cannot be opened.
+    """
+    fd = open_regular(path)
     try:
         yield ShardFile(fd)
     finally:
         os.close(fd)
+
+
+def _stated_size(file: IO[bytes]) -> int | None:
+    """The size of a shard file by its own header; None where that says none."""
+    try:
+        size = int.from_bytes(file.read(8), "little")
+        if size > _LARGEST_HEADER:
+            return None
+        header = json.loads(file.read(size))
+        return 8 + size + max(int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError):
+        return None
 
 
 def finite_rows(column: Column, spec: ColumnSpec) -> npt.NDArray[np.bool_]:

@@ -16,7 +16,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hftl.errors import StoreError
+from hftl.regular import OddFileError
 from hftl.store.description import Description
 from hftl.store.files import (
     FileCalls,
@@ -114,12 +115,14 @@ class Space:
         self.columns: dict[str, ColumnSpec] = {}
         self._files = files
         self._mode = mode
+        # Threads share the index; the lock is reentrant because a read that misses refreshes it.
         self._lock = threading.RLock()
         self._index = RowIndex()
         self._numbers: dict[str, int] = {}  # of the shards in the index
         self._names: list[str] = []  # by number, those gone included
-        self._good: dict[str, tuple[int, int, int]] = {}  # checked by this process: inode, size, mtime
-        self._bad: dict[str, tuple[int, int, int]] = {}
+        # Checked by this process: inode, size, mtime. A file that was replaced since is checked again.
+        self._good: dict[str, tuple[int, int, int]] = {}
+        self._bad: dict[str, tuple[int, int, int] | None] = {}  # where they could not be set aside
         self._touched = float("-inf")
         self._lease: Lease | None = None
         self._settled = False  # space.json is known to be on the disk
@@ -145,6 +148,12 @@ class Space:
         if self.info is None:
             self._write_description(info, columns)
             self._load()
+        if self.info is None:
+            raise StoreError(
+                f"{self.path / 'space.json'} is damaged and cannot be moved to quarantine: "
+                "remove the space with hftl cache clear, or set HFTL_CACHE to another folder"
+            )
+        # As canonical JSON: the order of keys, which differs between writers, means nothing.
         if canonical_json(self.info) != canonical_json(dict(info)) or self.columns != dict(columns):
             raise StoreError(
                 f"{self.path} was created with other content than this program's; "
@@ -165,12 +174,11 @@ class Space:
         path = self.path / "space.json"
         try:
             with store_errors("read", path):
-                text = path.read_bytes()
+                description = Description.load(path)
         except StoreError as error:
             if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
                 return
             raise
-        description = Description.parse(text, path)
         if description is None:
             set_aside(path, self._files, self._mode)
             return
@@ -188,8 +196,8 @@ class Space:
             self._load()
         with self._lock:
             self._refresh()
-            found: npt.NDArray[np.bool_] = self._index.find(digests)[0] >= 0
-        return found
+            stored: npt.NDArray[np.bool_] = self._index.find(digests)[0] >= 0
+        return stored
 
     def commit(self, digests: Digests, columns: Mapping[str, Values], names: Sequence[str] | None = None) -> None:
         """Store n rows for good: when this returns, they survive a crash of the machine.
@@ -207,17 +215,17 @@ class Space:
         if self.info is None:
             raise StoreError(f"{self.path} is not created yet")
         shard = Shard(digests, to_storage(columns, self.columns, len(digests), self.path))
+        # Before the first byte is written: a shard with one bad row would be served for ever.
         self._refuse_non_finite(shard, names)
         for part in split_rows(shard, self.columns):
             self.write_shard(part)
         self.touch()
 
-    def gather(self, digests: Digests, columns: Collection[str] | None = None) -> dict[str, torch.Tensor | Ragged]:
+    def gather(self, digests: Digests) -> dict[str, torch.Tensor | Ragged]:
         """Read n rows in the order asked; a digest may be asked for more than once.
 
         Args:
             digests: uint8 (n, 16).
-            columns: read only these; all by default.
 
         Returns:
             For each column a tensor (n, *shape), or `Ragged`, on the CPU.
@@ -225,25 +233,26 @@ class Space:
         Raises:
             MissingRowsError: rows are not stored, or their shard turned out to be damaged and was set aside.
         """
-        return {
-            name: to_torch(column, self.columns[name]) for name, column in self.gather_arrays(digests, columns).items()
-        }
+        return {name: to_torch(column, self.columns[name]) for name, column in self.gather_arrays(digests).items()}
 
-    def gather_arrays(self, digests: Digests, columns: Collection[str] | None = None) -> dict[str, Column]:
+    def gather_arrays(self, digests: Digests) -> dict[str, Column]:
         """`gather` without torch: numpy arrays in their storage types (bfloat16 as its bits, uint16)."""
         digests = _as_digests(digests)
         if self.info is None:
             self._load()
-        specs = {name: spec for name, spec in self.columns.items() if columns is None or name in columns}
         self.touch()
         with self._lock:
+            # Another process may merge or clear shards while they are read: their rows are looked up again then.
             for _ in range(_RELISTS):
                 shard, row = self._find(digests)
                 try:
-                    return rows_from_shards(lambda number: self.read_shard(self._names[number]), shard, row, specs)
+                    return rows_from_shards(self._read_numbered, shard, row, self.columns)
                 except ShardGoneError:
                     self._refresh()
         raise StoreError(f"{self.path} keeps changing while it is read; run again when nothing else cleans it up")
+
+    def _read_numbered(self, number: int) -> Shard:
+        return self.read_shard(self._names[number])
 
     def _find(self, digests: Digests) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         shard, row = self._index.find(digests)
@@ -268,8 +277,13 @@ class Space:
         """The file names of the shards that stand in the folder now, and their bytes."""
         sizes = {}
         for name in self._list():
-            with suppress(FileNotFoundError):
-                sizes[name] = (self._shards / name).stat().st_size
+            path = self._shards / name
+            try:
+                sizes[name] = path.stat().st_size
+            except OSError:
+                # A link that leads nowhere is damage to be set aside; what is gone altogether is no shard any more.
+                if path.is_symlink():
+                    sizes[name] = 0
         return sizes
 
     def _list(self) -> set[str]:
@@ -284,8 +298,9 @@ class Space:
                 names = {name for name in os.listdir(self._shards) if _is_shard(name)}  # noqa: PTH208 - names
             except (FileNotFoundError, NotADirectoryError):
                 return set()
-            except OSError as error:
-                raise StoreError(f"cannot read {self._shards}: {error.strerror}; check its permissions") from error
+            except OSError:
+                with store_errors("read", self._shards):
+                    raise
             if names == last:
                 break
             last = names
@@ -327,15 +342,19 @@ class Space:
             ShardGoneError: it is gone, or bad and now set aside; the index has forgotten it.
         """
         path = self._shards / name
+        signature = _signature(path)
         try:
             with open_shard(path) as file:
                 signature = file.signature
                 try:
+                    # Once a process: a checksum at each read would cost more than the read.
                     if self._good.get(name) != signature:
                         file.check(name)
                     shard = decode(file.map(), self.columns, self.id)
                 except BadShardError:
                     shard = None
+        except OddFileError:
+            shard = None
         except FileNotFoundError:
             self._forget(name)
             raise ShardGoneError(name, damaged=False) from None
@@ -343,9 +362,11 @@ class Space:
             raise StoreError(f"cannot read {path}: {error.strerror}; check its permissions") from error
         if shard is None:
             self._forget(name)
+            # In a store that cannot be written the bad shard stays: remembered, it is not read at each refresh.
             self._bad[name] = signature
             set_aside(path, self._files, self._mode)
             raise ShardGoneError(name, damaged=True)
+        assert signature is not None  # it was opened
         self._good[name] = signature
         return shard
 
@@ -390,6 +411,7 @@ class Space:
 
     def touch(self) -> None:
         """Note that the space is in use; a store that cannot be written is used without a note."""
+        # Not at every read: a touch is a write, and `gc` counts in days.
         if self.info is None or time.monotonic() - self._touched < _TOUCH_SECONDS:
             return
         self._touched = time.monotonic()

@@ -24,6 +24,7 @@ import safetensors.numpy
 import xxhash
 
 from hftl.errors import StoreError
+from hftl.regular import open_regular
 from hftl.store.digests import digest_bytes, read_digest, stack_digests
 from hftl.store.files import FILE_CALLS, make_folders, mode_of, remove_orphans, write_atomically
 from hftl.store.lookup import RowIndex
@@ -42,6 +43,7 @@ _TRIES = 3
 _U64 = (1 << 64) - 1
 
 
+# Arrays, not objects: an index of a million files is loaded and searched at the start of every run.
 class _Entries(NamedTuple):
     """n files: digest of the path, size/mtime/ctime/inode, digest of the content, day last seen."""
 
@@ -105,14 +107,15 @@ class StatIndex:
         stats = _stats(paths)
         known = RowIndex()
         known.add(entries.path, 0)
-        found, row = known.find(keys)
-        fresh = found >= 0
+        which, row = known.find(keys)
+        fresh = which >= 0
         fresh[fresh] = (entries.stat[row[fresh]] == stats[fresh]).all(axis=1)
         digests = np.zeros((len(paths), 16), np.uint8)
         digests[fresh] = entries.digest[row[fresh]]
         today = now // _DAY_NS
         if len(todo := np.flatnonzero(~fresh)):
             self._read(paths, keys, stats, todo, now, digests)
+        # Written again only for the dates, and seldom: a warm run should not write at all.
         elif (entries.day[row] < today - FORGET_DAYS // 4).any():
             self._save(_Entries(keys, stats, digests, np.full(len(keys), today)))
         return digests
@@ -131,6 +134,7 @@ class StatIndex:
         saved = time.monotonic()
         with ThreadPoolExecutor(_THREADS) as pool:
             for i in range(0, len(todo), _CHUNK):
+                # Threads, because what takes the time (reading, BLAKE2) leaves Python's lock free.
                 some = todo[i : i + _CHUNK]
                 read = list(pool.map(_read_at_rest, [paths[j] for j in some], stats[some], itertools.repeat(now)))
                 digests[some] = np.frombuffer(b"".join(digest for digest, _ in read), np.uint8).reshape(-1, 16)
@@ -145,6 +149,7 @@ class StatIndex:
     def _load(self) -> _Entries:
         """What is remembered; nothing where the file is missing or damaged."""
         with suppress(OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError, AttributeError):
+            os.close(open_regular(self.path))  # safetensors itself would wait for a FIFO's other end
             with safetensors.safe_open(self.path, "numpy") as file:
                 stated = (file.metadata() or {}).get("checksum")
                 entries = _Entries(*(file.get_tensor(name) for name in _Entries._fields))
@@ -155,7 +160,7 @@ class StatIndex:
         return _NONE
 
     def _save(self, new: _Entries) -> None:
-        """Add ``new`` to what the file says by now."""
+        """Add ``new`` to what the file says by now, not to what it said when this process began: others write too."""
         entries = self._load()
         entries = entries.take(entries.day >= int(new.day.max()) - FORGET_DAYS).plus(new)
         data = safetensors.numpy.save(entries._asdict(), {"checksum": entries.checksum()})
@@ -181,9 +186,8 @@ def digest_files(rows: Sequence[FileRow], index: StatIndex) -> Digests:
     """
     digests: list[bytes | None] = [digest_bytes(row) if isinstance(row, bytes) else None for row in rows]
     paths = {i: os.fspath(row) for i, row in enumerate(rows) if not isinstance(row, bytes)}
-    found = [row.tobytes() for row in index.digests(list(paths.values()))]
-    for i, digest in zip(paths, found, strict=True):
-        digests[i] = digest
+    for i, digest in zip(paths, index.digests(list(paths.values())), strict=True):
+        digests[i] = digest.tobytes()
     return stack_digests([digest for digest in digests if digest is not None])
 
 
@@ -199,10 +203,10 @@ def _path_keys(paths: Sequence[str]) -> Digests:
 
 
 def _stats(paths: Sequence[str]) -> npt.NDArray[np.uint64]:
-    return np.array([_stat(path) for path in paths], np.uint64).reshape(-1, 4)
+    return np.array([_status_of(path) for path in paths], np.uint64).reshape(-1, 4)
 
 
-def _stat(path: str) -> tuple[int, int, int, int]:
+def _status_of(path: str) -> tuple[int, int, int, int]:
     try:
         stat = os.stat(path)  # noqa: PTH116 - a Path for each of a million files is slow
     except OSError as error:
@@ -215,7 +219,7 @@ def _read_at_rest(path: str, stat: npt.NDArray[np.uint64], now: int) -> tuple[by
     before = tuple(stat.tolist())
     for _ in range(_TRIES):
         digest = read_digest(path)
-        after = _stat(path)
+        after = _status_of(path)
         if after == before:  # the bytes read are those of one state of the file
             return digest, max(before[1], before[2]) < now - RACY_NS
         before, now = after, 0

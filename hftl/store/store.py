@@ -7,10 +7,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -24,15 +25,17 @@ from hftl.store.files import (
     mode_of,
     process_mark,
     remove_orphans,
+    remove_tree,
     set_aside,
     store_errors,
 )
 from hftl.store.identity import JSON, space_id
 from hftl.store.lease import in_use
-from hftl.store.shard import ColumnSpec
+from hftl.store.shard import ColumnSpec, Digests
 from hftl.store.space import MissingRowsError, NonFiniteError, ShardGoneError, Space
 from hftl.store.stat_index import StatIndex
 from hftl.store.summary import SpaceSummary, StoreStats, VerifyReport, summarise
+from hftl.store.turns import remove_stale_claims, turn
 from hftl.store.values import Ragged
 
 __all__ = [
@@ -50,6 +53,8 @@ __all__ = [
 ]
 
 _TRASH = ".trash-"
+# Nothing else that lies in the folder is ever listed, verified or removed.
+_SPACE_FOLDER = re.compile(r".+-[0-9a-f]{16}")
 
 
 def cache_root() -> Path:
@@ -100,8 +105,23 @@ class FeatureStore:
 
     def spaces(self) -> list[SpaceSummary]:
         """What is stored, the last used first; reads the shards' headers only."""
-        found = [summarise(path) for path in self._space_folders()]
-        return sorted(found, key=lambda summary: -summary.last_used)
+        summaries = [summarise(path) for path in self._space_folders()]
+        return sorted(summaries, key=lambda summary: -summary.last_used)
+
+    @contextmanager
+    def turn(self, spaces: Iterable[Space], digests: Digests, waiting: Callable[[str], None]) -> Iterator[None]:
+        """Run a block that computes rows while no other process computes the very same ones.
+
+        Args:
+            spaces: where their features go.
+            digests: the rows, uint8 (n, 16), those that are stored already included.
+            waiting: called once if another process is waited for, with its name for a person.
+        """
+        what = hashlib.blake2b(digests.tobytes(), digest_size=16, person=b"hftl-turn")
+        for space in spaces:
+            what.update(space.id.encode())
+        with turn(self.root / "claims" / what.hexdigest(), mode_of(self.root), waiting):
+            yield
 
     def stats(self) -> StoreStats:
         """Totals over all spaces."""
@@ -115,19 +135,9 @@ class FeatureStore:
             quarantined=sum(space.quarantined for space in spaces),
         )
 
-    def verify(self, progress: Callable[[SpaceSummary], None] | None = None) -> list[VerifyReport]:
-        """Read every byte of every space; what is damaged is moved to its quarantine, to be computed again.
-
-        Args:
-            progress: called before each space is read.
-        """
-        reports = []
-        for path in self._space_folders():
-            summary = summarise(path)
-            if progress is not None:
-                progress(summary)
-            reports.append(self._verify(path, summary))
-        return reports
+    def verify(self) -> list[VerifyReport]:
+        """Read every byte of every space; what is damaged is moved to its quarantine, to be computed again."""
+        return [self._verify(path, summarise(path)) for path in self._space_folders()]
 
     def compact(self) -> int:
         """Merge the small shards of every space; returns how many were merged away."""
@@ -145,14 +155,19 @@ class FeatureStore:
             StoreError: a file cannot be removed.
         """
         self._tidy()
+        # One that was taken into use since it was listed stays; no other goes in its place.
+        return [space for space in self.surplus(max_bytes) if self._remove(space.path)]
+
+    def surplus(self, max_bytes: int) -> list[SpaceSummary]:
+        """The spaces that `gc` would remove now, the least recently used first."""
         spaces = self.spaces()
         total = sum(space.bytes for space in spaces)
-        removed = []
+        chosen = []
         for space in reversed(spaces):
-            if total > max_bytes and self._remove(space.path):
+            if total > max_bytes and not space.in_use:
                 total -= space.bytes
-                removed.append(space)
-        return removed
+                chosen.append(space)
+        return chosen
 
     def clear(self, name: str | None = None, *, force: bool = False) -> list[SpaceSummary]:
         """Remove one space, or all.
@@ -185,7 +200,7 @@ class FeatureStore:
 
     def _space_folders(self) -> list[Path]:
         try:
-            return sorted(path for path in self._folder.iterdir() if not path.name.startswith("."))
+            return sorted(p for p in self._folder.iterdir() if _SPACE_FOLDER.fullmatch(p.name) and p.is_dir())
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
@@ -204,6 +219,10 @@ class FeatureStore:
         if space is None:
             bad = ["space.json"] if self._set_aside_description(path / "space.json") else []
             return VerifyReport(summary, rows=0, bad=bad, orphans=orphans)
+        shards = path / "shards"
+        if os.path.lexists(shards) and not shards.is_dir():
+            set_aside(shards, self._files, mode_of(self.root))
+            return VerifyReport(summary, rows=0, bad=["shards"], orphans=orphans)
         rows = {name: _verified_rows(space, name) for name in sorted(space.shard_sizes())}
         bad = [name for name, count in rows.items() if count is None]
         return VerifyReport(summary, rows=sum(count or 0 for count in rows.values()), bad=bad, orphans=orphans)
@@ -211,7 +230,7 @@ class FeatureStore:
     def _set_aside_description(self, path: Path) -> bool:
         """Move a space.json that is damaged, not merely missing or of another format; the next run writes it."""
         try:
-            damaged = Description.parse(path.read_bytes(), path) is None
+            damaged = Description.load(path) is None
         except (OSError, StoreError):
             return False
         if damaged:
@@ -229,7 +248,7 @@ class FeatureStore:
             if not force and in_use(trash):
                 trash.replace(path)
                 return False
-            shutil.rmtree(trash)
+            remove_tree(trash)
         return True
 
     def _tidy(self) -> None:
@@ -238,10 +257,11 @@ class FeatureStore:
             for path in self._space_folders():
                 remove_orphans(path, self._files)
                 remove_orphans(path / "shards", self._files)
-                shutil.rmtree(path / "quarantine", ignore_errors=True)
+                _remove_if_possible(path / "quarantine")
+            remove_stale_claims(self.root / "claims")
             for trash in self._trash():
                 if alive(trash.name.removeprefix(_TRASH)) is not True:
-                    shutil.rmtree(trash, ignore_errors=True)
+                    _remove_if_possible(trash)
 
     def _trash(self) -> Iterator[Path]:
         return self._folder.glob(f"{_TRASH}*")
@@ -253,6 +273,11 @@ def _verified_rows(space: Space, name: str) -> int | None:
         return len(space.read_shard(name).digests)
     except ShardGoneError as error:
         return None if error.damaged else 0
+
+
+def _remove_if_possible(path: Path) -> None:
+    with suppress(OSError):
+        remove_tree(path)
 
 
 def _slug(label: str) -> str:

@@ -1,7 +1,12 @@
-"""What a person wants to know about a space, read from its description and its shards' headers."""
+"""`SpaceSummary`: what a person wants to know about a space, from its description and its shards' headers.
+
+Nothing here fails: a summary of a damaged space tells what can be seen, so that it can be listed and removed.
+"""
 
 from __future__ import annotations
 
+import os
+import stat
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -21,7 +26,7 @@ class SpaceSummary:
         path: its folder.
         name: the folder's name.
         label: the name it was given, usually the model's id.
-        id: 32 hex digits; empty where space.json is damaged.
+        id: 32 hex digits; empty where space.json is missing or damaged: the next run writes it anew.
         identity: everything that names the space.
         created: ISO time of its creation, UTC.
         rows: rows in its shards, as their headers state; a row that two runs computed at once counts twice.
@@ -57,11 +62,6 @@ class SpaceSummary:
         modality = self.identity.get("modality")
         return modality if isinstance(modality, str) else None
 
-    @property
-    def damaged(self) -> bool:
-        """Whether space.json is missing or damaged; the next run that uses the space writes it anew."""
-        return not self.id
-
     def answers_to(self, name: str) -> bool:
         """Whether a person who says ``name`` means this space."""
         return name in (self.name, self.label) or (len(name) >= 8 and self.id.startswith(name))
@@ -92,7 +92,7 @@ class StoreStats:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What the verification of one space found.
+    """What the verification of one space showed.
 
     Attributes:
         space: the space.
@@ -110,7 +110,7 @@ class VerifyReport:
 def summarise(path: Path) -> SpaceSummary:
     """Look at the space in the folder ``path``."""
     description = Description.read(path / "space.json")
-    shards = list((path / "shards").glob(f"*{SUFFIX}"))
+    shards = [file for file in _names(path / "shards") if file.name.endswith(SUFFIX)]
     return SpaceSummary(
         path=path,
         name=path.name,
@@ -120,22 +120,32 @@ def summarise(path: Path) -> SpaceSummary:
         created=description.created if description else "",
         rows=sum(header_rows(shard) for shard in shards),
         shards=len(shards),
-        bytes=sum(_file_bytes(file) for file in path.rglob("*")),
-        quarantined=len(list((path / "quarantine").glob("*"))),
+        bytes=_folder_bytes(path),
+        quarantined=len(_names(path / "quarantine")),
         last_used=_last_used(path),
         in_use=in_use(path),
     )
 
 
-def _file_bytes(path: Path) -> int:
-    with suppress(OSError):
-        if path.is_file():
-            return path.stat().st_size
-    return 0
+def _names(folder: Path) -> list[Path]:
+    with suppress(OSError):  # none, or not a folder: a summary tells what can be seen
+        return list(folder.iterdir())
+    return []
+
+
+def _folder_bytes(folder: Path) -> int:
+    """The bytes of all regular files under ``folder``; links count nothing, since what they lead to stays."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                status = os.lstat(os.path.join(place, name))  # noqa: PTH118 - a Path for each of many files is slow
+                total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total
 
 
 def _last_used(path: Path) -> float:
     for file in (path / "last_used", path / "space.json", path):
         with suppress(OSError):
-            return file.stat().st_mtime
+            return file.lstat().st_mtime
     return 0.0

@@ -1,4 +1,7 @@
-"""Between the tensors that callers hold and the numpy arrays that shards hold; torch is imported when met."""
+"""Conversion between the tensors that callers hold and the numpy arrays that shards hold.
+
+torch is imported only where a tensor is at hand, so that looking after a store does not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -88,6 +91,7 @@ def _to_numpy(value: torch.Tensor | Array, dtype: str, name: str) -> Array:
     if tensor.dtype != getattr(torch, dtype):
         raise StoreError(f"column {name!r} is stored as {dtype}, not {str(tensor.dtype).removeprefix('torch.')}")
     if dtype == "bfloat16":
+        # numpy has no such type: the bits travel as they are.
         tensor = tensor.contiguous().view(torch.uint16)
     array: Array = tensor.numpy()
     return array

@@ -27,7 +27,7 @@ from hftl.export.model import export_model
 from hftl.plugins.manager import HEAVY
 from hftl.plugins.registry import find
 from hftl.tasks import Task
-from hftl.testing.subject import LABELS, CheckError, Subject, fingerprint, sums
+from hftl.testing.subject import LABELS, CheckError, Subject, fingerprint_of_rows, sums
 from hftl.testing.tampering import flip_last_byte, mutations, opened_files, rewrite
 from hftl.wording import named_error
 
@@ -138,14 +138,14 @@ def _identity_follows_processor(subject: Subject) -> None:
     """Whatever setting of the preprocessing changes a row has another identity."""
     with subject.moved() as (folder, anew):
         base = anew()
-        before, encoded = subject.space(base), fingerprint(subject, base)
+        before, encoded = subject.space(base), fingerprint_of_rows(subject, base)
         changed = 0
         for file, setting, text in mutations(folder):
             kept = file.read_bytes()
             file.write_text(text, encoding="utf-8")
             try:
                 other = anew()
-                if fingerprint(subject, other) == encoded:
+                if fingerprint_of_rows(subject, other) == encoded:
                     continue
                 changed += 1
                 if subject.space(other) == before:

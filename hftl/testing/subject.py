@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from hftl.backbones.cut.capture import Capture
 from hftl.backbones.cut.cut import Cut
 from hftl.backbones.cut.search import find_cut
-from hftl.backbones.loading import load_backbone
+from hftl.backbones.loading import load_backbone, reopened
 from hftl.backbones.protocol import Backbone, Encoded
 from hftl.frozen.view import View, open_space
 from hftl.plugins.registry import find
 from hftl.plugins.spec import BackboneOptions
 from hftl.store.store import FeatureStore
 from hftl.tasks import Task
-from hftl.testing.tampering import linked_copy, made_anew
+from hftl.testing.tampering import linked_copy
 
 Plain: TypeAlias = Callable[[Path, Sequence[Any]], np.ndarray]
 
@@ -116,7 +116,7 @@ class Subject:
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             target = Path(folder) / "model"
             linked_copy(Path(source.folder), target)
-            yield target, lambda: made_anew(self.backbone, replace(source, folder=target, commit=None))
+            yield target, lambda: reopened(self.backbone, replace(source, folder=target, commit=None))
 
     def same(self, left: Sequence[Sequence[Tensor]], right: Sequence[Sequence[Tensor]]) -> float | None:
         """The largest difference as a share of the largest value; None if it is within the tolerance."""
@@ -145,7 +145,7 @@ def images() -> list[bytes]:
     return encoded
 
 
-def fingerprint(subject: Subject, backbone: Backbone) -> list[Any]:
+def fingerprint_of_rows(subject: Subject, backbone: Backbone) -> list[Any]:
     """What a backbone makes of the rows, in a form that can be compared."""
     return sums(subject.encode(backbone, subject.rows))
 

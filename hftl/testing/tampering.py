@@ -7,8 +7,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +22,6 @@ def linked_copy(source: Path, target: Path) -> None:
             copied.symlink_to(file.resolve())
         else:
             copied.write_bytes(file.read_bytes())
-
-
-def made_anew(backbone: Any, source: Any) -> Any:
-    """The backbone as its class makes it of another folder, with nothing remembered."""
-    other = copy(backbone)
-    remembered = {
-        name
-        for kind in type(backbone).__mro__
-        for name, value in vars(kind).items()
-        if isinstance(value, cached_property)
-    }
-    other.__dict__ = {name: value for name, value in other.__dict__.items() if name not in remembered}
-    other.source, other.commit = source, None
-    return other
 
 
 def flip_last_byte(file: Path) -> None:
@@ -75,11 +59,11 @@ def _other_values(value: Any) -> Iterator[Any]:
     elif isinstance(value, list) and value and all(isinstance(v, int | float) for v in value):
         yield [v / 2 for v in value]
     elif isinstance(value, dict) and value.get("vocab"):
-        # A tokenizer's model: two words trade places.
+        # A tokenizer's model: words trade places; special tokens, which other files name too, keep theirs.
         vocab = value["vocab"]
         if isinstance(vocab, dict):
-            order = sorted(vocab, key=vocab.__getitem__)
-            ids = dict(zip(order, [vocab[name] for name in order[::-1]], strict=True))
+            order = [word for word in sorted(vocab, key=vocab.__getitem__) if word[:1] not in ("[", "<")]
+            ids = vocab | dict(zip(order, [vocab[name] for name in order[::-1]], strict=True))
             yield {**value, "vocab": ids}
     elif isinstance(value, dict) and value and all(isinstance(v, int) for v in value.values()):
         yield {name: v // 2 for name, v in value.items()}

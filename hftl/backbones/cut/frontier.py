@@ -96,6 +96,24 @@ def owner(parameter: str) -> str:
     return parameter.rpartition(".")[0]
 
 
+def head_buffers(model: nn.Module, head: set[str]) -> list[str]:
+    """Names of the stored buffers that belong to the head, such as the running statistics of a normalisation in it.
+
+    Args:
+        model: the model.
+        head: names of the head's parameters.
+    """
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    owners = {owner(name) for name in head}
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        own = {prefix + parameter for parameter, _ in module.named_parameters(remove_duplicate=False)}
+        if own and own <= head:
+            # All of such a module is the head's, also what has buffers and no parameters.
+            owners |= {prefix + inner if inner else name for inner, _ in module.named_modules()}
+    return sorted(name for name in model.state_dict() if name not in parameters and owner(name) in owners)
+
+
 def _graph_leaf(value: Any) -> Any:
     if not isinstance(value, Tensor) or not torch.is_grad_enabled():
         return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hftl.backbones.cut.cut import Cut
-from hftl.backbones.cut.frontier import Frontier, owner
+from hftl.backbones.cut.frontier import Frontier, head_buffers, owner
 from hftl.foreign import initializer, tree_unflatten, treespec_loads
 
 
@@ -71,6 +71,53 @@ def replaying(model: nn.Module, cut: Cut) -> Iterator[Replay]:
         yield Replay(model, cut, frontier)
 
 
+# Modules of a head that hold statistics of the rows they have seen.
+STATISTICS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def measured_buffers(
+    replay: Replay, parameters: Mapping[str, Tensor], batches: Sequence[Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The head's buffers with the running statistics of all training rows, as a head with these parameters sees them.
+
+    Training holds them fixed: the head that is trained is then the one that is exported, whatever the batches were.
+    As ``torch.optim.swa_utils.update_bn`` does, the average of the batches' statistics is taken.
+
+    Args:
+        replay: of the model, whose head is real.
+        parameters: the head's, on the device of the batches.
+        batches: kept columns of the training rows, in an order that has nothing to do with their labels.
+
+    Returns:
+        By the model's names, on that device; empty where the head has no buffers.
+    """
+    model = replay.model
+    names = head_buffers(model, set(replay.cut.head))
+    seen = [
+        module for name, module in model.named_modules() if _is_around(name, names) and isinstance(module, STATISTICS)
+    ]
+    momenta = [module.momentum for module in seen]
+    for module in seen:
+        module.reset_running_stats()
+        module.momentum = None
+        module.train()
+    device = next(iter(batches[0].values())).device
+    state = model.state_dict()
+    buffers = {name: state[name].detach().clone().to(device) for name in names}
+    if seen:
+        with torch.no_grad():
+            for batch in batches:
+                replay(batch, {**parameters, **buffers})
+    for module, momentum in zip(seen, momenta, strict=True):
+        module.momentum = momentum
+        module.eval()
+    return buffers
+
+
+def _is_around(module: str, tensors: Sequence[str]) -> bool:
+    return any(owner(name) == module for name in tensors)
+
+
 def initial_head(model: nn.Module, head: set[str], seed: int) -> dict[str, Tensor]:
     """Initial values of the head's parameters, drawn as the model's class draws them, for a model on the meta device.
 
@@ -85,10 +132,11 @@ def initial_head(model: nn.Module, head: set[str], seed: int) -> dict[str, Tenso
     draw = initializer(model)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        for name in sorted({owner(parameter) for parameter in head}):
+        # Modules that hold statistics and no parameters need real tensors too.
+        for name in sorted({owner(tensor) for tensor in (*head, *head_buffers(model, head))}):
             module = model.get_submodule(name)
             module.to_empty(device="cpu", recurse=False)
-            if isinstance(module, (nn.Linear, nn.LayerNorm)):
+            if isinstance(module, (nn.Linear, nn.LayerNorm, *STATISTICS)):
                 module.reset_parameters()
             if draw is not None:
                 draw(module)
@@ -104,5 +152,10 @@ def needs_weights(model: nn.Module, cut: Cut) -> bool:
         cut: the cut.
     """
     answered = tuple(f"{call.module}." for call in cut.calls)
+    for name in {owner(tensor) for tensor in (*cut.head, *head_buffers(model, set(cut.head)))}:
+        module = model.get_submodule(name)
+        if not isinstance(module, STATISTICS) and next(module.buffers(recurse=False), None) is not None:
+            # A constant of the head, whose value only its class knows.
+            return True
     live = [*model.named_parameters(), *model.named_buffers()]
     return any(value.is_meta and not name.startswith(answered) for name, value in live)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +36,7 @@ def find_cut(model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Ten
         BackboneError: the model's logits are NaN or infinite.
         CutError: no cut gives the model's logits within 1e-5.
     """
-    randomize(model, head)
-    with torch.no_grad():
-        if not bool(torch.isfinite(model(**probes[0]).logits).all()):
-            raise BackboneError(f"{type(model).__name__} gives NaN or infinite logits: its weights are damaged")
+    prepare_head(model, head, probes)
     failures = []
     for candidate in (_linear_candidate, _reduced_candidate, _whole_candidate):
         try:
@@ -73,6 +71,25 @@ def pooled_cut(model: nn.Module, head: set[str], probes: Sequence[Mapping[str, T
     return Cut("pooled", sorted(head), pooling=pooling, calls=[Call(recorded[-1].module, "", [])], width=width)
 
 
+def prepare_head(model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]]) -> None:
+    """Give the head random values, and see that the model then gives logits.
+
+    Raises:
+        BackboneError: the model's logits are NaN or infinite, or it returns none.
+    """
+    randomize(model, head)
+    with torch.no_grad():
+        output = model(**probes[0])
+    logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise BackboneError(
+            f"{type(model).__name__} returns {type(output).__name__}, which has no `logits`: its forward has to return "
+            "an object with logits (n, C), such as transformers' SequenceClassifierOutput"
+        )
+    if not bool(torch.isfinite(logits).all()):
+        raise BackboneError(f"{type(model).__name__} gives NaN or infinite logits: its weights are damaged")
+
+
 def randomize(model: nn.Module, head: set[str], seed: int = 0) -> None:
     """Give the head's parameters random values with a scale that keeps the logits of order one."""
     generator = torch.Generator().manual_seed(seed)
@@ -84,31 +101,52 @@ def randomize(model: nn.Module, head: set[str], seed: int = 0) -> None:
 
 
 def prove(model: nn.Module, cut: Cut, probes: Sequence[Mapping[str, Tensor]]) -> None:
-    """Compare replayed logits with the model's on every probe batch.
+    """Compare replayed logits with the model's on every probe batch, and on the rows of all of them in one batch.
+
+    Training mixes rows that were computed in different batches, so that is what the last comparison does too.
 
     Raises:
         CutError: they differ by more than 1e-5 of the largest logit (or 1e-5, if that is more).
     """
     if cut.kind == "pooled":
         return
+    given: list[dict[str, Any]] = []
+    expected: list[Tensor] = []
     for batch in probes:
         with torch.no_grad():
-            expected = model(**batch).logits
+            expected.append(model(**batch).logits)
         kept = Capture(model, [cut])(batch)[0]
         for name, (_, shape) in cut.kept().items():
             value = kept[name]
             if isinstance(value, Tensor) and list(value.shape[1:]) != list(shape):
                 raise CutError(f"{name} has another size in each batch, and no mask says which of it is a row's own")
+        _compare(_replayed(model, cut, kept), expected[-1])
+        given.append(kept)
+    if len(given) > 1:
+        mixed = {name: _mixed_rows([kept[name] for kept in given]) for name in given[0]}
+        _compare(_replayed(model, cut, mixed), torch.cat(expected))
+
+
+def _replayed(model: nn.Module, cut: Cut, kept: Mapping[str, Any]) -> Tensor:
+    with torch.no_grad():
         if cut.kind == "linear":
-            module = model.get_submodule(cut.linear or "")
-            with torch.no_grad():
-                logits = module(kept["features"])
-        else:
-            with replaying(model, cut) as replay, torch.no_grad():
-                logits = replay(kept)
-        worst = float((logits - expected).abs().max())
-        if not worst <= TOLERANCE * max(1.0, float(expected.abs().max())):
-            raise CutError(f"replayed logits differ from the model's by {worst:.1e}")
+            logits: Tensor = model.get_submodule(cut.linear or "")(kept["features"])
+            return logits
+        with replaying(model, cut) as replay:
+            return replay(kept)
+
+
+def _compare(logits: Tensor, expected: Tensor) -> None:
+    worst = float((logits - expected).abs().max())
+    if not worst <= TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise CutError(f"replayed logits differ from the model's by {worst:.1e}")
+
+
+def _mixed_rows(parts: Sequence[Any]) -> Any:
+    """One column of several batches as that of one; ragged ones are lists of rows."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))
+    return [row for part in parts for row in part]
 
 
 def _record(model: nn.Module, head: set[str], batch: Mapping[str, Tensor]) -> list[Recorded]:

@@ -1,0 +1,151 @@
+"""Batches whose rows get what the model gives for each of them alone.
+
+In most models a mask keeps padding out of a row's numbers. In some it does not (a convolution or a Fourier transform
+over tokens, landmarks that are counted from the padded length), so that a row's numbers depend on what else is in its
+batch. Such models are run on rows of equal length, which need no padding: slower, and exact. Which kind a model is of
+is measured, not looked up: `needs_equal_lengths` compares every row of mixed batches with the row alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hftl.backbones.protocol import Encoded
+from hftl.errors import CutError
+from hftl.wording import one_line
+
+# Far above what another order of summation changes in float32, far below what padding does.
+TOLERANCE = 1e-4
+# Differences of numbers below this one are measured against it.
+SMALLEST = 1e-2
+
+Inputs = Mapping[str, Tensor]
+
+
+class Probe(dict[str, Tensor]):
+    """A batch that knows its rows without padding, for models whose batches hold no mask to tell it by.
+
+    Args:
+        batch: keyword arguments of the forward, first dimension n.
+        rows: the same n rows, each as a batch of one without padding.
+    """
+
+    def __init__(self, batch: Inputs, rows: Sequence[Inputs]) -> None:
+        super().__init__(batch)
+        self.rows = [dict(row) for row in rows]
+
+
+def rows_of(batch: Inputs) -> list[dict[str, Tensor]]:
+    """Each row of a batch as a batch of one, without the padding that a mask names."""
+    if isinstance(batch, Probe):
+        return batch.rows
+    mask = batch.get("attention_mask")
+    count = len(next(iter(batch.values())))
+    if mask is None or mask.dim() != 2:
+        return [{name: value[i : i + 1] for name, value in batch.items()} for i in range(count)]
+    rows = []
+    for i in range(count):
+        real = mask[i].nonzero()[:, 0]
+        rows.append(
+            {
+                name: value[i : i + 1, real] if value.shape[1:2] == mask.shape[1:] else value[i : i + 1]
+                for name, value in batch.items()
+            }
+        )
+    return rows
+
+
+def needs_equal_lengths(model: Callable[..., Any], probes: Sequence[Inputs], name: str = "") -> bool:
+    """Whether rows of a model have to run in batches of equal length, because padding changes their numbers.
+
+    Args:
+        model: in eval mode; its forward returns ``logits`` (n, C).
+        probes: mixed batches, with ragged lengths, each padding side and a row of full length.
+        name: the model's name, for the error.
+
+    Raises:
+        CutError: a row's logits depend on the other rows even where all are of one length, or it cannot run alone.
+    """
+
+    def logits(batch: Inputs) -> Tensor:
+        with torch.no_grad():
+            value: Tensor = model(**batch).logits
+        return value
+
+    return of_equal_length_only(logits, probes, name or type(model).__name__)
+
+
+def of_equal_length_only(numbers: Callable[[Inputs], Tensor], probes: Sequence[Inputs], name: str) -> bool:
+    """As `needs_equal_lengths`, with a function that gives what is compared, (n, …), of a batch."""
+    alone = [row for probe in probes for row in rows_of(probe)]
+    try:
+        expected = [numbers(row) for row in alone]
+    except Exception as error:  # whatever a forward raises, the row has no numbers of its own
+        raise CutError(f"{name} cannot run on one row alone: {one_line(error, 160)}") from error
+    if _gap(numbers, probes, expected) <= TOLERANCE:
+        return False
+    pairs = [equal_length_pair(row) for row in alone]
+    partners = [numbers({key: value[1:] for key, value in pair.items()}) for pair in pairs]
+    both = [one for two in zip(expected, partners, strict=True) for one in two]
+    if (gap := _gap(numbers, pairs, both)) <= TOLERANCE:
+        return True
+    raise CutError(
+        f"{name} gives a row other numbers in a batch than alone, also where all rows are of one length "
+        f"({gap:.0e} of the largest): no stored or trained number of it would mean anything"
+    )
+
+
+def equal_length_pair(row: Inputs) -> dict[str, Tensor]:
+    """A batch of two rows of one length: a row, and the same with its inner tokens (or samples) backwards."""
+    changed = next((key for key in ("input_ids", *row) if key in row and key != "attention_mask"), None)
+    pair = {}
+    for key, value in row.items():
+        partner = value
+        if key == changed and value.dim() >= 2:
+            # First and last stay: special tokens stand there, which some heads look for.
+            partner = (
+                torch.cat([value[:, :1], value[:, 1:-1].flip(1), value[:, -1:]], 1) if value.shape[1] > 2 else value
+            )
+        pair[key] = torch.cat([value, partner])
+    return pair
+
+
+def equal_length_probes(probes: Sequence[Inputs]) -> list[dict[str, Tensor]]:
+    """Batches of equal length made of the rows of mixed ones."""
+    return [equal_length_pair(row) for probe in probes for row in rows_of(probe)]
+
+
+def equal_length_groups(rows: Sequence[Encoded], most: int | None = None) -> list[list[int]]:
+    """Positions of encoded rows in groups that need no padding, each of at most ``most`` rows."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for position, row in enumerate(rows):
+        groups.setdefault(_lengths(row), []).append(position)
+    size = most or len(rows)
+    return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+
+
+def _lengths(row: Encoded) -> tuple[Any, ...]:
+    return tuple(
+        (name, tuple(value.shape) if isinstance(value, Tensor) else len(value)) for name, value in row.inputs.items()
+    )
+
+
+def _gap(numbers: Callable[[Inputs], Tensor], batches: Sequence[Inputs], alone: Sequence[Tensor]) -> float:
+    """The largest difference between rows of batches and the same rows alone, as a share of the largest number."""
+    try:
+        together = [row for batch in batches for row in numbers(batch)]
+    except Exception:  # a batch that the model refuses is no batch for it
+        return float("inf")
+    worst, scale = 0.0, SMALLEST
+    for ours, theirs in zip(together, alone, strict=True):
+        if ours.shape != theirs[0].shape:
+            return float("inf")
+        gap = float((ours - theirs[0]).abs().max())
+        # NaN is no agreement.
+        worst = max(worst, gap) if gap == gap else float("inf")
+        scale = max(scale, float(theirs.abs().max()))
+    return worst / scale

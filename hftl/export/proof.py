@@ -1,0 +1,269 @@
+"""The proof of an export: its folder, loaded as a stranger would load it, gives the run's logits.
+
+A stranger has transformers or sentence-transformers and no hftl. A few rows of the test split are read by those
+libraries' own classes, each row alone and all in one batch, and what they answer is compared with what the run found.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hftl.backbones.batching import needs_equal_lengths
+from hftl.backbones.loading import reopened
+from hftl.backbones.protocol import Backbone, Target
+from hftl.backbones.source import Source
+from hftl.data import Split, Texts
+from hftl.errors import HftlError
+from hftl.export.trained import Exported
+from hftl.wording import named_error, plural
+
+ROWS = 8
+# How far logits may be apart, as a share of the largest: by the precision that the run computed them in.
+TOLERANCES = {"no": 1e-3, "bf16": 1e-1, "fp16": 2e-2}
+# Where a head is so steep that rounding alone moves its logits further, that is no fault of the export.
+NOISE = 20.0
+
+# Raw rows (bytes, or tuples of strings), as one batch, to logits (n, C) on the CPU.
+Asked = Callable[[Sequence[Any]], Tensor]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an export is compared with.
+
+    Attributes:
+        test: the test split.
+        logits: the run's, (n, C) float32, of all of its rows.
+        precision: in which the run computed: ``"no"`` for float32, ``"bf16"`` or ``"fp16"``.
+        equal_lengths: whether rows of this model have to run in batches of equal length, as far as is known.
+        device: where to compute, best the one that the run used.
+    """
+
+    test: Split
+    logits: Tensor
+    precision: str
+    equal_lengths: bool
+    device: torch.device
+
+    @property
+    def rows(self) -> list[int]:
+        """Positions of a few rows of the split, its shortest and longest text among them."""
+        count = len(self.test)
+        chosen = np.linspace(0, count - 1, min(ROWS, count)).astype(int).tolist()
+        inputs = self.test.inputs
+        if isinstance(inputs, Texts):
+            sizes = [sum(map(len, text)) for text in inputs.values]
+            chosen[:2] = [int(np.argmin(sizes)), int(np.argmax(sizes))][: len(chosen)]
+        return sorted(set(chosen))
+
+
+def prove_exports(
+    exported: Sequence[Exported], target: Target, evidence: Evidence, say: Callable[[str], None]
+) -> list[Exported]:
+    """Load what was exported as a stranger would, and compare.
+
+    Args:
+        exported: the folders that the export wrote.
+        target: what the run was of.
+        evidence: the run's logits, and of what.
+        say: takes a line for a person.
+
+    Returns:
+        The folders that stay: an adapter alone where merging it into the model is not exact.
+
+    Raises:
+        HftlError: a folder does not give the run's logits; it is renamed to ``….rejected``.
+    """
+    adapter = next((each for each in exported if each.library == "peft"), None)
+    for each in exported:
+        if each is adapter:
+            continue
+        fault = _fault(each, target.backbone, evidence, say)
+        if fault is None:
+            continue
+        if adapter is not None and _adapter_fault(adapter.folder, target, evidence) is None:
+            shutil.rmtree(each.folder)
+            say(f"export    only the adapter is kept: merged into the weights it is another model ({fault})")
+            return [adapter]
+        rejected = each.folder.with_name(each.folder.name + ".rejected")
+        shutil.rmtree(rejected, ignore_errors=True)
+        each.folder.rename(rejected)
+        raise HftlError(
+            f"the exported model does not give the run's predictions, so it is no result: {fault}; it is kept as "
+            f"{rejected} for whoever looks into it: please report this with the backbone's name"
+        )
+    return list(exported)
+
+
+def _fault(exported: Exported, backbone: Backbone, evidence: Evidence, say: Callable[[str], None]) -> str | None:
+    """What is wrong with an export; None if nothing is, or if nobody can tell, which is said."""
+    try:
+        network, asked = _stranger(exported, backbone, evidence.device)
+    except HftlError:
+        raise
+    except Exception as error:  # whatever a library raises on a folder that it should have loaded
+        return f"{exported.library} cannot load it: {named_error(error)[:300]}"
+    if asked is None:
+        say(f"export    not compared with the run: {exported.library} is not here, or hftl does not know how it loads")
+        return None
+    if evidence.precision != "no":
+        say(
+            f"export    compared with the run to {TOLERANCES[evidence.precision]:.0%} only, because features were "
+            f"computed in {evidence.precision} and the export computes in float32"
+        )
+    return _compared(network, asked, backbone, evidence, say)
+
+
+def _compared(
+    network: Any, asked: Asked, backbone: Backbone, evidence: Evidence, say: Callable[[str], None]
+) -> str | None:
+    chosen = evidence.rows
+    inputs = evidence.test.inputs
+    rows = [inputs[i] for i in chosen]
+    deep = [i for i, row in enumerate(rows) if isinstance(row, bytes) and _is_deep(row)]
+    if deep:
+        say(
+            f"export    {inputs.name(chosen[deep[0]])} has more than 8 bits a pixel: hftl scales such pictures, other "
+            "programs cut them off at white, so that the exported model sees other pixels there; convert them to 8 bits"
+        )
+        rows = [row for i, row in enumerate(rows) if i not in deep]
+        chosen = [row for i, row in enumerate(chosen) if i not in deep]
+    if not rows:
+        return None
+    expected = evidence.logits[chosen].float()
+    tolerance = TOLERANCES[evidence.precision] * max(float(expected.abs().max()), 1e-6)
+    try:
+        alone = torch.cat([asked([row]) for row in rows])
+    except Exception as error:  # whatever the library raises on a row
+        return f"{named_error(error)[:300]}"
+    if (gap := _difference(alone, expected)) > tolerance:
+        # Only now, because it costs as much again.
+        noise = max(_difference(asked([row] * 4), alone[i : i + 1].expand(4, -1)) for i, row in enumerate(rows))
+        if gap > max(tolerance, NOISE * noise):
+            worst = int((alone - expected).abs().amax(1).argmax())
+            name = inputs.name(chosen[worst])
+            return f"the logits of {name} alone are {gap:.2g} apart, of a largest of {float(expected.abs().max()):.2g}"
+        tolerance = max(tolerance, NOISE * noise)
+    try:
+        together = asked(rows)
+    except Exception:  # some models refuse a batch whose rows they take alone
+        return None
+    if (gap := _difference(together, alone)) <= tolerance:
+        return None
+    if evidence.equal_lengths or (network is not None and needs_equal_lengths(network, backbone.probes())):
+        return None
+    return f"the logits of {plural(len(rows), 'row')} in one batch are {gap:.2g} from those of each row alone"
+
+
+def _difference(left: Tensor, right: Tensor) -> float:
+    if left.shape != right.shape:
+        return float("inf")
+    gap = float((left - right).abs().max())
+    return gap if gap == gap else float("inf")
+
+
+def _is_deep(encoded: bytes) -> bool:
+    """Whether a picture has more than 8 bits a channel; False for what is no picture."""
+    from PIL import Image
+
+    try:
+        mode = Image.open(io.BytesIO(encoded)).mode
+    except Exception:  # other modalities' files
+        return False
+    return mode == "F" or mode.startswith("I")
+
+
+# ── who loads it ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _stranger(exported: Exported, backbone: Backbone, device: torch.device) -> tuple[Any, Asked | None]:
+    """The network where there is one to probe, and what answers rows; None where nobody can be asked."""
+    folder = exported.folder
+    if exported.library == "sentence-transformers" and backbone.modality == "text":
+        return None, _sentence_encoder(folder, device) if find_spec("sentence_transformers") else None
+    if exported.library == "transformers" and backbone.modality in ("text", "image"):
+        return _transformers(folder, backbone, device)
+    source = getattr(backbone, "source", None)
+    if not isinstance(source, Source):
+        return None, None
+    # The library of a plugin, through the plugin: its class loads the folder that was written.
+    other = reopened(backbone, Source(source.id, folder))
+    network, _ = other.load_trained()
+    return network, _by_backbone(network.to(device), other, device)
+
+
+def _by_backbone(network: Any, backbone: Backbone, device: torch.device) -> Asked:
+    def asked(rows: Sequence[Any]) -> Tensor:
+        batch = backbone.collate(backbone.encode(list(rows), [f"row {i}" for i in range(len(rows))]))
+        return _logits(network, batch, device)
+
+    return asked
+
+
+def _logits(network: Any, batch: Any, device: torch.device) -> Tensor:
+    with torch.inference_mode():
+        logits: Tensor = network(**{name: value.to(device) for name, value in batch.items()}).logits
+    return logits.float().cpu()
+
+
+def _transformers(folder: Path, backbone: Backbone, device: torch.device) -> tuple[Any, Asked]:
+    from transformers import (
+        AutoImageProcessor,
+        AutoModelForImageClassification,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
+    from transformers.image_utils import load_image
+
+    plain: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    auto = AutoModelForSequenceClassification if backbone.modality == "text" else AutoModelForImageClassification
+    network = auto.from_pretrained(folder, use_safetensors=True, **plain).eval().to(device)
+    if backbone.modality == "text":
+        tokenizer = AutoTokenizer.from_pretrained(folder, **plain)
+
+        def batch(rows: Sequence[Any]) -> Any:
+            texts = [[row[i] for row in rows] for i in range(len(rows[0]))]
+            return tokenizer(*texts, truncation=True, padding=True, return_tensors="pt")
+    else:
+        from PIL import Image
+
+        processor = AutoImageProcessor.from_pretrained(folder, **plain)
+
+        def batch(rows: Sequence[Any]) -> Any:
+            pictures = [load_image(Image.open(io.BytesIO(row))) for row in rows]
+            return processor(images=pictures, return_tensors="pt")
+
+    return network, lambda rows: _logits(network, batch(rows), device)
+
+
+def _sentence_encoder(folder: Path, device: torch.device) -> Asked:
+    from sentence_transformers import SentenceTransformer
+
+    encoder = SentenceTransformer(str(folder), device=str(device), local_files_only=True)
+
+    def asked(rows: Sequence[Any]) -> Tensor:
+        texts = [row[0] if len(row) == 1 else tuple(row) for row in rows]
+        logits: Tensor = encoder.encode(texts, convert_to_tensor=True, show_progress_bar=False)
+        return logits.float().cpu()
+
+    return asked
+
+
+def _adapter_fault(folder: Path, target: Target, evidence: Evidence) -> str | None:
+    """What is wrong with an adapter that PEFT puts on the pretrained model; None if nothing is."""
+    from peft import PeftModel
+
+    network, _ = target.build()
+    network = PeftModel.from_pretrained(network, str(folder)).eval().to(evidence.device)
+    asked = _by_backbone(network, target.backbone, evidence.device)
+    return _compared(None, asked, target.backbone, evidence, lambda _: None)
