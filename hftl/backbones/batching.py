@@ -59,6 +59,14 @@ def rows_of(batch: Inputs) -> list[dict[str, Tensor]]:
     return rows
 
 
+def on_device(probe: Inputs, device: torch.device) -> dict[str, Tensor]:
+    """A probe on a device, with what it knows of its rows."""
+    moved = {name: value.to(device) for name, value in probe.items()}
+    if isinstance(probe, Probe):
+        return Probe(moved, [{name: value.to(device) for name, value in row.items()} for row in probe.rows])
+    return moved
+
+
 def needs_equal_lengths(model: Callable[..., Any], probes: Sequence[Inputs], name: str = "") -> bool:
     """Whether rows of a model have to run in batches of equal length, because padding changes their numbers.
 

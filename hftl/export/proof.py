@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hftl.backbones.batching import needs_equal_lengths
+from hftl.backbones.batching import needs_equal_lengths, on_device
 from hftl.backbones.loading import reopened
 from hftl.backbones.protocol import Backbone, Target
 from hftl.backbones.source import Source
@@ -93,9 +93,7 @@ def prove_exports(
             continue
         if adapter is not None and _adapter_fault(adapter.folder, target, evidence) is None:
             shutil.rmtree(each.folder)
-            say(
-                f"export    only the adapter is kept: merged into the weights it is another model ({fault})"
-            )
+            say(f"export    only the adapter is kept: merged into the weights it is another model ({fault})")
             return [adapter]
         rejected = each.folder.with_name(each.folder.name + ".rejected")
         shutil.rmtree(rejected, ignore_errors=True)
@@ -116,9 +114,7 @@ def _fault(exported: Exported, backbone: Backbone, evidence: Evidence, say: Call
     except Exception as error:  # whatever a library raises on a folder that it should have loaded
         return f"{exported.library} cannot load it: {named_error(error)[:300]}"
     if asked is None:
-        say(
-            f"export    not compared with the run: {exported.library} is not here, or hftl does not know how it loads"
-        )
+        say(f"export    not compared with the run: {exported.library} is not here, or hftl does not know how it loads")
         return None
     if evidence.precision != "no":
         say(
@@ -158,13 +154,20 @@ def _compared(
             name = inputs.name(chosen[worst])
             return f"the logits of {name} alone are {gap:.2g} apart, of a largest of {float(expected.abs().max()):.2g}"
         tolerance = max(tolerance, NOISE * noise)
+        say(
+            f"export    the head is so steep that rounding alone moves its logits by {noise:.1g}: features hardly "
+            "differ between rows, and other machines will predict otherwise; take another backbone or a stronger L2"
+        )
     try:
         together = asked(rows)
     except Exception:  # some models refuse a batch whose rows they take alone
         return None
     if (gap := _gap(together, alone)) <= tolerance:
         return None
-    if evidence.equal_lengths or (network is not None and needs_equal_lengths(network, backbone.probes())):
+    if evidence.equal_lengths:
+        return None
+    # Not known where nothing was extracted; `network` is None where it takes no probes.
+    if network is not None and needs_equal_lengths(network, [on_device(p, evidence.device) for p in backbone.probes()]):
         return None
     return f"the logits of {plural(len(rows), 'row')} in one batch are {gap:.2g} from those of each row alone"
 
