@@ -70,12 +70,20 @@ def batch_logits(model: Callable[..., Any], batch: Inputs) -> Tensor:
     """
     try:
         logits: Tensor = model(**batch).logits
-    except ValueError:
+    except Exception:
         rows = rows_of(batch)
         if len(rows) == 1:
             raise
         logits = torch.cat([model(**row).logits for row in rows])
     return logits
+
+
+def on_device(probe: Inputs, device: torch.device) -> dict[str, Tensor]:
+    """A probe on a device, with what it knows of its rows."""
+    moved = {name: value.to(device) for name, value in probe.items()}
+    if isinstance(probe, Probe):
+        return Probe(moved, [{name: value.to(device) for name, value in row.items()} for row in probe.rows])
+    return moved
 
 
 def needs_equal_lengths(model: Callable[..., Any], probes: Sequence[Inputs], name: str = "") -> bool:

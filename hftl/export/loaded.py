@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from hftl.backbones.batching import Probe, batch_logits, equal_length_groups, needs_equal_lengths, rows_of
+from hftl.backbones.batching import batch_logits, equal_length_groups, needs_equal_lengths, on_device
 from hftl.backbones.loading import load_backbone
 from hftl.backbones.protocol import Backbone, Encoded
 from hftl.errors import BackboneError, HftlError
@@ -22,7 +22,7 @@ from hftl.plugins.spec import BackboneOptions
 from hftl.runs.folder import RunFolder
 from hftl.runs.record import RunRecord
 from hftl.tasks import Task
-from hftl.wording import listing
+from hftl.wording import listing, named_error
 
 
 @dataclass(frozen=True)
@@ -103,30 +103,35 @@ class LoadedModel:
         return cls(backbone, network.to(device), names, task, device, run)
 
     def logits(self, encoded: Sequence[Encoded]) -> torch.Tensor:
-        """Logits (n, C) of encoded rows, float32 on the CPU.
+        """Logits (n, C) of encoded rows, float32 on the CPU: of each what the model gives for it alone.
 
         Raises:
-            HftlError: they are no numbers.
+            BackboneError: the model cannot read a row.
+            HftlError: the logits are no numbers.
         """
-        groups = equal_length_groups(encoded) if self.equal_lengths else [list(range(len(encoded)))]
+        groups = equal_length_groups(encoded)
+        # Rows of one length need no padding, so that nothing has to be known about it.
+        if len(groups) > 1 and not self.equal_lengths:
+            groups = [list(range(len(encoded)))]
         logits = torch.empty(len(encoded), len(self.label_names))
-        with torch.inference_mode():
-            for group in groups:
-                batch = self.backbone.collate([encoded[i] for i in group])
-                on_device = {name: value.to(self.device) for name, value in batch.items()}
-                logits[group] = batch_logits(self.network, on_device).float().cpu()
+        for group in groups:
+            batch = on_device(self.backbone.collate([encoded[i] for i in group]), self.device)
+            try:
+                with torch.inference_mode():
+                    logits[group] = batch_logits(self.network, batch).float().cpu()
+            except Exception as error:
+                raise BackboneError(f"{self.backbone.name} cannot read a row: {named_error(error)}") from error
         self.check(logits)
         return logits
 
     @cached_property
     def equal_lengths(self) -> bool:
-        """Whether padding changes the model's numbers, so that rows run in batches of equal length."""
-        if self.backbone.wants != "text":
-            return False
-        probes = [
-            Probe({name: value.to(self.device) for name, value in probe.items()}, _moved(rows_of(probe), self.device))
-            for probe in self.backbone.probes()
-        ]
+        """Whether padding changes the model's numbers, so that rows run in batches of equal length.
+
+        Raises:
+            CutError: a row's numbers depend on its batch mates in any batch.
+        """
+        probes = [on_device(probe, self.device) for probe in self.backbone.probes()]
         return needs_equal_lengths(self.network, probes, self.backbone.name)
 
     def check(self, logits: torch.Tensor) -> None:
@@ -142,10 +147,6 @@ class LoadedModel:
     def scores(self, encoded: Sequence[Encoded]) -> torch.Tensor:
         """Probabilities (n, C) of encoded rows, or targets for a regression; float32 on the CPU."""
         return self.task.scores(self.logits(encoded))
-
-
-def _moved(rows: Sequence[dict[str, torch.Tensor]], device: torch.device) -> list[dict[str, torch.Tensor]]:
-    return [{name: value.to(device) for name, value in row.items()} for row in rows]
 
 
 def run_of(path: Path) -> RunFolder | None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hftl.backbones.batching import needs_equal_lengths
+from hftl.backbones.batching import needs_equal_lengths, on_device
 from hftl.backbones.loading import reopened
 from hftl.backbones.protocol import Backbone, Target
 from hftl.backbones.source import Source
@@ -154,13 +154,20 @@ def _compared(
             name = inputs.name(chosen[worst])
             return f"the logits of {name} alone are {gap:.2g} apart, of a largest of {float(expected.abs().max()):.2g}"
         tolerance = max(tolerance, NOISE * noise)
+        say(
+            f"export    the head is so steep that rounding alone moves its logits by {noise:.1g}: features hardly "
+            "differ between rows, and other machines will predict otherwise; take another backbone or a stronger L2"
+        )
     try:
         together = asked(rows)
     except Exception:  # some models refuse a batch whose rows they take alone
         return None
     if (gap := _difference(together, alone)) <= tolerance:
         return None
-    if evidence.equal_lengths or (network is not None and needs_equal_lengths(network, backbone.probes())):
+    if evidence.equal_lengths:
+        return None
+    # Not known where nothing was extracted; `network` is None where it takes no probes.
+    if network is not None and needs_equal_lengths(network, [on_device(p, evidence.device) for p in backbone.probes()]):
         return None
     return f"the logits of {plural(len(rows), 'row')} in one batch are {gap:.2g} from those of each row alone"
 
