@@ -52,7 +52,7 @@ def rows_of(batch: Inputs) -> list[dict[str, Tensor]]:
         real = mask[i].nonzero()[:, 0]
         rows.append(
             {
-                name: value[i : i + 1, real] if value.shape[1:2] == mask.shape[1:] else value[i : i + 1]
+                name: value[i : i + 1, real] if _has_tokens(value, mask) else value[i : i + 1]
                 for name, value in batch.items()
             }
         )
@@ -78,6 +78,29 @@ def batch_logits(model: Callable[..., Any], batch: Inputs) -> Tensor:
     return logits
 
 
+def _has_tokens(value: Tensor, mask: Tensor) -> bool:
+    """Whether a tensor's second dimension is that of a mask; pictures beside a text have four dimensions."""
+    return value.shape[1:2] == mask.shape[1:] and value.dim() <= 3
+
+
+def _padded_as_batches_are(probes: Sequence[Inputs]) -> list[Inputs]:
+    """The probes without those padded on another side than the first one that is padded.
+
+    The first is padded as the backbone's batches are. Padding on the other side shifts the positions of many models,
+    which nobody is hurt by, because no batch is ever padded so.
+    """
+    sides = [_padded_sides(probe) for probe in probes]
+    own = next((side for side in sides if side), set())
+    return [probe for probe, side in zip(probes, sides, strict=True) if side <= own]
+
+
+def _padded_sides(batch: Inputs) -> set[str]:
+    mask = batch.get("attention_mask")
+    if mask is None or mask.dim() != 2:
+        return set()
+    return {side for side, column in (("left", 0), ("right", -1)) if bool((mask[:, column] == 0).any())}
+
+
 def on_device(probe: Inputs, device: torch.device) -> dict[str, Tensor]:
     """A probe on a device, with what it knows of its rows."""
     moved = {name: value.to(device) for name, value in probe.items()}
@@ -91,7 +114,8 @@ def needs_equal_lengths(model: Callable[..., Any], probes: Sequence[Inputs], nam
 
     Args:
         model: in eval mode; its forward returns ``logits`` (n, C).
-        probes: mixed batches, with ragged lengths, each padding side and a row of full length.
+        probes: mixed batches with ragged lengths, the first padded as the backbone's batches are, and a row of full
+            length; those padded on the other side are left out.
         name: the model's name, for the error.
 
     Raises:
@@ -108,6 +132,7 @@ def needs_equal_lengths(model: Callable[..., Any], probes: Sequence[Inputs], nam
 
 def of_equal_length_only(numbers: Callable[[Inputs], Tensor], probes: Sequence[Inputs], name: str) -> bool:
     """As `needs_equal_lengths`, with a function that gives what is compared, (n, …), of a batch."""
+    probes = _padded_as_batches_are(probes)
     alone = [row for probe in probes for row in rows_of(probe)]
     try:
         expected = [numbers(row) for row in alone]
@@ -118,7 +143,11 @@ def of_equal_length_only(numbers: Callable[[Inputs], Tensor], probes: Sequence[I
     pairs = [equal_length_pair(row) for row in alone]
     partners = [numbers({key: value[1:] for key, value in pair.items()}) for pair in pairs]
     both = [one for two in zip(expected, partners, strict=True) for one in two]
-    if (gap := _gap(numbers, pairs, both)) <= TOLERANCE:
+    # Rows of one length that differ more than a pair's, such as pictures, which all are of one size.
+    groups = _same_shapes(alone)
+    batches = [{key: torch.cat([alone[i][key] for i in group]) for key in alone[group[0]]} for group in groups]
+    batched = [expected[i] for group in groups for i in group]
+    if (gap := _gap(numbers, [*pairs, *batches], [*both, *batched])) <= TOLERANCE:
         return True
     raise CutError(
         f"{name} gives a row other numbers in a batch than alone, also where all rows are of one length "
@@ -127,16 +156,15 @@ def of_equal_length_only(numbers: Callable[[Inputs], Tensor], probes: Sequence[I
 
 
 def equal_length_pair(row: Inputs) -> dict[str, Tensor]:
-    """A batch of two rows of one length: a row, and the same with its inner tokens (or samples) backwards."""
+    """A batch of two rows of one length: a row, and the same with its second token (or sample) for all inner ones."""
     changed = next((key for key in ("input_ids", *row) if key in row and key != "attention_mask"), None)
     pair = {}
     for key, value in row.items():
         partner = value
         if key == changed and value.dim() >= 2:
             # First and last stay: special tokens stand there, which some heads look for.
-            partner = (
-                torch.cat([value[:, :1], value[:, 1:-1].flip(1), value[:, -1:]], 1) if value.shape[1] > 2 else value
-            )
+            partner = value.clone()
+            partner[:, 1:-1] = value[:, 1:2]
         pair[key] = torch.cat([value, partner])
     return pair
 
@@ -159,6 +187,14 @@ def _lengths(row: Encoded) -> tuple[Any, ...]:
     return tuple(
         (name, tuple(value.shape) if isinstance(value, Tensor) else len(value)) for name, value in row.inputs.items()
     )
+
+
+def _same_shapes(rows: Sequence[Inputs]) -> list[list[int]]:
+    """Positions of rows that can stand in one batch without padding, in groups of two and more."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for position, row in enumerate(rows):
+        groups.setdefault(tuple((key, value.shape) for key, value in row.items()), []).append(position)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _gap(numbers: Callable[[Inputs], Tensor], batches: Sequence[Inputs], alone: Sequence[Tensor]) -> float:

@@ -133,7 +133,10 @@ class PretrainedBackbone:
         Raises:
             BackboneError: they cannot be brought to agree.
         """
-        return copy.deepcopy(self.base_config)
+        config = copy.deepcopy(self.base_config)
+        # Where a type has several classes, transformers looks here, and does not expect to find nothing at all.
+        config.architectures = config.architectures or []
+        return config
 
     @property
     def notes(self) -> list[str]:

@@ -94,7 +94,10 @@ class Backbone(Protocol):
         ...
 
     def probes(self) -> list[dict[str, Tensor]]:
-        """A few batches, with ragged lengths and every padding side, on which a split is proved."""
+        """A few batches on which a cut is proved: of ragged lengths, with a row of full length, on every padding side.
+
+        The first one is padded as `collate` pads; it tells whether padding changes a row's numbers.
+        """
         ...
 
     def config(self, task: str, label_names: Sequence[str]) -> Any:

@@ -194,13 +194,14 @@ class TextBackbone(PretrainedBackbone):
         return self._padded(rows, self.tokenizer.padding_side)
 
     def probes(self) -> list[dict[str, Tensor]]:
-        """Ragged texts padded on the right and on the left, pairs, and a text that fills the model beside a short one.
+        """Ragged texts padded on the own side and the other, pairs, and a text that fills the model beside a short one.
 
         A text of a very long model is not longer than 1,024 tokens.
         """
         rows = self.encode(PROBES, ["probe"] * len(PROBES))
-        probes: list[dict[str, Tensor]] = [self._probe(rows, side) for side in ("right", "left")]
         own_side = self.tokenizer.padding_side
+        sides = (own_side, "left" if own_side == "right" else "right")
+        probes: list[dict[str, Tensor]] = [self._probe(rows, side) for side in sides]
         # A model that cannot read pairs says so of the first pair that it is given.
         with suppress(BadRowError):
             probes.append(self._probe(self.encode(PAIR_PROBES, ["probe"] * len(PAIR_PROBES)), own_side))
