@@ -329,7 +329,7 @@ def read_as(annotation: Any, value: str, flag: str) -> Any:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first problem that pydantic found, as one line."""
+    """The first of pydantic's problems, as one line."""
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("literal", "list", "function")))
     if problem["type"] == "extra_forbidden":

@@ -25,9 +25,10 @@ from transformers import PreTrainedTokenizerFast, pipeline
 from hftl.backbones.protocol import Target
 from hftl.backbones.source import local_source
 from hftl.backbones.text import TextBackbone
+from hftl.errors import DataError
 from hftl.finetune.loop import Loop
 from hftl.finetune.train import finetune
-from hftl.methods import LoRA
+from hftl.methods import Full, LoRA
 
 
 @pytest.fixture
@@ -195,3 +196,19 @@ def test_texts_of_all_lengths_keep_their_logits(tmp_path: Path) -> None:
     adapter = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == backbone.base_reference == str(tmp_path / "bert")
     assert adapter["modules_to_save"] == ["classifier"]
+
+
+def test_a_batch_that_the_model_refuses_is_named_and_the_advice_works(tmp_path: Path) -> None:
+    backbone = TextBackbone(local_source(tiny.save("bart", tmp_path / "bart")))
+    # One text holds the token whose number BART's class counts.
+    texts = [f"the {word} sat{' [SEP] ran' if i == 3 else ''}" for i, word in enumerate(tiny.WORDS[:8])]
+    data = small.vectors_data(texts, [i % 2 for i in range(8)], ["even", "odd"])
+    target = Target(backbone, backbone.config(data.task, data.label_names))
+    options = {"start": None, "seed": 0}
+
+    with pytest.raises(DataError, match=r"refuses a batch .*train\.csv row 4.*give --micro-batch 1"):
+        finetune(Full(epochs=1, batch_size=8), target, data, folder=tmp_path / "one", **options)
+    trained = finetune(Full(epochs=1, batch_size=8, micro_batch=1), target, data, folder=tmp_path / "two", **options)
+
+    assert trained.logits.shape == (8, 2)
+    assert torch.isfinite(trained.logits).all()

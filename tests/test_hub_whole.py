@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hub_client import Client, hftl, push, read_data, read_model
 from hub_content import BERT, FLOWERS, REVIEWS, VIT, add_bert, add_flowers, add_reviews, add_vit, flower
 from hub_server import Hub
+from safetensors.torch import load
 from test_push import make_run
 
 from hftl.errors import DataError, HubError
@@ -92,6 +95,22 @@ def test_damaged_weights_never_become_features(hub: Hub, client: Client, tmp_pat
     status, _, err = client(hftl, "features", recipe)
     assert (status, "hf download" in err) == (1, True)
     assert not list((client.home / "hftl").rglob("*.safetensors"))
+
+
+def test_features_are_computed_of_a_pickle_only_if_that_is_allowed(hub: Hub, client: Client, tmp_path: Path) -> None:
+    files = {path: blob.content for path, blob in hub.repos["models", VIT].head.files.items()}
+    torch.save(load(files.pop("model.safetensors")), tmp_path / "pytorch_model.bin")
+    hub.add("a/pickle", files | {"pytorch_model.bin": (tmp_path / "pytorch_model.bin").read_bytes()})
+    recipe = tmp_path / "r.py"
+    recipe.write_text(
+        "from hftl import Recipe, recipe\n\n@recipe\ndef r() -> Recipe:\n"
+        f"    return Recipe(backbone='a/pickle', data={FLOWERS!r})\n"
+    )
+    status, _, err = client(hftl, "features", recipe, "--export", tmp_path / "f.npy")
+    assert (status, "give --allow-pickle" in err) == (2, True)
+    status, _, err = client(hftl, "features", recipe, "--export", tmp_path / "f.npy", "--allow-pickle")
+    assert status == 0, err
+    assert len(np.load(tmp_path / "f.npy")) == 68
 
 
 def test_a_large_file_is_read_once_until_it_changes(hub: Hub, client: Client) -> None:

@@ -59,6 +59,25 @@ def rows_of(batch: Inputs) -> list[dict[str, Tensor]]:
     return rows
 
 
+def batch_logits(model: Callable[..., Any], batch: Inputs) -> Tensor:
+    """Logits (n, C) of a batch; of its rows one by one where the model refuses them beside one another.
+
+    BART's classification class, for one, wants equally many end tokens in all rows, and a text may hold one itself.
+
+    Args:
+        model: its forward returns ``logits``.
+        batch: keyword arguments of the forward, first dimension n, on the model's device.
+    """
+    try:
+        logits: Tensor = model(**batch).logits
+    except ValueError:
+        rows = rows_of(batch)
+        if len(rows) == 1:
+            raise
+        logits = torch.cat([model(**row).logits for row in rows])
+    return logits
+
+
 def needs_equal_lengths(model: Callable[..., Any], probes: Sequence[Inputs], name: str = "") -> bool:
     """Whether rows of a model have to run in batches of equal length, because padding changes their numbers.
 

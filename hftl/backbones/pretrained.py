@@ -173,8 +173,22 @@ class PretrainedBackbone:
         except Exception as error:
             raise BackboneError(f"{self.name} cannot be loaded: {named_error(error)[:300]}") from error
         without_generation(model.config)
+        self._check_shapes(model, {key[0] for key in loading["mismatched_keys"]})
         self._check_fit(model.eval())
         return model, set(loading["missing_keys"]) | {key[0] for key in loading["mismatched_keys"]}
+
+    def _check_shapes(self, model: Any, mismatched: set[str]) -> None:
+        """Refuse weights of the body that have another shape than the configuration says.
+
+        transformers would draw them anew, and they would be trained like a head: only the labels may change a shape.
+        """
+        head = self._head(model)
+        wrong = sorted(mismatched - head) if head else []
+        if wrong:
+            raise BackboneError(
+                f"{self.name}: {len(wrong):,} of its weights, such as {wrong[0]}, have another shape than its "
+                "config.json says; they do not belong together: fetch it again"
+            )
 
     def _check_size(self, config: Any) -> None:
         """Refuse a configuration that describes far more than its weights hold, before memory is taken for it."""

@@ -70,15 +70,22 @@ class Source:
             except SafetensorError as error:
                 raise BackboneError(f"{self.id}: {WEIGHTS} is damaged ({error}); fetch it again") from error
         else:
-            raise BackboneError(
-                f"{self.id} has no {WEIGHTS}; hftl reads safetensors: convert it once with "
-                "AutoModel.from_pretrained(…).save_pretrained(FOLDER) and give that folder, or give --allow-pickle "
-                f"to read a Hub repository's {PICKLE} as nothing but tensors"
-            )
+            raise BackboneError(f"{self.id} has no {WEIGHTS}; {self._instead()}")
         missing = sorted({file.name for file in files.values() if not file.exists()})
         if missing:
             raise BackboneError(f"{self.id}: {missing[0]} is named by {index.name} but missing")
         return files
+
+    def _instead(self) -> str:
+        """What a person can do where there are no safetensors."""
+        if self.commit is not None:
+            return f"hftl reads safetensors: give --allow-pickle to read its {PICKLE} as nothing but tensors"
+        if not any(self.folder.glob(f"{Path(PICKLE).stem}*")):
+            return "there are no weights in the folder"
+        # Only what comes from the Hub is converted by hftl, because a commit names what was converted.
+        where = str(self.folder)
+        convert = f"AutoModel.from_pretrained({where!r}).save_pretrained({where!r})"
+        return f"hftl reads safetensors: write them once, in Python, with transformers: {convert}"
 
     def license(self) -> dict[str, str]:
         """The licence that the model's card states: ``license``, ``license_name``, ``license_link``, those given."""

@@ -1,4 +1,4 @@
-"""The flags that only a recipe can name: its function's parameters, and the fields of what it returns."""
+"""Flags that only a recipe can name: its function's parameters, and the fields of what it returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Printing the same rows as a table for people or as JSON for programs."""
+"""Output of commands: the same rows as a table for people or as JSON for programs, and single lines."""
 
 from __future__ import annotations
 

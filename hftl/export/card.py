@@ -338,7 +338,7 @@ MARKUP = re.compile(r"[<>&]|[\\`*_{}\[\]#|~$^@]|:(?=\S)|(?<=www)\.|^[-+=]|^\d+[.
 
 def cell(value: object) -> str:
     """Text for a cell of a Markdown table or the middle of a line: no markup, HTML, link or line break is in it."""
-    return MARKUP.sub(lambda found: ENTITIES.get(found[0], f"{found[0][:-1]}\\{found[0][-1]}"), printable(value))
+    return MARKUP.sub(lambda sign: ENTITIES.get(sign[0], f"{sign[0][:-1]}\\{sign[0][-1]}"), printable(value))
 
 
 def python(value: object) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from hftl.backbones.batching import Probe, batch_logits, equal_length_groups, needs_equal_lengths, rows_of
 from hftl.backbones.loading import load_backbone
 from hftl.backbones.protocol import Backbone, Encoded
 from hftl.errors import BackboneError, HftlError
@@ -107,11 +108,26 @@ class LoadedModel:
         Raises:
             HftlError: they are no numbers.
         """
-        batch = {name: value.to(self.device) for name, value in self.backbone.collate(encoded).items()}
+        groups = equal_length_groups(encoded) if self.equal_lengths else [list(range(len(encoded)))]
+        logits = torch.empty(len(encoded), len(self.label_names))
         with torch.inference_mode():
-            logits: torch.Tensor = self.network(**batch).logits.float().cpu()
+            for group in groups:
+                batch = self.backbone.collate([encoded[i] for i in group])
+                on_device = {name: value.to(self.device) for name, value in batch.items()}
+                logits[group] = batch_logits(self.network, on_device).float().cpu()
         self.check(logits)
         return logits
+
+    @cached_property
+    def equal_lengths(self) -> bool:
+        """Whether padding changes the model's numbers, so that rows run in batches of equal length."""
+        if self.backbone.wants != "text":
+            return False
+        probes = [
+            Probe({name: value.to(self.device) for name, value in probe.items()}, _moved(rows_of(probe), self.device))
+            for probe in self.backbone.probes()
+        ]
+        return needs_equal_lengths(self.network, probes, self.backbone.name)
 
     def check(self, logits: torch.Tensor) -> None:
         """Refuse logits that are no numbers; a label made of them would look like any other.
@@ -126,6 +142,10 @@ class LoadedModel:
     def scores(self, encoded: Sequence[Encoded]) -> torch.Tensor:
         """Probabilities (n, C) of encoded rows, or targets for a regression; float32 on the CPU."""
         return self.task.scores(self.logits(encoded))
+
+
+def _moved(rows: Sequence[dict[str, torch.Tensor]], device: torch.device) -> list[dict[str, torch.Tensor]]:
+    return [{name: value.to(device) for name, value in row.items()} for row in rows]
 
 
 def run_of(path: Path) -> RunFolder | None:

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hftl.ahead import ahead
+from hftl.backbones.batching import batch_logits
 from hftl.data import Texts
 from hftl.finetune.rows import Encoder, Group
 from hftl.parallel import gather_rows
@@ -53,7 +54,7 @@ def logits_of(accelerator: Accelerator, model: nn.Module, encoder: Encoder, batc
 def _of_groups(accelerator: Accelerator, model: nn.Module, groups: Sequence[Group]) -> Tensor:
     """Logits (n, C) float32 of a batch that was collated in groups of rows."""
     parts = [
-        model(**{name: value.to(accelerator.device) for name, value in inputs.items()}).logits.float()
+        batch_logits(model, {name: value.to(accelerator.device) for name, value in inputs.items()}).float()
         for _, inputs in groups
     ]
     positions = torch.tensor([position for rows, _ in groups for position in rows], device=parts[0].device)

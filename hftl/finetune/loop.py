@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hftl.errors import HftlError, Interrupted
+from hftl.errors import DataError, HftlError, Interrupted
 from hftl.finetune.checkpoint import Checkpoint, Checkpoints, prune, step_name, write_checkpoint
 from hftl.finetune.ema import Ema
 from hftl.finetune.engine import Engine, whole
@@ -33,6 +33,7 @@ from hftl.methods import FineTune
 from hftl.metrics import evaluate_predictions
 from hftl.parallel import all_reduce_sum, on_main
 from hftl.tasks import Task
+from hftl.wording import one_line
 
 NAMED_ROWS = 8
 
@@ -179,14 +180,27 @@ class Loop:
         for i, batch in enumerate(step.micro_batches):
             torch.manual_seed(seed_of(self.rows.seed, number, self.rows.rank, i))
             with self.engine.micro_batch(last=i == last):
-                loss = self._loss(batch.to(self.accelerator.device))
+                loss = self._loss(batch.to(self.accelerator.device), step)
                 # Processes' gradients are averaged, and what is due is their sum.
                 self.engine.backward(loss * (world / step.weight))
             summed += loss.detach()
         return summed
 
-    def _loss(self, batch: Batch) -> Tensor:
-        return self.loss(self.engine.wrapped(**batch.inputs).logits, batch.targets, batch.counted)
+    def _loss(self, batch: Batch, step: Step) -> Tensor:
+        try:
+            logits = self.engine.wrapped(**batch.inputs).logits
+        except ValueError as error:
+            # Rows that the model cannot read, or not beside one another, as texts with an end token of their own.
+            raise DataError(
+                f"the model refuses a batch of step {self.state.step + 1}: {one_line(error)}; its rows: "
+                f"{self._named_rows(step)}; remove the row that is unlike the others, or give --micro-batch 1"
+            ) from error
+        return self.loss(logits, batch.targets, batch.counted)
+
+    def _named_rows(self, step: Step) -> str:
+        names = [self.rows.encoder.split.inputs.name(row) for row in step.rows]
+        more = f" and {len(names) - NAMED_ROWS} more" if len(names) > NAMED_ROWS else ""
+        return f"{', '.join(names[:NAMED_ROWS])}{more}"
 
     def set_lr(self, factor: float) -> float:
         """Multiply the learning rates of all groups; returns the largest."""
@@ -200,10 +214,10 @@ class Loop:
         names = [self.rows.encoder.split.inputs.name(row) for row in step.rows]
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
         self.log("not_finite", step=self.state.step, epoch=epoch + 1, loss=str(loss), norm=str(norm), lr=lr, rows=names)
-        more = f" and {len(names) - NAMED_ROWS} more (events.jsonl lists all)" if len(names) > NAMED_ROWS else ""
         raise HftlError(
             f"{what} at step {self.state.step} (epoch {epoch + 1}, learning rate {lr:.3g}), rows: "
-            f"{', '.join(names[:NAMED_ROWS])}{more}; the state before is saved; lower --lr, or look at these rows"
+            f"{self._named_rows(step)} (events.jsonl lists all); the state before is saved; lower --lr, or look at "
+            "these rows"
         )
 
     # ── epochs ───────────────────────────────────────────────────────────────────────────────────────────────────────

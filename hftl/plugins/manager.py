@@ -57,7 +57,7 @@ class Plugins:
         return [plugin for plugin in self.loaded if plugin.error]
 
     def suspects(self) -> str:
-        """The end of a message about something that nobody has: the plugins that failed, for one may have had it."""
+        """The end of a message about what nobody has: the plugins that failed, because one of them may have had it."""
         failed = ", ".join(f"{plugin.name}: {plugin.error}" for plugin in self.failed)
         return f" (plugins that failed to load: {failed})" if failed else ""
 

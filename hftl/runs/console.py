@@ -1,4 +1,4 @@
-"""The lines that a run prints: what it found and inferred first, the table of results and where everything is last."""
+"""Lines that a run prints: what it read and inferred first, the table of results and where everything is last."""
 
 from __future__ import annotations
 

@@ -96,8 +96,8 @@ class AudioBackbone(hftl.PretrainedBackbone):
     def build(self, config: Any) -> tuple[nn.Module, set[str]]:
         """As for every model; what stands before the last layer is no part of the head where the checkpoint brings it.
 
-        That is AST's normalisation (also where it is missing, for it is new then and does nothing) and the projector of
-        a waveform model that was fine-tuned before.
+        That is AST's normalisation (also where it is missing, because it is new then and does nothing), and the
+        projector of a waveform model that was fine-tuned before.
         """
         model, head = super().build(config)
         brought = {name for name in self.weight_files() if name.startswith("projector.")}

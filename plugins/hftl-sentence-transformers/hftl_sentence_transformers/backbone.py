@@ -89,13 +89,13 @@ class SentenceBackbone(hftl.TextBackbone):
 
     def weight_files(self) -> Mapping[str, Path]:
         """The tensors of all modules; those of later modules by path and name."""
-        found = dict(super().weight_files())
+        tensors = dict(super().weight_files())
         for module in files.modules(self.source)[1:]:
             folder = self.source.folder / module["path"]
             if (folder / "model.safetensors").exists():
                 own = hftl.Source(self.source.id, folder).weight_files()
-                found |= {f"{module['path']}/{name}": file for name, file in own.items()}
-        return found
+                tensors |= {f"{module['path']}/{name}": file for name, file in own.items()}
+        return tensors
 
     def encode(self, rows: Sequence[tuple[str, ...]], names: Sequence[str]) -> list[hftl.Encoded]:
         """Tokenise rows with the model's default prompt before them."""
