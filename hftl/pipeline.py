@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +140,7 @@ def run(
         metrics = finish(folder, exported, record, metrics, bad)
     print_results(say, metrics, folder.path)
     for line in judgements(metrics, data.task):
-        say.print(line, markup=False, soft_wrap=True)
+        say.print(line)
     return Run(folder.path, metrics.as_json())
 
 
@@ -282,11 +281,7 @@ def starting_features(
             raise
         # The advice that ends the message is to fine-tune, which is what is being done.
         why = str(error).partition("; fine-tune")[0]
-        say.print(
-            f"start     the head as the checkpoint has it, because it cannot be solved on features: {why}",
-            markup=False,
-            soft_wrap=True,
-        )
+        say.print(f"start     the head as the checkpoint has it, because it cannot be solved on features: {why}")
         return None
 
 
@@ -347,7 +342,7 @@ def finetuned(
         known={name: split.digests for name, split in features.splits.items()} if features else None,
         track=track,
         log=folder.log if folder else _log_nothing,
-        say=partial(say.print, markup=False, soft_wrap=True),
+        say=say.print,
     )
     if head and "baselines" in head.report:
         # What costs nothing on these features stands beside what fine-tuning made of them.
@@ -359,7 +354,7 @@ def start_of(head: Trained, data: Data, say: Terminal) -> dict[str, torch.Tensor
     """The solved head's parameters, for fine-tuning to start from, and a word on how good they are."""
     values = evaluate_predictions(data.task, head.logits.numpy(), data.test.labels, data.label_names)
     name = next(iter(values))
-    say.print(f"start     the head solved on the features: {name} {values[name]:.4f}", markup=False, soft_wrap=True)
+    say.print(f"start     the head solved on the features: {name} {values[name]:.4f}")
     return head.parameters
 
 

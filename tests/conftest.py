@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Test processes run side by side: where each has as many threads as there are cores, these mostly wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
 
 
 @pytest.fixture(autouse=True)
@@ -28,4 +31,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     from runs import Cli
 
     monkeypatch.chdir(tmp_path)
-    return Cli(monkeypatch, capsys)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield Cli(monkeypatch, capsys)
+    # A command that was told to stop leaves its handlers, because its process would end now.
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -45,7 +45,9 @@ class StopOnce:
         # After a stop the handlers stay: the process ends, and waits for its threads only after this.
         if self.name is None:
             for number, handler in self._before.items():
-                signal.signal(number, handler)
+                # Fine-tuning that was asked to stop leaves a handler for the rest of the burst.
+                if signal.getsignal(number) == self._stop:
+                    signal.signal(number, handler)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         if self.finished:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: SIGTERM, SIGINT, and SIGHUP, which comes when a terminal is closed.
+"""Signals that ask fine-tuning to stop: SIGTERM, SIGINT, and SIGHUP, which comes when a terminal is closed.
 
 Whoever presses Ctrl-C in impatience presses it several times. What follows the first signal within `BURST` seconds is
 taken as the same wish, so that it cannot hit the saving of the state, or the last lines that are printed.
@@ -14,62 +14,39 @@ from types import FrameType
 from typing import Any
 
 BURST = 1.0
+# Windows has no SIGHUP.
 _NUMBERS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 
 
-class Interrupts:
-    """While entered, a signal to stop raises ``KeyboardInterrupt``, as SIGINT does by itself; once for each burst.
+class StopSignals:
+    """While entered, the first signal only sets ``asked``; a SIGINT after the burst interrupts at once.
 
-    Does nothing outside the main thread, where Python allows no handlers. A SIGHUP that was told to be ignored, as
-    ``nohup`` does, stays ignored.
+    The loop looks at ``asked`` between steps, and saves its state. Does nothing outside the main thread, where Python
+    allows no handlers. A SIGHUP that was told to be ignored, as ``nohup`` does, stays ignored.
     """
 
     def __init__(self) -> None:
+        self.asked = False
+        self._first = 0.0
         self._before: dict[int, Any] = {}
-        self._first: float | None = None
 
-    def __enter__(self) -> Interrupts:
+    def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in _NUMBERS:
-                ignored = signal.getsignal(number) == signal.SIG_IGN
-                if number == signal.SIGINT or not ignored:
-                    self._before[number] = signal.signal(number, self._handle)
+                if number in (signal.SIGTERM, signal.SIGINT) or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._before.items():
-            in_burst = self._first is not None or isinstance(signal.getsignal(number), _AfterBurst)
-            signal.signal(number, _AfterBurst(handler) if in_burst else handler)
-        self._before.clear()
+            # A burst may last longer than the step that it ends.
+            signal.signal(number, _AfterBurst(handler) if self.asked else handler)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal; ``frame`` is what ran."""
-        del number, frame
-        if not self._in_burst():
-            self._first = time.monotonic()
-            raise KeyboardInterrupt
-
-    def _in_burst(self) -> bool:
-        return self._first is not None and time.monotonic() - self._first < BURST
-
-
-class StopSignals(Interrupts):
-    """While entered, the first signal only sets ``asked``; a SIGINT after the burst interrupts at once.
-
-    The loop looks at ``asked`` between steps, and saves its state.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked = False
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        if self.asked and number == signal.SIGINT and not self._in_burst():
-            raise KeyboardInterrupt
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
         if not self.asked:
-            self._first = time.monotonic()
-        self.asked = True
+            self.asked, self._first = True, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._first > BURST:
+            raise KeyboardInterrupt
 
 
 class _AfterBurst:
