@@ -174,7 +174,8 @@ class PretrainedBackbone:
                 )
         # Whatever a model's class raises on a configuration or weights that do not fit it.
         except Exception as error:
-            raise BackboneError(f"{self.name} cannot be loaded: {named_error(error)[:300]}") from error
+            why = self._first_mismatch(config) or named_error(error)[:300]
+            raise BackboneError(f"{self.name} cannot be loaded: {why}") from error
         without_generation(model.config)
         self._check_shapes(model, {key[0] for key in loading["mismatched_keys"]})
         self._check_fit(model.eval())
@@ -192,6 +193,19 @@ class PretrainedBackbone:
                 f"{self.name}: {len(wrong):,} of its weights, such as {wrong[0]}, have another shape than its "
                 "config.json says; they do not belong together: fetch it again"
             )
+
+    def _first_mismatch(self, config: Any) -> str | None:
+        """The first tensor whose shape is not what the configuration describes, which transformers only logs."""
+        try:
+            held = tensor_shapes(self.weight_files())
+        except SafetensorError:
+            return None
+        model = self.skeleton(config)
+        for name, value in model.state_dict().items():
+            shape = held.get(name, held.get(name.removeprefix(f"{model.base_model_prefix}.")))
+            if shape is not None and shape != list(value.shape):
+                return f"its {name} has the shape {shape}, its config.json describes {list(value.shape)}"
+        return None
 
     def _check_size(self, config: Any) -> None:
         """Refuse a configuration that describes far more than its weights hold, before memory is taken for it."""
