@@ -1,6 +1,6 @@
 """Logits of a split, each row exactly once, however many processes share the work.
 
-`batches_of` says which rows a process takes at a time, and `Encoder.collated` cuts these into groups of equal length for
+`batches_of` says which rows a process takes at a time; `Encoder.collated` cuts these into groups of equal length for
 models whose rows do not stand alone in a padded batch.
 """
 
