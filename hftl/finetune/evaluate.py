@@ -1,7 +1,7 @@
 """Logits of a split, each row exactly once, however many processes share the work.
 
-Which rows share a forward is decided in `batches_of` and nowhere else: models whose rows do not stand alone in a padded
-batch need batches of equal length there.
+`batches_of` says which rows a process takes at a time; `Encoder.collated` cuts these into groups of equal length for
+models whose rows do not stand alone in a padded batch.
 """
 
 from __future__ import annotations

@@ -378,11 +378,10 @@ class Numbers:
         self.split = type("Split", (), {"inputs": range(len(logits))})
         self.backbone = self
 
-    def __call__(self, rows: list[int]) -> list[int]:
-        return rows
-
-    def collate(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        return {"values": torch.from_numpy(self.logits[rows])}
+    def collated(self, rows: list[int]) -> list[tuple[list[int], dict[str, torch.Tensor]]]:
+        # Every other row first, as where rows of one length run together.
+        groups = [list(range(start, len(rows), 2)) for start in range(min(2, len(rows)))]
+        return [(group, {"values": torch.from_numpy(self.logits[[rows[i] for i in group]])}) for group in groups]
 
 
 def metrics(folder: Path) -> None:
