@@ -349,7 +349,7 @@ def proved(
         data.test,
         trained.logits,
         recipe.method.mixed_precision,
-        bool(features and features.content.equal_lengths),
+        features.content.equal_lengths if features else None,
         PartialState().device,
     )
     return prove_exports(exported, target, evidence, partial(say.print, markup=False, soft_wrap=True))

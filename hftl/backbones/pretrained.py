@@ -173,7 +173,8 @@ class PretrainedBackbone:
                 )
         # Whatever a model's class raises on a configuration or weights that do not fit it.
         except Exception as error:
-            raise BackboneError(f"{self.name} cannot be loaded: {named_error(error)[:300]}") from error
+            why = self._first_mismatch(config) or named_error(error)[:300]
+            raise BackboneError(f"{self.name} cannot be loaded: {why}") from error
         without_generation(model.config)
         self._check_fit(model.eval())
         return model, set(loading["missing_keys"]) | {key[0] for key in loading["mismatched_keys"]}
@@ -190,6 +191,19 @@ class PretrainedBackbone:
                 f"{self.name}: its config.json describes {described:,} parameters, its weights hold {held:,}; "
                 "they do not belong together: fetch it again"
             )
+
+    def _first_mismatch(self, config: Any) -> str | None:
+        """The first tensor whose shape is not what the configuration describes, which transformers only logs."""
+        try:
+            held = tensor_shapes(self.weight_files())
+        except SafetensorError:
+            return None
+        model = self.skeleton(config)
+        for name, value in model.state_dict().items():
+            shape = held.get(name, held.get(name.removeprefix(f"{model.base_model_prefix}.")))
+            if shape is not None and shape != list(value.shape):
+                return f"its {name} has the shape {shape}, its config.json describes {list(value.shape)}"
+        return None
 
     def _check_fit(self, model: nn.Module) -> None:
         """Run the model once on what its preprocessing gives.

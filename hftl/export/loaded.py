@@ -55,6 +55,11 @@ class LoadedModel:
         """
         run = RunFolder(Path(ref).expanduser())
         where = str(run.model) if run.model.is_dir() else str(ref)
+        if not run.model.is_dir() and (run.path / "adapter").is_dir():
+            raise BackboneError(
+                f"{where} holds only an adapter, which cannot be merged exactly into its base model: load it with "
+                "peft's PeftModel.from_pretrained on that model"
+            )
         if (Path(where) / "modules.json").exists():
             raise BackboneError(
                 f"{where} is a sentence-transformers model: "
