@@ -379,7 +379,7 @@ def measure(folder: RunFolder, trained: Trained, features: StoredFeatures | None
 
 def evidence_of(recipe: Recipe, features: StoredFeatures | None, data: Data, trained: Trained) -> Evidence:
     """What an export is compared with before it is called a result."""
-    equal_lengths = bool(features and features.content.equal_lengths)
+    equal_lengths = features.content.equal_lengths if features else None
     return Evidence(data.test, trained.logits, recipe.method.mixed_precision, equal_lengths, PartialState().device)
 
 

@@ -74,6 +74,18 @@ def test_an_export_that_answers_otherwise_is_no_model(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "model.rejected" / "config.json").exists()
 
 
+def test_an_export_whose_rows_depend_on_their_batch_is_no_model(tmp_path: Path) -> None:
+    source, data = tiny.save("llama", tmp_path / "llama"), texts(tmp_path)
+    run(source, data, tmp_path / "run")
+    backbone, model = backbone_of(source), tmp_path / "run" / "model"
+    target = Target(backbone, backbone.config(Task.SINGLE_LABEL, ["a", "b", "c"]))
+    given = evidence(tmp_path / "run", data, backbone)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"pad_token_id": 7}))
+    with pytest.raises(HftlError, match=r"\d rows in one batch are"):
+        prove_exports([Exported(model, "transformers")], target, given, print)
+
+
 def test_a_run_without_a_faithful_export_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, data = tiny.save("vit", tmp_path / "vit"), pictures(tmp_path / "data")
     monkeypatch.setattr(proof, "TOLERANCES", {"no": -1.0})
@@ -129,6 +141,18 @@ def test_padding_is_one_token_in_config_and_tokenizer(tmp_path: Path, stated: in
         alone = torch.cat([model(**tokenizer(row, return_tensors="pt")).logits for row in rows])
         together = model(**tokenizer(rows, padding=True, return_tensors="pt")).logits
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-4)
+
+
+def test_positions_counted_from_padding_keep_their_token(tmp_path: Path) -> None:
+    """RoBERTa's weights were trained with positions that begin after the configuration's padding token."""
+    source = tiny.save("roberta", tmp_path / "roberta")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    tokenizer.pad_token = "[UNK]"
+    tokenizer.save_pretrained(source)
+    backbone = backbone_of(source)
+    assert backbone.config("single_label", ["a", "b"]).pad_token_id == 0
+    assert backbone.tokenizer.pad_token == "[PAD]"
+    assert "from which it counts positions" in backbone.notes[0]
 
 
 @pytest.mark.parametrize(

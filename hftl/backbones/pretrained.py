@@ -194,19 +194,6 @@ class PretrainedBackbone:
                 "config.json says; they do not belong together: fetch it again"
             )
 
-    def _first_mismatch(self, config: Any) -> str | None:
-        """The first tensor whose shape is not what the configuration describes, which transformers only logs."""
-        try:
-            held = tensor_shapes(self.weight_files())
-        except SafetensorError:
-            return None
-        model = self.skeleton(config)
-        for name, value in model.state_dict().items():
-            shape = held.get(name, held.get(name.removeprefix(f"{model.base_model_prefix}.")))
-            if shape is not None and shape != list(value.shape):
-                return f"its {name} has the shape {shape}, its config.json describes {list(value.shape)}"
-        return None
-
     def _check_size(self, config: Any) -> None:
         """Refuse a configuration that describes far more than its weights hold, before memory is taken for it."""
         try:
@@ -219,6 +206,19 @@ class PretrainedBackbone:
                 f"{self.name}: its config.json describes {described:,} parameters, its weights hold {held:,}; "
                 "they do not belong together: fetch it again"
             )
+
+    def _first_mismatch(self, config: Any) -> str | None:
+        """The first tensor whose shape is not what the configuration describes, which transformers only logs."""
+        try:
+            held = tensor_shapes(self.weight_files())
+        except SafetensorError:
+            return None
+        model = self.skeleton(config)
+        for name, value in model.state_dict().items():
+            shape = held.get(name, held.get(name.removeprefix(f"{model.base_model_prefix}.")))
+            if shape is not None and shape != list(value.shape):
+                return f"its {name} has the shape {shape}, its config.json describes {list(value.shape)}"
+        return None
 
     def _check_fit(self, model: nn.Module) -> None:
         """Run the model once on what its preprocessing gives.

@@ -85,7 +85,9 @@ class TextBackbone(PretrainedBackbone):
         if self._padding_index is None or stated in (None, tokenizer.pad_token_id):
             return
         token = tokenizer.convert_ids_to_tokens(stated) if 0 <= stated < len(tokenizer) else None
-        if token not in tokenizer.all_special_tokens:
+        added = tokenizer.added_tokens_decoder.get(stated)
+        # A word that became a padding token would be cut out of texts wherever it stands in one.
+        if token not in tokenizer.all_special_tokens and not (added and added.special):
             raise BackboneError(
                 f"{self.name}: config.json pads with id {stated}, from which the model counts positions, and the "
                 f"tokenizer with {tokenizer.pad_token!r} (id {tokenizer.pad_token_id}): make them agree in a copy of it"

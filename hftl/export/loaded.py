@@ -79,6 +79,11 @@ class LoadedModel:
             HftlError: the files are not those that the run wrote.
         """
         run = run_of(Path(ref).expanduser())
+        if run and not run.model.is_dir() and (run.path / "adapter").is_dir():
+            raise BackboneError(
+                f"{run.path} holds only an adapter, which cannot be merged exactly into its base model: load it with "
+                "peft's PeftModel.from_pretrained on that model"
+            )
         if run:
             run.check_files(run.model)
         where = str(run.model) if run else str(ref)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hftl.backbones.batching import needs_equal_lengths, on_device
+from hftl.backbones.batching import needs_equal_lengths
 from hftl.backbones.loading import reopened
 from hftl.backbones.protocol import Backbone, Target
 from hftl.backbones.source import Source
@@ -45,14 +46,14 @@ class Evidence:
         test: the test split.
         logits: the run's, (n, C) float32, of all of its rows.
         precision: in which the run computed: ``"no"`` for float32, ``"bf16"`` or ``"fp16"``.
-        equal_lengths: whether rows of this model have to run in batches of equal length, as far as is known.
+        equal_lengths: whether rows of this model have to run in batches of equal length; None where nobody knows yet.
         device: where to compute, best the one that the run used.
     """
 
     test: Split
     logits: Tensor
     precision: str
-    equal_lengths: bool
+    equal_lengths: bool | None
     device: torch.device
 
     @property
@@ -88,7 +89,7 @@ def prove_exports(
     for each in exported:
         if each is adapter:
             continue
-        fault = _fault(each, target.backbone, evidence, say)
+        fault = _fault(each, target, evidence, say)
         if fault is None:
             continue
         if adapter is not None and _adapter_fault(adapter.folder, target, evidence) is None:
@@ -105,10 +106,10 @@ def prove_exports(
     return list(exported)
 
 
-def _fault(exported: Exported, backbone: Backbone, evidence: Evidence, say: Callable[[str], None]) -> str | None:
+def _fault(exported: Exported, target: Target, evidence: Evidence, say: Callable[[str], None]) -> str | None:
     """What is wrong with an export; None if nothing is, or if nobody can tell, which is said."""
     try:
-        network, asked = _stranger(exported, backbone, evidence.device)
+        asked = _stranger(exported, target.backbone, evidence.device)
     except HftlError:
         raise
     except Exception as error:  # whatever a library raises on a folder that it should have loaded
@@ -121,12 +122,10 @@ def _fault(exported: Exported, backbone: Backbone, evidence: Evidence, say: Call
             f"export    compared with the run to {TOLERANCES[evidence.precision]:.0%} only, because features were "
             f"computed in {evidence.precision} and the export computes in float32"
         )
-    return _compared(network, asked, backbone, evidence, say)
+    return _compared(asked, target, evidence, say)
 
 
-def _compared(
-    network: Any, asked: Asked, backbone: Backbone, evidence: Evidence, say: Callable[[str], None]
-) -> str | None:
+def _compared(asked: Asked, target: Target, evidence: Evidence, say: Callable[[str], None]) -> str | None:
     chosen = evidence.rows
     inputs = evidence.test.inputs
     rows = [inputs[i] for i in chosen]
@@ -164,10 +163,11 @@ def _compared(
         return None
     if (gap := _difference(together, alone)) <= tolerance:
         return None
-    if evidence.equal_lengths:
-        return None
-    # Not known where nothing was extracted; `network` is None where it takes no probes.
-    if network is not None and needs_equal_lengths(network, [on_device(p, evidence.device) for p in backbone.probes()]):
+    # Asked of the pretrained model and not of the export, which may be wrong in just this.
+    equal_lengths = evidence.equal_lengths
+    if equal_lengths is None:
+        equal_lengths = needs_equal_lengths(target.build()[0], target.backbone.probes(), target.backbone.name)
+    if equal_lengths:
         return None
     return f"the logits of {plural(len(rows), 'row')} in one batch are {gap:.2g} from those of each row alone"
 
@@ -193,20 +193,20 @@ def _is_deep(encoded: bytes) -> bool:
 # ── who loads it ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _stranger(exported: Exported, backbone: Backbone, device: torch.device) -> tuple[Any, Asked | None]:
-    """The network where there is one to probe, and what answers rows; None where nobody can be asked."""
+def _stranger(exported: Exported, backbone: Backbone, device: torch.device) -> Asked | None:
+    """What answers rows; None where nobody can be asked."""
     folder = exported.folder
     if exported.library == "sentence-transformers" and backbone.modality == "text":
-        return None, _sentence_encoder(folder, device) if find_spec("sentence_transformers") else None
+        return _sentence_encoder(folder, device) if find_spec("sentence_transformers") else None
     if exported.library == "transformers" and backbone.modality in ("text", "image"):
         return _transformers(folder, backbone, device)
     source = getattr(backbone, "source", None)
     if not isinstance(source, Source):
-        return None, None
+        return None
     # The library of a plugin, through the plugin: its class loads the folder that was written.
     other = reopened(backbone, Source(source.id, folder))
     network, _ = other.load_trained()
-    return network, _by_backbone(network.to(device), other, device)
+    return _by_backbone(network.to(device), other, device)
 
 
 def _by_backbone(network: Any, backbone: Backbone, device: torch.device) -> Asked:
@@ -223,7 +223,7 @@ def _logits(network: Any, batch: Any, device: torch.device) -> Tensor:
     return logits.float().cpu()
 
 
-def _transformers(folder: Path, backbone: Backbone, device: torch.device) -> tuple[Any, Asked]:
+def _transformers(folder: Path, backbone: Backbone, device: torch.device) -> Asked:
     from transformers import (
         AutoImageProcessor,
         AutoModelForImageClassification,
@@ -250,7 +250,7 @@ def _transformers(folder: Path, backbone: Backbone, device: torch.device) -> tup
             pictures = [load_image(Image.open(io.BytesIO(row))) for row in rows]
             return processor(images=pictures, return_tensors="pt")
 
-    return network, lambda rows: _logits(network, batch(rows), device)
+    return lambda rows: _logits(network, batch(rows), device)
 
 
 def _sentence_encoder(folder: Path, device: torch.device) -> Asked:
@@ -271,6 +271,8 @@ def _adapter_fault(folder: Path, target: Target, evidence: Evidence) -> str | No
     from peft import PeftModel
 
     network, _ = target.build()
-    network = PeftModel.from_pretrained(network, str(folder)).eval().to(evidence.device)
-    asked = _by_backbone(network, target.backbone, evidence.device)
-    return _compared(None, asked, target.backbone, evidence, lambda _: None)
+    with warnings.catch_warnings():
+        # PEFT asks transformers for a property that transformers has renamed.
+        warnings.simplefilter("ignore", FutureWarning)
+        network = PeftModel.from_pretrained(network, str(folder)).eval().to(evidence.device)
+    return _compared(_by_backbone(network, target.backbone, evidence.device), target, evidence, lambda _: None)
