@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -13,6 +12,9 @@ from pathlib import Path
 
 LAUNCHER = "HFTL_LAUNCHER"
 """The environment variable in which `hftl run --num-processes` tells its workers its own process id."""
+# Windows has no SIGHUP, which comes when a terminal is closed.
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""The signals that ask a process to stop."""
 SECONDS_BETWEEN_LOOKS = 1.0
 _PR_SET_PDEATHSIG = 1
 _ENDED = "ZX"
@@ -36,16 +38,26 @@ def is_running(pid: int, started: int | None = None) -> bool:
     """
     if os.name == "nt":  # os.kill would end it
         return True
+    if not is_known(pid):
+        return False
+    fields = _stat(pid)
+    if not fields:
+        return True
+    return fields[0] not in _ENDED and (started is None or int(fields[19]) == started)
+
+
+def is_known(pid: int) -> bool:
+    """Whether the system still knows a process of this machine, be it that it ended and was not yet waited for.
+
+    Not for Windows, where asking would end it.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:  # it belongs to another user
         return True
-    fields = _stat(pid)
-    if not fields:
-        return True
-    return fields[0] not in _ENDED and (started is None or int(fields[19]) == started)
+    return True
 
 
 def _stat(pid: int) -> list[str]:
@@ -68,6 +80,9 @@ def follow_launcher() -> None:
         return
     parent = os.getppid()
     if sys.platform == "linux":
+        # Brought only here, because every command imports this module.
+        import ctypes
+
         with suppress(OSError, AttributeError):
             # At once and by the kernel; the thread below looks once a second, and only while Python lets it.
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -9,8 +9,8 @@ import time
 from types import FrameType
 from typing import Any
 
-# Windows has no SIGHUP.
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+from hftl.lifetime import STOP_SIGNALS
+
 PATIENCE = 2.0  # seconds
 STATUS = 130
 
@@ -36,7 +36,7 @@ class StopOnce:
     def __enter__(self) -> StopOnce:
         # Python lets only the main thread have handlers.
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in STOP_SIGNALS:
                 if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                     self._before[number] = signal.signal(number, self._stop)
         return self

@@ -18,18 +18,15 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from xxhash import xxh3_128
 
 from hftl.errors import HftlError, UserError
-from hftl.store.files import FILE_CALLS
+from hftl.store.files import FILE_CALLS, size_and_checksum
 from hftl.wording import named_error, one_line, printable
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
 PREFIX = "step-"
-# Read piece by piece, so that the hash of a large file needs little memory.
-PIECE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -218,12 +215,8 @@ def _parsed_json(path: Path, content: bytes) -> dict[str, Any]:
 
 
 def _fingerprint_of(path: Path) -> dict[str, Any]:
-    """Size and hash of a file, read piece by piece."""
-    digest = xxh3_128()
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-        return {"bytes": file.tell(), "xxh3_128": digest.hexdigest()}
+    size, checksum = size_and_checksum(path)
+    return {"bytes": size, "xxh3_128": checksum}
 
 
 def _rename(source: Path, target: Path) -> None:

@@ -13,9 +13,9 @@ import time
 from types import FrameType
 from typing import Any
 
+from hftl.lifetime import STOP_SIGNALS
+
 BURST = 1.0
-# Windows has no SIGHUP.
-_NUMBERS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 
 
 class StopSignals:
@@ -32,7 +32,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in _NUMBERS:
+            for number in STOP_SIGNALS:
                 if number in (signal.SIGTERM, signal.SIGINT) or signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._ask)
         return self

@@ -14,13 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
-from xxhash import xxh3_128
 
 from hftl.errors import HftlError, UserError
 from hftl.plugins.manager import plugins
 from hftl.runs.record import Metrics, RunRecord
 from hftl.runs.writer import WriterLease, is_lease
-from hftl.store.files import write_file
+from hftl.store.files import size_and_checksum, write_file
 from hftl.tasks import Task
 from hftl.wording import one_line
 
@@ -286,8 +285,5 @@ class RunFolder:
 
 def _stamp(path: Path) -> str:
     """A file's size and checksum."""
-    checksum = xxh3_128()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            checksum.update(block)
-        return f"{file.tell()} bytes, xxh3_128 {checksum.hexdigest()}"
+    size, checksum = size_and_checksum(path)
+    return f"{size} bytes, xxh3_128 {checksum}"

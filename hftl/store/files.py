@@ -21,7 +21,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
+from xxhash import xxh3_128
+
 from hftl.errors import StoreError
+from hftl.lifetime import is_known
 
 Buffer: TypeAlias = "bytes | memoryview"
 T = TypeVar("T")
@@ -32,6 +35,7 @@ STALE_SECONDS = 3600.0
 _TEMP = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}")
 _MARK = re.compile(r"([0-9a-f]{8})-(\d+)-[0-9a-f]{8}")
 _INTERRUPTED_TRIES = 16
+_PIECE = 1 << 20
 
 
 class FileCalls:
@@ -157,6 +161,19 @@ def write_file(path: Path, content: Buffer) -> None:
     write_atomically(FILE_CALLS, path, [content], None)
 
 
+def size_and_checksum(path: Path) -> tuple[int, str]:
+    """Bytes of a file and their xxh3_128 in hex digits, read piece by piece.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    checksum = xxh3_128()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            checksum.update(piece)
+        return file.tell(), checksum.hexdigest()
+
+
 def _write_all(files: FileCalls, fd: int, data: memoryview) -> None:
     at = 0
     while at < len(data):  # a write may take less than it was given: on a signal, or near the end of the disk
@@ -236,13 +253,7 @@ def alive(mark: str) -> bool | None:
     match = _MARK.fullmatch(mark)
     if match is None or match[1] != host_tag() or os.name == "nt":
         return None
-    try:
-        os.kill(int(match[2]), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it belongs to another user
-        return True
-    return True
+    return is_known(int(match[2]))
 
 
 def mode_of(root: Path) -> int:
