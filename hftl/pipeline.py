@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 from hftl.backbones.loading import load_backbone
 from hftl.backbones.matching import data_for
-from hftl.backbones.protocol import Backbone, Target
+from hftl.backbones.protocol import Target
 from hftl.data import Data
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
@@ -98,26 +98,25 @@ def run(
     main = start_processes().is_main_process
     say = Terminal(quiet=quiet or not main)
     with quiet_libraries(), staying_offline(offline), ExitStack() as held:
-        spec, backbone, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
-        on_main(lambda: check_method(recipe, backbone, data, Path(out or "runs"), resume=resume, track=track))
+        spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
+        on_main(lambda: check_method(recipe, target, Path(out or "runs"), resume=resume, track=track))
         # Only the main process has a folder; the others compute their share and write nothing but features.
         folder: RunFolder | None = on_main(lambda: open_folder(out, name, resume))
         if folder:
             held.callback(folder.release)
-        record = record_of(name, recipe, spec, backbone, data)
+        record = record_of(name, recipe, spec, target.backbone, data)
         if folder:
             folder.write_record(record)
         features, bad = None, []
         if needs_features(recipe):
-            features = starting_features(recipe, spec, backbone, data, say, on_bad_row=on_bad_row, quiet=quiet)
+            features = starting_features(recipe, spec, target, data, say, on_bad_row=on_bad_row, quiet=quiet)
         if features:
             data, bad = features.readable(data), features.bad
             if folder:
                 folder.log("features", **features.counts, space=features.space.id)
         elif on_bad_row == "skip":
-            data, bad = without_bad_rows(backbone, data)
+            data, bad = without_bad_rows(target.backbone, data)
             print_bad_rows(say, bad)
-        target = Target(backbone, backbone.config(data.task, data.label_names))
         fitting = time.monotonic()
         if isinstance(recipe.method, Head):
             # A head takes seconds, so one process solves it and the others are done.
@@ -173,8 +172,8 @@ def compute_features(
     own = view_of(recipe)
     views = [replace(own, pooling=each) for each in (pooling or own.pooling, *also)]
     with quiet_libraries(), staying_offline(offline):
-        spec, backbone, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
-        features = stored_features(spec, backbone, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
+        spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
+        features = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
     return matrix_of(features, data)
 
 
@@ -188,7 +187,7 @@ def start_processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[BackboneSpec, Backbone, Data]:
+def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[BackboneSpec, Target, Data]:
     """Find the backbone and the data that a recipe names, and say what was found and inferred."""
     spec = find(recipe.backbone)
     backbone = load_backbone(spec, options)
@@ -211,12 +210,10 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
         say.print("          the data bring a validation split, which the strength is chosen on: folds are not used")
     for note in backbone.notes:
         say.print(f"          {note}")
-    return spec, backbone, data
+    return spec, Target(backbone, backbone.config(data.task, data.label_names)), data
 
 
-def check_method(
-    recipe: Recipe, backbone: Backbone, data: Data, where: Path, *, resume: bool, track: Sequence[str]
-) -> None:
+def check_method(recipe: Recipe, target: Target, where: Path, *, resume: bool, track: Sequence[str]) -> None:
     """See that the method can do what is asked of it, before features are computed.
 
     Raises:
@@ -226,7 +223,7 @@ def check_method(
         # Brought only here: PEFT takes a second to import.
         from hftl.finetune.feasible import check
 
-        check(recipe.method, Target(backbone, backbone.config(data.task, data.label_names)), where.expanduser(), track)
+        check(recipe.method, target, where.expanduser(), track)
     elif resume:
         raise RecipeError(
             "--resume goes on with fine-tuning, and method=head has no checkpoints: run the same command without "
@@ -262,7 +259,7 @@ def needs_features(recipe: Recipe) -> bool:
 def starting_features(
     recipe: Recipe,
     spec: BackboneSpec,
-    backbone: Backbone,
+    target: Target,
     data: Data,
     say: Terminal,
     *,
@@ -275,7 +272,7 @@ def starting_features(
         CutError: the backbone cannot be cut exactly, and the method is a head.
     """
     try:
-        return stored_features(spec, backbone, data, [view_of(recipe)], say, on_bad_row=on_bad_row, quiet=quiet)
+        return stored_features(spec, target, data, [view_of(recipe)], say, on_bad_row=on_bad_row, quiet=quiet)
     except CutError as error:
         if isinstance(recipe.method, Head):
             raise
@@ -287,7 +284,7 @@ def starting_features(
 
 def stored_features(
     spec: BackboneSpec,
-    backbone: Backbone,
+    target: Target,
     data: Data,
     views: Sequence[View],
     say: Terminal,
@@ -296,7 +293,6 @@ def stored_features(
     quiet: bool,
 ) -> StoredFeatures:
     """The features of all rows, computed where they are missing."""
-    target = Target(backbone, backbone.config(data.task, data.label_names))
     store = FeatureStore(cache_root())
     features = features_of(store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet)
     print_features(say, features.counts)
