@@ -21,6 +21,14 @@ BERT, REVIEWS = "google-bert/bert-base-uncased", "someone/reviews"
 WORDS = ["good", "bad", "film", "the", "a", "plot", "actor", "is", "was", "very"]
 
 
+def add_usual(hub: Hub, folder: Path) -> None:
+    """A ViT, a BERT, pictures of flowers and reviews."""
+    add_vit(hub, folder / "vit")
+    add_bert(hub, folder / "bert")
+    add_flowers(hub, folder)
+    add_reviews(hub)
+
+
 def add_vit(hub: Hub, folder: Path, name: str = VIT, **options: Any) -> None:
     """A tiny ViT without a head, its image processor and a card with a licence."""
     tiny.model("vit").base_model.save_pretrained(folder)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from hub_client import Client, hftl, push, read_data, read_model
-from hub_content import BERT, FLOWERS, REVIEWS, VIT, add_bert, add_flowers, add_reviews, add_vit, flower
+from hub_content import BERT, FLOWERS, REVIEWS, VIT, add_reviews, add_usual, flower
 from hub_server import Hub
 from safetensors.torch import load
 from test_push import make_run
@@ -29,10 +29,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     folder = tmp_path_factory.mktemp("content")
     with Hub() as running:
         running.user("me", TOKEN)
-        add_vit(running, folder / "vit")
-        add_bert(running, folder / "bert")
-        add_flowers(running, folder)
-        add_reviews(running)
+        add_usual(running, folder)
         yield running
 
 

@@ -19,12 +19,9 @@ from hub_content import (
     REVIEWS,
     VIT,
     add_beans,
-    add_bert,
     add_dinov2,
-    add_flowers,
-    add_reviews,
     add_table,
-    add_vit,
+    add_usual,
     flower_table,
     sentences,
 )
@@ -42,10 +39,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     folder = tmp_path_factory.mktemp("content")
     with Hub() as running:
         running.user("me", TOKEN)
-        add_vit(running, folder / "vit")
-        add_bert(running, folder / "bert")
-        add_flowers(running, folder)
-        add_reviews(running)
+        add_usual(running, folder)
         add_dinov2(running, folder / "dinov2")
         add_beans(running, folder)
         yield running
