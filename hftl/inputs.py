@@ -18,6 +18,7 @@ from hftl.backbones.protocol import Backbone
 from hftl.data import Files, read_lines
 from hftl.data.columns import TEXT_NAMES
 from hftl.data.folders import list_files
+from hftl.data.load import strings_of
 from hftl.data.tables import TABLE_SUFFIXES, read_tables
 from hftl.errors import DataError
 from hftl.export.loaded import LoadedModel
@@ -107,8 +108,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 def _table_texts(path: Path, columns: Sequence[str] | None) -> list[InputRow]:
     part = read_tables([path], path.parent).parts["train"]
     chosen = _columns_of(path, [*part.columns, *part.unusable], columns)
-    values = zip(*(part.column(name, "train").to_pylist() for name in chosen), strict=True)
-    rows = [tuple("" if value is None else str(value) for value in row) for row in values]
+    rows = zip(*(strings_of(part.column(name, "train")) for name in chosen), strict=True)
     return [InputRow(f"{path.name} row {i}", partial(_itself, row)) for i, row in enumerate(rows, 1)]
 
 

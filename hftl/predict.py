@@ -138,7 +138,7 @@ def _split_logits(model: LoadedModel, split: Split, quiet: bool) -> torch.Tensor
     missing = np.setdiff1d(np.arange(len(split)), rows)
     if isinstance(split.inputs, Texts):
         # Texts of like length together, so that little of a batch is padding.
-        missing = missing[np.argsort([-sum(map(len, split.inputs[int(i)])) for i in missing], kind="stable")]
+        missing = missing[np.argsort(-split.inputs.lengths()[missing], kind="stable")]
     with Progress("evaluate", len(split), quiet=quiet) as progress:
         progress.advance(len(rows))
         for start in range(0, len(missing), BATCH_ROWS):

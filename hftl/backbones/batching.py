@@ -101,12 +101,10 @@ def _padded_sides(batch: Inputs) -> set[str]:
     return {side for side, column in (("left", 0), ("right", -1)) if bool((mask[:, column] == 0).any())}
 
 
-def on_device(probe: Inputs, device: torch.device) -> dict[str, Tensor]:
-    """A probe on a device, with what it knows of its rows."""
-    moved = {name: value.to(device) for name, value in probe.items()}
-    if isinstance(probe, Probe):
-        return Probe(moved, [{name: value.to(device) for name, value in row.items()} for row in probe.rows])
-    return moved
+def on_device(batch: Inputs, device: torch.device) -> dict[str, Tensor]:
+    """A batch on a device; a probe with what it knows of its rows."""
+    moved = {name: value.to(device) for name, value in batch.items()}
+    return Probe(moved, [on_device(row, device) for row in batch.rows]) if isinstance(batch, Probe) else moved
 
 
 def needs_equal_lengths(model: Callable[..., Any], probes: Sequence[Inputs], name: str = "") -> bool:
@@ -181,6 +179,11 @@ def equal_length_groups(rows: Sequence[Encoded], most: int | None = None) -> lis
         groups.setdefault(_lengths(row), []).append(position)
     size = most or len(rows)
     return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+
+
+def batch_groups(rows: Sequence[Encoded], *, equal_lengths: bool) -> list[list[int]]:
+    """Positions of encoded rows in the groups that a model runs at once: all in one, unless padding changes them."""
+    return equal_length_groups(rows) if equal_lengths else [list(range(len(rows)))]
 
 
 def _lengths(row: Encoded) -> tuple[Any, ...]:

@@ -214,10 +214,11 @@ def split_inputs(source: RawData, split: SplitName, columns: Sequence[str], want
         return Texts(
             [(_read_text(files, row),) for row in range(len(files))], [files.name(row) for row in range(len(files))]
         )
-    return Texts(list(zip(*(_strings(column.take(rows)) for column in cells), strict=True)), part.names, rows)
+    return Texts(list(zip(*(strings_of(column.take(rows)) for column in cells), strict=True)), part.names, rows)
 
 
-def _strings(column: pa.ChunkedArray) -> list[str]:
+def strings_of(column: pa.ChunkedArray) -> list[str]:
+    """A column's values as texts; a missing one as an empty text."""
     return ["" if value is None else str(value) for value in column.to_pylist()]
 
 

@@ -59,9 +59,8 @@ class LoadedModel:
         """How the run read its data, as arguments of `hftl.data.load_evaluation_data`; empty without a run."""
         if self.record is None:
             return {}
-        columns = self.record.data.identity.get("columns", {})
         return {
-            "trained_on": (columns.get("inputs", ()), columns.get("labels", ())),
+            "trained_on": (self.record.input_columns or (), self.record.label_columns or ()),
             "label_separator": self.record.recipe.get("label_separator"),
             "unlabelled": self.record.recipe.get("unlabelled"),
         }

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hftl.backbones.batching import needs_equal_lengths
+from hftl.backbones.batching import needs_equal_lengths, on_device
 from hftl.backbones.loading import reopened
 from hftl.backbones.protocol import Backbone, Target
 from hftl.backbones.source import Source
@@ -63,8 +63,8 @@ class Evidence:
         chosen = np.linspace(0, count - 1, min(ROWS, count)).astype(int).tolist()
         inputs = self.test.inputs
         if isinstance(inputs, Texts):
-            sizes = [sum(map(len, text)) for text in inputs.values]
-            chosen[:2] = [int(np.argmin(sizes)), int(np.argmax(sizes))][: len(chosen)]
+            lengths = inputs.lengths()
+            chosen[:2] = [int(lengths.argmin()), int(lengths.argmax())][: len(chosen)]
         return sorted(set(chosen))
 
 
@@ -219,7 +219,7 @@ def _by_backbone(network: Any, backbone: Backbone, device: torch.device) -> Aske
 
 def _logits(network: Any, batch: Any, device: torch.device) -> Tensor:
     with torch.inference_mode():
-        logits: Tensor = network(**{name: value.to(device) for name, value in batch.items()}).logits
+        logits: Tensor = network(**on_device(batch, device)).logits
     return logits.float().cpu()
 
 

@@ -91,7 +91,7 @@ def _longest(loop: Loop, size: int) -> list[int]:
     inputs = loop.rows.encoder.split.inputs
     if not isinstance(inputs, Texts):
         return np.resize(np.arange(len(inputs)), size).tolist()
-    order = np.argsort([-sum(map(len, text)) for text in inputs.values], kind="stable")
+    order = np.argsort(-inputs.lengths(), kind="stable")
     return np.resize(order, size).tolist()
 
 

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hftl.ahead import ahead
-from hftl.backbones.batching import batch_logits
+from hftl.backbones.batching import batch_logits, on_device
 from hftl.data import Texts
 from hftl.finetune.rows import Encoder, Group
 from hftl.parallel import gather_rows
@@ -53,10 +53,7 @@ def logits_of(accelerator: Accelerator, model: nn.Module, encoder: Encoder, batc
 
 def _of_groups(accelerator: Accelerator, model: nn.Module, groups: Sequence[Group]) -> Tensor:
     """Logits (n, C) float32 of a batch that was collated in groups of rows."""
-    parts = [
-        batch_logits(model, {name: value.to(accelerator.device) for name, value in inputs.items()}).float()
-        for _, inputs in groups
-    ]
+    parts = [batch_logits(model, on_device(inputs, accelerator.device)).float() for _, inputs in groups]
     positions = torch.tensor([position for rows, _ in groups for position in rows], device=parts[0].device)
     return torch.cat(parts)[positions.argsort()]
 
@@ -66,8 +63,7 @@ def order_of(encoder: Encoder) -> np.ndarray:
     inputs = encoder.split.inputs
     if not isinstance(inputs, Texts):
         return np.arange(len(inputs))
-    # The number of characters is near enough to that of tokens, and known without a tokenizer.
-    return np.argsort([sum(map(len, text)) for text in inputs.values], kind="stable")
+    return np.argsort(inputs.lengths(), kind="stable")
 
 
 def batches_of(order: np.ndarray, batch_size: int, rank: int, world: int) -> list[list[int]]:

@@ -15,10 +15,11 @@ from hftl.data import Data, Split, Texts
 from hftl.errors import UserError
 from hftl.finetune.checkpoint import Checkpoint, Checkpoints, read_newest
 from hftl.frozen.extract import digest_rows
+from hftl.frozen.view import digest_weights
 from hftl.methods import FineTune
 from hftl.parallel import broadcast, broadcast_tensors, on_main
 from hftl.store.shard import Digests
-from hftl.store.stat_index import StatIndex, digest_files
+from hftl.store.stat_index import StatIndex
 from hftl.store.store import FeatureStore, cache_root
 
 # Settings that change neither a weight nor what is measured; a run may be resumed with others.
@@ -54,6 +55,7 @@ def settings(
     chosen = {name: value for name, value in method.model_dump().items() if name not in NOT_IN_RESULT}
     index = FeatureStore(cache_root()).file_digests
     known = known or {}
+    weights = digest_weights(backbone, index)
     made_with: dict[str, Any] = {
         "method": chosen,
         "seed": seed,
@@ -61,8 +63,7 @@ def settings(
             "name": backbone.name,
             "commit": backbone.commit,
             "max_length": backbone.max_length,
-            # A commit names the weights' bytes; local files are named by their content.
-            "weights": None if backbone.commit else _weights(backbone, index),
+            "weights": None if weights is None else _digest(weights),
             "identity": backbone.identity(),
         },
         "task": data.task,
@@ -72,10 +73,6 @@ def settings(
     # As a checkpoint gives it back, so that a tuple of a plugin's identity is not unlike its own list.
     as_read: dict[str, Any] = json.loads(json.dumps(made_with))
     return as_read
-
-
-def _weights(backbone: Backbone, index: StatIndex) -> str:
-    return _digest(digest_files(sorted(set(backbone.weight_files().values())), index))
 
 
 def describe_rows(split: Split, index: StatIndex, digests: Digests | None = None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hftl.ahead import ahead
-from hftl.backbones.batching import equal_length_groups
+from hftl.backbones.batching import batch_groups
 from hftl.backbones.protocol import Backbone, Encoded
 from hftl.data import Data, Split
 from hftl.errors import BadRowError
@@ -98,7 +98,7 @@ class Encoder:
     def collated(self, rows: Sequence[int]) -> list[Group]:
         """Rows as the model is to run them: in one padded batch, or where padding would change them in several."""
         encoded = self(rows)
-        groups = equal_length_groups(encoded) if self.equal_lengths else [list(range(len(encoded)))]
+        groups = batch_groups(encoded, equal_lengths=self.equal_lengths)
         return [(group, self.backbone.collate([encoded[i] for i in group])) for group in groups]
 
     def changed(self, row: int, augmentation: Augmentation, random: np.random.Generator) -> Encoded:

@@ -27,6 +27,7 @@ from deepspeed.utils import (
 from torch import Tensor
 from transformers.integrations import unset_hf_deepspeed_config
 
+from hftl.backbones.batching import on_device
 from hftl.errors import UserError
 from hftl.finetune.engine import Engine
 from hftl.methods import FineTune
@@ -67,7 +68,7 @@ class ZeroEngine(Engine):
         except (ValueError, AssertionError) as error:
             raise UserError(f"DeepSpeed: {one_line(error)}") from error
         self.stage = accelerator.deepspeed_plugin.zero_stage
-        self.probe = {name: value.to(accelerator.device) for name, value in probe.items()}
+        self.probe = on_device(probe, accelerator.device)
         if accelerator.mixed_precision == "bf16":
             # DeepSpeed turns the model's weights into bfloat16, but not its inputs.
             model.register_forward_pre_hook(_in_bfloat16, with_kwargs=True)

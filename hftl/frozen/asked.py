@@ -60,9 +60,8 @@ def _space_of(model: LoadedModel, store: FeatureStore) -> Space | None:
     if model.run is None or model.record is None or model.record.method["name"] != "head":
         return None
     record, method = model.record, model.record.method
-    name = f"{record.backbone.name}@{record.backbone.commit}" if record.backbone.commit else record.recipe["backbone"]
     try:
-        spec = find(name)
+        spec = find(record.backbone_reference)
         backbone = load_backbone(spec, BackboneOptions(record.recipe.get("max_length"), offline=True))
         space = open_space(store, backbone, spec.origin, View(method["pooling"], method["mixed_precision"]))
     except HftlError:

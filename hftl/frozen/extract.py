@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hftl.ahead import ahead
-from hftl.backbones.batching import equal_length_groups
+from hftl.backbones.batching import batch_groups, on_device
 from hftl.backbones.cut.capture import Capture
 from hftl.backbones.cut.frontier import head_buffers
 from hftl.backbones.protocol import Encoded, Target
@@ -234,7 +234,7 @@ class _Extraction:
 
     def _kept(self, capture: Capture, held: Sequence[int], encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
         """What each view keeps of rows, on the CPU; in batches without padding where the model needs that."""
-        groups = equal_length_groups(encoded) if self.equal_lengths else [list(range(len(encoded)))]
+        groups = batch_groups(encoded, equal_lengths=self.equal_lengths)
         parts = [self._forward(capture, [held[i] for i in group], [encoded[i] for i in group]) for group in groups]
         order = np.argsort([i for group in groups for i in group if held[i] not in self.report.bad])
         return [{name: _reordered(value, order) for name, value in columns.items()} for columns in _joined(parts)]
@@ -245,7 +245,7 @@ class _Extraction:
         Some models refuse a batch for one of its rows, or rows that cannot stand beside each other: what they say of a
         row alone is about that row.
         """
-        batch = {name: value.to(self.device) for name, value in self.backbone.collate(encoded).items()}
+        batch = on_device(self.backbone.collate(encoded), self.device)
         try:
             return [{name: _to_cpu(value) for name, value in kept.items()} for kept in capture(batch)]
         except torch.OutOfMemoryError as error:

@@ -15,9 +15,9 @@ from hftl.backbones.cut.cut import Cut
 from hftl.backbones.cut.search import find_cut, pooled_cut, prepare_head
 from hftl.backbones.protocol import Backbone
 from hftl.backbones.weights import NameRule
-from hftl.store.shard import ColumnSpec
+from hftl.store.shard import ColumnSpec, Digests
 from hftl.store.space import Space
-from hftl.store.stat_index import digest_files
+from hftl.store.stat_index import StatIndex, digest_files
 from hftl.store.store import FeatureStore
 
 # Raised whenever a change in hftl.frozen or hftl.backbones.cut can change a stored number of any backbone.
@@ -145,16 +145,25 @@ def open_space(store: FeatureStore, backbone: Backbone, origin: Mapping[str, str
         "weights": None,
         **view.identity(),
     }
-    if backbone.commit is None:
-        # A commit names the weights' bytes; local files are named by their content.
-        files = sorted(set(backbone.weight_files().values()))
-        identity["weights"] = [digest.tobytes().hex() for digest in digest_files(files, store.file_digests)]
+    if (weights := digest_weights(backbone, store.file_digests)) is not None:
+        identity["weights"] = [digest.tobytes().hex() for digest in weights]
     padded = store.space(identity, backbone.name)
     if padded.info is None or Content.of(padded).equal_lengths is None:
         # Either name may be the space's: only the model, once it is loaded, tells whether padding changes its numbers.
         exact = equal_length_space(store, padded)
         return exact if exact.info is not None else padded
     return padded
+
+
+def digest_weights(backbone: Backbone, index: StatIndex) -> Digests | None:
+    """Digests (m, 16) of a backbone's m files of weights; None where a commit names their bytes.
+
+    Raises:
+        StoreError: a file cannot be read.
+    """
+    if backbone.commit is not None:
+        return None
+    return digest_files(sorted(set(backbone.weight_files().values())), index)
 
 
 def equal_length_space(store: FeatureStore, padded: Space) -> Space:

@@ -43,7 +43,9 @@ def verify_snapshot(repo: str, folder: Path, wanted: Sequence[str], unwanted: Se
         blob = (folder / name).resolve()
         if blob.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
             continue
-        if not (_is_remembered(blob) or _hash(blob, len(blob.name)) == blob.name):
+        if _is_remembered(blob):
+            continue
+        if _hash(blob, len(blob.name)) != blob.name:
             again = shlex.join(["hf", "download", repo, name, "--revision", folder.name, "--force-download"])
             raise HubError(
                 f"{repo}: {name} in the Hub's cache is damaged, because it is not what the Hub has; "
@@ -70,7 +72,7 @@ def _is_remembered(blob: Path) -> bool:
 
 
 def _remember(blob: Path) -> None:
-    if blob.stat().st_size < REMEMBERED_BYTES or _is_remembered(blob):
+    if blob.stat().st_size < REMEMBERED_BYTES:
         return
     # A cache that cannot be written to costs time, nothing else.
     with contextlib.suppress(OSError):

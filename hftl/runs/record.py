@@ -117,7 +117,15 @@ class RunRecord(_Record):
     @property
     def input_columns(self) -> list[str] | None:
         """The columns that rows were read from, two for pairs of texts; None in records that do not say."""
-        columns: list[str] | None = self.data.identity.get("columns", {}).get("inputs")
+        return self._columns("inputs")
+
+    @property
+    def label_columns(self) -> list[str] | None:
+        """The columns that labels were read from; None in records that do not say."""
+        return self._columns("labels")
+
+    def _columns(self, part: str) -> list[str] | None:
+        columns: list[str] | None = self.data.identity.get("columns", {}).get(part)
         return columns
 
     def as_json(self) -> dict[str, Any]:

@@ -63,11 +63,11 @@ _TOUCH_SECONDS = 60.0
 _RELISTS = 20
 
 
-class NonFiniteError(StoreError):
-    """Features contain NaN or Inf; nothing was stored.
+class _RowsError(StoreError):
+    """Some rows are the reason.
 
     Attributes:
-        rows: the rows' positions in the commit, int64.
+        rows: their positions in what was given, int64.
     """
 
     def __init__(self, message: str, rows: npt.NDArray[np.int64]) -> None:
@@ -75,16 +75,12 @@ class NonFiniteError(StoreError):
         self.rows = rows
 
 
-class MissingRowsError(StoreError):
-    """Rows that were asked for are not (or no longer) in the store.
+class NonFiniteError(_RowsError):
+    """Features contain NaN or Inf; nothing was stored. ``rows`` are positions in the commit."""
 
-    Attributes:
-        rows: the rows' positions in the request, int64.
-    """
 
-    def __init__(self, message: str, rows: npt.NDArray[np.int64]) -> None:
-        super().__init__(message)
-        self.rows = rows
+class MissingRowsError(_RowsError):
+    """Rows that were asked for are not (or no longer) in the store. ``rows`` are positions in the request."""
 
 
 class ShardGoneError(Exception):
