@@ -46,7 +46,6 @@ def start_processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-
 def broadcast(value: Any) -> Any:
     """A JSON value of the main process, on every process."""
     state = PartialState()

@@ -177,7 +177,6 @@ def compute_features(
 # The steps of a run, in the order in which they are taken.
 
 
-
 def check_method(recipe: Recipe, target: Target, where: Path, *, resume: bool, track: Sequence[str]) -> None:
     """See that the method can do what is asked of it, before features are computed.
 
@@ -203,8 +202,6 @@ def open_folder(out: str | Path | None, name: str, resume: bool) -> RunFolder:
     if out:
         return RunFolder.create(Path(out).expanduser(), resume=resume)
     return RunFolder.unfinished(Path("runs"), name) if resume else RunFolder.under(Path("runs"), name)
-
-
 
 
 def needs_features(recipe: Recipe) -> bool:
@@ -236,7 +233,6 @@ def starting_features(
         why = str(error).partition("; fine-tune")[0]
         say.print(f"start     the head as the checkpoint has it, because it cannot be solved on features: {why}")
         return None
-
 
 
 def solved_head(recipe: Recipe, target: Target, features: StoredFeatures | None, data: Data) -> Trained:
