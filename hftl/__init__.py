@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from hftl.predict import evaluate, load, predictions
     from hftl.recipes import Recipe, recipe
     from hftl.scout.rank import Ranking, rank
+    from hftl.scout.transfer import Transfer, transfer
     from hftl.tasks import Task
 
 _HOME = {
@@ -74,6 +75,7 @@ _HOME = {
     "StoreError": "hftl.errors",
     "Task": "hftl.tasks",
     "TextBackbone": "hftl.backbones.text",
+    "Transfer": "hftl.scout.transfer",
     "UserError": "hftl.errors",
     "compute_features": "hftl.pipeline",
     "evaluate": "hftl.predict",
@@ -84,6 +86,7 @@ _HOME = {
     "rank": "hftl.scout.rank",
     "recipe": "hftl.recipes",
     "run": "hftl.pipeline",
+    "transfer": "hftl.scout.transfer",
     "write_features": "hftl.frozen.matrix",
 }
 
@@ -118,6 +121,7 @@ __all__ = [
     "StoreError",
     "Task",
     "TextBackbone",
+    "Transfer",
     "UserError",
     "compute_features",
     "evaluate",
@@ -128,6 +132,7 @@ __all__ = [
     "rank",
     "recipe",
     "run",
+    "transfer",
     "write_features",
 ]
 
