@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from hftl.plugins.spec import BackboneOptions, BackboneSpec
     from hftl.predict import evaluate, load, predictions
     from hftl.recipes import Recipe, recipe
+    from hftl.scout.curve import Curve, curve
     from hftl.scout.rank import Ranking, rank
     from hftl.scout.transfer import Transfer, transfer
     from hftl.tasks import Task
@@ -51,6 +52,7 @@ _HOME = {
     "BackboneSpec": "hftl.plugins.spec",
     "BadRowError": "hftl.errors",
     "ConvergenceError": "hftl.errors",
+    "Curve": "hftl.scout.curve",
     "CutError": "hftl.errors",
     "DataError": "hftl.errors",
     "Encoded": "hftl.backbones.protocol",
@@ -78,6 +80,7 @@ _HOME = {
     "Transfer": "hftl.scout.transfer",
     "UserError": "hftl.errors",
     "compute_features": "hftl.pipeline",
+    "curve": "hftl.scout.curve",
     "evaluate": "hftl.predict",
     "hookimpl": "hftl.plugins.hookspecs",
     "load": "hftl.predict",
@@ -97,6 +100,7 @@ __all__ = [
     "BackboneSpec",
     "BadRowError",
     "ConvergenceError",
+    "Curve",
     "CutError",
     "DataError",
     "Encoded",
@@ -124,6 +128,7 @@ __all__ = [
     "Transfer",
     "UserError",
     "compute_features",
+    "curve",
     "evaluate",
     "hookimpl",
     "load",
