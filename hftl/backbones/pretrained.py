@@ -1,4 +1,7 @@
-"""What every backbone that transformers can load has in common; `vision` and `text` add how rows are read."""
+"""`PretrainedBackbone`: what every backbone that transformers can load has in common.
+
+`vision` and `text` add how rows are read.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +99,7 @@ class PretrainedBackbone:
 
     def identity(self) -> dict[str, Any]:
         """Model and preprocessing as JSON; the commit is None for a folder, whose weight files hftl hashes."""
-        # The file as it is, for a newer transformers may add fields to what it parses.
+        # The file as it is, because a newer transformers may add fields to what it parses.
         config = json.loads((self.source.folder / "config.json").read_text())
         for name in NOT_IN_FEATURES:
             config.pop(name, None)

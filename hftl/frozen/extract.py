@@ -1,4 +1,4 @@
-"""From rows to stored features: find what is missing, run the frozen part of the backbone on it, commit it.
+"""Extraction, from rows to stored features: what is missing goes through the frozen part of the backbone.
 
 The order of work: digests of all rows → which the space knows → the missing ones are encoded ahead in worker threads,
 batched, run through the backbone, and committed every few seconds. Whatever is committed is never computed again, by

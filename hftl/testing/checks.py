@@ -107,13 +107,13 @@ def _padding_side(subject: Subject) -> None:
     masks = [probe["attention_mask"] for probe in subject.backbone.probes() if "attention_mask" in probe]
     if masks and not (any(_starts_with_padding(mask) for mask in masks) and any(_ends_so(mask) for mask in masks)):
         raise CheckError("`probes` must hold a batch padded on the left and one padded on the right")
-    spaces, found = [], []
+    spaces, features = [], []
     for side in ("right", "left"):
         backbone: Any = subject.load()
         backbone.tokenizer.padding_side = side
         spaces.append(json.dumps(backbone.identity(), sort_keys=True))
-        found.append(subject.features(subject.rows, backbone))
-    gap = subject.same(found[0], found[1])
+        features.append(subject.features(subject.rows, backbone))
+    gap = subject.same(features[0], features[1])
     if gap is not None and spaces[0] == spaces[1]:
         raise CheckError(
             f"padding on the other side changes features by {gap:.1e}, and `identity` does not say the side"
@@ -288,7 +288,7 @@ def pipeline_logits(folder: Path, task: str, rows: Sequence[Any]) -> Tensor:
     from transformers import pipeline
 
     asked: Any = pipeline(task, model=str(folder))
-    found = []
+    logits = []
     for row in rows:
         if isinstance(row, bytes):
             given: Any = Image.open(io.BytesIO(row)).convert("RGB")
@@ -296,8 +296,8 @@ def pipeline_logits(folder: Path, task: str, rows: Sequence[Any]) -> Tensor:
             given = {"text": row[0], "text_pair": row[1]} if len(row) == 2 else row[0]
         answer = asked(given, top_k=len(LABELS), function_to_apply="none")
         scores = {entry["label"]: entry["score"] for entry in answer}
-        found.append([scores[label] for label in LABELS])
-    return torch.tensor(found)
+        logits.append([scores[label] for label in LABELS])
+    return torch.tensor(logits)
 
 
 def _starts_with_padding(mask: Tensor) -> bool:

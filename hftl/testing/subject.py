@@ -166,7 +166,7 @@ def images() -> list[bytes]:
     noise = np.random.default_rng(0)
     encoded = []
     for height, width in ((48, 64), (64, 48), (33, 90), (50, 50)):
-        # Smooth, for noise of single pixels says little once it is resized.
+        # Smooth, because noise of single pixels says little once it is resized.
         small = Image.fromarray(noise.integers(0, 256, (6, 6, 3), dtype=np.uint8))
         file = io.BytesIO()
         small.resize((width, height), Image.Resampling.BICUBIC).save(file, "PNG")
