@@ -78,6 +78,33 @@ def batch_logits(model: Callable[..., Any], batch: Inputs) -> Tensor:
     return logits
 
 
+def odd_rows(model: Callable[..., Any], batch: Inputs) -> list[int]:
+    """Positions of the rows for which a model refuses a batch: those that few others can stand beside.
+
+    None where the model takes every pair, and where there is only one row, of which nobody needs to be told.
+
+    Args:
+        model: its forward raises on what it refuses.
+        batch: keyword arguments of the forward, first dimension n, padded.
+    """
+    count = len(next(iter(batch.values())))
+    beside_first = [
+        i for i in range(1, count) if _refuses(model, {name: value[[0, i]] for name, value in batch.items()})
+    ]
+    if 2 * len(beside_first) <= count:
+        return beside_first
+    return [i for i in range(count) if i not in beside_first]
+
+
+def _refuses(model: Callable[..., Any], batch: Inputs) -> bool:
+    try:
+        with torch.no_grad():
+            model(**batch)
+    except ValueError:
+        return True
+    return False
+
+
 def _has_tokens(value: Tensor, mask: Tensor) -> bool:
     """Whether a tensor's second dimension is that of a mask; pictures beside a text have four dimensions."""
     return value.shape[1:2] == mask.shape[1:] and value.dim() <= 3
