@@ -46,7 +46,7 @@ def check_lora(skeleton: nn.Module, method: LoRA, backbone: Backbone) -> int:
             own, where a model without weights can tell.
     """
     check_targets(skeleton, method.lora.get("target_modules"), backbone.name)
-    fields = {"r": method.r, "target_modules": linear_modules(skeleton, _beside_body(skeleton))} | method.lora
+    fields = {"r": method.r} | _targets(skeleton, _beside_body(skeleton), method)
     probe = on_device(backbone.probes()[0], torch.device("meta"))
     runs = _runs(skeleton, probe)
     # Starting values are computed from weights, which a skeleton does not have.
@@ -110,16 +110,21 @@ def add_lora(model: nn.Module, method: LoRA, head: set[str], backbone: Backbone)
         "use_rslora": method.rslora,
         "use_dora": method.dora,
         "init_lora_weights": "pissa" if method.pissa else True,
-        "target_modules": linear_modules(model, heads),
         "modules_to_save": heads,
         "base_model_name_or_path": backbone.base_reference,
         "revision": backbone.commit,
     }
     # PEFT records what the model says it was loaded from, which is a folder of this machine.
     model.name_or_path = backbone.base_reference  # type: ignore[assignment]
-    wrapped = _wrapped(model, fields | method.lora)
+    wrapped = _wrapped(model, fields | _targets(model, heads, method))
     check_runs(wrapped, backbone.probes()[0], backbone.name)
     return wrapped
+
+
+def _targets(model: nn.Module, heads: list[str], method: LoRA) -> dict[str, Any]:
+    """The fields of PEFT's configuration that the user gives, with target modules in any case."""
+    chosen = {} if "target_modules" in method.lora else {"target_modules": linear_modules(model, heads)}
+    return chosen | method.lora
 
 
 def check_runs(wrapped: PeftModel, probe: Mapping[str, Tensor], name: str) -> None:
@@ -206,8 +211,12 @@ def linear_modules(model: nn.Module, heads: list[str]) -> list[str]:
     # A low-rank update of a grouped convolution would mix channels that the layer keeps apart.
     chosen = linear or [name for name, module in body if isinstance(module, nn.Conv2d) and module.groups == 1]
     if not chosen:
+        others = list(dict.fromkeys(name.rpartition(".")[2] for name, module in body if isinstance(module, WRAPPED)))
+        if not others:
+            raise BackboneError("the model has no linear layer for LoRA; use --method full or partial")
         raise BackboneError(
-            "the model has no linear layer for LoRA; name others with --set method.lora.target_modules=…"
+            "the model has no linear layer that is surely one for LoRA: use --method full or partial, or name layers "
+            f"with --set 'method.lora.target_modules=[…]'; it has {listing(others)}"
         )
     return chosen
 
