@@ -100,6 +100,7 @@ def run(
     with quiet_libraries(), staying_offline(offline), ExitStack() as held:
         spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
         on_main(lambda: check_method(recipe, target, Path(out or "runs"), resume=resume, track=track))
+        said = list(target.backbone.notes)
         # Only the main process has a folder; the others compute their share and write nothing but features.
         folder: RunFolder | None = on_main(lambda: open_folder(out, name, resume))
         if folder:
@@ -126,6 +127,10 @@ def run(
         if folder is None or trained is None:
             return None
         trained_at = time.monotonic()
+        for note in target.backbone.notes:
+            if note not in said:
+                # What only the model's weights tell, where they were read.
+                say.print(f"          {note}")
         metrics = measure(folder, trained, features, data)
         with writing(folder.path):
             written = trained.export(folder.model)
