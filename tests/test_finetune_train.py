@@ -191,6 +191,22 @@ def scripted(monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -> None:
     monkeypatch.setattr(Loop, "measure", lambda _: {"accuracy": next(left), "log_loss": 1.0})
 
 
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_the_running_statistics_of_the_best_epoch_are_kept_with_its_weights(tmp_path: Path, ema: float | None) -> None:
+    """A rate that is far too high makes later epochs worse."""
+    resnet, three = small.image_backbone(tmp_path / "resnet", "resnet"), small.picture_data(26, 9, 9)
+    trained = run(Full(epochs=3, lr=0.5, batch_size=8, ema=ema), resnet, three, tmp_path)
+    trained.export(tmp_path / "model")
+
+    assert trained.report["kept_epoch"] < 3
+    best = load_file(tmp_path / "checkpoints" / "best" / "model.safetensors")
+    exported, last = load_file(tmp_path / "model" / "model.safetensors"), final(tmp_path)
+    means = [name for name in best if name.endswith("running_mean")]
+    assert means
+    assert all(torch.equal(exported[name], best[name]) for name in best)
+    assert not any(torch.equal(exported[name], last[name]) for name in means)
+
+
 def test_the_best_epoch_by_validation_is_kept(
     backbone: ImageBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
