@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from hftl.backbones.batching import Probe
+from hftl.backbones.prefix import LONG, cuts_at_spaces, enough_of
 from hftl.backbones.pretrained import PretrainedBackbone, digest_text
 from hftl.backbones.protocol import Encoded
 from hftl.backbones.sentence import MODULES, read_sentence_head
@@ -158,8 +159,9 @@ class TextBackbone(PretrainedBackbone):
         if not rows:
             return []
         # A call takes either single texts or pairs; the rows of one data set are all of one kind.
-        first = [row[0] for row in rows]
         second = [row[1] for row in rows] if len(rows[0]) == 2 else None
+        # Two texts share the room by their whole lengths.
+        first = [row[0] if second or len(row[0]) <= LONG else self._beginning(row[0]) for row in rows]
         encoded = self.tokenizer(first, second, truncation=True, max_length=self.max_length, padding=False)
         inputs = list(encoded.keys())
         for name, limit in self._limits.items():
@@ -174,6 +176,16 @@ class TextBackbone(PretrainedBackbone):
             )
             for i, encoding in enumerate(encoded.encodings)
         ]
+
+    def _beginning(self, text: str) -> str:
+        """What of a very long text is read, to the same tokens."""
+        if self.tokenizer.truncation_side != "right" or not self._cuts_at_spaces:
+            return text
+        return enough_of(self.tokenizer, text, self.max_length)
+
+    @cached_property
+    def _cuts_at_spaces(self) -> bool:
+        return cuts_at_spaces(self.tokenizer)
 
     @cached_property
     def _limits(self) -> dict[str, int]:
