@@ -32,7 +32,7 @@ from hftl.finetune.schedule import lr_factor
 from hftl.finetune.stop import StopSignals
 from hftl.methods import FineTune
 from hftl.metrics import evaluate_predictions
-from hftl.parallel import all_reduce_sum, on_main
+from hftl.parallel import all_reduce_sum, met_everywhere, on_main
 from hftl.tasks import Task
 from hftl.wording import one_line
 
@@ -165,7 +165,8 @@ class Loop:
         loss, asked = sums.tolist()
         norm = self.engine.step() if math.isfinite(loss) else math.nan
         if not math.isfinite(loss) or not (math.isfinite(norm) or self.accelerator.scaler):
-            self._not_finite(epoch, step, loss, norm, lr)
+            with met_everywhere():
+                self._not_finite(epoch, step, loss, norm, lr)
         if self.ema:
             self.ema.update(self.state.step)
         self.state.step += 1
