@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from hftl.plugins.spec import BackboneOptions, BackboneSpec
     from hftl.predict import evaluate, load, predictions
     from hftl.recipes import Recipe, recipe
+    from hftl.scout.rank import Ranking, rank
     from hftl.tasks import Task
 
 _HOME = {
@@ -65,6 +66,7 @@ _HOME = {
     "PluginError": "hftl.errors",
     "PretrainedBackbone": "hftl.backbones.pretrained",
     "Pushed": "hftl.hub.commit",
+    "Ranking": "hftl.scout.rank",
     "Recipe": "hftl.recipes",
     "RecipeError": "hftl.errors",
     "Run": "hftl.pipeline",
@@ -79,6 +81,7 @@ _HOME = {
     "load": "hftl.predict",
     "predictions": "hftl.predict",
     "push": "hftl.export.push",
+    "rank": "hftl.scout.rank",
     "recipe": "hftl.recipes",
     "run": "hftl.pipeline",
     "write_features": "hftl.frozen.matrix",
@@ -107,6 +110,7 @@ __all__ = [
     "PluginError",
     "PretrainedBackbone",
     "Pushed",
+    "Ranking",
     "Recipe",
     "RecipeError",
     "Run",
@@ -121,6 +125,7 @@ __all__ = [
     "load",
     "predictions",
     "push",
+    "rank",
     "recipe",
     "run",
     "write_features",
