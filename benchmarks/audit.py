@@ -10,13 +10,8 @@ labels in 5 % of all rows. Rows that are flagged in the data as they came are co
 
 from __future__ import annotations
 
-import argparse
-import csv
 import io
 import random
-import re
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 

@@ -40,10 +40,12 @@ if TYPE_CHECKING:
     from hftl.plugins.spec import BackboneOptions, BackboneSpec
     from hftl.predict import evaluate, load, predictions
     from hftl.recipes import Recipe, recipe
+    from hftl.scout.audit import Audit, audit
     from hftl.scout.rank import Ranking, rank
     from hftl.tasks import Task
 
 _HOME = {
+    "Audit": "hftl.scout.audit",
     "Backbone": "hftl.backbones.protocol",
     "BackboneError": "hftl.errors",
     "BackboneOptions": "hftl.plugins.spec",
@@ -75,6 +77,7 @@ _HOME = {
     "Task": "hftl.tasks",
     "TextBackbone": "hftl.backbones.text",
     "UserError": "hftl.errors",
+    "audit": "hftl.scout.audit",
     "compute_features": "hftl.pipeline",
     "evaluate": "hftl.predict",
     "hookimpl": "hftl.plugins.hookspecs",
@@ -88,6 +91,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Audit",
     "Backbone",
     "BackboneError",
     "BackboneOptions",
@@ -119,6 +123,7 @@ __all__ = [
     "Task",
     "TextBackbone",
     "UserError",
+    "audit",
     "compute_features",
     "evaluate",
     "hookimpl",

@@ -17,7 +17,21 @@ from typing import Annotated, Any
 import typer
 
 from hftl._version import __version__
-from hftl.cli import backbones, cache, doctor, evaluate, features, new, plugins, predict, push, rank, recipes, run
+from hftl.cli import (
+    audit,
+    backbones,
+    cache,
+    doctor,
+    evaluate,
+    features,
+    new,
+    plugins,
+    predict,
+    push,
+    rank,
+    recipes,
+    run,
+)
 from hftl.cli.launch import is_first_process
 from hftl.cli.questions import TAKES_FLAGS
 from hftl.cli.stopping import STATUS, StopOnce
@@ -47,6 +61,7 @@ def build_app() -> typer.Typer:
     app.command("run", context_settings=TAKES_FLAGS)(run.run)
     app.command("features", context_settings=TAKES_FLAGS)(features.features)
     app.command("rank", context_settings=TAKES_FLAGS)(rank.rank)
+    app.command("audit", context_settings=TAKES_FLAGS)(audit.audit)
     app.command("predict")(predict.predict)
     app.command("evaluate")(evaluate.evaluate)
     app.command("push")(push.push)

@@ -61,9 +61,12 @@ def grey_thumbnail(encoded: bytes, name: str, side: int) -> np.ndarray:
         side: pixels of the square.
 
     Raises:
-        BadRowError: as for `decode_image`.
+        BadRowError: as for `decode_image`; or the picture has less than half as many pixels a side, which the square
+            would only blow up.
     """
     image = _decoded(encoded, name, (2 * side, 2 * side))
+    if min(image.size) < side // 2:
+        raise BadRowError(name, f"a picture of {image.width} × {image.height} pixels is too small to be made smaller")
     return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX))
 
 

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 SIDE = 64
-# Edges of the part of one picture that the other may show, as shares of the whole; finer steps follow where it is close.
-_COARSE = [(0.0, 1.0), *((shift * (1 - part), shift * (1 - part) + part) for part in (0.95, 0.9) for shift in (0, 0.5, 1))]
+# Edges of the part of one picture that the other may show, as shares; finer steps follow where it is close.
+_COARSE = [
+    (0.0, 1.0),
+    *((shift * (1 - part), shift * (1 - part) + part) for part in (0.95, 0.9) for shift in (0, 0.5, 1)),
+]
 _STEPS = (0.02, 0.01)
 # What two pictures of one composition share is left out of the comparison by what is smoother than this many pixels.
 _SMOOTH = 5
@@ -54,7 +57,9 @@ def _aligned(thumbnails: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     for i in np.flatnonzero(result > _PROMISING):
         rows, columns = _COARSE[int(at[i]) // len(_COARSE)], _COARSE[int(at[i]) % len(_COARSE)]
         result[i] = _refined(wholes[i : i + 1], torch.from_numpy(thumbnails[both[i, 1]]).float()[None], rows, columns)
-    return np.maximum(*np.split(result, 2))
+    one, other = np.split(result, 2)
+    best_way: np.ndarray = np.maximum(one, other)
+    return best_way
 
 
 Edges = tuple[float, float]
@@ -65,7 +70,7 @@ def _refined(whole: Tensor, part: Tensor, rows: Edges, columns: Edges) -> float:
     wanted = _details(part, _crops([(0.0, 1.0)], 32), smooth=_SMOOTH)
     best = -1.0
     for step in _STEPS:
-        near_rows, near_columns = _near(rows, step), _near(columns, step)
+        near_rows, near_columns = _shifted(rows, step), _shifted(columns, step)
         crops = _details(whole, _crops(near_rows, 32), _crops(near_columns, 32), smooth=_SMOOTH)
         value, at = (crops * wanted).sum((2, 3))[0].max(0)
         best = max(best, float(value))
@@ -73,7 +78,7 @@ def _refined(whole: Tensor, part: Tensor, rows: Edges, columns: Edges) -> float:
     return best
 
 
-def _near(edges: Edges, step: float) -> list[Edges]:
+def _shifted(edges: Edges, step: float) -> list[Edges]:
     low, high = edges
     shifts = (-step, 0.0, step)
     return list(dict.fromkeys((max(0.0, low + a), min(1.0, high + b)) for a in shifts for b in shifts))
@@ -97,4 +102,5 @@ def _details(pictures: Tensor, rows: Tensor, columns: Tensor | None = None, *, s
         blurred = torch.nn.functional.avg_pool2d(flat, smooth, 1, smooth // 2, count_include_pad=False)
         cut = (flat - blurred).view(cut.shape)
     cut = cut - cut.mean((2, 3), keepdim=True)
-    return cut / cut.flatten(2).norm(dim=2).clamp_min(1e-3)[:, :, None, None]
+    norm: Tensor = cut.flatten(2).norm(dim=2).clamp_min(1e-3)
+    return cut / norm[:, :, None, None]
