@@ -54,7 +54,7 @@ def audit(
         on_bad_row=on_bad_row,
         quiet=quiet,
     )
-    lines = _summary(answer)
+    lines = _said(answer)
     if export is not None:
         write_findings(answer.findings, export)
         lines.append(f"wrote {len(answer.findings):,} findings to {export}")
@@ -80,7 +80,7 @@ def _first_of_each(answer: Audit) -> list[dict[str, Any]]:
     return rows
 
 
-def _summary(answer: Audit) -> list[str]:
+def _said(answer: Audit) -> list[str]:
     found = ", ".join(f"{kind} {count:,}" for kind, count in answer.counts.items())
     lines = [f"found: {found}" if any(answer.counts.values()) else "found: nothing"]
     if answer.wrong_labels is not None:

@@ -47,19 +47,19 @@ def picture_similarity(thumbnails: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 
 def _aligned(thumbnails: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Agreement at the best alignment: a coarse one of all pairs, then a finer one of promising ones."""
     # Either picture may be a part of the other.
     both = np.concatenate([pairs, pairs[:, ::-1]])
     wholes = torch.from_numpy(thumbnails[both[:, 0]]).float()
-    parts = _details(torch.from_numpy(thumbnails[both[:, 1]]).float(), _crops([(0.0, 1.0)], 24), smooth=_SMOOTH)
-    coarse = (_details(wholes, _crops(_COARSE, 24), smooth=_SMOOTH) * parts).sum((2, 3))
-    best, at = coarse.max(1)
-    result = best.numpy()
-    for i in np.flatnonzero(result > _PROMISING):
-        rows, columns = _COARSE[int(at[i]) // len(_COARSE)], _COARSE[int(at[i]) % len(_COARSE)]
-        result[i] = _refined(wholes[i : i + 1], torch.from_numpy(thumbnails[both[i, 1]]).float()[None], rows, columns)
-    one, other = np.split(result, 2)
-    best_way: np.ndarray = np.maximum(one, other)
-    return best_way
+    parts = torch.from_numpy(thumbnails[both[:, 1]]).float()
+    wanted = _details(parts, _crops([(0.0, 1.0)], 24), smooth=_SMOOTH)
+    best, at = (_details(wholes, _crops(_COARSE, 24), smooth=_SMOOTH) * wanted).sum((2, 3)).max(1)
+    found: np.ndarray = best.view(2, -1).amax(0).numpy()
+    for i in np.flatnonzero(found > _PROMISING):
+        way = int(i) + len(pairs) * int(best[i] < best[i + len(pairs)])
+        rows, columns = _COARSE[int(at[way]) // len(_COARSE)], _COARSE[int(at[way]) % len(_COARSE)]
+        found[i] = _refined(wholes[way : way + 1], parts[way : way + 1], rows, columns)
+    return found
 
 
 Edges = tuple[float, float]

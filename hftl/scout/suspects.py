@@ -36,7 +36,8 @@ def confident_learning(probabilities: np.ndarray, labels: np.ndarray, *, seed: i
     A row is confidently of a class where its probability reaches the mean probability that rows labelled so have
     (equation 2; of several classes the most probable). Rows that are confidently of another class than their label's
     are listed: the off-diagonal of the confident joint. Calibrated to the labels' counts (equation 3), it estimates how
-    many are wrong; where a head tells classes apart badly, that counts rows that are only hard. The order is by self-confidence, the probability of the row's own label.
+    many are wrong; where a head tells classes apart badly, that counts rows that are only hard. The order is by
+    self-confidence, the probability of the row's own label.
 
     Args:
         probabilities: (m, C), of rows that the head has not seen.

@@ -58,7 +58,10 @@ def texts_of_one_word_apart(texts: Sequence[Sequence[str]]) -> tuple[np.ndarray,
         for j in gaps.get(around, ())
         if len(words[j]) == len(words[i]) + 1
     ]
-    return same, np.concatenate([_pairs_within(gaps.values()), _as_array(one_more)])
+    apart = np.concatenate([_pairs_within(gaps.values()), _as_array(one_more)])
+    # Each found text stands for all of the same words.
+    members = [(whole[words[i]][:LARGE], whole[words[j]][:LARGE]) for i, j in np.unique(apart, axis=0).tolist()]
+    return same, _as_array([(i, j) for one, other in members for i in one for j in other])
 
 
 def text_similarity(texts: Sequence[Sequence[str]], pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
