@@ -351,7 +351,8 @@ def test_json_is_one_object_and_python_gives_the_same(cli: Cli, recipe: Path, tm
     plain_data(tmp_path / "data")
     answer = json.loads(cli.ok("audit", recipe, "--json"))
     assert "features" in cli.err
-    assert sorted(r for ranks in answer["suspicion"].values() for r in ranks) == list(range(1, 81))
+    assert sorted(rank for split in answer["suspicion"].values() for _, rank in split) == list(range(1, 81))
+    assert answer["suspicion"]["test"][2][0] == "test.csv row 3"
     again = hftl.audit(Recipe(backbone="backbone", data="data"), quiet=True).as_json()
     for each in (answer, again):
         each.pop("seconds")
@@ -424,7 +425,7 @@ def test_odd_data_are_audited_or_refused_in_one_line(
         assert len([line for line in cli.err.splitlines() if line.startswith("hftl: ")]) == 1
         return
     answer = json.loads(cli.out)
-    ranks = [rank for split in answer["suspicion"].values() for rank in split]
+    ranks = [rank for split in answer["suspicion"].values() for _, rank in split]
     assert len(ranks) == len(labels)
     assert (any(rank is not None for rank in ranks)) == judged
     assert bool(answer["notes"]) != judged

@@ -66,7 +66,8 @@ class Audit(Answer):
         wrong_labels: how many labels are wrong; None where that cannot be said.
         leak: what leaks do to the test score; None where there are none.
         class_pairs: classes that may be one.
-        suspicion: for each split the rank of each row's label, 1 the most suspicious; None where no head judged it.
+        suspicion: for each split the name of each row and the rank of its label, 1 the most suspicious of all; None
+            where no head judged it.
         notes: what could not be asked, and why.
         advice: one sentence.
         seconds: after features were there.
@@ -78,7 +79,7 @@ class Audit(Answer):
     wrong_labels: Interval | None
     leak: LeakEffect | None
     class_pairs: list[ClassPair]
-    suspicion: dict[str, list[int | None]]
+    suspicion: dict[str, list[tuple[str, int | None]]]
     notes: list[str]
     advice: str
     seconds: float = field(compare=False)
@@ -138,7 +139,7 @@ def audit(
         labels.wrong,
         leak,
         labels.class_pairs,
-        {split.name: rows.in_split(labels.ranks, code) for code, split in enumerate(rows.splits)},
+        {split.name: rows.ranked(labels.ranks, code) for code, split in enumerate(rows.splits)},
         notes,
         _first_thing(findings, labels, leak),
         round(time.monotonic() - started, 3),
@@ -186,8 +187,9 @@ class _Rows:
         codes = [code for code, split in enumerate(self.splits) if split.name == name]
         return np.flatnonzero(np.isin(self.split_of, codes))
 
-    def in_split(self, values: Sequence[int | None], code: int) -> list[int | None]:
-        return [values[i] for i in np.flatnonzero(self.split_of == code).tolist()]
+    def ranked(self, ranks: Sequence[int | None], code: int) -> list[tuple[str, int | None]]:
+        """Names and ranks of a split's rows."""
+        return [(self.name(i)[1], ranks[i]) for i in np.flatnonzero(self.split_of == code).tolist()]
 
     def name(self, row: int) -> tuple[str, str]:
         """Split and name of a row."""
@@ -261,6 +263,8 @@ def _leak_effect(rows: _Rows, recipe: Recipe, copies: dict[int, dict[int, CopyOf
         num_labels=len(names),
         class_weight=probe_of(recipe).class_weight,
         validation=(rows.features[held], torch.from_numpy(rows.labels[held])) if len(held) else None,
+        # No prediction of a row changes by less than this.
+        tolerance=1e-7,
         seed=recipe.seed,
     )
     scores, labels = head.logits(rows.features[test]).numpy(), rows.labels[test]
