@@ -183,7 +183,7 @@ def plant_texts(source: Path, folder: Path, rng: random.Random) -> Planted:
 
 
 def copies_in(answer: Audit) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
-    """Rows that are flagged as exact copies and those that are flagged as near copies, as themselves or as the other."""
+    """Rows that are flagged as exact copies, and as near copies, be it as a row or as its other row."""
     exact, near = set(), set()
     for each in answer.findings:
         if each.other_row:
@@ -195,19 +195,25 @@ def copies_in(answer: Audit) -> tuple[set[tuple[str, str]], set[tuple[str, str]]
 def report(name: str, plain: Audit, answer: Audit, planted: Planted, clock: Clock) -> None:
     rows = sum(plain.rows.values())
     exact, near = copies_in(plain)
-    print(f"{name}: {rows:,} rows as they came: {len(near - exact):,} near copies ({len(near - exact) / rows:.2%}), "
-          f"{len(exact):,} exact, {plain.counts.get('outlier', 0)} outliers, wrong labels {plain.wrong_labels}")  # fmt: skip
+    near -= exact
+    print(
+        f"{name}: {rows:,} rows; as they came {len(exact):,} exact copies, {len(near):,} near ({len(near) / rows:.2%}),"
+    )
+    print(f"    {plain.counts.get('outlier', 0)} outliers, wrong labels {plain.wrong_labels}, leaks: {plain.leak}")
     exact, near = copies_in(answer)
     found = {kind: len(places & (exact | near)) / len(places) for kind, places in planted.copies.items()}
     print(f"    planted copies found: {', '.join(f'{kind} {share:.0%}' for kind, share in found.items())}")
     ranks = {(split, row): rank for split, ranked in answer.suspicion.items() for row, rank in ranked}
-    first = sum((ranks[place] or len(ranks)) <= len(ranks) / 10 for place in planted.wrong) / len(planted.wrong)
+    wrong = len(planted.wrong)
+    first = sum((ranks[place] or len(ranks)) <= len(ranks) / 10 for place in planted.wrong)
     listed = {(each.split, each.row) for each in answer.findings if each.finding == "wrong label"}
-    precise = len(listed & planted.wrong) / max(len(listed), 1)
-    print(f"    planted wrong labels ({len(planted.wrong):,}): {first:.1%} among the 10 % most suspicious, "
-          f"{len(listed & planted.wrong) / len(planted.wrong):.1%} of {len(listed):,} listed ({precise:.0%} of the list); "
-          f"estimated {answer.wrong_labels}")  # fmt: skip
-    print(f"    with planted copies: {answer.leak}")
+    right = len(listed & planted.wrong)
+    print(
+        f"    planted wrong labels {wrong:,}: {first / wrong:.1%} among the 10 % most suspicious, {right / wrong:.1%} of"
+    )
+    print(
+        f"    {len(listed):,} listed, which are {right / max(len(listed), 1):.0%} planted; estimated {answer.wrong_labels}"
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"    {clock.seconds:.1f} s on the clock, {clock.cpu:.1f} s of processors, peak {peak:,.0f} MiB", flush=True)
 
