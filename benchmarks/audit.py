@@ -208,11 +208,10 @@ def report(name: str, plain: Audit, answer: Audit, planted: Planted, clock: Cloc
     first = sum((ranks[place] or len(ranks)) <= len(ranks) / 10 for place in planted.wrong)
     listed = {(each.split, each.row) for each in answer.findings if each.finding == "wrong label"}
     right = len(listed & planted.wrong)
+    print(f"    planted wrong labels {wrong:,}: {first / wrong:.1%} among the 10 % most suspicious,")
+    share = right / max(len(listed), 1)
     print(
-        f"    planted wrong labels {wrong:,}: {first / wrong:.1%} among the 10 % most suspicious, {right / wrong:.1%} of"
-    )
-    print(
-        f"    {len(listed):,} listed, which are {right / max(len(listed), 1):.0%} planted; estimated {answer.wrong_labels}"
+        f"    {right / wrong:.1%} of them among {len(listed):,} listed ({share:.0%} of these); estimated {answer.wrong_labels}"
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"    {clock.seconds:.1f} s on the clock, {clock.cpu:.1f} s of processors, peak {peak:,.0f} MiB", flush=True)
