@@ -210,9 +210,8 @@ def report(name: str, plain: Audit, answer: Audit, planted: Planted, clock: Cloc
     right = len(listed & planted.wrong)
     print(f"    planted wrong labels {wrong:,}: {first / wrong:.1%} among the 10 % most suspicious,")
     share = right / max(len(listed), 1)
-    print(
-        f"    {right / wrong:.1%} of them among {len(listed):,} listed ({share:.0%} of these); estimated {answer.wrong_labels}"
-    )
+    print(f"    {right / wrong:.1%} of them among {len(listed):,} listed ({share:.0%} of these)")
+    print(f"    estimated to be wrong: {answer.wrong_labels}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"    {clock.seconds:.1f} s on the clock, {clock.cpu:.1f} s of processors, peak {peak:,.0f} MiB", flush=True)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hftl.cli.launch import is_first_process
 from hftl.cli.questions import (
     AllowPickle,
     AsJson,
@@ -55,7 +56,7 @@ def audit(
         quiet=quiet,
     )
     lines = _said(answer)
-    if export is not None:
+    if export is not None and is_first_process():
         write_findings(answer.findings, export)
         lines.append(f"wrote {len(answer.findings):,} findings to {export}")
     print_answer(answer, _first_of_each(answer), [*lines, answer.advice], as_json=as_json)
@@ -92,5 +93,7 @@ def _said(answer: Audit) -> list[str]:
             f"leaks: {leak.metric} {leak.with_them} on all test rows, {leak.without_them} without the {leak.rows:,} "
             f"that stand in training; difference {leak.gain}"
         )
+    if any(each.finding == "wrong label" and each.split != "train" for each in answer.findings):
+        lines.append("labels of the test split are to be corrected, not dropped: a test without hard rows flatters")
     lines += [f"classes {pair.classes[0]} and {pair.classes[1]}: {pair.why}" for pair in answer.class_pairs]
     return [*lines, *answer.notes]

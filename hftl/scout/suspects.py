@@ -21,13 +21,15 @@ class Suspects:
         score: float64 (m,), the least the most suspicious.
         suggested: int64 (m,), the class that the row rather is of.
         listed: bool (m,), whether it is named as likely wrong.
-        wrong: how many labels are wrong, with a 95 % interval; None where that cannot be said.
+        wrong: how many labels are wrong, with a 95 % interval.
+        draws: float64 (2000,), how many are on bootstrap samples of the rows.
     """
 
     score: np.ndarray
     suggested: np.ndarray
     listed: np.ndarray
-    wrong: Interval | None
+    wrong: Interval
+    draws: np.ndarray
 
 
 def confident_learning(probabilities: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Suspects:
@@ -59,11 +61,15 @@ def confident_learning(probabilities: np.ndarray, labels: np.ndarray, *, seed: i
     joint = _Joint.of(probabilities, labels, own, thresholds)
     value = float(joint.wrong(np.ones((1, len(labels))))[0])
     draws = np.concatenate([joint.wrong(times) for times in resamples(len(labels), seed=seed)])
-    wrong = percentiles(value, draws)
-    if value == 0:
-        # Samples of rows without a wrong one have none either, but the next row may.
-        wrong = Interval(0.0, 0.0, len(labels) * proportion(0, len(labels)).high)
-    return Suspects(own, suggested, reached & (best != labels), wrong)
+    wrong = _how_many(value, draws, len(labels))
+    return Suspects(own, suggested, reached & (best != labels), wrong, draws)
+
+
+def _how_many(value: float, draws: np.ndarray, labels: int) -> Interval:
+    if value > 0:
+        return percentiles(value, draws)
+    # Samples of labels of which none is wrong have none either, but the next label may be.
+    return Interval(0.0, 0.0, labels * proportion(0, labels).high)
 
 
 @dataclass(frozen=True)
@@ -128,10 +134,9 @@ def wrong_in_each_label(
         confident_learning(np.stack([1 - column, column], axis=1), truth.astype(np.int64), seed=seed)
         for column, truth in zip(probabilities.T, labels.T, strict=True)
     ]
-    wrong = [each.wrong for each in of_label if each.wrong is not None]
-    # Labels of one row err together or not, which nothing here says: the widest interval, of those that do.
-    total = Interval(sum(w.value for w in wrong), sum(w.low for w in wrong), sum(w.high for w in wrong))
-    return of_label, total
+    # Every label was judged on the same samples of rows.
+    draws = np.sum([each.draws for each in of_label], axis=0)
+    return of_label, _how_many(sum(each.wrong.value for each in of_label), draws, labels.size)
 
 
 def large_residuals(predicted: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
