@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     from hftl.predict import evaluate, load, predictions
     from hftl.recipes import Recipe, recipe
     from hftl.scout.audit import Audit, audit
+    from hftl.scout.curve import Curve, curve
     from hftl.scout.rank import Ranking, rank
+    from hftl.scout.transfer import Transfer, transfer
     from hftl.tasks import Task
 
 _HOME = {
@@ -52,6 +54,7 @@ _HOME = {
     "BackboneSpec": "hftl.plugins.spec",
     "BadRowError": "hftl.errors",
     "ConvergenceError": "hftl.errors",
+    "Curve": "hftl.scout.curve",
     "CutError": "hftl.errors",
     "DataError": "hftl.errors",
     "Encoded": "hftl.backbones.protocol",
@@ -76,9 +79,11 @@ _HOME = {
     "StoreError": "hftl.errors",
     "Task": "hftl.tasks",
     "TextBackbone": "hftl.backbones.text",
+    "Transfer": "hftl.scout.transfer",
     "UserError": "hftl.errors",
     "audit": "hftl.scout.audit",
     "compute_features": "hftl.pipeline",
+    "curve": "hftl.scout.curve",
     "evaluate": "hftl.predict",
     "hookimpl": "hftl.plugins.hookspecs",
     "load": "hftl.predict",
@@ -87,6 +92,7 @@ _HOME = {
     "rank": "hftl.scout.rank",
     "recipe": "hftl.recipes",
     "run": "hftl.pipeline",
+    "transfer": "hftl.scout.transfer",
     "write_features": "hftl.frozen.matrix",
 }
 
@@ -98,6 +104,7 @@ __all__ = [
     "BackboneSpec",
     "BadRowError",
     "ConvergenceError",
+    "Curve",
     "CutError",
     "DataError",
     "Encoded",
@@ -122,9 +129,11 @@ __all__ = [
     "StoreError",
     "Task",
     "TextBackbone",
+    "Transfer",
     "UserError",
     "audit",
     "compute_features",
+    "curve",
     "evaluate",
     "hookimpl",
     "load",
@@ -133,6 +142,7 @@ __all__ = [
     "rank",
     "recipe",
     "run",
+    "transfer",
     "write_features",
 ]
 

@@ -150,7 +150,7 @@ class PretrainedBackbone:
             BackboneError: the weights do not fit the configuration.
         """
         model, untrained = self._load(self.auto_class, copy.deepcopy(config), ignore_mismatched_sizes=True)
-        head = self._head(model) | untrained
+        head = self.head_of(model) | untrained
         return model, head.intersection(name for name, _ in model.named_parameters())
 
     def load_trained(self) -> tuple[Any, set[str]]:
@@ -186,7 +186,7 @@ class PretrainedBackbone:
 
         transformers would draw them anew, and they would be trained like a head: only the labels may change a shape.
         """
-        head = self._head(model)
+        head = self.head_of(model)
         wrong = sorted(mismatched - head) if head else []
         if wrong:
             raise BackboneError(
@@ -252,7 +252,7 @@ class PretrainedBackbone:
         without_generation(model.config)
         return model.eval()
 
-    def _head(self, model: Any) -> set[str]:
+    def head_of(self, model: Any) -> set[str]:
         """The parameters that the architecture's base class does not have: what stands on top of it."""
         try:
             with torch.device("meta"):

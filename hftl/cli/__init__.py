@@ -21,6 +21,7 @@ from hftl.cli import (
     audit,
     backbones,
     cache,
+    curve,
     doctor,
     evaluate,
     features,
@@ -31,6 +32,7 @@ from hftl.cli import (
     rank,
     recipes,
     run,
+    transfer,
 )
 from hftl.cli.launch import is_first_process
 from hftl.cli.questions import TAKES_FLAGS
@@ -62,6 +64,8 @@ def build_app() -> typer.Typer:
     app.command("features", context_settings=TAKES_FLAGS)(features.features)
     app.command("rank", context_settings=TAKES_FLAGS)(rank.rank)
     app.command("audit", context_settings=TAKES_FLAGS)(audit.audit)
+    app.command("transfer", context_settings=TAKES_FLAGS)(transfer.transfer)
+    app.command("curve", context_settings=TAKES_FLAGS)(curve.curve)
     app.command("predict")(predict.predict)
     app.command("evaluate")(evaluate.evaluate)
     app.command("push")(push.push)

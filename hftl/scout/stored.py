@@ -43,6 +43,7 @@ class TrainingRows:
         target: the backbone.
         stored: where the features are, and what it took to have them.
         averaged: whether tokens were averaged.
+        seed: of folds and samples.
     """
 
     features: Tensor
@@ -51,6 +52,7 @@ class TrainingRows:
     target: Target
     stored: StoredFeatures
     averaged: bool
+    seed: int
 
     @property
     def task(self) -> Task:
@@ -126,12 +128,13 @@ class Reader:
         split = features.splits["train"]
         matrix, averaged = split_matrix(split, features.content.cut)
         return TrainingRows(
-            matrix,
-            split.split,
-            features.readable(data),
-            target,
-            features,
-            averaged,
+            features=matrix,
+            split=split.split,
+            data=features.readable(data),
+            target=target,
+            stored=features,
+            averaged=averaged,
+            seed=recipe.seed,
         )
 
 
