@@ -95,6 +95,12 @@ def test_every_pair_of_one_word_apart_is_found_as_brute_force_finds_it():
     assert len(expected) > 20
 
 
+def test_an_apostrophe_is_no_end_of_a_word():
+    same, apart = texts_of_one_word_apart([("I don't see my card",), ("i dont see my card!",), ("I can see my card",)])
+    assert same.tolist() == [[0, 1]]
+    assert {tuple(sorted(pair)) for pair in apart.tolist()} == {(0, 2), (1, 2)}
+
+
 def test_a_pair_of_texts_is_a_copy_of_the_same_pair_only():
     rows = [("a b", "c d e f"), ("a b c d", "e f"), ("A b.", "c d e f"), ("a b", "c d e g")]
     same, apart = texts_of_one_word_apart(rows)

@@ -23,7 +23,7 @@ NEIGHBOURS = 10
 CANDIDATE = 0.65
 # Agreement of details from which pictures are one: planted copies reached 0.91, photos of one composition 0.90.
 SAME_PICTURE = 0.9
-_BLOCK_NUMBERS = 1 << 22
+_BLOCK_NUMBERS = 1 << 21
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,15 @@ SAME_LETTERS = 0.95
 # Of so many texts with one gap all pairs are named.
 LARGE = 30
 _WORD = re.compile(r"\w+")
+# Inside a word, which "don't" and "dont" are.
+_APOSTROPHE = re.compile("['’]")
 _PAIRS_AT_ONCE = 4096
 
 
 def words_of(texts: Sequence[str]) -> tuple[str, ...]:
     """The words of a row without case and punctuation; a pair of texts keeps its seam."""
-    return tuple(word for text in texts for word in (*_WORD.findall(text.casefold()), "\0"))[:-1]
+    plain = [_WORD.findall(_APOSTROPHE.sub("", text.casefold())) for text in texts]
+    return tuple(word for words in plain for word in (*words, "\0"))[:-1]
 
 
 def texts_of_one_word_apart(texts: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
