@@ -40,12 +40,14 @@ if TYPE_CHECKING:
     from hftl.plugins.spec import BackboneOptions, BackboneSpec
     from hftl.predict import evaluate, load, predictions
     from hftl.recipes import Recipe, recipe
+    from hftl.scout.audit import Audit, audit
     from hftl.scout.curve import Curve, curve
     from hftl.scout.rank import Ranking, rank
     from hftl.scout.transfer import Transfer, transfer
     from hftl.tasks import Task
 
 _HOME = {
+    "Audit": "hftl.scout.audit",
     "Backbone": "hftl.backbones.protocol",
     "BackboneError": "hftl.errors",
     "BackboneOptions": "hftl.plugins.spec",
@@ -79,6 +81,7 @@ _HOME = {
     "TextBackbone": "hftl.backbones.text",
     "Transfer": "hftl.scout.transfer",
     "UserError": "hftl.errors",
+    "audit": "hftl.scout.audit",
     "compute_features": "hftl.pipeline",
     "curve": "hftl.scout.curve",
     "evaluate": "hftl.predict",
@@ -94,6 +97,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Audit",
     "Backbone",
     "BackboneError",
     "BackboneOptions",
@@ -127,6 +131,7 @@ __all__ = [
     "TextBackbone",
     "Transfer",
     "UserError",
+    "audit",
     "compute_features",
     "curve",
     "evaluate",

@@ -19,6 +19,7 @@ import typer
 
 from hftl._version import __version__
 from hftl.cli import (
+    audit,
     backbones,
     cache,
     curve,
@@ -64,6 +65,7 @@ def build_app() -> typer.Typer:
     app.command("run", context_settings=TAKES_FLAGS)(run.run)
     app.command("features", context_settings=TAKES_FLAGS)(features.features)
     app.command("rank", context_settings=TAKES_FLAGS)(rank.rank)
+    app.command("audit", context_settings=TAKES_FLAGS)(audit.audit)
     app.command("transfer", context_settings=TAKES_FLAGS)(transfer.transfer)
     app.command("curve", context_settings=TAKES_FLAGS)(curve.curve)
     app.command("predict")(predict.predict)

@@ -29,6 +29,9 @@ def run(
     max_length: Annotated[str | None, typer.Option(help="Tokens kept of a text.")] = None,
     test_size: Annotated[str | None, typer.Option(help="Share set aside where the data bring no test split.")] = None,
     seed: Annotated[str | None, typer.Option(help="Seed of every random choice.")] = None,
+    drop: Annotated[
+        str | None, typer.Option(metavar="FILE.csv", help="Rows to leave out, as `hftl audit --export` writes them.")
+    ] = None,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Any field, such as method.folds=10."),
@@ -76,6 +79,7 @@ def run(
         "max_length": max_length,
         "test_size": test_size,
         "seed": seed,
+        "drop": drop,
     }
     changes: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     made = changed(made, changes | fields | changes_of(change or []))
