@@ -7,10 +7,12 @@ python benchmarks/scout.py seconds [DATA]      each answer on stored features, o
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import resource
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,7 @@ def coverage(problems: int) -> None:
 def seconds(data: str, backbone: str) -> None:
     """Seconds and peak memory of each answer once features are stored."""
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["HFTL_CACHE"] = folder
         recipe = hftl.Recipe(backbone=backbone, data=data)
         answers = {
             "rank": lambda: hftl.rank(recipe, [backbone], quiet=True),
@@ -77,10 +80,9 @@ def seconds(data: str, backbone: str) -> None:
             print(
                 f"{name:10} first {first:6.1f} s   on stored features {again:6.1f} s   peak memory +{grown / 1024:.0f} MB"
             )
-        del folder
 
 
-def timed(work: object) -> float:
+def timed(work: Callable[[], object]) -> float:
     """Seconds that something takes."""
     started = time.monotonic()
     work()

@@ -190,7 +190,9 @@ def _answer(known: TrainingRows, sizes: list[int], scores: list[list[Score]]) ->
                 f"twice the labels could bring anything from {100 * gained.low:+.1f} to {100 * gained.high:+.1f} points"
             )
             gained = None
-    return Curve(metric, rows, seeds, points, limit, gained, predicted, why_not, _advice(metric, rows, gained, why_not))
+    return Curve(
+        metric, rows, seeds, points, limit, gained, predicted, why_not, _advised_labels(metric, rows, gained, why_not)
+    )
 
 
 def fitted_laws(sizes: Array, scores: Array, noise: Array) -> Array:
@@ -230,7 +232,7 @@ def law_at(laws: Array, rows: float) -> Array:
     return value
 
 
-def _advice(metric: str, rows: int, doubled: Interval | None, why_not: str) -> str:
+def _advised_labels(metric: str, rows: int, doubled: Interval | None, why_not: str) -> str:
     if doubled is None:
         return f"The data cannot tell what more labels would bring: {why_not}."
     points = f"{100 * doubled.value:+.1f} points of {metric} ({100 * doubled.low:.1f} to {100 * doubled.high:.1f})"

@@ -36,7 +36,7 @@ def text_scores(texts: Texts, labels: np.ndarray, task: Task, folds: np.ndarray)
     from scipy.sparse import hstack  # type: ignore[import-untyped]
 
     rows = [" ".join(texts[i]) for i in range(len(texts))]
-    terms = hstack([_counted(rows, "word", (1, 2)), _counted(rows, "char", (2, 4))]).tocsr()
+    terms = hstack([_term_counts(rows, "word", (1, 2)), _counted(rows, "char", (2, 4))]).tocsr()
     targets = labels[:, None] == np.unique(labels) if task.is_exclusive else labels
     scores = np.zeros((len(rows), targets.shape[1]), dtype=np.float32)
     for fold in np.unique(folds[folds >= 0]):
@@ -46,7 +46,7 @@ def text_scores(texts: Texts, labels: np.ndarray, task: Task, folds: np.ndarray)
     return scores[folds >= 0]
 
 
-def _counted(rows: Sequence[str], analyzer: str, lengths: tuple[int, int]) -> Any:
+def _term_counts(rows: Sequence[str], analyzer: str, lengths: tuple[int, int]) -> Any:
     from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import TfidfVectorizer
 

@@ -137,7 +137,7 @@ def rank(
     ranked.sort(key=lambda each: -each.probe.value)
     groups = tied_groups([each.score for each in ranked], folds)
     ranked = [replace(each, group=group) for each, group in zip(ranked, groups, strict=True)]
-    advice, command = _advice(ranked, metric, name)
+    advice, command = _advised_backbone(ranked, metric, name)
     return Ranking(metric, rows, folds, ranked, failed, advice, command)
 
 
@@ -178,7 +178,7 @@ def _ranked(reference: str, known: TrainingRows, folds: int, seed: int) -> Ranke
     )
 
 
-def _advice(ranked: Sequence[RankedBackbone], metric: str, name: str) -> tuple[str, str]:
+def _advised_backbone(ranked: Sequence[RankedBackbone], metric: str, name: str) -> tuple[str, str]:
     best = ranked[0]
     equals = [each for each in ranked if each.group == best.group]
     chosen = max(equals, key=lambda each: each.rows_per_second)
