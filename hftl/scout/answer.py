@@ -11,13 +11,13 @@ class Answer:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values by field."""
-        made: dict[str, Any] = _plain(self)
+        made: dict[str, Any] = _plain_value(self)
         return made
 
 
-def _plain(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     if is_dataclass(value):
-        return {each.name: _plain(getattr(value, each.name)) for each in fields(value) if each.repr}
+        return {each.name: _plain_value(getattr(value, each.name)) for each in fields(value) if each.repr}
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return {key: _plain_value(each) for key, each in value.items()}
+    return [_plain_value(each) for each in value] if isinstance(value, (list, tuple)) else value

@@ -36,7 +36,7 @@ def text_scores(texts: Texts, labels: np.ndarray, task: Task, folds: np.ndarray)
     from scipy.sparse import hstack  # type: ignore[import-untyped]
 
     rows = [" ".join(texts[i]) for i in range(len(texts))]
-    terms = hstack([_term_counts(rows, "word", (1, 2)), _counted(rows, "char", (2, 4))]).tocsr()
+    terms = hstack([_term_counts(rows, "word", (1, 2)), _term_counts(rows, "char", (2, 4))]).tocsr()
     targets = labels[:, None] == np.unique(labels) if task.is_exclusive else labels
     scores = np.zeros((len(rows), targets.shape[1]), dtype=np.float32)
     for fold in np.unique(folds[folds >= 0]):

@@ -175,7 +175,7 @@ def transfer(
         outputs,
         hurt,
         notes,
-        _in_words(verdict, pretrained.interval, met, hurt),
+        _said_of_transfer(verdict, pretrained.interval, met, hurt),
     )
 
 
@@ -273,7 +273,7 @@ def _verdict(met: Sequence[Rival]) -> str:
     return "positive" if all(name in certain for name in needed) else "none"
 
 
-def _in_words(verdict: str, pretrained: Interval, met: Sequence[Rival], hurt: Sequence[str]) -> str:
+def _said_of_transfer(verdict: str, pretrained: Interval, met: Sequence[Rival], hurt: Sequence[str]) -> str:
     best = met[0]
     against = f"{pretrained} against {best.score} of the best rival ({best.name})"
     if verdict == "positive":
