@@ -77,9 +77,7 @@ def seconds(data: str, backbone: str) -> None:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             again = timed(answer)
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-            print(
-                f"{name:10} first {first:6.1f} s   on stored features {again:6.1f} s   peak memory +{grown / 1024:.0f} MB"
-            )
+            print(f"{name:10} first {first:6.1f} s   stored {again:6.1f} s   memory +{grown / 1024:.0f} MB")
 
 
 def timed(work: Callable[[], object]) -> float:

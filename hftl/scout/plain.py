@@ -21,7 +21,7 @@ MOST_TERMS = 100_000
 PIXELS, CELLS, ORIENTATIONS, LEVELS = 16, 4, 8, 8
 
 
-def text_scores(texts: Texts, labels: np.ndarray, task: Task, folds: np.ndarray) -> np.ndarray:
+def text_scores(texts: Texts, labels: np.ndarray, folds: np.ndarray, *, task: Task, num_labels: int) -> np.ndarray:
     """What linear models of TF-IDF say of rows that they have not seen: float32 (m, C), the rows that are in a fold.
 
     Words, word pairs and character n-grams, counted without labels; a linear support vector machine for each class or
@@ -30,14 +30,15 @@ def text_scores(texts: Texts, labels: np.ndarray, task: Task, folds: np.ndarray)
     Args:
         texts: the n rows.
         labels: of the rows; see `hftl.data.Split`.
-        task: what they are.
         folds: int64 (n,), the fold of each row, negative where it is always trained on.
+        task: what the labels are.
+        num_labels: classes, labels or targets: the C.
     """
     from scipy.sparse import hstack  # type: ignore[import-untyped]
 
     rows = [" ".join(texts[i]) for i in range(len(texts))]
     terms = hstack([_term_counts(rows, "word", (1, 2)), _term_counts(rows, "char", (2, 4))]).tocsr()
-    targets = labels[:, None] == np.unique(labels) if task.is_exclusive else labels
+    targets = labels[:, None] == np.arange(num_labels) if task.is_exclusive else labels
     scores = np.zeros((len(rows), targets.shape[1]), dtype=np.float32)
     for fold in np.unique(folds[folds >= 0]):
         held = folds == fold

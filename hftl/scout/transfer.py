@@ -190,7 +190,8 @@ def _without_network(known: TrainingRows, folds: int) -> Score | None:
     if isinstance(inputs, Texts):
         deal = known.task.case(single_label=stratified_folds, multi_label=rarest_label_folds, regression=random_folds)
         dealt = deal(known.labels, folds, known.seed).numpy()
-        scores = text_scores(inputs, known.split.labels, known.task, dealt)
+        outputs = len(known.data.label_names)
+        scores = text_scores(inputs, known.split.labels, dealt, task=known.task, num_labels=outputs)
         return scored(known.task, known.split.labels, np.flatnonzero(dealt >= 0), scores, seed=known.seed)
     return _probe(known, image_features(inputs), folds) if modality == "image" else None
 
