@@ -138,6 +138,27 @@ class Backbone(Protocol):
         ...
 
 
+@runtime_checkable
+class Shortenable(Protocol):
+    """A backbone that can be had without its last blocks, as every `hftl.PretrainedBackbone` can."""
+
+    def at_depth(self, depth: int) -> Backbone:
+        """The first blocks of it and its final norm, as a backbone of its own; itself at its full depth.
+
+        Raises:
+            UserError: it has fewer blocks, or cannot be had without its last ones.
+        """
+        ...
+
+    def prove_depth(self, model: nn.Module) -> None:
+        """See that a model which `build` made has the blocks of this depth and no others.
+
+        Raises:
+            BackboneError: it has not.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Target:
     """A pretrained network and the configuration of the model that it is to become.
@@ -151,8 +172,15 @@ class Target:
     config: Any
 
     def build(self) -> tuple[nn.Module, set[str]]:
-        """The model with its pretrained weights, and its head's parameter names; see `Backbone.build`."""
-        return self.backbone.build(self.config)
+        """The model with its pretrained weights, and its head's parameter names; see `Backbone.build`.
+
+        Raises:
+            BackboneError: the weights cannot be read, or the model has not the blocks that were asked for.
+        """
+        model, head = self.backbone.build(self.config)
+        if isinstance(self.backbone, Shortenable):
+            self.backbone.prove_depth(model)
+        return model, head
 
     def skeleton(self) -> nn.Module:
         """The model without its weights; see `Backbone.skeleton`."""

@@ -127,16 +127,18 @@ class TextBackbone(PretrainedBackbone):
 
     @property
     def notes(self) -> list[str]:
-        """That tokenizer and configuration named two padding tokens, and which is used."""
+        """As for every model; and that tokenizer and configuration named two padding tokens, and which is used."""
+        notes = super().notes
         config, tokenizer = self.base_config.get_text_config(), self.tokenizer
         stated = getattr(config, "pad_token_id", None)
         used = f"{tokenizer.pad_token!r} (id {tokenizer.pad_token_id})"
         if self._pads_otherwise:
-            return [f"padding: config.json says id {stated}, the tokenizer {used}; the run and its model use {used}"]
+            both = f"config.json says id {stated}, the tokenizer {used}"
+            return [*notes, f"padding: {both}; the run and its model use {used}"]
         if self._pad_before is not None:
             before = f"the tokenizer says {self._pad_before!r}"
-            return [f"padding: {before}, config.json {used}, from which it counts positions; {used} is used"]
-        return []
+            return [*notes, f"padding: {before}, config.json {used}, from which it counts positions; {used} is used"]
+        return notes
 
     @property
     def _pads_otherwise(self) -> bool:
