@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hftl import errors
 from hftl.errors import BadRowError, HftlError
+from hftl.lifetime import follow_launcher
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,13 @@ class Process:
         """This process, as the launcher started it."""
         state = PartialState()
         return cls(state.device, state.process_index, state.num_processes)
+
+
+def start_processes() -> PartialState:
+    """This process's place among those of the launcher."""
+    # On CPUs accelerate joins the processes of a launcher only if it is told that CPUs are meant.
+    follow_launcher()
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def broadcast(value: Any) -> Any:

@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from hftl.backbones.loading import load_backbone
-from hftl.backbones.matching import data_for
 from hftl.backbones.protocol import Target
 from hftl.data import Data
 from hftl.errors import BadRowError, CutError, RecipeError
@@ -22,24 +20,23 @@ from hftl.export.card import write_card
 from hftl.export.proof import Evidence, prove_exports
 from hftl.export.trained import Exported, Trained
 from hftl.finetune.rows import without_bad_rows
-from hftl.frozen.features import StoredFeatures, features_of, matrix_of
+from hftl.frozen.features import StoredFeatures, matrix_of
 from hftl.frozen.head import train_head
 from hftl.frozen.matrix import FeatureMatrix
-from hftl.frozen.view import Pooling, View
+from hftl.frozen.recipe import inputs_of, probe_of, stored_features, view_of
+from hftl.frozen.view import Pooling
 from hftl.hub.client import staying_offline
-from hftl.lifetime import follow_launcher
 from hftl.methods import Head
 from hftl.metrics import evaluate_predictions
-from hftl.parallel import broadcast, on_main
-from hftl.plugins.registry import add_metrics, find
+from hftl.parallel import broadcast, on_main, start_processes
+from hftl.plugins.registry import add_metrics
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.recipes import Recipe
-from hftl.runs.console import print_bad_rows, print_features, print_inputs, print_results, quiet_libraries
+from hftl.runs.console import print_bad_rows, print_results, quiet_libraries
 from hftl.runs.folder import RunFolder, writing
 from hftl.runs.judgement import judgements
 from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
-from hftl.store.store import FeatureStore, cache_root
 from hftl.terminal import Terminal
 
 NO_FEATURES = {"rows": 0, "computed": 0, "reused": 0}
@@ -180,41 +177,6 @@ def compute_features(
 # The steps of a run, in the order in which they are taken.
 
 
-def start_processes() -> PartialState:
-    """This process's place among those of the launcher."""
-    # On CPUs accelerate joins the processes of a launcher only if it is told that CPUs are meant.
-    follow_launcher()
-    return PartialState(cpu=not torch.accelerator.is_available())
-
-
-def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[BackboneSpec, Target, Data]:
-    """Find the backbone and the data that a recipe names, and say what was found and inferred."""
-    if recipe.depth == "auto":
-        raise RecipeError("depth='auto' is for `hftl run`, which chooses one: give a number, or leave it out")
-    spec = find(recipe.backbone)
-    backbone = load_backbone(spec, options, recipe.depth)
-    data = data_for(
-        backbone,
-        recipe.data,
-        input_columns=recipe.input_columns,
-        label_columns=recipe.label_columns,
-        task=recipe.task,
-        unlabelled=recipe.unlabelled,
-        label_separator=recipe.label_separator,
-        seed=recipe.seed,
-        test_size=recipe.test_size,
-    )
-    pooling = probe_of(recipe).pooling
-    if pooling != "native" and backbone.wants != "text":
-        raise RecipeError(f"pooling={pooling!r}: only a head on texts can be exported with it; leave pooling out")
-    print_inputs(say, backbone, data)
-    if isinstance(recipe.method, Head) and data.validation is not None and recipe.method.folds != Head().folds:
-        say.print("          the data bring a validation split, which the strength is chosen on: folds are not used")
-    for note in backbone.notes:
-        say.print(f"          {note}")
-    return spec, Target(backbone, backbone.config(data.task, data.label_names)), data
-
-
 def check_method(recipe: Recipe, target: Target, where: Path, *, resume: bool, track: Sequence[str]) -> None:
     """See that the method can do what is asked of it, before features are computed.
 
@@ -240,17 +202,6 @@ def open_folder(out: str | Path | None, name: str, resume: bool) -> RunFolder:
     if out:
         return RunFolder.create(Path(out).expanduser(), resume=resume)
     return RunFolder.unfinished(Path("runs"), name) if resume else RunFolder.under(Path("runs"), name)
-
-
-def probe_of(recipe: Recipe) -> Head:
-    """The head that a method trains, or that fine-tuning starts from."""
-    return recipe.method if isinstance(recipe.method, Head) else recipe.method.probe
-
-
-def view_of(recipe: Recipe) -> View:
-    """What that head reads of the backbone."""
-    probe = probe_of(recipe)
-    return View(probe.pooling, probe.mixed_precision)
 
 
 def needs_features(recipe: Recipe) -> bool:
@@ -282,28 +233,6 @@ def starting_features(
         why = str(error).partition("; fine-tune")[0]
         say.print(f"start     the head as the checkpoint has it, because it cannot be solved on features: {why}")
         return None
-
-
-def stored_features(
-    spec: BackboneSpec,
-    target: Target,
-    data: Data,
-    views: Sequence[View],
-    say: Terminal,
-    *,
-    on_bad_row: str,
-    quiet: bool,
-) -> StoredFeatures:
-    """The features of all rows, computed where they are missing."""
-    store = FeatureStore(cache_root())
-    features = features_of(store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet)
-    print_features(say, features.counts)
-    if features.content.equal_lengths:
-        say.print(
-            "          padding changes this model's numbers: rows ran, and are to be run, in batches of equal length"
-        )
-    print_bad_rows(say, features.bad)
-    return features
 
 
 def solved_head(recipe: Recipe, target: Target, features: StoredFeatures | None, data: Data) -> Trained:

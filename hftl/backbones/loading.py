@@ -6,7 +6,7 @@ from copy import copy
 from functools import cached_property
 from typing import Any
 
-from hftl.backbones.protocol import Backbone, Shortenable
+from hftl.backbones.protocol import Backbone, at_depth
 from hftl.backbones.source import Source
 from hftl.errors import BackboneError, HftlError, HubError, PluginError
 from hftl.hub.client import explain, is_outage
@@ -57,21 +57,6 @@ def load_backbone(spec: BackboneSpec, options: BackboneOptions, depth: int | Non
         # Where a package keeps its files says nothing to anybody else; its registered name can be asked for again.
         backbone.name = spec.name
     return backbone if depth is None else at_depth(backbone, depth)
-
-
-def at_depth(backbone: Backbone, depth: int) -> Backbone:
-    """The first blocks of a backbone and its final norm.
-
-    Raises:
-        BackboneError: it cannot be had without its last blocks.
-        RecipeError: it has fewer blocks.
-    """
-    if not isinstance(backbone, Shortenable):
-        raise BackboneError(
-            f"depth={depth}: {backbone.name} is a {type(backbone).__name__}, which offers no depths (it has no method "
-            "at_depth): leave depth out, or choose another backbone"
-        )
-    return backbone.at_depth(depth)
 
 
 def missing_attributes(backbone: object) -> list[str]:

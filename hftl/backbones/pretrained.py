@@ -149,10 +149,20 @@ class PretrainedBackbone:
         """
         if self.shortened:
             return self.whole.at_depth(depth)
-        stack = self.stack
-        check_depth(depth, stack, self.name)
-        if depth == stack.blocks:
+        check_depth(depth, self.stack, self.name)
+        if depth == self.stack.blocks:
             return self
+        if depth not in self._at_depths:
+            self._at_depths[depth] = self._at_depth(depth)
+        return self._at_depths[depth]
+
+    @cached_property
+    def _at_depths(self) -> dict[int, Self]:
+        """What `at_depth` made already: it builds a model without weights for each."""
+        return {}
+
+    def _at_depth(self, depth: int) -> Self:
+        stack = self.stack
         try:
             fields, shorter = shorten_config(self.base_config, stack.blocks, depth)
             if not shorter:

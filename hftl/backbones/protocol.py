@@ -9,6 +9,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from hftl.errors import BackboneError
+from hftl.tasks import Task
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -159,6 +162,21 @@ class Shortenable(Protocol):
         ...
 
 
+def at_depth(backbone: Backbone, depth: int) -> Backbone:
+    """The first blocks of a backbone and its final norm.
+
+    Raises:
+        BackboneError: it cannot be had without its last blocks.
+        RecipeError: it has fewer blocks.
+    """
+    if not isinstance(backbone, Shortenable):
+        raise BackboneError(
+            f"depth={depth}: {backbone.name} is a {type(backbone).__name__}, which offers no depths (it has no method "
+            "at_depth): leave depth out, or choose another backbone"
+        )
+    return backbone.at_depth(depth)
+
+
 @dataclass(frozen=True)
 class Target:
     """A pretrained network and the configuration of the model that it is to become.
@@ -185,3 +203,10 @@ class Target:
     def skeleton(self) -> nn.Module:
         """The model without its weights; see `Backbone.skeleton`."""
         return self.backbone.skeleton(self.config)
+
+    def at_depth(self, depth: int) -> Target:
+        """The same labels on the backbone's first blocks; see `at_depth`."""
+        backbone = at_depth(self.backbone, depth)
+        names = [self.config.id2label[number] for number in range(len(self.config.id2label))]
+        task = Task.of_problem_type(self.config.problem_type, len(names))
+        return Target(backbone, backbone.config(task, names))

@@ -1,10 +1,12 @@
 """Heads on cached features: plain matrices in, plain matrices out.
 
-``fit_linear`` solves a linear head exactly; ``fit_native`` trains a head that the caller gives as a function, and
-``fit_mlp`` one such head; ``baselines`` costs nothing.
+``fit_linear`` solves a linear head exactly and ``cross_validate`` asks such heads about rows that they have not seen;
+``fit_native`` trains a head that the caller gives as a function, and ``fit_mlp`` one such head; ``baselines`` and
+``neighbour_scores`` cost nothing.
 """
 
-from hftl.heads.baselines import baselines
+from hftl.heads.baselines import baselines, neighbour_scores
+from hftl.heads.cross_validation import HeldOutLogits, cross_validate
 from hftl.heads.fit import HeadFit
 from hftl.heads.linear import fit_linear
 from hftl.heads.mlp import fit_mlp, mlp_logits
@@ -12,10 +14,13 @@ from hftl.heads.native import NativeFit, fit_native
 
 __all__ = [
     "HeadFit",
+    "HeldOutLogits",
     "NativeFit",
     "baselines",
+    "cross_validate",
     "fit_linear",
     "fit_mlp",
     "fit_native",
     "mlp_logits",
+    "neighbour_scores",
 ]

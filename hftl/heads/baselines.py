@@ -79,20 +79,39 @@ def ledoit_wolf(residual: Tensor, covariance: Tensor) -> float:
 
 
 def knn(train_features: Tensor, train_labels: Tensor, eval_features: Tensor) -> Tensor:
-    """The class (m,) with most weight among the 20 nearest rows by cosine similarity of centred features.
+    """The class (m,) with most weight among the nearest rows; see `neighbour_scores`."""
+    classes, index = torch.unique(train_labels, return_inverse=True)
+    one_hot = torch.nn.functional.one_hot(index, len(classes)).float()
+    return torch.index_select(classes, 0, neighbour_scores(train_features, one_hot, eval_features).argmax(1))
+
+
+def neighbour_scores(train_features: Tensor, targets: Tensor, eval_features: Tensor, *, own: bool = False) -> Tensor:
+    """The mean target of the 20 nearest rows by cosine similarity of centred features, the nearer the weightier.
 
     A neighbour counts ``exp(similarity / 0.07)`` (Wu et al., *Unsupervised feature learning via
     non-parametric instance discrimination*, CVPR 2018, section 3.4).
+
+    Args:
+        train_features: (n, dim) floating point.
+        targets: (n, C) floating point: one-hot classes, labels, or numbers.
+        eval_features: (m, dim).
+        own: the evaluation rows are the training rows, and none is its own neighbour.
+
+    Returns:
+        (m, C) in the targets' dtype.
     """
-    classes, index = torch.unique(train_labels, return_inverse=True)
     # Centred, because features of one network share a large common direction that hides differences of angle.
     mean = train_features.mean(0)
     train = torch.nn.functional.normalize(train_features - mean)
-    predictions = []
-    for block in torch.split(eval_features, _BLOCK_ROWS):
+    neighbours = min(_NEIGHBOURS, len(train) - own)
+    scores = []
+    for start in range(0, len(eval_features), _BLOCK_ROWS):
+        block = eval_features[start : start + _BLOCK_ROWS]
         similarity = torch.nn.functional.normalize(block - mean) @ train.T
-        nearest, rows = similarity.topk(min(_NEIGHBOURS, len(train)))
-        votes = torch.zeros(len(block), len(classes), device=block.device)
-        votes.scatter_add_(1, index[rows], ((nearest - 1) / _TEMPERATURE).exp())
-        predictions.append(classes[votes.argmax(1)])
-    return torch.cat(predictions)
+        if own:
+            similarity.diagonal(start).fill_(-torch.inf)
+        nearest, rows = similarity.topk(neighbours)
+        # A softmax: the largest weight is 1, so that none is lost to rounding where all are far.
+        weights = (nearest / _TEMPERATURE).softmax(1).to(targets.dtype)
+        scores.append(torch.bmm(weights[:, None], targets[rows])[:, 0])
+    return torch.cat(scores)

@@ -91,6 +91,34 @@ def fit_logistic(
     return HeadFit(full_weight.float(), full_bias.float(), report)
 
 
+def held_out_logistic(
+    features: Tensor, labels: Tensor, weights: Tensor, options: LinearOptions
+) -> tuple[Tensor, Tensor, float]:
+    """Logits of training rows by heads that have not seen them, at the strength that these folds choose.
+
+    Args:
+        features: (n, dim), on the device where to compute, as all the rest.
+        labels: (n,) classes or (n, num_labels) zeros and ones.
+        weights: (n, 1) or (n, num_labels) float64, no row of zeros.
+        options: what to solve, and how to choose.
+
+    Returns:
+        The rows that are in a fold, int64 (m,); their logits, float32 (m, num_labels), in which what has no training
+        row stands at its constant; and the strength.
+
+    Raises:
+        DataError: the labels say nothing that could be learnt, or no class has two rows.
+    """
+    problem = _pose(features, labels, weights, options, None)
+    chosen, _ = _choose_strength(problem, options)
+    if chosen is None:
+        raise DataError("labels: no class has two rows, so no row can be held out")
+    learnt = held_out_logits(_folded(problem, chosen), chosen.heads, problem.held_out) / chosen.temperature
+    logits = problem.learnable.bias.float().repeat(len(learnt), 1)
+    logits[:, problem.learnable.index] = learnt
+    return problem.held_out.index, logits, chosen.strength
+
+
 @dataclass(frozen=True)
 class _Problem:
     """What is to be solved, in the solver's coordinates and in terms of the labels that can be learnt.
@@ -220,12 +248,15 @@ def _best_constant(labels: Tensor, weights: Tensor, loss: Link, outputs: int) ->
     return ((weights * labels).sum(0) / weights.expand(-1, outputs).sum(0)).logit()
 
 
+def _folded(problem: _Problem, chosen: Candidate) -> Objective:
+    """The chosen strength's objective on every fold."""
+    return Objective(problem.rows, problem.link, problem.outputs, chosen.strength, torch.unique(problem.held_out.folds))
+
+
 def _held_out_report(problem: _Problem, chosen: Candidate, options: LinearOptions) -> dict[str, Any]:
     """What rows that were not seen say of the chosen strength: calibration and, for labels, thresholds."""
-    folded = Objective(
-        problem.rows, problem.link, problem.outputs, chosen.strength, torch.unique(problem.held_out.folds)
-    )
-    logits, targets = held_out_logits(folded, chosen.heads, problem.held_out), problem.held_out.targets
+    logits = held_out_logits(_folded(problem, chosen), chosen.heads, problem.held_out)
+    targets = problem.held_out.targets
     report: dict[str, Any] = {}
     if options.calibrate:
         measured = calibration_report(logits, targets, chosen.temperature, problem.link)

@@ -1,0 +1,84 @@
+"""What a recipe names, found: its backbone, its data, and their stored features.
+
+Whatever works on a recipe begins here: a run, and every question that the scout answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hftl.backbones.loading import load_backbone
+from hftl.backbones.matching import data_for
+from hftl.backbones.protocol import Target
+from hftl.data import Data
+from hftl.errors import RecipeError
+from hftl.frozen.features import StoredFeatures, features_of
+from hftl.frozen.view import View
+from hftl.methods import Head
+from hftl.plugins.registry import find
+from hftl.plugins.spec import BackboneOptions, BackboneSpec
+from hftl.recipes import Recipe
+from hftl.runs.console import print_bad_rows, print_features, print_inputs
+from hftl.store.store import FeatureStore, cache_root
+from hftl.terminal import Terminal
+
+
+def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[BackboneSpec, Target, Data]:
+    """Find the backbone and the data that a recipe names, and say what was found and inferred."""
+    if recipe.depth == "auto":
+        raise RecipeError("depth='auto' is for `hftl run`, which chooses one: give a number, or leave it out")
+    spec = find(recipe.backbone)
+    backbone = load_backbone(spec, options, recipe.depth)
+    data = data_for(
+        backbone,
+        recipe.data,
+        input_columns=recipe.input_columns,
+        label_columns=recipe.label_columns,
+        task=recipe.task,
+        unlabelled=recipe.unlabelled,
+        label_separator=recipe.label_separator,
+        seed=recipe.seed,
+        test_size=recipe.test_size,
+    )
+    pooling = probe_of(recipe).pooling
+    if pooling != "native" and backbone.wants != "text":
+        raise RecipeError(f"pooling={pooling!r}: only a head on texts can be exported with it; leave pooling out")
+    print_inputs(say, backbone, data)
+    if isinstance(recipe.method, Head) and data.validation is not None and recipe.method.folds != Head().folds:
+        say.print("          the data bring a validation split, which the strength is chosen on: folds are not used")
+    for note in backbone.notes:
+        say.print(f"          {note}")
+    return spec, Target(backbone, backbone.config(data.task, data.label_names)), data
+
+
+def probe_of(recipe: Recipe) -> Head:
+    """The head that a method trains, or that fine-tuning starts from."""
+    return recipe.method if isinstance(recipe.method, Head) else recipe.method.probe
+
+
+def view_of(recipe: Recipe) -> View:
+    """What that head reads of the backbone."""
+    probe = probe_of(recipe)
+    return View(probe.pooling, probe.mixed_precision)
+
+
+def stored_features(
+    spec: BackboneSpec,
+    target: Target,
+    data: Data,
+    views: Sequence[View],
+    say: Terminal,
+    *,
+    on_bad_row: str,
+    quiet: bool,
+) -> StoredFeatures:
+    """The features of all rows, computed where they are missing."""
+    store = FeatureStore(cache_root())
+    features = features_of(store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet)
+    print_features(say, features.counts)
+    if features.content.equal_lengths:
+        say.print(
+            "          padding changes this model's numbers: rows ran, and are to be run, in batches of equal length"
+        )
+    print_bad_rows(say, features.bad)
+    return features

@@ -1,0 +1,84 @@
+"""What an exact linear head says of rows that it has not seen: cross-validation over the training rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hftl.errors import DataError
+from hftl.heads.checks import check_features, check_labels, loss_weights
+from hftl.heads.fit import LinearOptions
+from hftl.heads.folds import random_folds
+from hftl.heads.logistic import held_out_logistic
+from hftl.heads.ridge import fit_ridge
+from hftl.tasks import ClassWeight, Task
+
+
+@dataclass(frozen=True)
+class HeldOutLogits:
+    """Logits of rows, each by a head that was solved without the row.
+
+    Attributes:
+        rows: (m,) int64, the rows that were held out once; all but those of classes with a single row.
+        logits: (m, num_labels) float32 after the temperature; a regression's predicted targets.
+        strength: the L2 strength; None for a regression, where each fold chooses its own.
+    """
+
+    rows: Tensor
+    logits: Tensor
+    strength: float | None
+
+
+def cross_validate(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    task: Task,
+    num_labels: int,
+    folds: int = 5,
+    strengths: Sequence[float] | None = None,
+    class_weight: ClassWeight = None,
+    bias: bool = True,
+    seed: int = 0,
+) -> HeldOutLogits:
+    """Solve a linear head without each fold in turn, and let it judge that fold.
+
+    Labels and seed alone decide the folds, so that heads on different features of the same rows can be compared row by
+    row. One strength serves all folds, chosen by their own log-loss: `fit_linear` chooses the same.
+
+    Args:
+        features: (n, dim) floating point.
+        labels: as for `fit_linear`.
+        task: what the labels mean.
+        num_labels: classes, labels or targets.
+        folds: how many.
+        strengths: L2 strengths to choose from; None for a path of 20.
+        class_weight: as for `fit_linear`.
+        bias: whether heads have a free bias.
+        seed: decides the folds.
+
+    Raises:
+        DataError: features or labels are malformed, have one class only, or no two rows of any class.
+    """
+    check_features(features)
+    labels = check_labels(labels, len(features), task, num_labels).to(features.device)
+    weights = loss_weights(labels, task, num_labels, class_weight)
+    path = None if strengths is None else sorted(map(float, strengths), reverse=True)
+    options = LinearOptions(task, num_labels, path, folds, "best", True, bias, True, 1e-10, seed)
+    if task.has_classes:
+        return HeldOutLogits(*held_out_logistic(features, labels, weights, options))
+    return _ridge(features, labels, options)
+
+
+def _ridge(features: Tensor, targets: Tensor, options: LinearOptions) -> HeldOutLogits:
+    """Each fold by a ridge regression of the others, which chooses its strength by their leave-one-out errors."""
+    if len(features) < 3:
+        raise DataError("regression needs at least three training rows to hold one out")
+    dealt = random_folds(targets, min(options.folds, len(features)), options.seed)
+    predicted = torch.zeros(len(targets), options.num_labels, device=features.device)
+    for fold in torch.unique(dealt).tolist():
+        held = dealt == fold
+        head = fit_ridge(features[~held], targets[~held], replace(options, calibrate=False), None)
+        predicted[held] = head.logits(features[held]).float()
+    return HeldOutLogits(torch.arange(len(targets), device=features.device), predicted, None)

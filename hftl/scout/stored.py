@@ -1,0 +1,169 @@
+"""Features of the training rows, as matrices: what every question of the scout is asked of.
+
+The scout never looks at the test split, except to find leaks: that split is for the number that a run reports.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hftl.backbones.protocol import Target
+from hftl.data import Data, Split
+from hftl.data.holdout import hold_out
+from hftl.errors import DataError
+from hftl.frozen.features import StoredFeatures
+from hftl.frozen.matrix import flatten_columns
+from hftl.frozen.recipe import inputs_of, stored_features, view_of
+from hftl.hub.client import staying_offline
+from hftl.parallel import start_processes
+from hftl.plugins.spec import BackboneOptions, BackboneSpec
+from hftl.recipes import Recipe
+from hftl.runs.console import quiet_libraries
+from hftl.store.values import Ragged
+from hftl.tasks import Task
+from hftl.terminal import Terminal
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """The training rows of a recipe, and what its backbone gives for them.
+
+    Attributes:
+        features: (n, d) float32 on the CPU. Where the model's own head reads every token, their mean.
+        split: the rows, with their labels.
+        data: what the labels mean.
+        target: the backbone.
+        stored: where the features are, and what it took to have them.
+        averaged: whether tokens were averaged.
+    """
+
+    features: Tensor
+    split: Split
+    data: Data
+    target: Target
+    stored: StoredFeatures
+    averaged: bool
+
+    @property
+    def task(self) -> Task:
+        """What the labels are."""
+        return self.data.task
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels of the rows; see `hftl.data.Split`."""
+        return torch.from_numpy(self.split.labels)
+
+    @property
+    def targets(self) -> Tensor:
+        """Labels as float32 (n, C): one-hot classes, labels of 0 and 1, or numbers."""
+        if self.task.is_exclusive:
+            return nn.functional.one_hot(self.labels, len(self.data.label_names)).float()
+        return self.labels.float()
+
+    @property
+    def bytes_per_row(self) -> int:
+        """What one row takes in the store."""
+        columns = self.stored.splits["train"].columns.values()
+        total = sum(c.values.nbytes if isinstance(c, Ragged) else c.nbytes for c in columns)
+        return round(total / max(len(self.split), 1))
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How recipes are read while a question is answered; narration goes to standard error.
+
+    Attributes:
+        say: where what was found is said.
+        offline: use only what is on this machine.
+        allow_pickle: read weights that are there only as a pickle, as nothing but tensors.
+        on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
+        quiet: print nothing but errors.
+    """
+
+    say: Terminal
+    offline: bool
+    allow_pickle: bool
+    on_bad_row: str
+    quiet: bool
+
+    def inputs(self, recipe: Recipe) -> tuple[BackboneSpec, Target, Data]:
+        """The backbone and the data that a recipe names.
+
+        Raises:
+            UserError: one of them cannot be used.
+        """
+        return inputs_of(recipe, self.say, BackboneOptions(recipe.max_length, self.offline, self.allow_pickle))
+
+    def training(self, recipe: Recipe, subset: int | None = None) -> TrainingRows:
+        """The features of a recipe's training rows, computed where they are missing.
+
+        Args:
+            recipe: the backbone and the data.
+            subset: take only about so many rows, stratified; the same ones for every backbone.
+
+        Raises:
+            UserError: the recipe, its data or its backbone cannot be used.
+            CutError: the backbone cannot be cut exactly.
+            StoreError: features cannot be stored.
+        """
+        spec, target, data = self.inputs(recipe)
+        return self.rows(recipe, spec, target, training_part(data, subset, recipe.seed))
+
+    def rows(self, recipe: Recipe, spec: BackboneSpec, target: Target, data: Data) -> TrainingRows:
+        """The features of all training rows of some data; as `training`."""
+        features = stored_features(
+            spec, target, data, [view_of(recipe)], self.say, on_bad_row=self.on_bad_row, quiet=self.quiet
+        )
+        split = features.splits["train"]
+        cut = features.content.cut
+        columns = {name: _averaged(split.columns[name]) for name in cut.kept() if name not in cut.tokens}
+        averaged = any(isinstance(split.columns[name], Ragged) for name in columns)
+        return TrainingRows(
+            flatten_columns(dict(columns), list(columns)),
+            split.split,
+            features.readable(data),
+            target,
+            features,
+            averaged,
+        )
+
+
+@contextmanager
+def reading(*, offline: bool, allow_pickle: bool, on_bad_row: str, quiet: bool) -> Iterator[Reader]:
+    """Read recipes with quiet libraries, and without the network where that is asked."""
+    quiet = quiet or not start_processes().is_main_process
+    with quiet_libraries(), staying_offline(offline):
+        yield Reader(Terminal(quiet=quiet, file=sys.stderr), offline, allow_pickle, on_bad_row, quiet)
+
+
+def training_part(data: Data, subset: int | None, seed: int) -> Data:
+    """The data's training rows alone, or about so many of them, stratified by class.
+
+    Raises:
+        DataError: the number of rows cannot be drawn.
+    """
+    train = data.train
+    if subset is not None and subset < len(train):
+        if subset < 2:
+            raise DataError(f"a subset of {subset} says nothing: give at least 2 rows for each class")
+        train = train.select(hold_out(train.labels, data.task, subset / len(train), seed)[1])
+    # The other splits stay unread: what the scout sees of them, a run could no longer report honestly.
+    return replace(data, train=train, validation=None, test=data.test.select(np.zeros(0, dtype=np.int64)))
+
+
+def _averaged(column: Tensor | Ragged) -> Tensor:
+    """A column with one vector a row: the mean of a row's tokens where rows have lengths of their own."""
+    if isinstance(column, Tensor):
+        return column
+    rows = torch.repeat_interleave(torch.arange(len(column.lengths)), column.lengths)
+    shape = (len(column.lengths), *column.values.shape[1:])
+    sums = torch.zeros(shape, dtype=torch.float32).index_add_(0, rows, column.values.float())
+    return sums / column.lengths.clamp_min(1).view(-1, *[1] * (len(shape) - 1))
