@@ -21,7 +21,9 @@ from torch import Tensor
 
 import hftl
 from hftl.backbones.loading import load_backbone
+from hftl.backbones.matching import data_for as data_of
 from hftl.backbones.protocol import Target
+from hftl.frozen.features import features_of
 from hftl.frozen.view import View, open_space
 from hftl.plugins.registry import find
 from hftl.plugins.spec import BackboneOptions
@@ -30,7 +32,7 @@ from hftl.store.store import FeatureStore
 FAST = hftl.Head(strengths=[1.0], folds=2, calibrate=False)
 DEEP = {"num_hidden_layers": 4}
 STAGES = {
-    "swin": {"depths": [2, 1, 1], "num_heads": [2, 2, 2]},
+    "swin": {"image_size": 64, "depths": [2, 1, 1], "num_heads": [2, 2, 2]},
     "convnext": {"hidden_sizes": [8, 16, 24], "depths": [1, 2, 1], "num_stages": 3},
     "resnet": {"hidden_sizes": [8, 16, 24], "depths": [1, 2, 1]},
 }
@@ -252,3 +254,35 @@ def test_a_backbone_without_depths_is_refused(tmp_path: Path) -> None:
     done = site.hftl("run", recipe(tmp_path, Path("stripes"), tmp_path / "data"), "--depth", "1")
     assert done.returncode == 2
     assert "stripes is a Stripes, which offers no depths" in done.stderr
+
+
+# ── all depths from one pass ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", [*IMAGES, *TEXTS])
+def test_one_pass_stores_what_runs_at_each_depth_read(name: str, checkpoint, tmp_path: Path, monkeypatch) -> None:
+    source, data = checkpoint(name), data_for(name, tmp_path)
+    blocks = 3 if name in STAGES else 4
+    spec = find(str(source))
+    backbone = load_backbone(spec, BackboneOptions())
+    read = data_of(backbone, str(data))
+    target = Target(backbone, backbone.config(read.task, read.label_names))
+    poolings = ("native", "mean") if name in TEXTS else ("native",)
+    views = [View(pooling, depth=depth) for depth in range(1, blocks + 1) for pooling in poolings]
+    features_of(FeatureStore(tmp_path / "shared"), target, spec.origin, read, views, quiet=True)
+    for view in views:
+        short = target.at_depth(view.depth)
+        own = View(view.pooling)
+        stored = features_of(FeatureStore(tmp_path / "shared"), short, spec.origin, read, [own], quiet=True)
+        alone = features_of(FeatureStore(tmp_path / "alone"), short, spec.origin, read, [own], quiet=True)
+        assert stored.counts["computed"] == 0
+        assert alone.counts["computed"] > 0
+        assert stored.content == alone.content
+        assert stored.space.id == alone.space.id
+        for split in stored.splits:
+            for column, value in stored.splits[split].columns.items():
+                torch.testing.assert_close(values(value), values(alone.splits[split].columns[column]), atol=1e-5, rtol=1e-5)
+
+
+def values(column: Any) -> Tensor:
+    return column if isinstance(column, Tensor) else column.values

@@ -152,7 +152,7 @@ def _is_derived(config: Any, name: str) -> bool:
     return bool(getattr(again, name, None) == getattr(config, name, None))
 
 
-def compare(
+def check_same(
     stack: Stack, depth: int, fields: Mapping[str, Any], short: nn.Module
 ) -> tuple[frozenset[str], frozenset[str]]:
     """See that a model made of a shortened configuration is the whole one without its last blocks.
@@ -235,10 +235,15 @@ def hollow_model(auto_class: Any, config: Any, tensors: Mapping[str, Tensor]) ->
     # What is no parameter is computed by the model's class, which cannot be done without numbers.
     with init_empty_weights(include_buffers=False):
         model = auto_class.from_config(copy.deepcopy(config), trust_remote_code=False)
+    share_tensors(model, tensors)
+    return model.eval()
+
+
+def share_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a model tensors, by its names, without a copy; those of another shape it leaves as it has them."""
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     given = {name: value for name, value in tensors.items() if shapes.get(name) == value.shape}
     model.load_state_dict(given, strict=False, assign=True)
-    return model.eval()
 
 
 def neutral_norm(model: nn.Module, norm: Iterable[str]) -> None:

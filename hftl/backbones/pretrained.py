@@ -22,7 +22,7 @@ from hftl.backbones.depth import (
     Shortened,
     Stack,
     check_depth,
-    compare,
+    check_same,
     find_stack,
     hollow_model,
     names_beyond,
@@ -169,7 +169,7 @@ class PretrainedBackbone:
                 raise ValueError("its configuration says nowhere how many blocks it has")
             other = copy.copy(self)
             other.base_config = type(self.base_config).from_dict(fields)
-            norm, lost = compare(stack, depth, shorter, other.skeleton(other.agreeing_config()))
+            norm, lost = check_same(stack, depth, shorter, other.skeleton(other.agreeing_config()))
         # Whatever a configuration's class, or a model's, raises on fewer blocks.
         except Exception as error:
             why = one_line(error, 200)
