@@ -281,7 +281,8 @@ def test_one_pass_stores_what_runs_at_each_depth_read(name: str, checkpoint, tmp
         assert stored.space.id == alone.space.id
         for split in stored.splits:
             for column, value in stored.splits[split].columns.items():
-                torch.testing.assert_close(values(value), values(alone.splits[split].columns[column]), atol=1e-5, rtol=1e-5)
+                expected = values(alone.splits[split].columns[column])
+                torch.testing.assert_close(values(value), expected, atol=1e-5, rtol=1e-5)
 
 
 def values(column: Any) -> Tensor:
