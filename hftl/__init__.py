@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from hftl.plugins.spec import BackboneOptions, BackboneSpec
     from hftl.predict import evaluate, load, predictions
     from hftl.recipes import Recipe, recipe
+    from hftl.scout.layers import Layers, layers
+    from hftl.scout.rank import Ranking, rank
+    from hftl.scout.transfer import Transfer, transfer
     from hftl.tasks import Task
 
 _HOME = {
@@ -59,12 +62,14 @@ _HOME = {
     "HubError": "hftl.errors",
     "ImageBackbone": "hftl.backbones.vision",
     "Interrupted": "hftl.errors",
+    "Layers": "hftl.scout.layers",
     "LoRA": "hftl.methods",
     "LoadedModel": "hftl.export.loaded",
     "Partial": "hftl.methods",
     "PluginError": "hftl.errors",
     "PretrainedBackbone": "hftl.backbones.pretrained",
     "Pushed": "hftl.hub.commit",
+    "Ranking": "hftl.scout.rank",
     "Recipe": "hftl.recipes",
     "RecipeError": "hftl.errors",
     "Run": "hftl.pipeline",
@@ -72,15 +77,19 @@ _HOME = {
     "StoreError": "hftl.errors",
     "Task": "hftl.tasks",
     "TextBackbone": "hftl.backbones.text",
+    "Transfer": "hftl.scout.transfer",
     "UserError": "hftl.errors",
     "compute_features": "hftl.pipeline",
     "evaluate": "hftl.predict",
     "hookimpl": "hftl.plugins.hookspecs",
+    "layers": "hftl.scout.layers",
     "load": "hftl.predict",
     "predictions": "hftl.predict",
     "push": "hftl.export.push",
+    "rank": "hftl.scout.rank",
     "recipe": "hftl.recipes",
     "run": "hftl.pipeline",
+    "transfer": "hftl.scout.transfer",
     "write_features": "hftl.frozen.matrix",
 }
 
@@ -101,12 +110,14 @@ __all__ = [
     "HubError",
     "ImageBackbone",
     "Interrupted",
+    "Layers",
     "LoRA",
     "LoadedModel",
     "Partial",
     "PluginError",
     "PretrainedBackbone",
     "Pushed",
+    "Ranking",
     "Recipe",
     "RecipeError",
     "Run",
@@ -114,15 +125,19 @@ __all__ = [
     "StoreError",
     "Task",
     "TextBackbone",
+    "Transfer",
     "UserError",
     "compute_features",
     "evaluate",
     "hookimpl",
+    "layers",
     "load",
     "predictions",
     "push",
+    "rank",
     "recipe",
     "run",
+    "transfer",
     "write_features",
 ]
 

@@ -188,7 +188,7 @@ class PretrainedBackbone:
             BackboneError: it has none, or several.
         """
         whole = self.skeleton(self.agreeing_config())
-        return find_stack(whole, self._head(whole), self.name)
+        return find_stack(whole, self.head_of(whole), self.name)
 
     def prove_depth(self, model: nn.Module) -> None:
         """See that a model which was built of this backbone has its blocks and no others.
@@ -265,7 +265,7 @@ class PretrainedBackbone:
         if self.shortened:
             neutral_norm(model, self.shortened.norm)
             untrained -= self.shortened.norm
-        head = self._head(model) | untrained
+        head = self.head_of(model) | untrained
         return model, head.intersection(name for name, _ in model.named_parameters())
 
     def load_trained(self) -> tuple[Any, set[str]]:
@@ -301,7 +301,7 @@ class PretrainedBackbone:
 
         transformers would draw them anew, and they would be trained like a head: only the labels may change a shape.
         """
-        head = self._head(model)
+        head = self.head_of(model)
         if self.shortened:
             mismatched = mismatched - self.shortened.norm
         wrong = sorted(mismatched - head) if head else []
@@ -369,7 +369,7 @@ class PretrainedBackbone:
         without_generation(model.config)
         return model.eval()
 
-    def _head(self, model: Any) -> set[str]:
+    def head_of(self, model: Any) -> set[str]:
         """The parameters that the architecture's base class does not have: what stands on top of it."""
         try:
             with torch.device("meta"):

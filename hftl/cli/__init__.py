@@ -17,8 +17,24 @@ from typing import Annotated, Any
 import typer
 
 from hftl._version import __version__
-from hftl.cli import backbones, cache, doctor, evaluate, features, new, plugins, predict, push, recipes, run
+from hftl.cli import (
+    backbones,
+    cache,
+    doctor,
+    evaluate,
+    features,
+    layers,
+    new,
+    plugins,
+    predict,
+    push,
+    rank,
+    recipes,
+    run,
+    transfer,
+)
 from hftl.cli.launch import is_first_process
+from hftl.cli.questions import TAKES_FLAGS
 from hftl.cli.stopping import STATUS, StopOnce
 from hftl.errors import HftlError, UserError
 from hftl.wording import named_error, plain, printable
@@ -43,10 +59,11 @@ def build_app() -> typer.Typer:
         name="hftl", help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
     )
     app.callback()(options)
-    app.command("run", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run.run)
-    app.command("features", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
-        features.features
-    )
+    app.command("run", context_settings=TAKES_FLAGS)(run.run)
+    app.command("features", context_settings=TAKES_FLAGS)(features.features)
+    app.command("rank", context_settings=TAKES_FLAGS)(rank.rank)
+    app.command("layers", context_settings=TAKES_FLAGS)(layers.layers)
+    app.command("transfer", context_settings=TAKES_FLAGS)(transfer.transfer)
     app.command("predict")(predict.predict)
     app.command("evaluate")(evaluate.evaluate)
     app.command("push")(push.push)

@@ -94,7 +94,7 @@ def remember(ramp: Ramp, key: str, memory: Path) -> None:
     keep_remembered(memory, key, ramp.budget)
 
 
-def keep_remembered(memory: Path, key: str, value: int) -> None:
+def keep_remembered(memory: Path, key: str, value: float) -> None:
     """Write a small fact where `remembered` finds it; one that cannot be written is found out again."""
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)

@@ -65,9 +65,13 @@ class Models:
             self.echo = Echo(model, stack_of(target.backbone), self.probes[0])
         for depth in depths:
             self.built[depth] = self._at_depth(target.at_depth(depth), depth)
+        # After the last of them was made, so that what one probe gives serves all.
+        for depth in depths:
+            prepare_head(self.built[depth].model, self.built[depth].head, self.probes)
+            prove_echo(self.built[depth].model, depth, self.probes[0])
 
     def _at_depth(self, short: Target, depth: int) -> Ready:
-        """A model whose blocks answer with what the whole one's return, proved on the probes."""
+        """A model whose blocks answer with what the whole one's return."""
         assert isinstance(short.backbone, PretrainedBackbone)
         made = short.backbone.shortened
         model = short.backbone.hollow(short.config, self.whole.model.state_dict())
@@ -79,8 +83,6 @@ class Models:
                 setattr(model.get_submodule(owner), own, nn.Parameter(torch.zeros(model.get_parameter(name).shape)))
         speed_up(model)
         self.echo.answers_for(model, depth, stage=bool(made and made.lost))
-        prepare_head(model, head, self.probes)
-        prove_echo(model, depth, self.probes[0])
         rule = self.whole.rule
         if rule is not None:
             files = short.backbone.weight_files()

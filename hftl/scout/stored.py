@@ -42,6 +42,7 @@ class TrainingRows:
         target: the backbone.
         stored: where the features are, and what it took to have them.
         averaged: whether tokens were averaged.
+        seed: of folds and samples.
     """
 
     features: Tensor
@@ -50,6 +51,7 @@ class TrainingRows:
     target: Target
     stored: StoredFeatures
     averaged: bool
+    seed: int
 
     @property
     def task(self) -> Task:
@@ -126,13 +128,15 @@ class Reader:
         cut = features.content.cut
         columns = {name: _averaged(split.columns[name]) for name in cut.kept() if name not in cut.tokens}
         averaged = any(isinstance(split.columns[name], Ragged) for name in columns)
+        matrix = flatten_columns(dict(columns), list(columns))
         return TrainingRows(
-            flatten_columns(dict(columns), list(columns)),
-            split.split,
-            features.readable(data),
-            target,
-            features,
-            averaged,
+            features=matrix,
+            split=split.split,
+            data=features.readable(data),
+            target=target,
+            stored=features,
+            averaged=averaged,
+            seed=recipe.seed,
         )
 
 

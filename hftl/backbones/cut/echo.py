@@ -84,7 +84,7 @@ class Echo:
         noted: dict[str, Any] = {}
         with ExitStack() as hooks, torch.inference_mode(False), torch.no_grad():
             for name in self._noted:
-                hook = self.whole.get_submodule(name).register_forward_hook(_note(noted, name))
+                hook = self.whole.get_submodule(name).register_forward_hook(_noting(noted, name))
                 hooks.callback(hook.remove)
             self.whole(**self._batch)
         # The batch is kept with it, so that nothing else can come to lie where it lies.
@@ -120,7 +120,7 @@ def prove_echo(short: nn.Module, depth: int, batch: Mapping[str, Tensor]) -> Non
         raise CutError(f"depth {depth}, read from the whole model's pass, differs from its own by {worst:.1e}")
 
 
-def _note(noted: dict[str, Any], name: str) -> Callable[..., None]:
+def _noting(noted: dict[str, Any], name: str) -> Callable[..., None]:
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         noted[name] = output
 

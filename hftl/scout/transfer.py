@@ -1,0 +1,262 @@
+"""``transfer``: is it worth anything that the backbone was pretrained, and for which classes?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from torch import Tensor
+
+from hftl.backbones.protocol import Target
+from hftl.backbones.untrained import Untrained
+from hftl.data import Texts
+from hftl.errors import BackboneError, CutError
+from hftl.heads.folds import random_folds, rarest_label_folds, stratified_folds
+from hftl.intervals import (
+    LEVEL,
+    Array,
+    Difference,
+    Interval,
+    difference,
+    holm,
+    percentiles,
+    resamples,
+    spread_of_folds,
+)
+from hftl.metrics.resampled import resampled_metric
+from hftl.recipes import Recipe
+from hftl.scout.answer import Answer
+from hftl.scout.plain import image_features, text_scores
+from hftl.scout.probe import Score, linear_probe, scored
+from hftl.scout.stored import TrainingRows, reading, training_part
+from hftl.tasks import Task
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Something that never saw the data of the pretraining, and how far the pretrained backbone is ahead of it.
+
+    Attributes:
+        name: what it is.
+        score: the task's metric on the same held-out rows.
+        gain: the pretrained backbone's score minus its own; p adjusted for all rivals.
+        draws: its score with predictions, one for each draw of random weights.
+    """
+
+    name: str
+    score: Interval
+    gain: Difference
+    draws: list[Score] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class OutputTransfer:
+    """One class, label or target: the pretrained backbone against the best rival.
+
+    Attributes:
+        name: of the class, label or target.
+        pretrained: recall of a class; the task's metric of a label or a target.
+        rival: the same of the best rival.
+        gain: their difference; p adjusted for all outputs.
+    """
+
+    name: str
+    pretrained: float
+    rival: float
+    gain: Difference
+
+
+@dataclass(frozen=True)
+class Transfer(Answer):
+    """Whether the transfer is positive.
+
+    Attributes:
+        verdict: ``positive``, better than every rival beyond noise; ``negative``, worse than one of them; ``none``.
+        metric: ``accuracy``, ``map`` or ``r2``.
+        rows: training rows that were used.
+        backbone: what was pretrained.
+        pretrained: its cross-validated linear probe.
+        rivals: from best to worst.
+        outputs: each class, label or target, the most hurt first.
+        hurt: names of those that are worse than with the best rival beyond noise.
+        notes: what could not be compared, and why.
+        advice: one sentence.
+    """
+
+    verdict: str
+    metric: str
+    rows: int
+    backbone: str
+    pretrained: Interval
+    rivals: list[Rival]
+    outputs: list[OutputTransfer]
+    hurt: list[str]
+    notes: list[str]
+    advice: str
+
+
+def transfer(
+    recipe: Recipe,
+    *,
+    subset: int | None = None,
+    folds: int = 5,
+    seeds: int = 3,
+    offline: bool = False,
+    allow_pickle: bool = False,
+    on_bad_row: str = "error",
+    quiet: bool = False,
+) -> Transfer:
+    """Compare a pretrained backbone with what needs no pretraining, by the same head on the same folds.
+
+    The rivals: the same architecture with random weights (the mean of several draws), a model without a network (TF-IDF
+    n-grams; colours, edges and pixels), and the most frequent class (or the mean). The random twins' features are kept
+    like all others.
+
+    Args:
+        recipe: the backbone and the data.
+        subset: use only about so many training rows, stratified.
+        folds: of the cross-validation.
+        seeds: how many twins with random weights.
+        offline: use only what is on this machine.
+        allow_pickle: read weights that are there only as a pickle, as nothing but tensors.
+        on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
+        quiet: print nothing but errors.
+
+    Raises:
+        UserError: the recipe, its data or its backbone cannot be used.
+        CutError: the backbone cannot be cut exactly.
+    """
+    with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
+        spec, target, data = reader.inputs(recipe)
+        part = training_part(data, subset, recipe.seed)
+        known = reader.rows(recipe, spec, target, part)
+        pretrained = _probe(known, known.features, folds)
+        rivals: dict[str, list[Score]] = {}
+        notes = []
+        try:
+            twins = [Target(Untrained(target.backbone, recipe.seed + i), target.config) for i in range(seeds)]
+            made = [reader.rows(recipe, spec, twin, part) for twin in twins]
+            rivals[f"random weights, {seeds} times"] = [_probe(known, twin.features, folds) for twin in made]
+        except (BackboneError, CutError) as error:
+            notes.append(f"not compared with random weights: {error}")
+        if plain := _without_network(known, folds):
+            rivals["no network"] = [plain]
+        else:
+            notes.append(f"no model without a network is known for {target.backbone.modality}")
+        rivals["most frequent class" if known.task.is_exclusive else "no features"] = [_constant(known, pretrained)]
+    gains = {name: _gain(pretrained, scores, folds) for name, scores in rivals.items()}
+    adjusted = holm([gain.p for gain in gains.values()])
+    met = [
+        Rival(name, _mean(rivals[name]), replace(gain, p=p), rivals[name])
+        for (name, gain), p in zip(gains.items(), adjusted, strict=True)
+    ]
+    met.sort(key=lambda rival: -rival.score.value)
+    outputs = _by_output(known, pretrained, met[0].draws, folds)
+    hurt = [each.name for each in outputs if each.gain.value < 0 and each.gain.p < 1 - LEVEL]
+    verdict = _verdict([rival.gain for rival in met])
+    return Transfer(
+        verdict,
+        known.task.metric,
+        len(known.split),
+        target.backbone.name,
+        pretrained.interval,
+        met,
+        outputs,
+        hurt,
+        notes,
+        _advice(verdict, pretrained.interval, met, hurt),
+    )
+
+
+def _probe(known: TrainingRows, features: Tensor, folds: int) -> Score:
+    outputs = len(known.data.label_names)
+    return linear_probe(features, known.labels, task=known.task, num_labels=outputs, folds=folds, seed=known.seed)
+
+
+def _without_network(known: TrainingRows, folds: int) -> Score | None:
+    """The model without a network for what the backbone reads; None where none is known."""
+    inputs, modality = known.split.inputs, known.target.backbone.modality
+    if isinstance(inputs, Texts):
+        deal = known.task.case(single_label=stratified_folds, multi_label=rarest_label_folds, regression=random_folds)
+        dealt = deal(known.labels, folds, known.seed).numpy()
+        scores = text_scores(inputs, known.split.labels, known.task, dealt)
+        return scored(known.task, known.split.labels, np.flatnonzero(dealt >= 0), scores, seed=known.seed)
+    return _probe(known, image_features(inputs), folds) if modality == "image" else None
+
+
+def _constant(known: TrainingRows, pretrained: Score) -> Score:
+    """The same answer for every row: the mean of the labels."""
+    answer = known.targets.mean(0).expand(len(pretrained.rows), -1).numpy()
+    return scored(known.task, known.split.labels, pretrained.rows, answer, seed=known.seed)
+
+
+def _mean(scores: Sequence[Score]) -> Interval:
+    """The mean of several models' scores of the same rows."""
+    if len(scores) == 1:
+        return scores[0].interval
+    mean = float(np.mean([score.interval.value for score in scores]))
+    return percentiles(mean, np.mean([score.draws for score in scores], axis=0))
+
+
+def _gain(pretrained: Score, rivals: Sequence[Score], folds: int) -> Difference:
+    value = pretrained.interval.value - float(np.mean([rival.interval.value for rival in rivals]))
+    draws = pretrained.draws - np.mean([rival.draws for rival in rivals], axis=0)
+    return difference(value, draws, spread=spread_of_folds(folds))
+
+
+def _by_output(known: TrainingRows, pretrained: Score, rivals: Sequence[Score], folds: int) -> list[OutputTransfer]:
+    """Each class, label or target, the most hurt first."""
+    labels = known.split.labels[pretrained.rows]
+
+    def measured(times: Array) -> tuple[Array, Array]:
+        """The pretrained backbone's and the rivals' mean, (b, C) each."""
+        ours = _each_output(known.task, pretrained.scores, labels, times)
+        return ours, np.mean([_each_output(known.task, rival.scores, labels, times) for rival in rivals], axis=0)
+
+    (ours,), (theirs,) = measured(np.ones((1, len(labels))))
+    drawn = [measured(times) for times in resamples(len(labels), seed=known.seed)]
+    draws = np.concatenate([one - other for one, other in drawn])
+    spread = spread_of_folds(folds)
+    occurring = [k for k in range(len(ours)) if np.isfinite(ours[k])]
+    gains = {}
+    for k in occurring:
+        value = float(ours[k] - theirs[k])
+        # A sample without a row of the class says nothing of it.
+        gains[k] = difference(value, np.where(np.isfinite(draws[:, k]), draws[:, k], value), spread=spread)
+    adjusted = dict(zip(occurring, holm([gains[k].p for k in occurring]), strict=True))
+    outputs = [
+        OutputTransfer(known.data.label_names[k], float(ours[k]), float(theirs[k]), replace(gains[k], p=adjusted[k]))
+        for k in occurring
+    ]
+    return sorted(outputs, key=lambda each: each.gain.value)
+
+
+def _each_output(task: Task, scores: np.ndarray, labels: np.ndarray, times: Array) -> Array:
+    """Recall of each class, or the metric of each label or target: float64 (b, C), NaN where a sample has no row."""
+    if task.is_exclusive:
+        member = (labels[:, None] == np.arange(scores.shape[1])).astype(np.float64)
+        right = (scores.argmax(1) == labels)[:, None] * member
+        with np.errstate(invalid="ignore"):
+            recall: Array = (times @ right) / (times @ member)
+        return recall
+    columns = [resampled_metric(task, scores[:, [k]], labels[:, [k]], times) for k in range(scores.shape[1])]
+    return np.stack(columns, axis=1)
+
+
+def _verdict(gains: Sequence[Difference]) -> str:
+    certain = [gain.value for gain in gains if gain.p < 1 - LEVEL]
+    if any(value < 0 for value in certain):
+        return "negative"
+    return "positive" if len(certain) == len(gains) else "none"
+
+
+def _advice(verdict: str, pretrained: Interval, met: Sequence[Rival], hurt: Sequence[str]) -> str:
+    best = met[0]
+    against = f"{pretrained} against {best.score} of the best rival ({best.name})"
+    if verdict == "positive":
+        worse = f", but it hurts {', '.join(hurt[:5])}" if hurt else ""
+        return f"The transfer is positive: {against}{worse}."
+    if verdict == "negative":
+        return f"The transfer is negative: {against}; take another backbone, or none."
+    return f"No transfer can be seen: {against}; try another backbone (hftl rank), or label more rows."
