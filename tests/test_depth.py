@@ -20,6 +20,7 @@ from test_bare_backbone import PLUGIN
 from torch import Tensor
 
 import hftl
+from hftl.backbones.cut.echo import Echo
 from hftl.backbones.loading import load_backbone
 from hftl.backbones.matching import data_for as data_of
 from hftl.backbones.protocol import Target
@@ -287,3 +288,68 @@ def test_one_pass_stores_what_runs_at_each_depth_read(name: str, checkpoint, tmp
 
 def values(column: Any) -> Tensor:
     return column if isinstance(column, Tensor) else column.values
+
+
+# ── which depth ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_layers_probes_every_depth_and_a_run_computes_nothing_again(checkpoint, tmp_path: Path, cli: Cli) -> None:
+    source, data = checkpoint("bert"), data_for("bert", tmp_path)
+    made = recipe(tmp_path, source, data)
+    answer = json.loads(cli.ok("layers", made, "--json"))
+    assert [each["depth"] for each in answer["depths"]] == [1, 2, 3, 4]
+    for each in answer["depths"]:
+        assert set(each["pooled"]) == {"mean", "cls"}
+        assert 0 <= each["probe"]["low"] <= each["probe"]["value"] <= each["probe"]["high"] <= 1
+    parameters = [each["parameters"] for each in answer["depths"]]
+    assert parameters == sorted(set(parameters))
+    same = [each["depth"] for each in answer["depths"] if each["same"]]
+    assert answer["chosen"] == min(same)
+    assert answer["best"] in same
+    for depth in (1, 3, 4):
+        cli.ok("run", made, "--depth", str(depth), "--out", str(depth))
+        assert runs.metrics(Path(str(depth)))["features"]["computed"] == 0
+    cli.ok("run", made, "--depth", "2", "--pooling", "mean", "--out", "pooled")
+    assert runs.metrics(Path("pooled"))["features"]["computed"] == 0
+    table = cli.ok("layers", made)
+    assert "chosen" in table
+    assert f"--depth {answer['chosen']}" in table
+
+
+def test_the_probe_of_a_depth_is_that_of_its_own_features(checkpoint, tmp_path: Path) -> None:
+    source, data = checkpoint("vit"), data_for("vit", tmp_path)
+    made = hftl.Recipe(backbone=str(source), data=str(data), method=FAST)
+    answer = hftl.layers(made, quiet=True)
+    for each in answer.depths:
+        alone = hftl.rank(made.model_copy(update={"depth": each.depth}), [str(source)], quiet=True)
+        assert alone.backbones[0].probe == each.probe
+
+
+def test_auto_takes_a_depth_says_why_and_records_the_number(checkpoint, tmp_path: Path, cli: Cli) -> None:
+    source, data = checkpoint("bert"), data_for("bert", tmp_path)
+    made = recipe(tmp_path, source, data)
+    said = cli.ok("run", made, "--depth", "auto", "--out", "auto")
+    chosen = json.loads(cli.ok("layers", made, "--json"))["chosen"]
+    assert f"depth     Depth {chosen} of 4" in said
+    assert json.loads(Path("auto/recipe.json").read_text())["recipe"]["depth"] == chosen
+    assert json.loads(Path("auto/model/config.json").read_text())["num_hidden_layers"] == chosen
+    assert runs.metrics(Path("auto"))["features"]["computed"] == 0
+    assert "give a number" in cli.refused("features", made, "--depth", "auto")
+
+
+def test_an_echo_that_is_not_the_depths_own_pass_stores_nothing(checkpoint, tmp_path: Path, monkeypatch) -> None:
+    source, data = checkpoint("vit"), data_for("vit", tmp_path)
+    spec = find(str(source))
+    backbone = load_backbone(spec, BackboneOptions())
+    read = data_of(backbone, str(data))
+    target = Target(backbone, backbone.config(read.task, read.label_names))
+    honest = Echo._outputs
+
+    def wrong(self: Echo) -> dict[str, Any]:
+        return {name: value + 0.1 * torch.randn_like(value) for name, value in honest(self).items()}
+
+    monkeypatch.setattr(Echo, "_outputs", wrong)
+    store = FeatureStore(tmp_path / "store")
+    with pytest.raises(hftl.CutError, match="differs from its own"):
+        features_of(store, target, spec.origin, read, [View(depth=2)], quiet=True)
+    assert not list((tmp_path / "store").rglob("*.safetensors"))

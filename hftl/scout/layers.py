@@ -15,7 +15,7 @@ from hftl.intervals import LEVEL, Interval
 from hftl.plugins.spec import BackboneSpec
 from hftl.recipes import Recipe
 from hftl.scout.answer import Answer
-from hftl.scout.cost import parameters, rows_per_second
+from hftl.scout.cost import rows_per_second
 from hftl.scout.probe import Score, compare, linear_probe
 from hftl.scout.stored import Reader, TrainingRows, reading, training_part
 from hftl.terminal import Terminal
@@ -29,7 +29,7 @@ class DepthScore:
         depth: how many blocks.
         probe: the exact linear head on held-out rows, on what the recipe's own head would read.
         pooled: the same on other poolings of the tokens: ``mean`` and ``cls``, where the backbone reads texts.
-        parameters: numbers in these blocks, and in what stands before and behind them.
+        parameters: numbers in the model that a run at this depth exports.
         same: whether the probe is the same within noise as the best depth's.
         score: the probe with its bootstrap draws.
     """
@@ -121,7 +121,7 @@ def layers(
                 depth,
                 scores[depth].interval,
                 {view.pooling: _probed(asked.rows(view, depth), folds).interval for view in views[1:]},
-                parameters(known[depth].target),
+                sum(value.numel() for value in known[depth].target.skeleton().parameters()),
                 same[depth],
                 scores[depth],
             )
