@@ -108,7 +108,8 @@ def layers(
         poolings: Sequence[Pooling] = ("mean", "cls") if target.backbone.wants == "text" else ()
         views = [own, *(replace(own, pooling=pooling) for pooling in poolings if pooling != own.pooling)]
         kept = data if subset is None else training_part(data, subset, recipe.seed)
-        every = [replace(view, depth=depth) for depth in depths for view in views]
+        # The deepest first: by it the store remembers how many rows the device takes at once.
+        every = [replace(view, depth=depth) for depth in reversed(depths) for view in views]
         stored_features(spec, target, kept, every, reader.say, on_bad_row=on_bad_row, quiet=reader.quiet)
         asked = _Asked(recipe, spec, target, training_part(data, subset, recipe.seed), reader)
         known = {depth: asked.rows(own, depth) for depth in depths}

@@ -81,6 +81,8 @@ class Echo:
         for known, _, outputs in self._runs:
             if known == key:
                 return outputs
+        # Before the next ones take memory.
+        del self._runs[: len(self._runs) - self.most + 1]
         noted: dict[str, Any] = {}
         with ExitStack() as hooks, torch.inference_mode(False), torch.no_grad():
             for name in self._noted:
@@ -88,7 +90,7 @@ class Echo:
                 hooks.callback(hook.remove)
             self.whole(**self._batch)
         # The batch is kept with it, so that nothing else can come to lie where it lies.
-        self._runs = [*self._runs, (key, self._batch, noted)][-self.most :]
+        self._runs.append((key, self._batch, noted))
         return noted
 
 

@@ -62,9 +62,10 @@ class Frontier:
         for hook in self._hooks:
             hook.remove()
         for name in self.frozen:
-            attributes, before = self.modules[name].__dict__, self._before[name]
-            # One that answers already, for a model of another depth, goes on doing so.
-            attributes.pop("forward") if before is None else attributes.update(forward=before)
+            del self.modules[name].__dict__["forward"]
+            if self._before[name] is not None:
+                # One that answers for another model, as `hftl.backbones.cut.echo` lets it, goes on doing so.
+                self.modules[name].__dict__["forward"] = self._before[name]
 
     def _reset(self, *_: object) -> None:
         self.recorded = []
