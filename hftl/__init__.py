@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from hftl.plugins.spec import BackboneOptions, BackboneSpec
     from hftl.predict import evaluate, load, predictions
     from hftl.recipes import Recipe, recipe
+    from hftl.scout.curve import Curve, curve
     from hftl.scout.layers import Layers, layers
     from hftl.scout.rank import Ranking, rank
     from hftl.scout.transfer import Transfer, transfer
@@ -52,6 +53,7 @@ _HOME = {
     "BackboneSpec": "hftl.plugins.spec",
     "BadRowError": "hftl.errors",
     "ConvergenceError": "hftl.errors",
+    "Curve": "hftl.scout.curve",
     "CutError": "hftl.errors",
     "DataError": "hftl.errors",
     "Encoded": "hftl.backbones.protocol",
@@ -80,6 +82,7 @@ _HOME = {
     "Transfer": "hftl.scout.transfer",
     "UserError": "hftl.errors",
     "compute_features": "hftl.pipeline",
+    "curve": "hftl.scout.curve",
     "evaluate": "hftl.predict",
     "hookimpl": "hftl.plugins.hookspecs",
     "layers": "hftl.scout.layers",
@@ -100,6 +103,7 @@ __all__ = [
     "BackboneSpec",
     "BadRowError",
     "ConvergenceError",
+    "Curve",
     "CutError",
     "DataError",
     "Encoded",
@@ -128,6 +132,7 @@ __all__ = [
     "Transfer",
     "UserError",
     "compute_features",
+    "curve",
     "evaluate",
     "hookimpl",
     "layers",

@@ -20,6 +20,7 @@ from hftl._version import __version__
 from hftl.cli import (
     backbones,
     cache,
+    curve,
     doctor,
     evaluate,
     features,
@@ -64,6 +65,7 @@ def build_app() -> typer.Typer:
     app.command("rank", context_settings=TAKES_FLAGS)(rank.rank)
     app.command("layers", context_settings=TAKES_FLAGS)(layers.layers)
     app.command("transfer", context_settings=TAKES_FLAGS)(transfer.transfer)
+    app.command("curve", context_settings=TAKES_FLAGS)(curve.curve)
     app.command("predict")(predict.predict)
     app.command("evaluate")(evaluate.evaluate)
     app.command("push")(push.push)

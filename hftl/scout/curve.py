@@ -1,0 +1,235 @@
+"""``curve``: how the score grows with the number of labels, and what twice as many would bring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hftl.data.holdout import hold_out
+from hftl.errors import DataError
+from hftl.heads import fit_linear
+from hftl.intervals import LEVEL, RESAMPLES, Array, Interval, difference, percentiles
+from hftl.recipes import Recipe
+from hftl.scout.answer import Answer
+from hftl.scout.probe import Score, scored
+from hftl.scout.stored import TrainingRows, reading
+from hftl.tasks import Task
+
+HELD_OUT = 0.2
+# Sizes of training sets: each next one is this share of the one before, down to so many rows, and so many a class.
+STEP, MOST_SIZES, FEWEST_SIZES = 0.5**0.5, 10, 4
+FEWEST_ROWS, FEWEST_OF_A_CLASS = 16, 2
+# Exponents of the power law that are tried.
+_EXPONENTS = np.geomspace(0.05, 2.0, 80)
+# An interval of the gain that is wider than this says no more than that nobody knows.
+_TOO_WIDE = 0.05
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """The score of heads trained on so many rows.
+
+    Attributes:
+        rows: labelled rows.
+        score: the task's metric on held-out rows, the mean of all seeds.
+    """
+
+    rows: int
+    score: Interval
+
+
+@dataclass(frozen=True)
+class Curve(Answer):
+    """Score against the number of labels.
+
+    Attributes:
+        metric: ``accuracy``, ``map`` or ``r2``.
+        rows: training rows that there are.
+        seeds: draws of held-out and training rows.
+        points: from few rows to many.
+        limit: what the fitted law tends to with endless labels.
+        doubled: what twice the labels would bring, in units of the metric; None where the data cannot tell.
+        predicted: what the law fitted without the largest size says of it.
+        why_not: why the data cannot tell; empty where they can.
+        advice: one sentence.
+    """
+
+    metric: str
+    rows: int
+    seeds: int
+    points: list[CurvePoint]
+    limit: Interval | None
+    doubled: Interval | None
+    predicted: float | None
+    why_not: str
+    advice: str
+
+
+def curve(
+    recipe: Recipe,
+    *,
+    seeds: int = 5,
+    subset: int | None = None,
+    offline: bool = False,
+    allow_pickle: bool = False,
+    on_bad_row: str = "error",
+    quiet: bool = False,
+) -> Curve:
+    """Train exact heads on nested stratified parts of the training rows, and extrapolate.
+
+    For each seed a fifth of the training rows is held out and heads are solved on growing parts of the rest. The law
+    ``a - b n^-c`` (Cortes et al., *Learning curves: asymptotic values and rate of convergence*, NIPS 1993) is fitted to
+    the mean of all seeds, and again to 2,000 bootstrap samples of seeds and held-out rows.
+
+    Args:
+        recipe: the backbone and the data.
+        seeds: how many draws.
+        subset: use only about so many training rows, stratified.
+        offline: use only what is on this machine.
+        allow_pickle: read weights that are there only as a pickle, as nothing but tensors.
+        on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
+        quiet: print nothing but errors.
+
+    Raises:
+        UserError: the recipe, its data or its backbone cannot be used, or there are too few rows for a single part.
+        CutError: the backbone cannot be cut exactly.
+    """
+    with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
+        known = reader.training(recipe, subset)
+    sizes, scores = _measured(known, seeds)
+    return _answer(known, sizes, scores)
+
+
+def _measured(known: TrainingRows, seeds: int) -> tuple[list[int], list[list[Score]]]:
+    """The sizes, and for each of them the score of each seed."""
+    labels, task = known.split.labels, known.task
+    sizes: list[int] = []
+    scores: list[list[Score]] = []
+    strengths: list[float] = []
+    for seed in range(known.seed, known.seed + seeds):
+        pool, held = hold_out(labels, task, HELD_OUT, seed)
+        order = pool[nested_order(labels[pool], task, seed)]
+        if not sizes:
+            sizes = _sizes(len(pool), len(known.data.label_names) if task.is_exclusive else 0)
+            scores = [[] for _ in sizes]
+        for place, size in enumerate(sizes):
+            # The first seed chooses the strength of its size: it depends on the size far more than on the draw.
+            given = strengths[place : place + 1] or None
+            fit = fit_linear(
+                known.features[order[:size]],
+                known.labels[order[:size]],
+                task=task,
+                num_labels=len(known.data.label_names),
+                strengths=given,
+                calibrate=False,
+                seed=seed,
+            )
+            if given is None:
+                strengths.append(float(fit.report["chosen"]))
+            logits = fit.logits(known.features[held]).numpy()
+            scores[place].append(scored(task, labels, held, logits, seed=seed))
+    return sizes, scores
+
+
+def nested_order(labels: np.ndarray, task: Task, seed: int) -> np.ndarray:
+    """An order of rows, int64 (n,), of which every beginning has the classes in proportion."""
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(labels))
+    if not task.is_exclusive:
+        return order
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        # Rows of a class are spread evenly over the order; where in the first gap they begin is left to chance.
+        place[members] = (np.arange(len(members)) + generator.random()) / len(members)
+    return np.argsort(place, kind="stable")
+
+
+def _sizes(most: int, classes: int) -> list[int]:
+    fewest = max(FEWEST_ROWS, FEWEST_OF_A_CLASS * classes)
+    sizes = [round(most * STEP**k) for k in range(MOST_SIZES)]
+    kept = sorted({size for size in sizes if size >= fewest})
+    if not kept:
+        raise DataError(
+            f"{most:,} rows are left to train on when a fifth is held out, and a learning curve begins at {fewest:,} "
+            f"({FEWEST_OF_A_CLASS} of each class): label more rows"
+        )
+    return kept
+
+
+def _answer(known: TrainingRows, sizes: list[int], scores: list[list[Score]]) -> Curve:
+    metric, rows, seeds = known.task.metric, len(known.split), len(scores[0])
+    values = np.array([[score.interval.value for score in of_size] for of_size in scores])
+    # Seeds are drawn again together with rows; one sample takes the same ones at every size.
+    chosen = np.random.default_rng(known.seed).integers(0, seeds, (RESAMPLES, seeds))
+    every = np.array([[score.draws for score in of_size] for of_size in scores])
+    draws = every[:, chosen, np.arange(RESAMPLES)[:, None]].mean(2)
+    means = values.mean(1)
+    points = [CurvePoint(n, percentiles(float(v), d)) for n, v, d in zip(sizes, means, draws, strict=True)]
+    limit, gained, predicted, why_not = None, None, None, ""
+    rise = difference(float(means[-1] - means[0]), draws[-1] - draws[0])
+    if len(sizes) < FEWEST_SIZES:
+        why_not = f"{len(sizes)} sizes of training sets are too few for a curve"
+    elif rise.value <= 0 or rise.p > 1 - LEVEL:
+        why_not = f"{metric} does not rise beyond noise from {sizes[0]:,} to {sizes[-1]:,} labels"
+    else:
+        noise = draws.std(1).clip(1e-6)
+        laws = fitted_laws(np.array(sizes), np.column_stack([means, draws]).T, noise)
+        at = [law_at(laws, n) for n in (rows, 2 * rows)]
+        gain = at[1] - at[0]
+        limit = percentiles(float(laws[0, 0]), laws[1:, 0])
+        gained = percentiles(float(gain[0]), gain[1:])
+        earlier = fitted_laws(np.array(sizes[:-1]), means[None, :-1], noise[:-1])
+        predicted = float(law_at(earlier, sizes[-1])[0])
+        if gained.high - gained.low > _TOO_WIDE:
+            why_not = (
+                f"twice the labels could bring anything from {100 * gained.low:+.1f} to {100 * gained.high:+.1f} points"
+            )
+            gained = None
+    return Curve(metric, rows, seeds, points, limit, gained, predicted, why_not, _advice(metric, rows, gained, why_not))
+
+
+def fitted_laws(sizes: Array, scores: Array, noise: Array) -> Array:
+    """The law ``a - b n^-c`` that fits best, with ``b >= 0`` and ``a <= 1``, by weighted least squares.
+
+    Args:
+        sizes: (k,) numbers of rows.
+        scores: (m, k), m curves.
+        noise: (k,) standard errors of the scores.
+
+    Returns:
+        float64 (m, 3): a, b and c of each curve.
+    """
+    weights = 1 / noise**2
+    weights = weights / weights.sum()
+    best = np.full(len(scores), np.inf)
+    laws = np.zeros((len(scores), 3))
+    for exponent in _EXPONENTS:
+        x = sizes.astype(np.float64) ** -exponent
+        centre = weights @ x
+        slope = np.minimum((scores * weights) @ (x - centre) / (weights @ (x - centre) ** 2), 0)
+        top = scores @ weights - slope * centre
+        # Where the limit would lie above what the metric can be, the curve is fitted to reach just that.
+        above = top > 1
+        through = np.minimum(((scores - 1) * weights) @ x / (weights @ x**2), 0)
+        slope, top = np.where(above, through, slope), np.where(above, 1.0, top)
+        error = ((top[:, None] + slope[:, None] * x - scores) ** 2) @ weights
+        better = error < best
+        best = np.where(better, error, best)
+        laws[better] = np.column_stack([top, -slope, np.full(len(scores), exponent)])[better]
+    return laws
+
+
+def law_at(laws: Array, rows: float) -> Array:
+    """What laws (m, 3) say of so many rows: float64 (m,)."""
+    value: Array = laws[:, 0] - laws[:, 1] * float(rows) ** -laws[:, 2]
+    return value
+
+
+def _advice(metric: str, rows: int, doubled: Interval | None, why_not: str) -> str:
+    if doubled is None:
+        return f"The data cannot tell what more labels would bring: {why_not}."
+    points = f"{100 * doubled.value:+.1f} points of {metric} ({100 * doubled.low:.1f} to {100 * doubled.high:.1f})"
+    worth = "more labels pay" if doubled.low > 0.005 else "they may not be worth their cost"
+    return f"Twice the labels ({2 * rows:,} rows) would bring {points}: {worth}."
