@@ -173,6 +173,8 @@ def check_same(
     own = {name: value.shape for name, value in short.state_dict().items()}
     if added := sorted(own.keys() - kept.keys()):
         raise ValueError(f"it has {added[0]}, which the whole model has not")
+    if not any(block_number(stack.name, name) == depth - 1 for name in own):
+        raise ValueError(f"it has no block {depth}")
     lost = kept.keys() - own.keys()
     # Stages, which have entries of their own in lists, may lose what leads to the next one.
     stages = any(isinstance(value, list) for value in fields.values())
