@@ -18,10 +18,12 @@ from hftl.tasks import Task
 
 HELD_OUT = 0.2
 # Sizes of training sets: each next one is this share of the one before, down to so many rows, and so many a class.
-STEP, MOST_SIZES, FEWEST_SIZES = 0.5**0.5, 10, 4
+STEP, MOST_SIZES, FEWEST_SIZES = 0.5**0.5, 8, 4
 FEWEST_ROWS, FEWEST_OF_A_CLASS = 16, 2
 # Exponents of the power law that are tried.
 _EXPONENTS = np.geomspace(0.05, 2.0, 80)
+# Relative distance from the minimum: a thousandth of what a held-out row could notice.
+_TOLERANCE = 1e-6
 # An interval of the gain that is wider than this says no more than that nobody knows.
 _TOO_WIDE = 0.05
 
@@ -123,6 +125,7 @@ def _measured(known: TrainingRows, seeds: int) -> tuple[list[int], list[list[Sco
                 num_labels=len(known.data.label_names),
                 strengths=given,
                 calibrate=False,
+                tolerance=_TOLERANCE,
                 seed=seed,
             )
             if given is None:

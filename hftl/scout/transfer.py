@@ -32,6 +32,8 @@ from hftl.scout.probe import Score, linear_probe, scored
 from hftl.scout.stored import TrainingRows, reading, training_part
 from hftl.tasks import Task
 
+NO_NETWORK = "no network"
+
 
 @dataclass(frozen=True)
 class Rival:
@@ -52,18 +54,20 @@ class Rival:
 
 @dataclass(frozen=True)
 class OutputTransfer:
-    """One class, label or target: the pretrained backbone against the best rival.
+    """One class, label or target: the pretrained backbone against the best rival that looks at the rows.
 
     Attributes:
         name: of the class, label or target.
-        pretrained: recall of a class; the task's metric of a label or a target.
+        pretrained: F1 of a class; the task's metric of a label or a target.
         rival: the same of the best rival.
-        gain: their difference; p adjusted for all outputs.
+        blind: the same of one answer for all rows; a rival that is no better knows nothing of this class.
+        gain: the pretrained backbone's minus the rival's; p adjusted for all outputs.
     """
 
     name: str
     pretrained: float
     rival: float
+    blind: float
     gain: Difference
 
 
@@ -72,7 +76,8 @@ class Transfer(Answer):
     """Whether the transfer is positive.
 
     Attributes:
-        verdict: ``positive``, better than every rival beyond noise; ``negative``, worse than one of them; ``none``.
+        verdict: ``positive``: better beyond noise than random weights and than no look at the rows, and not worse than
+            a model without a network; ``negative``: worse than a rival beyond noise; else ``none``.
         metric: ``accuracy``, ``map`` or ``r2``.
         rows: training rows that were used.
         backbone: what was pretrained.
@@ -141,10 +146,11 @@ def transfer(
         except (BackboneError, CutError) as error:
             notes.append(f"not compared with random weights: {error}")
         if plain := _without_network(known, folds):
-            rivals["no network"] = [plain]
+            rivals[NO_NETWORK] = [plain]
         else:
             notes.append(f"no model without a network is known for {target.backbone.modality}")
-        rivals["most frequent class" if known.task.is_exclusive else "no features"] = [_constant(known, pretrained)]
+        blind = "most frequent class" if known.task.is_exclusive else "no features"
+        rivals[blind] = [_constant(known, pretrained)]
     gains = {name: _gain(pretrained, scores, folds) for name, scores in rivals.items()}
     adjusted = holm([gain.p for gain in gains.values()])
     met = [
@@ -152,9 +158,13 @@ def transfer(
         for (name, gain), p in zip(gains.items(), adjusted, strict=True)
     ]
     met.sort(key=lambda rival: -rival.score.value)
-    outputs = _by_output(known, pretrained, met[0].draws, folds)
-    hurt = [each.name for each in outputs if each.gain.value < 0 and each.gain.p < 1 - LEVEL]
-    verdict = _verdict([rival.gain for rival in met])
+    # What gives every row the same answer is no rival for a single class.
+    seeing = next((rival for rival in met if len(rivals) == 1 or rival.name != blind), met[0])
+    outputs = _by_output(known, pretrained, seeing.draws, folds)
+    hurt = [
+        each.name for each in outputs if each.gain.value < 0 and each.gain.p < 1 - LEVEL and each.rival > each.blind
+    ]
+    verdict = _verdict(met)
     return Transfer(
         verdict,
         known.task.metric,
@@ -225,30 +235,42 @@ def _by_output(known: TrainingRows, pretrained: Score, rivals: Sequence[Score], 
         # A sample without a row of the class says nothing of it.
         gains[k] = difference(value, np.where(np.isfinite(draws[:, k]), draws[:, k], value), spread=spread)
     adjusted = dict(zip(occurring, holm([gains[k].p for k in occurring]), strict=True))
+    names, blind = known.data.label_names, _blind(known.task, labels, len(ours))
     outputs = [
-        OutputTransfer(known.data.label_names[k], float(ours[k]), float(theirs[k]), replace(gains[k], p=adjusted[k]))
+        OutputTransfer(names[k], float(ours[k]), float(theirs[k]), float(blind[k]), replace(gains[k], p=adjusted[k]))
         for k in occurring
     ]
     return sorted(outputs, key=lambda each: each.gain.value)
 
 
 def _each_output(task: Task, scores: np.ndarray, labels: np.ndarray, times: Array) -> Array:
-    """Recall of each class, or the metric of each label or target: float64 (b, C), NaN where a sample has no row."""
+    """F1 of each class, or the metric of each label or target: float64 (b, C), NaN where a sample has no row."""
     if task.is_exclusive:
-        member = (labels[:, None] == np.arange(scores.shape[1])).astype(np.float64)
-        right = (scores.argmax(1) == labels)[:, None] * member
-        with np.errstate(invalid="ignore"):
-            recall: Array = (times @ right) / (times @ member)
-        return recall
+        classes = np.arange(scores.shape[1])
+        member, named = labels[:, None] == classes, scores.argmax(1)[:, None] == classes
+        hits, sums = (member & named).astype(np.float64), member.astype(np.float64) + named
+        drawn = times @ member.astype(np.float64)
+        f1: Array = np.where(drawn > 0, 2 * (times @ hits) / np.maximum(times @ sums, 1e-300), np.nan)
+        return f1
     columns = [resampled_metric(task, scores[:, [k]], labels[:, [k]], times) for k in range(scores.shape[1])]
     return np.stack(columns, axis=1)
 
 
-def _verdict(gains: Sequence[Difference]) -> str:
-    certain = [gain.value for gain in gains if gain.p < 1 - LEVEL]
-    if any(value < 0 for value in certain):
+def _blind(task: Task, labels: np.ndarray, outputs: int) -> Array:
+    """F1 of always saying a class, average precision of always the same score, r2 of the mean: float64 (C,)."""
+    if task.is_exclusive:
+        share = np.bincount(labels, minlength=outputs) / len(labels)
+        return 2 * share / (1 + share)
+    return labels.mean(0).astype(np.float64) if task.has_classes else np.zeros(outputs)
+
+
+def _verdict(met: Sequence[Rival]) -> str:
+    certain = {rival.name: rival.gain.value for rival in met if rival.gain.p < 1 - LEVEL}
+    if any(value < 0 for value in certain.values()):
         return "negative"
-    return "positive" if len(certain) == len(gains) else "none"
+    # Pretraining is what random weights lack. A model without a network may do as well, which the advice says.
+    needed = [rival.name for rival in met if rival.name != NO_NETWORK or len(met) < 3]
+    return "positive" if all(name in certain for name in needed) else "none"
 
 
 def _advice(verdict: str, pretrained: Interval, met: Sequence[Rival], hurt: Sequence[str]) -> str:
@@ -256,7 +278,9 @@ def _advice(verdict: str, pretrained: Interval, met: Sequence[Rival], hurt: Sequ
     against = f"{pretrained} against {best.score} of the best rival ({best.name})"
     if verdict == "positive":
         worse = f", but it hurts {', '.join(hurt[:5])}" if hurt else ""
-        return f"The transfer is positive: {against}{worse}."
+        as_good = [rival for rival in met if rival.gain.p >= 1 - LEVEL]
+        same = " A model without a network is as good within noise, and cheaper." if as_good else ""
+        return f"The transfer is positive: {against}{worse}.{same}"
     if verdict == "negative":
         return f"The transfer is negative: {against}; take another backbone, or none."
     return f"No transfer can be seen: {against}; try another backbone (hftl rank), or label more rows."

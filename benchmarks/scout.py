@@ -1,0 +1,97 @@
+"""The scout's claims, measured: coverage of its intervals, false differences, seconds and memory of its answers.
+
+    python benchmarks/scout.py coverage            200 simulated problems whose truth is known (about five minutes)
+    python benchmarks/scout.py seconds [DATA]      each answer on stored features, on digits or other data
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import hftl
+from hftl.heads import fit_linear
+from hftl.scout.probe import compare, linear_probe
+from hftl.tasks import Task
+
+ROWS, WIDTH, CLASSES, APART, FRESH = 300, 20, 3, 0.6, 20_000
+
+
+def drawn(rows: int, means: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gaussian classes around their means."""
+    labels = torch.randint(0, len(means), (rows,), generator=generator)
+    return means[labels] + torch.randn(rows, means.shape[1], generator=generator), labels
+
+
+def coverage(problems: int) -> None:
+    """How often the interval holds the head's accuracy on fresh rows, and equal backbones are called different."""
+    held, widths, different, naive = 0, [], 0, 0
+    for seed in range(problems):
+        generator = torch.Generator().manual_seed(seed)
+        means = APART * torch.randn(CLASSES, WIDTH, generator=generator)
+        features, labels = drawn(ROWS, means, generator)
+        fresh, truth = drawn(FRESH, means, generator)
+        # A second backbone of the same worth: the same classes under noise of its own.
+        twin = means[labels] + torch.randn(ROWS, WIDTH, generator=generator)
+        options = {"task": Task.SINGLE_LABEL, "num_labels": CLASSES, "folds": 5, "seed": seed}
+        one, other = linear_probe(features, labels, **options), linear_probe(twin, labels, **options)
+        head = fit_linear(features, labels, task="single_label", num_labels=CLASSES, calibrate=False, seed=seed)
+        accuracy = float((head.logits(fresh).argmax(1) == truth).double().mean())
+        held += one.interval.low <= accuracy <= one.interval.high
+        widths.append(one.interval.high - one.interval.low)
+        different += compare(one, other, 5).p < 0.05
+        plain = one.draws - other.draws
+        naive += np.quantile(plain, 0.025) > 0 or np.quantile(plain, 0.975) < 0
+    print(f"{problems} problems of {ROWS} rows, {WIDTH} features, {CLASSES} classes")
+    print(f"95 % interval holds the accuracy on fresh rows     {held / problems:.1%} (mean width {np.mean(widths):.3f})")
+    print(f"equal backbones called different                   {different / problems:.1%}")
+    print(f"the same without the correction for shared folds   {naive / problems:.1%}")
+
+
+def seconds(data: str, backbone: str) -> None:
+    """Seconds and peak memory of each answer once features are stored."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = hftl.Recipe(backbone=backbone, data=data)
+        answers = {
+            "rank": lambda: hftl.rank(recipe, [backbone], quiet=True),
+            "transfer": lambda: hftl.transfer(recipe, quiet=True),
+            "curve": lambda: hftl.curve(recipe, quiet=True),
+            "layers": lambda: hftl.layers(recipe, quiet=True),
+            "audit": lambda: hftl.audit(recipe, quiet=True),
+        }
+        print(f"{data} on {backbone}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
+        for name, answer in answers.items():
+            first = timed(answer)
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            again = timed(answer)
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            print(f"{name:10} first {first:6.1f} s   on stored features {again:6.1f} s   peak memory +{grown / 1024:.0f} MB")
+        del folder
+
+
+def timed(work: object) -> float:
+    """Seconds that something takes."""
+    started = time.monotonic()
+    work()
+    return time.monotonic() - started
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["coverage", "seconds"])
+    parser.add_argument("data", nargs="?", default="sample:digits")
+    parser.add_argument("--backbone", default="hftl/glyph-vit-tiny")
+    parser.add_argument("--problems", type=int, default=200)
+    asked = parser.parse_args()
+    if asked.what == "coverage":
+        coverage(asked.problems)
+    else:
+        path = Path(asked.data)
+        seconds(str(path) if path.exists() else asked.data, asked.backbone)

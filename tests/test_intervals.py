@@ -1,0 +1,74 @@
+"""Intervals and comparisons, held to scipy, to brute force, and to problems whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hftl import intervals
+
+
+@pytest.mark.parametrize(("hits", "rows"), [(0, 7), (7, 7), (50, 100), (993, 1000)])
+def test_a_share_has_wilsons_interval(hits: int, rows: int) -> None:
+    found = intervals.proportion(hits, rows)
+    expected = stats.binomtest(hits, rows).proportion_ci(method="wilson")
+    assert found.value == hits / rows
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_samples_draw_as_many_rows_as_there_are_and_repeat() -> None:
+    first = np.concatenate(list(intervals.resamples(50, seed=3)))
+    again = np.concatenate(list(intervals.resamples(50, seed=3)))
+    assert first.shape == (2000, 50)
+    assert (first.sum(1) == 50).all()
+    assert (first == again).all()
+    assert first.mean() == pytest.approx(1.0)
+    # Binomial: every row is drawn 50 times with chance 1/50.
+    assert first.var() == pytest.approx(49 / 50, rel=0.02)
+
+
+def test_groups_are_drawn_whole() -> None:
+    groups = np.array([4, 4, 4, 9, 9, 1])
+    drawn = np.concatenate(list(intervals.resamples(6, groups=groups, seed=0)))
+    assert (drawn[:, 0] == drawn[:, 1]).all()
+    assert (drawn[:, 3] == drawn[:, 4]).all()
+    assert ((drawn[:, 0] + drawn[:, 3] + drawn[:, 5]) == 3).all()
+
+
+def test_the_bootstrap_of_a_mean_is_what_the_normal_law_says() -> None:
+    values = np.random.default_rng(0).normal(size=400)
+    draws = np.concatenate([times @ values / 400 for times in intervals.resamples(400)])
+    found = intervals.percentiles(float(values.mean()), draws)
+    half = 1.96 * values.std() / 20
+    assert found.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_a_difference_of_nothing_is_no_difference_and_a_large_one_is_certain() -> None:
+    draws = np.random.default_rng(0).normal(size=2000)
+    assert intervals.difference(0.0, draws).p == 1.0
+    assert intervals.difference(0.0, np.zeros(2000)).p == 1.0
+    sure = intervals.difference(10.0, draws + 10)
+    assert sure.p == pytest.approx(1 / 2001)
+    assert sure.low > 7
+    two_sided = 2 * stats.norm.sf(1.5)
+    assert intervals.difference(1.5, draws + 1.5).p == pytest.approx(two_sided, abs=0.02)
+    # A wider spread moves the interval's ends and the p-value together.
+    wide = intervals.difference(1.5, draws + 1.5, spread=2.0)
+    assert wide.p == pytest.approx(2 * stats.norm.sf(0.75), abs=0.03)
+    assert wide.high - wide.low == pytest.approx(2 * (sure.high - sure.low), rel=1e-6)
+
+
+def test_folds_spread_as_nadeau_and_bengio_say() -> None:
+    for folds in (2, 5, 10):
+        naive, corrected = 1 / folds, 1 / folds + 1 / (folds - 1)
+        assert intervals.spread_of_folds(folds) == pytest.approx((corrected / naive) ** 0.5)
+
+
+def test_holm_is_the_closed_test() -> None:
+    p = [0.01, 0.04, 0.03, 0.005]
+    # By hand: sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1, made monotone.
+    assert intervals.holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert intervals.holm([]) == []
+    assert intervals.holm([0.9, 0.8]) == [1.0, 1.0]
