@@ -46,8 +46,8 @@ class Recipe(Options):
             ``|``, ``;`` and ``,`` that any cell holds.
         max_length: tokens kept of a text; None for what the model allows.
         depth: the backbone's first blocks (stages, where the architecture goes through stages) and its final norm, as a
-            smaller model of the same class; ``"auto"`` for the shallowest that is as good as the best within noise
-            (`hftl.layers`); None for all of it.
+            smaller model of the same class; ``"auto"`` for the shallowest that is as good as the best (`hftl.layers`);
+            None for all of it.
         test_size: share of the rows set aside where the data bring no test split.
         seed: of every random choice.
     """

@@ -49,7 +49,8 @@ def layers(
         on_bad_row=on_bad_row,
         quiet=quiet,
     )
-    print_answer(answer, _table(answer), [answer.advice, *answer.commands], as_json=as_json)
+    lines = [f"--pooling {pooling}, at depth {answer.chosen}: {score}" for pooling, score in answer.pooled.items()]
+    print_answer(answer, _table(answer), [*lines, answer.advice, *answer.commands], as_json=as_json)
 
 
 def _table(answer: Layers) -> list[dict[str, Any]]:
@@ -57,7 +58,6 @@ def _table(answer: Layers) -> list[dict[str, Any]]:
         {
             "depth": each.depth,
             answer.metric: str(each.probe),
-            **{pooling: str(interval) for pooling, interval in each.pooled.items()},
             "parameters": f"{each.parameters / 1e6:,.1f} M",
             "as good as the best": ("yes" if each.same else "no") + (", chosen" if each.depth == answer.chosen else ""),
         }

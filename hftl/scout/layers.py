@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import shlex
+import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+
+from hftl.backbones.batching import batch_groups, on_device
 from hftl.backbones.protocol import Target
 from hftl.data import Data
+from hftl.frozen.budget import keep_remembered, remembered
 from hftl.frozen.depths import stack_of
 from hftl.frozen.recipe import probe_of, stored_features, view_of
 from hftl.frozen.view import Pooling, View
 from hftl.intervals import LEVEL, Interval
+from hftl.onednn import speed_up
 from hftl.plugins.spec import BackboneSpec
 from hftl.recipes import Recipe
 from hftl.scout.answer import Answer
-from hftl.scout.cost import rows_per_second
 from hftl.scout.probe import Score, compare, linear_probe
 from hftl.scout.stored import Reader, TrainingRows, reading, training_part
+from hftl.store.store import FeatureStore, cache_root
 from hftl.terminal import Terminal
+
+# Noise may hide a loss that nobody would give away: the chosen depth's probe is at most so far below the best one's.
+MOST_LOST = 0.005
+# What tells how fast a depth is: rows of a batch, and how often each model runs on it.
+TIMED_BATCH_ROWS, ROUNDS = 16, 5
 
 
 @dataclass(frozen=True)
@@ -28,7 +42,6 @@ class DepthScore:
     Attributes:
         depth: how many blocks.
         probe: the exact linear head on held-out rows, on what the recipe's own head would read.
-        pooled: the same on other poolings of the tokens: ``mean`` and ``cls``, where the backbone reads texts.
         parameters: numbers in the model that a run at this depth exports.
         same: whether the probe is the same within noise as the best depth's.
         score: the probe with its bootstrap draws.
@@ -36,7 +49,6 @@ class DepthScore:
 
     depth: int
     probe: Interval
-    pooled: dict[str, Interval]
     parameters: int
     same: bool
     score: Score = field(repr=False, compare=False)
@@ -52,8 +64,10 @@ class Layers(Answer):
         folds: of the cross-validation.
         depths: from 1 to all of its blocks.
         best: the depth with the best probe.
-        chosen: the shallowest depth that is the same within noise as the best.
-        speedup: how many times as many rows a second the chosen depth reads as all blocks do, measured on this machine.
+        chosen: the shallowest depth that is the same within noise as the best, and at most half a point below it.
+        pooled: the probe of the chosen depth on other poolings of the tokens, ``mean`` and ``cls``, where the backbone
+            reads texts.
+        speedup: how many times as fast the chosen depth's forward is as that of all blocks, measured on this machine.
         advice: one sentence.
         commands: what runs the chosen depth; and what freezes as many blocks and trains the others, where there are
             others.
@@ -65,6 +79,7 @@ class Layers(Answer):
     depths: list[DepthScore]
     best: int
     chosen: int
+    pooled: Mapping[str, Interval]
     speedup: float
     advice: str
     commands: list[str]
@@ -116,27 +131,30 @@ def layers(
         scores = {depth: _probed(rows, folds) for depth, rows in known.items()}
         best = max(depths, key=lambda depth: (scores[depth].interval.value, -depth))
         same = {depth: compare(scores[best], scores[depth], folds).p >= 1 - LEVEL for depth in depths}
-        chosen = min(depth for depth in depths if same[depth])
+        enough = scores[best].interval.value - MOST_LOST
+        chosen = min(depth for depth in depths if same[depth] and scores[depth].interval.value >= enough)
         curve = [
             DepthScore(
                 depth,
                 scores[depth].interval,
-                {view.pooling: _probed(asked.rows(view, depth), folds).interval for view in views[1:]},
                 sum(value.numel() for value in known[depth].target.skeleton().parameters()),
                 same[depth],
                 scores[depth],
             )
             for depth in depths
         ]
+        pooled: dict[str, Interval] = {
+            view.pooling: _probed(asked.rows(view, chosen), folds).interval for view in views[1:]
+        }
         whole = known[depths[-1]]
-        speedup = rows_per_second(known[chosen]) / rows_per_second(whole) if chosen < depths[-1] else 1.0
+        speedup = times_as_fast(known[chosen], whole) if chosen < depths[-1] else 1.0
     metric = whole.task.metric
     advice = _sentence(curve, best, chosen, metric, speedup)
     commands = [["hftl", "run", name, "--depth", str(chosen)]]
     if chosen < len(curve):
         commands.append(["hftl", "run", name, "--method", "partial", "--set", f"method.freeze={chosen}"])
     shown = [shlex.join(command) for command in commands]
-    return Layers(metric, len(whole.split), folds, curve, best, chosen, round(speedup, 3), advice, shown)
+    return Layers(metric, len(whole.split), folds, curve, best, chosen, pooled, round(speedup, 3), advice, shown)
 
 
 @dataclass(frozen=True)
@@ -163,10 +181,46 @@ def _probed(known: TrainingRows, folds: int) -> Score:
     return linear_probe(known.features, known.labels, task=known.task, num_labels=labels, folds=folds, seed=known.seed)
 
 
+def times_as_fast(short: TrainingRows, whole: TrainingRows) -> float:
+    """How many times as fast one depth's forward is as another's, preprocessing left out; remembered in the store.
+
+    Both run in turn on the same few rows, because a machine that others use is not equally fast at two moments.
+    """
+    store, device = FeatureStore(cache_root()), PartialState().device
+    memory, key = store.root / "speeds.json", f"{short.stored.space.id} {whole.stored.space.id} {device.type}"
+    known = remembered(memory).get(key)
+    if isinstance(known, (int, float)) and known > 0:
+        return float(known)
+    backbone, inputs = whole.target.backbone, whole.split.inputs
+    chosen = range(min(TIMED_BATCH_ROWS, len(whole.split)))
+    encoded = backbone.encode([inputs[i] for i in chosen], [inputs.name(i) for i in chosen])
+    groups = batch_groups(encoded, equal_lengths=bool(whole.stored.content.equal_lengths))
+    batches = [on_device(backbone.collate([encoded[i] for i in group]), device) for group in groups]
+    models = [rows.target.build()[0].to(device) for rows in (short, whole)]
+    for model in models:
+        speed_up(model)
+        _forward_seconds(model, batches)
+    ratios = []
+    for _ in range(ROUNDS):
+        fast, slow = (_forward_seconds(model, batches) for model in models)
+        ratios.append(slow / fast)
+    keep_remembered(memory, key, round(statistics.median(ratios), 3))
+    return statistics.median(ratios)
+
+
+def _forward_seconds(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> float:
+    started = time.monotonic()
+    with torch.inference_mode():
+        for batch in batches:
+            # A device that works on its own is waited for by reading from it.
+            model(**batch).logits.sum().item()
+    return time.monotonic() - started
+
+
 def _sentence(curve: Sequence[DepthScore], best: int, chosen: int, metric: str, speedup: float) -> str:
     scores: Mapping[int, Interval] = {each.depth: each.probe for each in curve}
     if chosen == len(curve):
-        return f"All {chosen} blocks are needed: {metric} {scores[chosen]}, and with fewer it is worse beyond noise."
+        return f"All {chosen} blocks are needed: {metric} {scores[chosen]}, and fewer lose more than half a point."
     same = f"is the same within noise as depth {best}, {metric} {scores[best]}" if chosen != best else "is the best"
     return (
         f"Depth {chosen} of {len(curve)} {same}: {metric} {scores[chosen]}, {speedup:.1f} times as fast; where the "
