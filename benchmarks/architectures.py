@@ -103,7 +103,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "textnet": {"image_size": 64},
     "perceiver": {"num_latents": 8, "d_latents": 32, "num_blocks": 1, "num_self_attends_per_block": 1,
                   "num_self_attention_heads": 2, "num_cross_attention_heads": 2},
-    "funnel": {"block_sizes": [1, 1, 1], "block_repeats": [1, 1, 1], "num_hidden_layers": None, "d_model": 32,
+    "funnel": {"block_sizes": [1, 1], "block_repeats": [1, 1], "num_hidden_layers": None, "d_model": 32,
                "n_head": 2, "d_head": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
     "reformer": {"attn_layers": ["local", "lsh"], "axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16],

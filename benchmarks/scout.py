@@ -1,7 +1,7 @@
 """The scout's claims, measured: coverage of its intervals, false differences, seconds and memory of its answers.
 
-    python benchmarks/scout.py coverage            200 simulated problems whose truth is known (about five minutes)
-    python benchmarks/scout.py seconds [DATA]      each answer on stored features, on digits or other data
+python benchmarks/scout.py coverage            200 simulated problems whose truth is known (about five minutes)
+python benchmarks/scout.py seconds [DATA]      each answer on stored features, on digits or other data
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def coverage(problems: int) -> None:
         plain = one.draws - other.draws
         naive += np.quantile(plain, 0.025) > 0 or np.quantile(plain, 0.975) < 0
     print(f"{problems} problems of {ROWS} rows, {WIDTH} features, {CLASSES} classes")
-    print(f"95 % interval holds the accuracy on fresh rows     {held / problems:.1%} (mean width {np.mean(widths):.3f})")
+    print(
+        f"95 % interval holds the accuracy on fresh rows     {held / problems:.1%} (mean width {np.mean(widths):.3f})"
+    )
     print(f"equal backbones called different                   {different / problems:.1%}")
     print(f"the same without the correction for shared folds   {naive / problems:.1%}")
 
@@ -72,7 +74,9 @@ def seconds(data: str, backbone: str) -> None:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             again = timed(answer)
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-            print(f"{name:10} first {first:6.1f} s   on stored features {again:6.1f} s   peak memory +{grown / 1024:.0f} MB")
+            print(
+                f"{name:10} first {first:6.1f} s   on stored features {again:6.1f} s   peak memory +{grown / 1024:.0f} MB"
+            )
         del folder
 
 

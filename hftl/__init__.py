@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from hftl.plugins.spec import BackboneOptions, BackboneSpec
     from hftl.predict import evaluate, load, predictions
     from hftl.recipes import Recipe, recipe
+    from hftl.scout.audit import Audit, audit
     from hftl.scout.curve import Curve, curve
     from hftl.scout.layers import Layers, layers
     from hftl.scout.rank import Ranking, rank
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from hftl.tasks import Task
 
 _HOME = {
+    "Audit": "hftl.scout.audit",
     "Backbone": "hftl.backbones.protocol",
     "BackboneError": "hftl.errors",
     "BackboneOptions": "hftl.plugins.spec",
@@ -81,6 +83,7 @@ _HOME = {
     "TextBackbone": "hftl.backbones.text",
     "Transfer": "hftl.scout.transfer",
     "UserError": "hftl.errors",
+    "audit": "hftl.scout.audit",
     "compute_features": "hftl.pipeline",
     "curve": "hftl.scout.curve",
     "evaluate": "hftl.predict",
@@ -97,6 +100,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Audit",
     "Backbone",
     "BackboneError",
     "BackboneOptions",
@@ -131,6 +135,7 @@ __all__ = [
     "TextBackbone",
     "Transfer",
     "UserError",
+    "audit",
     "compute_features",
     "curve",
     "evaluate",

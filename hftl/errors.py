@@ -18,9 +18,14 @@ Each message is one line: what is wrong, where, and what to do about it.
 
 
 class HftlError(Exception):
-    """Something failed that is not the user's fault; the command ends with exit status 1."""
+    """Something failed that is not the user's fault; the command ends with exit status 1.
+
+    Attributes:
+        everywhere: whether all processes of a run meet it, so that the main one alone need say it.
+    """
 
     exit_code = 1
+    everywhere = False
 
 
 class StoreError(HftlError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,11 +106,22 @@ def on_main(work: Callable[[], Any]) -> Any:
         except HftlError as caught:
             error = caught
     message = broadcast(str(error) if error else None)
-    if error is not None:
-        raise error
-    if message is not None:
-        raise HftlError(message)
+    with met_everywhere():
+        if error is not None:
+            raise error
+        if message is not None:
+            raise HftlError(message)
     return result
+
+
+@contextmanager
+def met_everywhere() -> Iterator[None]:
+    """Around what all processes do alike: an error of one is an error of all."""
+    try:
+        yield
+    except HftlError as error:
+        error.everywhere = True
+        raise
 
 
 def on_all(work: Callable[[], Any]) -> list[Any]:
@@ -127,11 +139,12 @@ def on_all(work: Callable[[], Any]) -> list[Any]:
     except HftlError as caught:
         error = caught
     outcomes = gather_json([value, _error_as_json(error) if error else None])
-    if error is not None:
-        raise error
-    for _, problem in outcomes:
-        if problem is not None:
-            raise _error_from_json(problem)
+    with met_everywhere():
+        if error is not None:
+            raise error
+        for _, problem in outcomes:
+            if problem is not None:
+                raise _error_from_json(problem)
     return [theirs for theirs, _ in outcomes]
 
 

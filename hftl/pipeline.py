@@ -28,7 +28,7 @@ from hftl.frozen.view import Pooling
 from hftl.hub.client import staying_offline
 from hftl.methods import Head
 from hftl.metrics import evaluate_predictions
-from hftl.parallel import broadcast, on_main, start_processes
+from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
 from hftl.plugins.registry import add_metrics
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.recipes import Recipe
@@ -98,8 +98,10 @@ def run(
     with quiet_libraries(), staying_offline(offline), ExitStack() as held:
         if recipe.depth == "auto":
             recipe = with_depth(recipe, say, offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row)
-        spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
+        with met_everywhere():
+            spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
         on_main(lambda: check_method(recipe, target, Path(out or "runs"), resume=resume, track=track))
+        said = list(target.backbone.notes)
         # Only the main process has a folder; the others compute their share and write nothing but features.
         folder: RunFolder | None = on_main(lambda: open_folder(out, name, resume))
         if folder:
@@ -126,6 +128,10 @@ def run(
         if folder is None or trained is None:
             return None
         trained_at = time.monotonic()
+        for note in target.backbone.notes:
+            if note not in said:
+                # What only the model's weights tell, where they were read.
+                say.print(f"          {note}")
         metrics = measure(folder, trained, features, data)
         with writing(folder.path):
             written = trained.export(folder.model)
@@ -172,7 +178,8 @@ def compute_features(
     own = view_of(recipe)
     views = [replace(own, pooling=each) for each in (pooling or own.pooling, *also)]
     with quiet_libraries(), staying_offline(offline):
-        spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
+        with met_everywhere():
+            spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
         features = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
     return matrix_of(features, data)
 

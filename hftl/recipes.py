@@ -19,6 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator
 from hftl.errors import HftlError, RecipeError
 from hftl.methods import METHODS, Head, Method, Options
 from hftl.plugins.manager import plugins
+from hftl.rowrefs import RowRef
 from hftl.tasks import Task
 from hftl.wording import close_matches, did_you_mean, named_error, suggest
 
@@ -50,6 +51,8 @@ class Recipe(Options):
             None for all of it.
         test_size: share of the rows set aside where the data bring no test split.
         seed: of every random choice.
+        drop: rows to leave out: a csv file of them, as ``hftl audit --export`` writes it, which is read at once, so
+            that a run's record names the rows themselves.
     """
 
     backbone: str
@@ -64,6 +67,17 @@ class Recipe(Options):
     depth: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     test_size: float = Field(default=0.2, gt=0, lt=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
+    drop: tuple[RowRef, ...] = ()
+
+    @field_validator("drop", mode="before")
+    @classmethod
+    def _reads_drop(cls, drop: Any) -> Any:
+        if not isinstance(drop, (str, Path)):
+            return drop or ()
+        # Brought only here: a recipe without rows to drop is shown without reading pyarrow.
+        from hftl.data.drop import read_row_refs
+
+        return read_row_refs(Path(drop).expanduser())
 
     @field_validator("data")
     @classmethod

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import runs
 import tiny
 import torch
 from runs import Cli
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 RECIPE = """
 from hftl import Head, Recipe, recipe
@@ -49,6 +50,33 @@ def test_weights_of_another_shape_are_no_head_to_be_trained(cli: Cli, tmp_path: 
     assert "such as encoder.layer.0.intermediate.dense" in line.replace("bert.", "")
     assert "have another shape than its config.json says" in line
     assert "report" not in line
+
+
+def _without(weights: Path, part: str) -> None:
+    """Take tensors out of a checkpoint."""
+    kept = {name: value for name, value in load_file(weights).items() if part not in name}
+    save_file(kept, weights, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("part", ["encoder.layer.1.", "encoder.layer.0.output.dense.bias", "word_embeddings"])
+def test_missing_weights_of_the_body_are_no_head_to_be_trained(cli: Cli, tmp_path: Path, part: str):
+    tiny.save("bert", tmp_path / "bert")
+    runs.write_texts(tmp_path / "texts.csv", 40)
+    (tmp_path / "r.py").write_text(RECIPE)
+    _without(tmp_path / "bert" / "model.safetensors", part)
+    line = cli.refused("run", "r.py")
+    assert re.search(rf"its weights lack \d+ tensors that config.json describes, such as bert.*{part}", line)
+
+
+def test_a_missing_pooler_is_trained_with_the_head_and_named(cli: Cli, tmp_path: Path):
+    """Checkpoints that were trained to fill gaps in texts have none."""
+    tiny.save("bert", tmp_path / "bert")
+    runs.write_texts(tmp_path / "texts.csv", 40)
+    (tmp_path / "r.py").write_text(RECIPE)
+    assert "the checkpoint lacks" not in cli.ok("run", "r.py", "--out", "whole")
+    _without(tmp_path / "bert" / "model.safetensors", "pooler")
+    said = cli.ok("run", "r.py", "--out", "run")
+    assert "the checkpoint lacks 'bert.pooler.dense.weight', 'bert.pooler.dense.bias', so these are new" in said
 
 
 def test_a_misspelt_flag_and_recipe_name_what_is_meant_and_that_works(cli: Cli, tmp_path: Path):

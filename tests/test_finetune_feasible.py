@@ -60,6 +60,18 @@ def test_it_is_refused_before_features_are_computed(
     assert not (cache_root() / "features").exists()
 
 
+def test_layers_that_lora_cannot_replace_are_refused_before_features_are_computed(cli: Cli, tmp_path: Path) -> None:
+    """MobileNet reads the stride of its convolutions, which PEFT's layers do not have."""
+    small.image_backbone(tmp_path / "base", "mobilenet_v2")
+    write_images(tmp_path / "pictures", 6)
+    recipe = _recipe(tmp_path, ["run", "", str(tmp_path / "base"), "", str(tmp_path / "pictures")])
+
+    line = cli.refused("run", recipe, "--method", "lora")
+
+    assert "does not run with LoRA's layers in place of its own" in line
+    assert not (cache_root() / "features").exists()
+
+
 def _recipe(folder: Path, run: list[str]) -> Path:
     file = folder / "small.py"
     file.write_text(

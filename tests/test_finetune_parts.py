@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from accelerate.utils import FullyShardedDataParallelPlugin
 from finetune import small
+from finetune.crash import Numbers
 from PIL import Image
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from hftl.backbones.protocol import Encoded
-from hftl.errors import BackboneError, RecipeError, UserError
+from hftl.errors import BackboneError, DataError, RecipeError, UserError
 from hftl.finetune.augment import OPERATIONS, Augmentation, Mix, Mixing, crop_box, mixed, stream
 from hftl.finetune.ema import Ema
 from hftl.finetune.engine import spread_by_block
+from hftl.finetune.evaluate import logits_of
 from hftl.finetune.groups import find_depths, freeze_below, parameter_groups, set_modes
 from hftl.finetune.losses import Loss
 from hftl.finetune.rows import Encoder, TrainRows
@@ -399,3 +404,25 @@ def test_mixed_targets_have_the_share_of_their_rows() -> None:
         if draw.box:
             top, left, bottom, right = draw.box
             assert draw.share == pytest.approx(1 - (bottom - top) * (right - left))
+
+
+# ── evaluation ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Refusing(nn.Module):
+    """Takes rows alone only."""
+
+    def forward(self, values: torch.Tensor) -> Any:
+        if len(values) > 1:
+            raise ValueError("rows of two kinds")
+        return SimpleNamespace(logits=values)
+
+
+def test_rows_that_cannot_stand_beside_others_run_alone_unless_the_model_is_spread() -> None:
+    logits = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+    rows: Any = Numbers(logits)
+
+    found = logits_of(Accelerator(cpu=True), Refusing(), rows, 4)
+    np.testing.assert_array_equal(found.numpy(), logits)
+    with pytest.raises(DataError, match=r"rows of two kinds.*spread over processes.*launch with MULTI_GPU$"):
+        logits_of(Accelerator(cpu=True), Refusing(), rows, 4, is_spread=True)

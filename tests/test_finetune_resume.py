@@ -68,6 +68,11 @@ def test_weights_that_fsdp2_spreads_are_saved_resumed_and_exported_whole(crashed
     assert run["worst"] < 5e-4
 
 
+def test_a_spread_model_that_needs_equal_lengths_is_run_equally_often_by_all(crashed: dict[str, Any]) -> None:
+    assert crashed["in step"]["codes"] == [0, 0]
+    assert crashed["in step"]["worst"] < 1e-4
+
+
 @pytest.mark.skipif(not find_spec("deepspeed"), reason="needs deepspeed")
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("stage", [2, 3])

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast, pipeline
 from hftl.backbones.protocol import Target
 from hftl.backbones.source import local_source
 from hftl.backbones.text import TextBackbone
-from hftl.errors import DataError
+from hftl.errors import BadRowError
 from hftl.finetune.loop import Loop
 from hftl.finetune.train import finetune
 from hftl.methods import Full, LoRA
@@ -198,7 +198,7 @@ def test_texts_of_all_lengths_keep_their_logits(tmp_path: Path) -> None:
     assert adapter["modules_to_save"] == ["classifier"]
 
 
-def test_a_batch_that_the_model_refuses_is_named_and_the_advice_works(tmp_path: Path) -> None:
+def test_the_row_that_the_model_refuses_is_named_and_the_advice_works(tmp_path: Path) -> None:
     backbone = TextBackbone(local_source(tiny.save("bart", tmp_path / "bart")))
     # One text holds the token whose number BART's class counts.
     texts = [f"the {word} sat{' [SEP] ran' if i == 3 else ''}" for i, word in enumerate(tiny.WORDS[:8])]
@@ -206,7 +206,7 @@ def test_a_batch_that_the_model_refuses_is_named_and_the_advice_works(tmp_path: 
     target = Target(backbone, backbone.config(data.task, data.label_names))
     options = {"start": None, "seed": 0}
 
-    with pytest.raises(DataError, match=r"refuses a batch .*train\.csv row 4.*give --micro-batch 1"):
+    with pytest.raises(BadRowError, match=r"^train\.csv row 4: the model refuses it beside .*give --micro-batch 1$"):
         finetune(Full(epochs=1, batch_size=8), target, data, folder=tmp_path / "one", **options)
     trained = finetune(Full(epochs=1, batch_size=8, micro_batch=1), target, data, folder=tmp_path / "two", **options)
 

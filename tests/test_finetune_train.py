@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from hftl.backbones.protocol import Target
+from hftl.backbones.source import local_source
+from hftl.backbones.text import TextBackbone
 from hftl.backbones.vision import ImageBackbone
 from hftl.data import Data
 from hftl.errors import BackboneError, HftlError, RecipeError, UserError
@@ -24,7 +26,7 @@ from hftl.export.trained import Trained
 from hftl.finetune import auto, train
 from hftl.finetune.checkpoint import Checkpoints
 from hftl.finetune.loop import Loop, Watch
-from hftl.finetune.lora import linear_modules
+from hftl.finetune.lora import check_lora, linear_modules
 from hftl.finetune.resume import settings
 from hftl.finetune.rows import Encoder
 from hftl.finetune.train import build, finetune
@@ -187,6 +189,22 @@ def scripted(monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -> None:
     """The start, then each epoch, measures one of these."""
     left = iter(accuracies)
     monkeypatch.setattr(Loop, "measure", lambda _: {"accuracy": next(left), "log_loss": 1.0})
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_the_running_statistics_of_the_best_epoch_are_kept_with_its_weights(tmp_path: Path, ema: float | None) -> None:
+    """A rate that is far too high makes later epochs worse."""
+    resnet, three = small.image_backbone(tmp_path / "resnet", "resnet"), small.picture_data(26, 9, 9)
+    trained = run(Full(epochs=3, lr=0.5, batch_size=8, ema=ema), resnet, three, tmp_path)
+    trained.export(tmp_path / "model")
+
+    assert trained.report["kept_epoch"] < 3
+    best = load_file(tmp_path / "checkpoints" / "best" / "model.safetensors")
+    exported, last = load_file(tmp_path / "model" / "model.safetensors"), final(tmp_path)
+    means = [name for name in best if name.endswith("running_mean")]
+    assert means
+    assert all(torch.equal(exported[name], best[name]) for name in best)
+    assert not any(torch.equal(exported[name], last[name]) for name in means)
 
 
 def test_the_best_epoch_by_validation_is_kept(
@@ -433,6 +451,16 @@ def test_a_body_of_convolutions_is_updated_too() -> None:
     assert all("conv" in name or "shortcut" in name for name in linear_modules(tiny.model("resnet"), ["classifier"]))
     with pytest.raises(BackboneError, match="no linear layer"):
         linear_modules(torch.nn.Sequential(torch.nn.ReLU()), [])
+
+
+def test_layers_with_a_forward_of_their_own_are_offered_by_name_and_can_be_chosen(tmp_path: Path) -> None:
+    """Falcon's linear layers are a class of its own."""
+    model = tiny.model("falcon")
+
+    with pytest.raises(BackboneError, match=r"it has .*'query_key_value'"):
+        linear_modules(model, ["score"])
+    chosen = LoRA(lora={"target_modules": ["query_key_value"]})
+    assert check_lora(model, chosen, TextBackbone(local_source(tiny.save("falcon", tmp_path)))) > 0
 
 
 def test_what_peft_refuses_is_an_error_of_the_recipe(backbone: ImageBackbone, data: Data, tmp_path: Path) -> None:

@@ -309,6 +309,21 @@ def test_two_processes_share_the_work(tmp_path: Path, monkeypatch: pytest.Monkey
     }
 
 
+@pytest.mark.parametrize("wrong", ["recipe", "data", "row"])
+def test_an_error_that_all_processes_meet_is_said_once(tmp_path: Path, wrong: str):
+    data = runs.write_images(tmp_path / "data")
+    recipe = write_recipe(tmp_path, tiny.save("vit", tmp_path / "backbone"), data)
+    if wrong == "row":
+        (data / "class0" / "bad.png").write_bytes(b"no image")
+    named = ["absent.py"] if wrong == "recipe" else [str(recipe), *(["--data", "absent"] if wrong == "data" else [])]
+    command = [sys.executable, "-m", "hftl", "run", *named, "--out", str(tmp_path / "run"), "--num-processes", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    said = [line for line in done.stderr.splitlines() if line.startswith("hftl: ")]
+    assert len(said) == 1, done.stderr
+    assert ("bad.png" if wrong == "row" else "absent") in said[0]
+
+
 def test_predict(cli, tmp_path: Path):
     backbone = tiny.save("vit", tmp_path / "backbone")
     data = runs.write_images(tmp_path / "data")

@@ -45,6 +45,7 @@ TEXT: dict[str, dict[str, Any]] = {
         "encoder_ffn_dim": 48,
         "decoder_ffn_dim": 48,
     },
+    "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
     "llama": WIDE | {"num_key_value_heads": 2},
     "qwen3": WIDE | {"num_key_value_heads": 2, "head_dim": 16},

@@ -78,6 +78,33 @@ def batch_logits(model: Callable[..., Any], batch: Inputs) -> Tensor:
     return logits
 
 
+def odd_rows(model: Callable[..., Any], batch: Inputs) -> list[int]:
+    """Positions of the rows for which a model refuses a batch: those that few others can stand beside.
+
+    None where the model takes every pair, and where there is only one row, of which nobody needs to be told.
+
+    Args:
+        model: its forward raises on what it refuses.
+        batch: keyword arguments of the forward, first dimension n, padded.
+    """
+    count = len(next(iter(batch.values())))
+    beside_first = [
+        i for i in range(1, count) if _refuses(model, {name: value[[0, i]] for name, value in batch.items()})
+    ]
+    if 2 * len(beside_first) <= count:
+        return beside_first
+    return [i for i in range(count) if i not in beside_first]
+
+
+def _refuses(model: Callable[..., Any], batch: Inputs) -> bool:
+    try:
+        with torch.no_grad():
+            model(**batch)
+    except ValueError:
+        return True
+    return False
+
+
 def _has_tokens(value: Tensor, mask: Tensor) -> bool:
     """Whether a tensor's second dimension is that of a mask; pictures beside a text have four dimensions."""
     return value.shape[1:2] == mask.shape[1:] and value.dim() <= 3
@@ -119,24 +146,25 @@ def needs_equal_lengths(model: Callable[..., Any], probes: Sequence[Inputs], nam
     Raises:
         CutError: a row's logits depend on the other rows even where all are of one length, or it cannot run alone.
     """
+    return of_equal_length_only(_logits_of(model), probes, name or type(model).__name__)
 
+
+def _logits_of(model: Callable[..., Any]) -> Callable[[Inputs], Tensor]:
     def logits(batch: Inputs) -> Tensor:
         with torch.no_grad():
             value: Tensor = model(**batch).logits
         return value
 
-    return of_equal_length_only(logits, probes, name or type(model).__name__)
+    return logits
 
 
 def of_equal_length_only(numbers: Callable[[Inputs], Tensor], probes: Sequence[Inputs], name: str) -> bool:
     """As `needs_equal_lengths`, with a function that gives what is compared, (n, …), of a batch."""
     probes = _padded_as_batches_are(probes)
-    alone = [row for probe in probes for row in rows_of(probe)]
-    try:
-        expected = [numbers(row) for row in alone]
-    except Exception as error:  # whatever a forward raises, the row has no numbers of its own
-        raise CutError(f"{name} cannot run on one row alone: {one_line(error, 160)}") from error
-    if _gap(numbers, probes, expected) <= TOLERANCE:
+    rows = [row for probe in probes for row in rows_of(probe)]
+    alone, expected = _run_alone(numbers, rows, name)
+    # A row that runs only beside longer ones (some models want so many tokens) lives on their padding.
+    if len(alone) == len(rows) and _gap(numbers, probes, expected) <= TOLERANCE:
         return False
     pairs = [equal_length_pair(row) for row in alone]
     partners = [numbers({key: value[1:] for key, value in pair.items()}) for pair in pairs]
@@ -167,9 +195,34 @@ def equal_length_pair(row: Inputs) -> dict[str, Tensor]:
     return pair
 
 
-def equal_length_probes(probes: Sequence[Inputs]) -> list[dict[str, Tensor]]:
-    """Batches of equal length made of the rows of mixed ones."""
-    return [equal_length_pair(row) for probe in probes for row in rows_of(probe)]
+def _run_alone(
+    numbers: Callable[[Inputs], Tensor], rows: Sequence[Inputs], name: str
+) -> tuple[list[Inputs], list[Tensor]]:
+    """The rows that a model takes alone, and their numbers.
+
+    Raises:
+        CutError: it takes none.
+    """
+    taken: list[Inputs] = []
+    results: list[Tensor] = []
+    refusal: Exception | None = None
+    for row in rows:
+        try:
+            results.append(numbers(row))
+        except Exception as error:  # whatever a forward raises on a row that is too short for it
+            refusal = error
+        else:
+            taken.append(row)
+    if not taken:
+        raise CutError(f"{name} cannot run on one row alone: {one_line(refusal, 160)}") from refusal
+    return taken, results
+
+
+def equal_length_probes(model: Callable[..., Any], probes: Sequence[Inputs]) -> list[dict[str, Tensor]]:
+    """Batches of equal length made of the rows of mixed ones, of those that a model takes alone."""
+    rows = [row for probe in probes for row in rows_of(probe)]
+    taken, _ = _run_alone(_logits_of(model), rows, type(model).__name__)
+    return [equal_length_pair(row) for row in taken]
 
 
 def equal_length_groups(rows: Sequence[Encoded], most: int | None = None) -> list[list[int]]:

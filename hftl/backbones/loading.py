@@ -1,4 +1,4 @@
-"""Loading a backbone that somebody registered, with what goes wrong pinned on whoever registered it."""
+"""Backbones that somebody registered, loaded, with what goes wrong pinned on whoever registered them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What every backbone that transformers can load has in common; `vision` and `text` add how rows are read."""
+"""`PretrainedBackbone`: what every backbone that transformers can load has in common.
+
+`vision` and `text` add how rows are read.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ from hftl.backbones.source import Source
 from hftl.backbones.weights import tensor_shapes, whole_on_every_process
 from hftl.errors import BackboneError
 from hftl.tasks import Task
-from hftl.wording import named_error, one_line
+from hftl.wording import listing, named_error, one_line
 
 # Neither the labels that a checkpoint came with, nor where it lay and who saved it, can change a feature.
 NOT_IN_FEATURES = (
@@ -78,6 +81,7 @@ class PretrainedBackbone:
         self.source = source
         self.name = source.id
         self.commit = source.commit
+        self._drawn: list[str] = []
 
     @property
     def license(self) -> Mapping[str, str]:
@@ -113,7 +117,7 @@ class PretrainedBackbone:
 
     def identity(self) -> dict[str, Any]:
         """Model and preprocessing as JSON; the commit is None for a folder, whose weight files hftl hashes."""
-        # The file as it is, for a newer transformers may add fields to what it parses.
+        # The file as it is, because a newer transformers may add fields to what it parses.
         config = json.loads((self.source.folder / "config.json").read_text())
         for name in NOT_IN_FEATURES:
             config.pop(name, None)
@@ -251,9 +255,16 @@ class PretrainedBackbone:
 
     @property
     def notes(self) -> list[str]:
-        """What was changed so that configuration and preprocessing agree, and what was taken away, one line each."""
-        made = self.shortened
-        return [f"depth: the first {made.depth} of {made.stack.blocks} blocks, and the final norm"] if made else []
+        """What was changed so that configuration and preprocessing agree, and what was taken away, one line each.
+
+        Once the model was built, also what of its body the checkpoint lacks.
+        """
+        made, notes = self.shortened, []
+        if made:
+            notes.append(f"depth: the first {made.depth} of {made.stack.blocks} blocks, and the final norm")
+        if self._drawn:
+            notes.append(f"weights: the checkpoint lacks {listing(self._drawn, 2)}, so these are new, as the head is")
+        return notes
 
     def build(self, config: Any) -> tuple[nn.Module, set[str]]:
         """The classification model with its pretrained weights, in eval mode, float32; and its head's parameter names.
@@ -265,7 +276,9 @@ class PretrainedBackbone:
         if self.shortened:
             neutral_norm(model, self.shortened.norm)
             untrained -= self.shortened.norm
-        head = self.head_of(model) | untrained
+        head = self.head_of(model)
+        self._drawn = self._drawn_beside(model, head, untrained)
+        head |= untrained
         return model, head.intersection(name for name, _ in model.named_parameters())
 
     def load_trained(self) -> tuple[Any, set[str]]:
@@ -310,6 +323,37 @@ class PretrainedBackbone:
                 f"{self.name}: {len(wrong):,} of its weights, such as {wrong[0]}, have another shape than its "
                 "config.json says; they do not belong together: fetch it again"
             )
+
+    def _drawn_beside(self, model: Any, head: set[str], untrained: set[str]) -> list[str]:
+        """The body's parameters that the checkpoint lacks: a whole part that ends the body, such as a pooler.
+
+        Many checkpoints were published without one, and it is trained as the head is.
+
+        Raises:
+            BackboneError: others are missing, and the logits depend on them.
+        """
+        body = [name for name, _ in model.named_parameters() if name not in head]
+        drawn = [name for name in body if name in untrained]
+        # Without a base class nobody knows what is body and what is head.
+        if not head or not drawn:
+            return []
+        parts = {name: name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] for name in body}
+        held = [name for name in body if name not in untrained]
+        held_parts = {parts[name] for name in held}
+        after = set(body[body.index(held[-1]) :]) if held else set()
+        gone = [name for name in drawn if name not in after or parts[name] in held_parts]
+        if gone and self._matter(model, gone):
+            raise BackboneError(
+                f"{self.name}: its weights lack {len(gone):,} tensors that config.json describes, such as {gone[0]}; "
+                "they do not belong together, or the copy is not whole: fetch it again"
+            )
+        return [name for name in drawn if name not in gone]
+
+    def _matter(self, model: nn.Module, names: Sequence[str]) -> bool:
+        """Whether the logits depend on any of some parameters."""
+        logits = model(**self.probes()[0]).logits
+        gradients = torch.autograd.grad(logits.sum(), [model.get_parameter(name) for name in names], allow_unused=True)
+        return any(gradient is not None for gradient in gradients)
 
     def _check_size(self, config: Any) -> None:
         """Refuse a configuration that describes far more than its weights hold, before memory is taken for it."""

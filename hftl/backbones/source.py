@@ -157,7 +157,7 @@ def hub_source(ref: str, *, offline: bool = False, allow_pickle: bool = False) -
     if allow_pickle and not any(source.folder.glob("*.safetensors")):
         from hftl.backbones.pickles import converted  # brings torch
 
-        # The commit that was found, because the branch may move in between.
+        # The commit that was resolved, because the branch may move in between.
         source = _fetched(repo, source.commit, [*WANTED, "pytorch_model*"], offline)
         return replace(source, folder=converted(repo, source.folder), pickled=True)
     return source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from hftl.backbones.batching import Probe
+from hftl.backbones.prefix import LONG, cuts_at_spaces, enough_of
 from hftl.backbones.pretrained import PretrainedBackbone, digest_text
 from hftl.backbones.protocol import Encoded
 from hftl.backbones.sentence import MODULES, read_sentence_head
@@ -28,6 +30,8 @@ PROBES = [
     ("A short one.",),
     ("A somewhat longer sentence, with a comma and a few more words than the others have.",),
     ("Two words",),
+    # Some models attend in chunks, and pad a row that fills one and a half of them by themselves.
+    ("This one has about a dozen words, and it ends here.",),
 ]
 PAIR_PROBES = [
     ("What is asked here?", "What is answered there, at somewhat greater length."),
@@ -128,16 +132,16 @@ class TextBackbone(PretrainedBackbone):
     @property
     def notes(self) -> list[str]:
         """As for every model; and that tokenizer and configuration named two padding tokens, and which is used."""
-        notes = super().notes
-        config, tokenizer = self.base_config.get_text_config(), self.tokenizer
+        notes, config, tokenizer = super().notes, self.base_config.get_text_config(), self.tokenizer
         stated = getattr(config, "pad_token_id", None)
         used = f"{tokenizer.pad_token!r} (id {tokenizer.pad_token_id})"
         if self._pads_otherwise:
-            both = f"config.json says id {stated}, the tokenizer {used}"
-            return [*notes, f"padding: {both}; the run and its model use {used}"]
-        if self._pad_before is not None:
+            notes.append(
+                f"padding: config.json says id {stated}, the tokenizer {used}; the run and its model use {used}"
+            )
+        elif self._pad_before is not None:
             before = f"the tokenizer says {self._pad_before!r}"
-            return [*notes, f"padding: {before}, config.json {used}, from which it counts positions; {used} is used"]
+            notes.append(f"padding: {before}, config.json {used}, from which it counts positions; {used} is used")
         return notes
 
     @property
@@ -155,8 +159,9 @@ class TextBackbone(PretrainedBackbone):
         if not rows:
             return []
         # A call takes either single texts or pairs; the rows of one data set are all of one kind.
-        first = [row[0] for row in rows]
         second = [row[1] for row in rows] if len(rows[0]) == 2 else None
+        # Two texts share the room by their whole lengths.
+        first = [row[0] if second or len(row[0]) <= LONG else self._beginning(row[0]) for row in rows]
         encoded = self.tokenizer(first, second, truncation=True, max_length=self.max_length, padding=False)
         inputs = list(encoded.keys())
         for name, limit in self._limits.items():
@@ -171,6 +176,16 @@ class TextBackbone(PretrainedBackbone):
             )
             for i, encoding in enumerate(encoded.encodings)
         ]
+
+    def _beginning(self, text: str) -> str:
+        """What of a very long text is read, to the same tokens."""
+        if self.tokenizer.truncation_side != "right" or not self._cuts_at_spaces:
+            return text
+        return enough_of(self.tokenizer, text, self.max_length)
+
+    @cached_property
+    def _cuts_at_spaces(self) -> bool:
+        return cuts_at_spaces(self.tokenizer)
 
     @cached_property
     def _limits(self) -> dict[str, int]:
@@ -210,9 +225,9 @@ class TextBackbone(PretrainedBackbone):
         with suppress(BadRowError):
             probes.append(self._probe(self.encode(PAIR_PROBES, ["probe"] * len(PAIR_PROBES)), own_side))
         words = min(self.max_length, LONGEST_PROBE)
-        full = self.encode([("word " * words,)], ["probe"])[0]
+        full = self.encode([(_text_of(words),)], ["probe"])[0]
         if full.cost > LONGEST_PROBE:
-            full = self.encode([("word " * (words * LONGEST_PROBE // full.cost),)], ["probe"])[0]
+            full = self.encode([(_text_of(words * LONGEST_PROBE // full.cost),)], ["probe"])[0]
         probes.append(self._probe([rows[0], full], own_side))
         return probes
 
@@ -269,3 +284,9 @@ class TextBackbone(PretrainedBackbone):
             if "position" in name and isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
                 return int(module.padding_idx)
         return None
+
+
+def _text_of(count: int) -> str:
+    """So many words, and not all the same: over equal words attention is the same wherever it looks, random or not."""
+    words = " ".join(text for (text,) in PROBES).split()
+    return " ".join(itertools.islice(itertools.cycle(words), count))

@@ -80,8 +80,8 @@ def find_rule(model: Any, head: set[str], files: Mapping[str, Path]) -> NameRule
 def whole_on_every_process() -> AbstractContextManager[None]:
     """Load a model whole, also under ``accelerate launch --use_fsdp``.
 
-    There transformers leaves the new head out of all processes but each machine's first, for FSDP would send it; but
-    every process computes features, and sees which parameters the logits depend on, before weights are spread.
+    There transformers leaves the new head out of all processes but each machine's first, because FSDP would send it;
+    but every process computes features, and sees which parameters the logits depend on, before weights are spread.
     """
     asked: AbstractContextManager[None] = patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false")
     return asked

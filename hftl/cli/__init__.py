@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ import typer
 
 from hftl._version import __version__
 from hftl.cli import (
+    audit,
     backbones,
     cache,
     curve,
@@ -43,6 +45,7 @@ from hftl.wording import named_error, plain, printable
 HOME_PAGE = "https://pypi.org/project/hftl/"
 # What a shell says of a program that SIGPIPE ended, which is what happens to other programs there.
 STATUS_OF_CLOSED_PIPE = 141
+SECONDS_TO_SAY = 1.0
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # A path that the user gave is wrong; a disk that breaks is nobody's input.
 OF_A_PATH = (
@@ -64,6 +67,7 @@ def build_app() -> typer.Typer:
     app.command("features", context_settings=TAKES_FLAGS)(features.features)
     app.command("rank", context_settings=TAKES_FLAGS)(rank.rank)
     app.command("layers", context_settings=TAKES_FLAGS)(layers.layers)
+    app.command("audit", context_settings=TAKES_FLAGS)(audit.audit)
     app.command("transfer", context_settings=TAKES_FLAGS)(transfer.transfer)
     app.command("curve", context_settings=TAKES_FLAGS)(curve.curve)
     app.command("predict")(predict.predict)
@@ -134,10 +138,23 @@ def guarded(arguments: Sequence[str], stop: StopOnce) -> int:
         line, status = verdict(error, stop)
         if debug and not isinstance(error, SystemExit):
             traceback.print_exc()
-        if line and (not isinstance(error, KeyboardInterrupt) or is_first_process()):
-            print(f"hftl: {plain(line)}", file=sys.stderr, flush=True)
+        if is_first_process() or not is_met_everywhere(error):
+            if line:
+                print(f"hftl: {plain(line)}", file=sys.stderr, flush=True)
+        else:
+            # Where one process ends the launcher stops the others, and the first is to say why.
+            time.sleep(SECONDS_TO_SAY)
         stop.finished = True
         return status
+
+
+def is_met_everywhere(error: BaseException) -> bool:
+    """Whether an error that ended this process ends all processes of its launcher."""
+    if isinstance(error, KeyboardInterrupt) or getattr(error, "everywhere", False):
+        return True
+    # Until processes meet, each does the same.
+    torch = sys.modules.get("torch")
+    return not (torch and torch.distributed.is_available() and torch.distributed.is_initialized())
 
 
 def invoke(arguments: list[str]) -> int:

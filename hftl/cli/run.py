@@ -32,6 +32,9 @@ def run(
     ] = None,
     test_size: Annotated[str | None, typer.Option(help="Share set aside where the data bring no test split.")] = None,
     seed: Annotated[str | None, typer.Option(help="Seed of every random choice.")] = None,
+    drop: Annotated[
+        str | None, typer.Option(metavar="FILE.csv", help="Rows to leave out, as `hftl audit --export` writes them.")
+    ] = None,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Any field, such as method.folds=10."),
@@ -80,6 +83,7 @@ def run(
         "depth": depth,
         "test_size": test_size,
         "seed": seed,
+        "drop": drop,
     }
     changes: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     made = changed(made, changes | fields | changes_of(change or []))

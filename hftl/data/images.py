@@ -47,11 +47,38 @@ def decode_image(encoded: bytes, name: str) -> Image.Image:
     Raises:
         BadRowError: the bytes are no image, are cut or damaged, or hold more than ``MAX_PIXELS`` pixels.
     """
+    return _decoded(encoded, name)
+
+
+def grey_thumbnail(encoded: bytes, name: str, side: int) -> np.ndarray:
+    """What a picture looks like from afar: uint8 (side, side) grey levels, its whole area squeezed into a square.
+
+    A JPEG is decoded at a smaller scale where that is enough, so that a large one costs little more than a small one.
+
+    Args:
+        encoded: the file's bytes.
+        name: the row's name for a person, used in the error.
+        side: pixels of the square.
+
+    Raises:
+        BadRowError: as for `decode_image`; or the picture has less than half as many pixels a side, which the square
+            would only blow up.
+    """
+    image = _decoded(encoded, name, (2 * side, 2 * side))
+    if min(image.size) < side // 2:
+        raise BadRowError(name, f"a picture of {image.width} × {image.height} pixels is too small to be made smaller")
+    return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX))
+
+
+def _decoded(encoded: bytes, name: str, enough: tuple[int, int] | None = None) -> Image.Image:
+    """Decode one file, a JPEG at the smallest scale that still has ``enough`` pixels where that is given."""
     try:
         image = _open(encoded)
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise Image.DecompressionBombError
+        if enough:
+            image.draft("RGB", enough)
         image.load()
         return _to_rgb(_upright(image))
     except Image.DecompressionBombError:

@@ -19,7 +19,7 @@ from hftl.methods import METHODS, Options
 from hftl.recipes import Recipe
 from hftl.runs.record import BackboneRecord, Metrics, RunRecord, is_repo_id
 from hftl.tasks import Task
-from hftl.wording import printable
+from hftl.wording import plural, printable
 
 MOST_LABELS = 200
 MOST_CLASSES_IN_TABLE = 12
@@ -228,6 +228,9 @@ def _by_class(computed: Mapping[str, Any], names: Sequence[str]) -> dict[str, An
 def _settings(made: RunRecord, report: Mapping[str, Any]) -> dict[str, Any]:
     """Every field of the recipe, and what was chosen by the data."""
     fields = {name: value for name, value in made.recipe.items() if name not in ("method", "data", "backbone")}
+    if dropped := fields.pop("drop", ()):
+        # How many, not which: names of rows may say more than their owner wants to publish.
+        fields["drop"] = plural(len(dropped), "row")
     options = made.method
     method = {"method": options["name"]} | {f"method.{n}": value for n, value in options.items() if n != "name"}
     chosen = {
@@ -285,7 +288,8 @@ def recipe_source(made: RunRecord) -> str:
         "backbone": made.backbone_reference if made.backbone.commit else made.backbone.name,
         "data": made.data_reference if made.data_on_hub else data_name(made),
     }
-    stated = {name: fields[name] for name in Recipe.model_fields if name in fields and name not in ("method", *pinned)}
+    elsewhere = ("method", "drop", *pinned)
+    stated = {name: fields[name] for name in Recipe.model_fields if name in fields and name not in elsewhere}
     lines = pinned | {name: value for name, value in stated.items() if value != _default(Recipe, name)}
     call = f"{kind.__name__}({', '.join(f'{name}={python(value)}' for name, value in options.items())})"
     name = made.name if made.name.isidentifier() else "made"
@@ -319,6 +323,8 @@ def _to_fill_in(made: RunRecord) -> dict[str, str]:
         comments["backbone"].append(f"needs the package {printable(f'{backbone.plugin} {backbone.plugin_version}')}")
     if made.data_on_hub is None and not data.startswith("sample:"):
         comments["data"].append("fill in: the path that you keep these data at")
+    if dropped := made.recipe.get("drop"):
+        comments["data"].append(f"{plural(len(dropped), 'row')} left out, which the run's recipe.json names")
     return {field: f"  # {'; '.join(said)}" for field, said in comments.items() if said}
 
 

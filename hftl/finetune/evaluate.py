@@ -7,7 +7,8 @@ models whose rows do not stand alone in a padded batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,11 +18,15 @@ from torch import Tensor, nn
 from hftl.ahead import ahead
 from hftl.backbones.batching import batch_logits, on_device
 from hftl.data import Texts
+from hftl.errors import DataError
 from hftl.finetune.rows import Encoder, Group
-from hftl.parallel import gather_rows
+from hftl.parallel import gather_json, gather_rows
+from hftl.wording import one_line
 
 
-def logits_of(accelerator: Accelerator, model: nn.Module, encoder: Encoder, batch_size: int) -> Tensor:
+def logits_of(
+    accelerator: Accelerator, model: nn.Module, encoder: Encoder, batch_size: int, *, is_spread: bool = False
+) -> Tensor:
     """Run a model in eval mode over a split.
 
     Every process runs the same number of rows; one that has a row less repeats the last, which is then dropped.
@@ -31,9 +36,13 @@ def logits_of(accelerator: Accelerator, model: nn.Module, encoder: Encoder, batc
         model: without a wrapper that synchronises buffers.
         encoder: of the split.
         batch_size: rows of one forward.
+        is_spread: whether processes hold parts of the model, so that they have to run it equally often.
 
     Returns:
         (n, C) float32 on the CPU, the same on every process.
+
+    Raises:
+        DataError: a spread model refuses a batch whose rows it may take alone.
     """
     rows = len(encoder.split.inputs)
     order = order_of(encoder)
@@ -42,7 +51,8 @@ def logits_of(accelerator: Accelerator, model: nn.Module, encoder: Encoder, batc
     model.eval()
     with torch.no_grad(), accelerator.autocast():
         batches_ahead = ahead(encoder.collated, batches, encoder.workers)
-        outputs = [_of_groups(accelerator, model, groups) for groups in batches_ahead]
+        run = partial(_in_step, model) if is_spread else partial(_one_by_one, model)
+        outputs = [_of_groups(accelerator, run, groups) for groups in batches_ahead]
     for module in was_training:
         module.training = True
     everything = gather_rows(torch.cat(outputs), rows).cpu()
@@ -51,11 +61,39 @@ def logits_of(accelerator: Accelerator, model: nn.Module, encoder: Encoder, batc
     return ordered
 
 
-def _of_groups(accelerator: Accelerator, model: nn.Module, groups: Sequence[Group]) -> Tensor:
+def _of_groups(
+    accelerator: Accelerator, run: Callable[[list[dict[str, Tensor]]], list[Tensor]], groups: Sequence[Group]
+) -> Tensor:
     """Logits (n, C) float32 of a batch that was collated in groups of rows."""
-    parts = [batch_logits(model, on_device(inputs, accelerator.device)).float() for _, inputs in groups]
+    parts = [part.float() for part in run([on_device(inputs, accelerator.device) for _, inputs in groups])]
     positions = torch.tensor([position for rows, _ in groups for position in rows], device=parts[0].device)
     return torch.cat(parts)[positions.argsort()]
+
+
+def _one_by_one(model: nn.Module, batches: list[dict[str, Tensor]]) -> list[Tensor]:
+    """Logits (n, C) of each batch, however many batches other processes have."""
+    return [batch_logits(model, batch) for batch in batches]
+
+
+def _in_step(model: nn.Module, batches: list[dict[str, Tensor]]) -> list[Tensor]:
+    """Logits (n, C) of each batch, by as many forwards as the process with the most batches needs.
+
+    Each forward gathers weights from all processes, so that one that ran the model once more would wait for ever. For
+    the same reason rows that the model refuses beside one another cannot be tried alone.
+
+    Raises:
+        DataError: the model refuses a batch.
+    """
+    parts = []
+    for number in range(max(gather_json(len(batches)))):
+        try:
+            parts.append(model(**batches[min(number, len(batches) - 1)]).logits)
+        except ValueError as error:
+            raise DataError(
+                f"the model refuses rows beside one another ({one_line(error)}), and spread over processes it cannot "
+                "run them alone: remove the row that is unlike the others, or launch with MULTI_GPU"
+            ) from error
+    return parts[: len(batches)]
 
 
 def order_of(encoder: Encoder) -> np.ndarray:

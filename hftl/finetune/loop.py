@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hftl.errors import DataError, HftlError, Interrupted
+from hftl.backbones.batching import odd_rows
+from hftl.errors import BadRowError, DataError, HftlError, Interrupted
 from hftl.finetune.checkpoint import Checkpoint, Checkpoints, prune, step_name, write_checkpoint
 from hftl.finetune.ema import Ema
 from hftl.finetune.engine import Engine, whole
@@ -31,7 +32,7 @@ from hftl.finetune.schedule import lr_factor
 from hftl.finetune.stop import StopSignals
 from hftl.methods import FineTune
 from hftl.metrics import evaluate_predictions
-from hftl.parallel import all_reduce_sum, on_main
+from hftl.parallel import all_reduce_sum, met_everywhere, on_main
 from hftl.tasks import Task
 from hftl.wording import one_line
 
@@ -164,7 +165,8 @@ class Loop:
         loss, asked = sums.tolist()
         norm = self.engine.step() if math.isfinite(loss) else math.nan
         if not math.isfinite(loss) or not (math.isfinite(norm) or self.accelerator.scaler):
-            self._not_finite(epoch, step, loss, norm, lr)
+            with met_everywhere():
+                self._not_finite(epoch, step, loss, norm, lr)
         if self.ema:
             self.ema.update(self.state.step)
         self.state.step += 1
@@ -180,22 +182,31 @@ class Loop:
         for i, batch in enumerate(step.micro_batches):
             torch.manual_seed(seed_of(self.rows.seed, number, self.rows.rank, i))
             with self.engine.micro_batch(last=i == last):
-                loss = self._loss(batch.to(self.accelerator.device), step)
+                loss = self._loss(batch.to(self.accelerator.device), step, i)
                 # Processes' gradients are averaged, and what is due is their sum.
                 self.engine.backward(loss * (world / step.weight))
             summed += loss.detach()
         return summed
 
-    def _loss(self, batch: Batch, step: Step) -> Tensor:
+    def _loss(self, batch: Batch, step: Step, number: int) -> Tensor:
         try:
             logits = self.engine.wrapped(**batch.inputs).logits
         except ValueError as error:
-            # Rows that the model cannot read, or not beside one another, as texts with an end token of their own.
-            raise DataError(
-                f"the model refuses a batch of step {self.state.step + 1}: {one_line(error)}; its rows: "
-                f"{self._named_rows(step)}; remove the row that is unlike the others, or give --micro-batch 1"
-            ) from error
+            raise self._refused(batch, step, number, one_line(error)) from error
         return self.loss(logits, batch.targets, batch.counted)
+
+    def _refused(self, batch: Batch, step: Step, number: int, why: str) -> DataError:
+        """Rows that the model cannot read, or not beside one another, as a text with an end token of its own."""
+        # Other processes do not take part in asking, so it must not be a model of which they hold parts.
+        odd = [] if self.engine.is_spread else odd_rows(self.engine.unsynchronised, batch.inputs)
+        if not odd:
+            return DataError(
+                f"the model refuses a batch of step {self.state.step + 1}: {why}; its rows: {self._named_rows(step)}; "
+                "remove the row that is unlike the others, or give --micro-batch 1"
+            )
+        rows, _ = self.rows.shares(step.rows)[number]
+        name = self.rows.encoder.split.inputs.name(rows[odd[0]])
+        return BadRowError(name, f"the model refuses it beside other rows ({why}): remove it, or give --micro-batch 1")
 
     def _named_rows(self, step: Step) -> str:
         names = [self.rows.encoder.split.inputs.name(row) for row in step.rows]
@@ -246,7 +257,13 @@ class Loop:
 
     def measure(self) -> dict[str, float | None]:
         """Metrics of the watched split, each row counted once; the same on every process."""
-        logits = logits_of(self.accelerator, self.engine.unsynchronised, self.watch.encoder, self.rows.micro_batch)
+        logits = logits_of(
+            self.accelerator,
+            self.engine.unsynchronised,
+            self.watch.encoder,
+            self.rows.micro_batch,
+            is_spread=self.engine.is_spread,
+        )
         values = evaluate_predictions(
             self.loss.task, logits.numpy(), self.watch.encoder.split.labels, self.watch.label_names
         )

@@ -6,6 +6,7 @@ import json
 import re
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from hftl.backbones.batching import on_device
 from hftl.backbones.protocol import Backbone
 from hftl.errors import BackboneError, RecipeError
 from hftl.methods import LoRA
@@ -40,12 +42,17 @@ def check_lora(skeleton: nn.Module, method: LoRA, backbone: Backbone) -> int:
 
     Raises:
         RecipeError: PEFT refuses the options, or a target module is not there.
-        BackboneError: there is no linear layer to update.
+        BackboneError: there is no linear layer to update, or the model does not run with PEFT's layers in place of its
+            own, where a model without weights can tell.
     """
     check_targets(skeleton, method.lora.get("target_modules"), backbone.name)
-    fields = {"r": method.r, "target_modules": linear_modules(skeleton, [])} | method.lora
+    fields = {"r": method.r} | _targets(skeleton, _beside_body(skeleton), method)
+    probe = on_device(backbone.probes()[0], torch.device("meta"))
+    runs = _runs(skeleton, probe)
     # Starting values are computed from weights, which a skeleton does not have.
     wrapped = _wrapped(skeleton, fields | {"init_lora_weights": False, "use_dora": False})
+    if runs:
+        check_runs(wrapped, probe, backbone.name)
     return sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
 
 
@@ -103,24 +110,60 @@ def add_lora(model: nn.Module, method: LoRA, head: set[str], backbone: Backbone)
         "use_rslora": method.rslora,
         "use_dora": method.dora,
         "init_lora_weights": "pissa" if method.pissa else True,
-        "target_modules": linear_modules(model, heads),
         "modules_to_save": heads,
         "base_model_name_or_path": backbone.base_reference,
         "revision": backbone.commit,
     }
     # PEFT records what the model says it was loaded from, which is a folder of this machine.
     model.name_or_path = backbone.base_reference  # type: ignore[assignment]
-    wrapped = _wrapped(model, fields | method.lora)
+    wrapped = _wrapped(model, fields | _targets(model, heads, method))
+    check_runs(wrapped, backbone.probes()[0], backbone.name)
+    return wrapped
+
+
+def _targets(model: nn.Module, heads: list[str], method: LoRA) -> dict[str, Any]:
+    """The fields of PEFT's configuration that the user gives, with target modules in any case."""
+    chosen = {} if "target_modules" in method.lora else {"target_modules": linear_modules(model, heads)}
+    return chosen | method.lora
+
+
+def check_runs(wrapped: PeftModel, probe: Mapping[str, Tensor], name: str) -> None:
+    """See that a model runs with PEFT's layers in place of its own.
+
+    Args:
+        wrapped: the model.
+        probe: inputs of a forward.
+        name: the backbone, for the error.
+
+    Raises:
+        BackboneError: it does not.
+    """
     try:
         with torch.no_grad():
-            wrapped(**backbone.probes()[0])
+            wrapped(**probe)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         # Some models read a layer's own attributes (its stride, to pad the input by), which PEFT's layers do not have.
         raise BackboneError(
-            f"{backbone.name} does not run with LoRA's layers in place of its own ({named_error(error)}); use --method "
-            "full or partial, or choose layers with --set 'method.lora.target_modules=[…]'"
+            f"{name} does not run with LoRA's layers in place of its own ({named_error(error)}); use --method full or "
+            "partial, or choose layers with --set 'method.lora.target_modules=[…]'"
         ) from error
-    return wrapped
+
+
+def _beside_body(skeleton: nn.Module) -> list[str]:
+    """What stands beside the body in a class of transformers, which is where a head is; none in other classes."""
+    children = [name for name, _ in skeleton.named_children()]
+    body = getattr(skeleton, "base_model_prefix", "")
+    return [name for name in children if name != body] if body in children else []
+
+
+def _runs(skeleton: nn.Module, probe: Mapping[str, Tensor]) -> bool:
+    """Whether a model runs without weights; not where a forward asks what its numbers are."""
+    try:
+        with torch.no_grad():
+            skeleton(**probe)
+    except Exception:  # whatever a class raises on tensors that hold nothing
+        return False
+    return True
 
 
 def _wrapped(model: nn.Module, fields: dict[str, Any]) -> PeftModel:
@@ -168,8 +211,12 @@ def linear_modules(model: nn.Module, heads: list[str]) -> list[str]:
     # A low-rank update of a grouped convolution would mix channels that the layer keeps apart.
     chosen = linear or [name for name, module in body if isinstance(module, nn.Conv2d) and module.groups == 1]
     if not chosen:
+        others = list(dict.fromkeys(name.rpartition(".")[2] for name, module in body if isinstance(module, WRAPPED)))
+        if not others:
+            raise BackboneError("the model has no linear layer for LoRA; use --method full or partial")
         raise BackboneError(
-            "the model has no linear layer for LoRA; name others with --set method.lora.target_modules=…"
+            "the model has no linear layer that is surely one for LoRA: use --method full or partial, or name layers "
+            f"with --set 'method.lora.target_modules=[…]'; it has {listing(others)}"
         )
     return chosen
 

@@ -121,9 +121,6 @@ def finetune(
     engine = engine_for(method, accelerator, built, target)
     if equal_lengths:
         say("rows      padding changes this model's numbers, so rows are evaluated in batches of equal length (slower)")
-        if engine.is_spread:
-            # Processes that hold parts of a model must run it equally often.
-            raise UserError(f"{target.backbone.name} cannot be evaluated spread over processes; launch with MULTI_GPU")
     rows = train_rows(method, target, data, seed, accelerator)
     test = Encoder(target.backbone, data.test, equal_lengths=equal_lengths)
     watched = Encoder(target.backbone, data.validation, equal_lengths=equal_lengths) if data.validation else test
@@ -143,7 +140,7 @@ def finetune(
     before = loop.state.step
     loop.run()
     keep_best(loop)
-    logits = logits_of(accelerator, loop.engine.unsynchronised, test, loop.rows.micro_batch)
+    logits = logits_of(accelerator, engine.unsynchronised, test, loop.rows.micro_batch, is_spread=engine.is_spread)
     for tracker in accelerator.trackers:
         # Not accelerator.end_training, which also ends the processes' group while the model still holds on to it.
         tracker.finish()

@@ -1,4 +1,4 @@
-"""How much goes into one batch: fixed where it hardly matters (CPUs), found by a short measured ramp elsewhere."""
+"""`Ramp`: how much goes into one batch; fixed where it hardly matters (CPUs), elsewhere measured on a short ramp."""
 
 from __future__ import annotations
 

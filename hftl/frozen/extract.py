@@ -1,4 +1,4 @@
-"""From rows to stored features: find what is missing, run the frozen part of the backbone on it, commit it.
+"""Extraction, from rows to stored features: what is missing goes through the frozen part of the backbone.
 
 The order of work: digests of all rows → which the space knows → the missing ones are encoded ahead in worker threads,
 batched, run through the backbone, and committed every few seconds. Whatever is committed is never computed again, by
@@ -11,6 +11,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +23,10 @@ from hftl.ahead import ahead
 from hftl.backbones.batching import batch_groups, on_device
 from hftl.backbones.protocol import Encoded, Target
 from hftl.data import Files, Texts
-from hftl.errors import BackboneError, BadRowError, HftlError
+from hftl.errors import BackboneError, BadRowError, HftlError, StoreError
 from hftl.frozen.budget import Ramp, ramp_for, remember
 from hftl.frozen.depths import Keeping, Models
+from hftl.frozen.recheck import AUTOCAST, OTHER_RUN, SAME_RUN, check_again
 from hftl.frozen.view import Content, View, equal_length_space
 from hftl.parallel import Process
 from hftl.progress import Progress
@@ -191,13 +193,18 @@ class _Extraction:
         if batch is None and all(space.info is not None for space in self.views.values()):
             return
         capture = self._prepare()
-        started, previewed = time.monotonic(), False
+        self._check_stored(capture)
+        started, previewed, asked_again = time.monotonic(), False, False
         try:
             while batch is not None:
                 held, encoded = batch
                 before = time.monotonic()
                 kept = self._kept(capture, held, encoded)
                 good = [i for i, row in enumerate(held) if row not in self.report.bad]
+                if good and not asked_again:
+                    # Before anything is stored.
+                    asked_again = True
+                    self._check_same(capture, held[good[0]], encoded[good[0]], kept)
                 self._hold([held[i] for i in good], [encoded[i] for i in good], kept)
                 self.ramp.saw(sum(row.cost for row in encoded), time.monotonic() - before)
                 progress.advance(len(held))
@@ -225,6 +232,34 @@ class _Extraction:
         self.equal_lengths = any(content.equal_lengths for content in contents.values())
         return models.captured(contents, self.device)
 
+    def _check_same(self, capture: Keeping, row: int, encoded: Encoded, kept: list[dict[str, Any]]) -> None:
+        """Ask for the first good row of a batch again, alone."""
+        # A row that the model refuses alone is bad, and has nothing that could be compared.
+        for first, again in zip(kept, self._kept(capture, [row], [encoded]), strict=False):
+            check_again(
+                self.backbone.name,
+                {name: value[:1] for name, value in first.items()},
+                again,
+                SAME_RUN if next(iter(self.views)).autocast is None else AUTOCAST,
+                "a moment before",
+            )
+
+    def _check_stored(self, capture: Keeping) -> None:
+        """Ask for one row again that an earlier run stored, where there is one."""
+        for number, (view, space) in enumerate(self.views.items()):
+            known = np.flatnonzero(~self.lacking[view] & self.digests.any(1))
+            if not len(known):
+                continue
+            row = int(known[0])
+            # A shard may turn out to be damaged, a file to be gone; both are found out where they matter.
+            with suppress(StoreError, BadRowError):
+                stored = space.gather(self.digests[row : row + 1])
+                encoded = self.backbone.encode([self.rows[row]], [self.rows.name(row)])
+                tolerance = OTHER_RUN if next(iter(self.views)).autocast is None else AUTOCAST
+                for again in self._kept(capture, [row], encoded)[number : number + 1]:
+                    check_again(self.backbone.name, stored, again, tolerance, f"an earlier run stored in {space.id}")
+            return
+
     def _kept(self, capture: Keeping, held: Sequence[int], encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
         """What each view keeps of rows, on the CPU; in batches without padding where the model needs that."""
         groups = batch_groups(encoded, equal_lengths=self.equal_lengths)
@@ -238,8 +273,14 @@ class _Extraction:
         Some models refuse a batch for one of its rows, or rows that cannot stand beside each other: what they say of a
         row alone is about that row.
         """
-        batch = on_device(self.backbone.collate(encoded), self.device)
+        batch: dict[str, Tensor] = {}
         try:
+            batch = on_device(self.backbone.collate(encoded), self.device)
+            if any(len(value) != len(encoded) for value in batch.values()):
+                raise BackboneError(
+                    f"{self.backbone.name}: collate made {len(next(iter(batch.values()))):,} rows of {len(encoded):,}; "
+                    "it has to give one row for each"
+                )
             return [{name: _to_cpu(value) for name, value in kept.items()} for kept in capture(batch)]
         except torch.OutOfMemoryError as error:
             if len(encoded) == 1:
@@ -298,7 +339,9 @@ class _Extraction:
             good = np.array([i for i in chosen if int(held[i]) not in bad], dtype=np.int64)
             space.commit(self.digests[held[good]], {n: _take(v, good) for n, v in columns.items()})
             if not self.skip:
-                raise
+                plugin = space.identity.get("plugin")
+                who = f" (plugin {plugin['name']!r})" if isinstance(plugin, dict) and "name" in plugin else ""
+                raise NonFiniteError(f"{self.backbone.name}{who}: {error}", error.rows) from error
             for row, name in bad.items():
                 self.report.bad[row] = BadRowError(name, "its features are NaN or infinite")
             return set(bad)

@@ -11,6 +11,7 @@ from hftl.backbones.loading import load_backbone
 from hftl.backbones.matching import data_for
 from hftl.backbones.protocol import Target
 from hftl.data import Data
+from hftl.data.drop import without_rows
 from hftl.errors import RecipeError
 from hftl.frozen.features import StoredFeatures, features_of
 from hftl.frozen.view import View
@@ -40,6 +41,8 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
         seed=recipe.seed,
         test_size=recipe.test_size,
     )
+    if recipe.drop:
+        data = without_rows(data, recipe.drop)
     pooling = probe_of(recipe).pooling
     if pooling != "native" and backbone.wants != "text":
         raise RecipeError(f"pooling={pooling!r}: only a head on texts can be exported with it; leave pooling out")

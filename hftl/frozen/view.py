@@ -67,7 +67,7 @@ class View:
         prepare_head(model, head, probes)
         if self.pooling == "native":
             equal_lengths = needs_equal_lengths(model, probes, name)
-            return find_cut(model, head, equal_length_probes(probes) if equal_lengths else probes), equal_lengths
+            return find_cut(model, head, equal_length_probes(model, probes) if equal_lengths else probes), equal_lengths
         cut = pooled_cut(model, head, probes, self.pooling)
         capture = Capture(model, [cut])
         return cut, of_equal_length_only(lambda batch: capture(batch)[0]["features"], probes, name)

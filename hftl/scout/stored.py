@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hftl.backbones.cut.cut import Cut
 from hftl.backbones.protocol import Target
 from hftl.data import Data, Split
 from hftl.data.holdout import hold_out
 from hftl.errors import DataError
-from hftl.frozen.features import StoredFeatures
+from hftl.frozen.features import SplitFeatures, StoredFeatures
 from hftl.frozen.matrix import flatten_columns
 from hftl.frozen.recipe import inputs_of, stored_features, view_of
 from hftl.hub.client import staying_offline
@@ -125,10 +126,7 @@ class Reader:
             spec, target, data, [view_of(recipe)], self.say, on_bad_row=self.on_bad_row, quiet=self.quiet
         )
         split = features.splits["train"]
-        cut = features.content.cut
-        columns = {name: _averaged(split.columns[name]) for name in cut.kept() if name not in cut.tokens}
-        averaged = any(isinstance(split.columns[name], Ragged) for name in columns)
-        matrix = flatten_columns(dict(columns), list(columns))
+        matrix, averaged = split_matrix(split, features.content.cut)
         return TrainingRows(
             features=matrix,
             split=split.split,
@@ -161,6 +159,18 @@ def training_part(data: Data, subset: int | None, seed: int) -> Data:
         train = train.select(hold_out(train.labels, data.task, subset / len(train), seed)[1])
     # The other splits stay unread: what the scout sees of them, a run could no longer report honestly.
     return replace(data, train=train, validation=None, test=data.test.select(np.zeros(0, dtype=np.int64)))
+
+
+def split_matrix(part: SplitFeatures, cut: Cut) -> tuple[Tensor, bool]:
+    """A split's features, (n, d) float32 on the CPU, and whether tokens were averaged to have them.
+
+    Args:
+        part: the split.
+        cut: of the space that its features are stored in.
+    """
+    columns = {name: _averaged(part.columns[name]) for name in cut.kept() if name not in cut.tokens}
+    averaged = any(isinstance(part.columns[name], Ragged) for name in columns)
+    return flatten_columns(dict(columns), list(columns)), averaged
 
 
 def _averaged(column: Tensor | Ragged) -> Tensor:

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hftl.backbones.batching import batch_groups
+from hftl.backbones.cut.frontier import head_buffers, owner
 from hftl.backbones.cut.search import prove
 from hftl.backbones.protocol import Target
 from hftl.backbones.weights import find_rule
@@ -31,6 +33,7 @@ from hftl.testing.subject import LABELS, CheckError, Subject, fingerprint_of_row
 from hftl.testing.tampering import flip_last_byte, mutations, opened_files, rewrite
 from hftl.wording import named_error
 
+TRAINING_STEPS = 3
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".py")
 
 
@@ -104,13 +107,13 @@ def _padding_side(subject: Subject) -> None:
     masks = [probe["attention_mask"] for probe in subject.backbone.probes() if "attention_mask" in probe]
     if masks and not (any(_starts_with_padding(mask) for mask in masks) and any(_ends_so(mask) for mask in masks)):
         raise CheckError("`probes` must hold a batch padded on the left and one padded on the right")
-    spaces, found = [], []
+    spaces, features = [], []
     for side in ("right", "left"):
         backbone: Any = subject.load()
         backbone.tokenizer.padding_side = side
         spaces.append(json.dumps(backbone.identity(), sort_keys=True))
-        found.append(subject.features(subject.rows, backbone))
-    gap = subject.same(found[0], found[1])
+        features.append(subject.features(subject.rows, backbone))
+    gap = subject.same(features[0], features[1])
     if gap is not None and spaces[0] == spaces[1]:
         raise CheckError(
             f"padding on the other side changes features by {gap:.1e}, and `identity` does not say the side"
@@ -187,19 +190,23 @@ def _cut_exact(subject: Subject) -> None:
     known = {name for name, _ in model.named_parameters()}
     if head - known:
         raise CheckError(f"`build` names {sorted(head - known)[0]}, which is no parameter of the model")
-    prove(model, cut, [subject.backbone.collate(subject.encode(subject.backbone, subject.rows))])
+    encoded = subject.encode(subject.backbone, subject.rows)
+    groups = batch_groups(encoded, equal_lengths=subject.equal_lengths)
+    prove(model, cut, [subject.backbone.collate([encoded[i] for i in group]) for group in groups])
     logits = subject.logits(subject.rows)
     if logits.shape != (len(subject.rows), len(LABELS)):
         raise CheckError(f"logits have the shape {tuple(logits.shape)}, not ({len(subject.rows)}, {len(LABELS)})")
 
 
 def _export_loads(subject: Subject) -> None:
-    """The export loads in plain libraries and gives the same logits."""
+    """A trained head's export loads in plain libraries and gives the same logits."""
     model, head, _ = subject.parts
-    # Before anything is saved, for saving may change what is saved.
+    tensors = head.union(head_buffers(model, head))
+    rule = find_rule(model, tensors, subject.backbone.weight_files())
+    _train(subject, tensors)
+    # Before anything is saved, because saving may change what is saved.
     expected = subject.logits(subject.rows)
-    rule = find_rule(model, head, subject.backbone.weight_files())
-    trained = {name: value.detach().clone() for name, value in model.named_parameters() if name in head}
+    trained = {name: value.detach().clone() for name, value in model.state_dict().items() if name in tensors}
     folder = subject.folder / "export"
     target = Target(subject.backbone, subject.backbone.config(Task.SINGLE_LABEL, LABELS))
     export_model(target, type(model).__name__, rule, trained, folder)
@@ -214,6 +221,23 @@ def _export_loads(subject: Subject) -> None:
         logits = pipeline_logits(folder, subject.backbone.pipeline_tag, subject.rows)
     if (gap := subject.same([[logits]], [[expected]])) is not None:
         raise CheckError(f"the exported folder's logits are {gap:.1e} from the model's")
+
+
+def _train(subject: Subject, tensors: set[str]) -> None:
+    """A few steps of training, in which a head's running statistics move as its parameters do."""
+    model, head, _ = subject.parts
+    parameters = [value for name, value in model.named_parameters() if name in head]
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    encoded = subject.encode(subject.backbone, subject.rows)
+    labels = torch.arange(len(encoded)) % len(LABELS)
+    batch = subject.backbone.collate(encoded)
+    for name in {owner(tensor) for tensor in tensors}:
+        model.get_submodule(name).train()
+    for _ in range(TRAINING_STEPS):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(**batch).logits, labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    model.eval()
 
 
 def _errors_ours(subject: Subject) -> None:
@@ -264,7 +288,7 @@ def pipeline_logits(folder: Path, task: str, rows: Sequence[Any]) -> Tensor:
     from transformers import pipeline
 
     asked: Any = pipeline(task, model=str(folder))
-    found = []
+    logits = []
     for row in rows:
         if isinstance(row, bytes):
             given: Any = Image.open(io.BytesIO(row)).convert("RGB")
@@ -272,8 +296,8 @@ def pipeline_logits(folder: Path, task: str, rows: Sequence[Any]) -> Tensor:
             given = {"text": row[0], "text_pair": row[1]} if len(row) == 2 else row[0]
         answer = asked(given, top_k=len(LABELS), function_to_apply="none")
         scores = {entry["label"]: entry["score"] for entry in answer}
-        found.append([scores[label] for label in LABELS])
-    return torch.tensor(found)
+        logits.append([scores[label] for label in LABELS])
+    return torch.tensor(logits)
 
 
 def _starts_with_padding(mask: Tensor) -> bool:

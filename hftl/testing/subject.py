@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hftl.backbones.batching import batch_groups, equal_length_probes, needs_equal_lengths
 from hftl.backbones.cut.capture import Capture
 from hftl.backbones.cut.cut import Cut
 from hftl.backbones.cut.search import find_cut
 from hftl.backbones.loading import load_backbone, reopened
 from hftl.backbones.protocol import Backbone, Encoded
+from hftl.errors import BadRowError, CutError
 from hftl.frozen.view import View, open_space
 from hftl.plugins.registry import find
 from hftl.plugins.spec import BackboneOptions
@@ -69,10 +71,18 @@ class Subject:
         if self._rows is not None:
             return list(self._rows)
         if self.backbone.wants == "text":
-            return TEXTS
+            # A backbone may refuse what is longer than its limit; it is honest, and the other rows will do.
+            return [row for row in TEXTS if self._takes(row)]
         if ".png" in self.backbone.suffixes:
             return images()
         raise CheckError("give check_backbone rows=[…]: at least three encoded files of different sizes")
+
+    def _takes(self, row: Any) -> bool:
+        try:
+            self.backbone.encode([row], ["row"])
+        except BadRowError:
+            return False
+        return True
 
     @cached_property
     def config(self) -> Any:
@@ -83,24 +93,43 @@ class Subject:
     def parts(self) -> tuple[nn.Module, set[str], Cut]:
         """The model with a random head, the head's parameters, and the cut."""
         model, head = self.backbone.build(self.config)
-        return model, head, find_cut(model, head, self.backbone.probes())
+        probes = self.backbone.probes()
+        try:
+            equal_lengths = needs_equal_lengths(model, probes)
+        except CutError:
+            equal_lengths = False
+        return model, head, find_cut(model, head, equal_length_probes(model, probes) if equal_lengths else probes)
+
+    @cached_property
+    def equal_lengths(self) -> bool:
+        """Whether rows run in batches of equal length, as they do in hftl where padding changes the model's numbers."""
+        model, _, _ = self.parts
+        try:
+            return needs_equal_lengths(model, self.backbone.probes())
+        except CutError:  # a check of its own says what that means
+            return False
 
     def encode(self, backbone: Backbone, rows: Sequence[Any]) -> list[Encoded]:
         """Rows made ready, named by their position."""
         return backbone.encode(list(rows), [f"row {i}" for i in range(len(rows))])
 
     def logits(self, rows: Sequence[Any]) -> Tensor:
-        """The model's logits of one batch of rows."""
-        batch = self.backbone.collate(self.encode(self.backbone, rows))
+        """The model's logits of rows, each alone."""
         with torch.no_grad():
-            logits: Tensor = self.parts[0](**batch).logits
-        return logits
+            alone = [self.parts[0](**self.backbone.collate([row])).logits for row in self.encode(self.backbone, rows)]
+        return torch.cat(alone)
 
     def features(self, rows: Sequence[Any], backbone: Backbone | None = None, model: Any = None) -> list[list[Tensor]]:
         """What is kept of each row, computed in one batch."""
         used = backbone or self.backbone
-        kept = Capture(model or self.parts[0], [self.parts[2]])(used.collate(self.encode(used, rows)))[0]
-        return [[kept[name][i] for name in sorted(kept)] for i in range(len(rows))]
+        encoded = self.encode(used, rows)
+        groups = batch_groups(encoded, equal_lengths=self.equal_lengths)
+        capture = Capture(model or self.parts[0], [self.parts[2]])
+        features: dict[int, list[Tensor]] = {}
+        for group in groups:
+            kept = capture(used.collate([encoded[i] for i in group]))[0]
+            features |= {row: [kept[name][i] for name in sorted(kept)] for i, row in enumerate(group)}
+        return [features[i] for i in range(len(rows))]
 
     def space(self, backbone: Backbone) -> str:
         """The name of the backbone's feature space."""
@@ -137,7 +166,7 @@ def images() -> list[bytes]:
     noise = np.random.default_rng(0)
     encoded = []
     for height, width in ((48, 64), (64, 48), (33, 90), (50, 50)):
-        # Smooth, for noise of single pixels says little once it is resized.
+        # Smooth, because noise of single pixels says little once it is resized.
         small = Image.fromarray(noise.integers(0, 256, (6, 6, 3), dtype=np.uint8))
         file = io.BytesIO()
         small.resize((width, height), Image.Resampling.BICUBIC).save(file, "PNG")

@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -306,6 +306,33 @@ def sharded(root: Path, model: Path) -> dict[str, Any]:
     return found
 
 
+def in_step(root: Path) -> dict[str, Any]:
+    """A text model that needs batches of equal length: spread over two processes, and in one."""
+    model = small.text_backbone_without_mask(root / "unmasked")
+    data = small.uneven_text_data(40, 29)
+    logits, codes = {}, {}
+    for world in (1, 2):
+        folder = root / f"in-step-{world}"
+        folder.mkdir(parents=True)
+        with fsdp2_on_cpus() if world > 1 else nullcontext():
+            codes[world] = wait(start(world, partial(train_texts, folder, data, model)))
+        logits[world] = torch.tensor(json.loads((folder / "logits.json").read_text()))
+    return {"codes": codes[2], "worst": float((logits[1] - logits[2]).abs().max())}
+
+
+def train_texts(folder: Path, data: Data, model: Path) -> None:
+    """One short run, whose head hardly moves, so that only the logits' order could differ much."""
+    from hftl.backbones.source import local_source
+    from hftl.backbones.text import TextBackbone
+
+    torch.set_num_threads(1)
+    backbone = TextBackbone(local_source(model))
+    target = Target(backbone, backbone.config(data.task, data.label_names))
+    trained = finetune(Full(epochs=1, lr=1e-6, batch_size=8), target, data, start=None, seed=0, folder=folder)
+    if os.environ.get("RANK", "0") == "0":
+        (folder / "logits.json").write_text(json.dumps(trained.logits.tolist()))
+
+
 @contextmanager
 def fsdp2_on_cpus() -> Iterator[None]:
     """What ``accelerate launch --use_fsdp --fsdp_version 2`` sets, and what accelerate says on GPUs only: FSDP."""
@@ -422,6 +449,7 @@ def main(root: Path, rounds: int) -> None:
     for world in (1, 2, 3):
         found["metrics"][str(world)] = exact_metrics(root, world)
     found["sharded"] = sharded(root, without)
+    found["in step"] = in_step(root)
     found["zero"] = zero(root, without) if find_spec("deepspeed") else None
     found["worlds"] = same_result_on_two(root, without)
     print(json.dumps(found))

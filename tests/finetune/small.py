@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import tiny
 from PIL import Image
-from transformers import ViTImageProcessorPil
+from transformers import AutoTokenizer, ViTImageProcessorPil
 
 from hftl.backbones.source import local_source
 from hftl.backbones.vision import ImageBackbone
@@ -70,3 +70,26 @@ def vectors_data(texts: list[str], labels: list[int], names: list[str]) -> Data:
         for name in ("train", "test")
     }
     return Data("texts", Task.SINGLE_LABEL, names, split["train"], None, split["test"], [], {})
+
+
+def text_backbone_without_mask(folder: Path) -> Path:
+    """A tiny BERT that attends to its padding, because its tokenizer gives no mask."""
+    tiny.save("bert", folder)
+    AutoTokenizer.from_pretrained(folder, model_input_names=["input_ids"]).save_pretrained(folder)
+    return folder
+
+
+def uneven_text_data(train: int, test: int) -> Data:
+    """Texts ever longer, of which every other has two words and the rest two to five.
+
+    Two processes that take turns get one length of rows and four.
+    """
+    splits = []
+    for name, count in (("train", train), ("test", test)):
+        labels = np.arange(count) % len(CLASSES)
+        rows = []
+        for i, label in enumerate(labels):
+            words = [CLASSES[label], *["a"] * (i // 2 % 4 if i % 2 else 0)]
+            rows.append((f"{' '.join(words)} ".ljust(20 + i, "x"),))
+        splits.append(Split(name, Texts(rows, RowNames([(f"{name}.csv", count)])), labels.astype(np.int64)))
+    return Data("texts", Task.SINGLE_LABEL, CLASSES, splits[0], None, splits[1], [], {})

@@ -161,12 +161,12 @@ def pool(record: Recorded, batch: Mapping[str, Tensor], pooling: str) -> Tensor:
 def gradients_of(logits: Tensor, recorded: list[Recorded]) -> list[list[Tensor | None]]:
     """The logits' gradient with respect to every recorded tensor; None where it is zero or there can be none."""
     floats = [leaf for call in recorded for leaf in call.floats()]
-    # A random cotangent, for a plain sum may cancel.
+    # A random cotangent, because a plain sum may cancel.
     cotangent = torch.randn(logits.shape[1:], generator=torch.Generator().manual_seed(0)).to(logits)
     total = (logits * cotangent).sum()
-    found = iter(torch.autograd.grad(total, floats, allow_unused=True, retain_graph=True) if floats else ())
+    of_floats = iter(torch.autograd.grad(total, floats, allow_unused=True, retain_graph=True) if floats else ())
     gradients = [
-        [next(found) if isinstance(v, Tensor) and v.is_floating_point() else None for v in call.leaves]
+        [next(of_floats) if isinstance(v, Tensor) and v.is_floating_point() else None for v in call.leaves]
         for call in recorded
     ]
     return [[g if g is not None and bool(g.any()) else None for g in call] for call in gradients]

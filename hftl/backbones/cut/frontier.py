@@ -122,17 +122,17 @@ def head_buffers(model: nn.Module, head: set[str]) -> list[str]:
 def _graph_leaf(value: Any) -> Any:
     if not isinstance(value, Tensor) or not torch.is_grad_enabled():
         return value
-    # A copy, for autograd cannot save what inference mode made.
+    # A copy, because autograd cannot save what inference mode made.
     value = value.clone()
     return value.requires_grad_() if value.is_floating_point() else value
 
 
 def _frozen_modules(modules: Mapping[str, nn.Module], head: set[str]) -> list[str]:
     """Every module that has parameters and none of the head's; modules without parameters are cheap and run live."""
-    found = []
+    frozen = []
     for name, module in modules.items():
         prefix = f"{name}." if name else ""
         own = [prefix + parameter for parameter, _ in module.named_parameters(remove_duplicate=False)]
         if own and not head.intersection(own):
-            found.append(name)
-    return found
+            frozen.append(name)
+    return frozen

@@ -1,4 +1,4 @@
-"""Finding where a model can be cut: the smallest cut that is proved to replay it."""
+"""The search for where a model can be cut: the smallest cut that is proved to replay it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,421 @@
+"""``audit``: which rows are copies, leaks, wrongly labelled or strange, and which classes are one under two names."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hftl.data import Data, Split
+from hftl.errors import DataError
+from hftl.frozen.features import StoredFeatures
+from hftl.frozen.recipe import probe_of, stored_features, view_of
+from hftl.heads import cross_validate, fit_linear
+from hftl.intervals import Difference, Interval, difference, resamples
+from hftl.metrics.resampled import resampled_metric
+from hftl.recipes import Recipe
+from hftl.rowrefs import said_digest
+from hftl.scout.answer import Answer
+from hftl.scout.copies import CopyOf, copies_by_split, find_copies, nearest
+from hftl.scout.findings import Finding
+from hftl.scout.oddities import ClassPair, far_rows, one_class_in_two_names, pairs_of_one_name
+from hftl.scout.probe import scored
+from hftl.scout.stored import reading, split_matrix
+from hftl.scout.suspects import confident_learning, large_residuals, wrong_in_each_label
+from hftl.tasks import Task
+from hftl.wording import plural
+
+T = TypeVar("T")
+
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class LeakEffect:
+    """What copies of training rows do to the score on the test split.
+
+    Attributes:
+        rows: test rows that are copies or near copies of training rows.
+        metric: ``accuracy``, ``map`` or ``r2``, of the exact head solved on the training split.
+        with_them: on all test rows.
+        without_them: on the others.
+        gain: how much better the score is with them.
+    """
+
+    rows: int
+    metric: str
+    with_them: Interval
+    without_them: Interval
+    gain: Difference
+
+
+@dataclass(frozen=True)
+class Audit(Answer):
+    """What was found in the data.
+
+    Attributes:
+        rows: of each split.
+        findings: single rows, those of one kind together, the surest first.
+        counts: findings of each kind, and copies whose labels disagree.
+        wrong_labels: how many labels are wrong; None where that cannot be said.
+        leak: what leaks do to the test score; None where there are none.
+        class_pairs: classes that may be one.
+        suspicion: for each split the name of each row and the rank of its label, 1 the most suspicious of all; None
+            where no head judged it.
+        notes: what could not be asked, and why.
+        advice: one sentence.
+        seconds: after features were there.
+    """
+
+    rows: dict[str, int]
+    findings: list[Finding]
+    counts: dict[str, int]
+    wrong_labels: Interval | None
+    leak: LeakEffect | None
+    class_pairs: list[ClassPair]
+    suspicion: dict[str, list[tuple[str, int | None]]]
+    notes: list[str]
+    advice: str
+    seconds: float = field(compare=False)
+
+
+def audit(
+    recipe: Recipe,
+    *,
+    offline: bool = False,
+    allow_pickle: bool = False,
+    on_bad_row: str = "error",
+    quiet: bool = False,
+) -> Audit:
+    """Look for faults in a recipe's data: copies, leaks, wrong labels, outliers, classes under two names.
+
+    Labels of all splits are judged by heads that have not seen them. A test row that such a head finds wrong is to be
+    looked at and corrected: a test without the rows that are hard for a head flatters it.
+
+    Args:
+        recipe: the data, and the backbone whose features are compared.
+        offline: use only what is on this machine.
+        allow_pickle: read weights that are there only as a pickle, as nothing but tensors.
+        on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
+        quiet: print nothing but errors.
+
+    Raises:
+        UserError: the recipe, its data or its backbone cannot be used.
+        StoreError: features cannot be stored.
+    """
+    with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
+        spec, target, data = reader.inputs(recipe)
+        features = stored_features(
+            spec, target, data, [view_of(recipe)], reader.say, on_bad_row=on_bad_row, quiet=reader.quiet
+        )
+    started = time.monotonic()
+    rows = _Rows.of(features, features.readable(data))
+    neighbours = nearest(rows.features)
+    copies = copies_by_split(find_copies([s.inputs for s in rows.splits], rows.digests, neighbours), rows.split_of)
+    far, is_far = far_rows(neighbours.cosine)
+    notes: list[str] = []
+    labels = _judged(notes, "labels were not judged", lambda: _judge_labels(rows, recipe)) or _Judged.nothing(rows)
+    leak = _judged(notes, "the test score without leaks is unknown", lambda: _leak_effect(rows, recipe, copies))
+    findings = [
+        *_copy_findings(rows, copies),
+        *sorted(labels.findings, key=lambda each: -each.score),
+        *(
+            rows.finding("outlier", i, "far from all other rows", score=float(far[i]))
+            for i in np.flatnonzero(is_far)[np.argsort(-far[is_far])].tolist()
+        ),
+    ]
+    counts = dict(Counter(each.finding for each in findings))
+    counts["labels of copies disagree"] = sum(bool(e.suggested) for e in findings if e.other_row)
+    return Audit(
+        {split.name: len(split) for split in rows.splits},
+        findings,
+        counts,
+        labels.wrong,
+        leak,
+        labels.class_pairs,
+        {split.name: rows.ranked(labels.ranks, code) for code, split in enumerate(rows.splits)},
+        notes,
+        _first_thing(findings, labels, leak),
+        round(time.monotonic() - started, 3),
+    )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """All rows of all splits, one after the other.
+
+    Attributes:
+        data: what the labels mean.
+        splits: the splits, in order.
+        split_of: int64 (n,), which split each row is of.
+        features: (n, d) float32.
+        digests: uint8 (n, 16).
+        labels: as `hftl.data.Split` describes them.
+    """
+
+    data: Data
+    splits: list[Split]
+    split_of: np.ndarray
+    features: Tensor
+    digests: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, features: StoredFeatures, data: Data) -> _Rows:
+        parts = list(features.splits.values())
+        matrices = []
+        for part in parts:
+            matrices.append(split_matrix(part, features.content.cut)[0])
+            part.columns.clear()  # or all features would be held twice
+        return cls(
+            data,
+            [part.split for part in parts],
+            np.repeat(np.arange(len(parts)), [len(part.split) for part in parts]),
+            torch.cat(matrices),
+            np.concatenate([part.digests for part in parts]),
+            np.concatenate([part.split.labels for part in parts]),
+        )
+
+    def of_split(self, name: str) -> np.ndarray:
+        """Numbers of the rows of a split; none where there is no such split."""
+        codes = [code for code, split in enumerate(self.splits) if split.name == name]
+        return np.flatnonzero(np.isin(self.split_of, codes))
+
+    def ranked(self, ranks: Sequence[int | None], code: int) -> list[tuple[str, int | None]]:
+        """Names and ranks of a split's rows."""
+        return [(self.name(i)[1], ranks[i]) for i in np.flatnonzero(self.split_of == code).tolist()]
+
+    def name(self, row: int) -> tuple[str, str]:
+        """Split and name of a row."""
+        split = int(self.split_of[row])
+        start = int(np.searchsorted(self.split_of, split))
+        return self.splits[split].name, self.splits[split].inputs.name(row - start)
+
+    def label(self, row: int) -> str:
+        """A row's label for a person."""
+        said = self.data.task.truth(self.labels[row : row + 1], self.data.label_names)[0]
+        if isinstance(said, str):
+            return said
+        return "|".join(each if isinstance(each, str) else f"{each:.6g}" for each in said)
+
+    def finding(
+        self, kind: str, row: int, why: str, *, score: float, other: int | None = None, suggested: str = ""
+    ) -> Finding:
+        split, name = self.name(row)
+        other_split, other_row = ("", "") if other is None else self.name(other)
+        digest = said_digest(self.digests[row].tobytes())
+        return Finding(kind, split, name, self.label(row), why, other_split, other_row, suggested, score, digest)
+
+
+def _judged(notes: list[str], what: str, ask: Callable[[], T]) -> T | None:
+    """An answer; None where the data cannot give it, and a note that says why."""
+    try:
+        return ask()
+    except DataError as error:
+        notes.append(f"{what}: {error}")
+        return None
+
+
+# ── copies and leaks ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _copy_findings(rows: _Rows, copies: dict[int, dict[int, CopyOf]]) -> list[Finding]:
+    """Of each group of copies all rows but one, so that dropping them leaves no two; of leaks those to train on."""
+    found: list[Finding] = []
+    for row, by_split in copies.items():
+        own = int(rows.split_of[row])
+        later = [copy for split, copy in by_split.items() if split > own]
+        if later:
+            found.append(_copy_finding(rows, "leak", max(later, key=lambda copy: copy.similarity)))
+        elif own in by_split and by_split[own].other < row:
+            kind = "copy" if by_split[own].exact else "near copy"
+            found.append(_copy_finding(rows, kind, by_split[own]))
+    order = ("leak", "copy", "near copy")
+    return sorted(found, key=lambda each: (order.index(each.finding), -each.score))
+
+
+def _copy_finding(rows: _Rows, kind: str, copy: CopyOf) -> Finding:
+    own, other = rows.label(copy.row), rows.label(copy.other)
+    how = "the same content" if copy.exact else "nearly the same content"
+    split, name = rows.name(copy.other)
+    why = f"{how} as {name} in {split}" + (f", which is labelled {other}" if own != other else "")
+    suggested = other if own != other else ""
+    return rows.finding(kind, copy.row, why, score=copy.similarity, other=copy.other, suggested=suggested)
+
+
+def _leak_effect(rows: _Rows, recipe: Recipe, copies: dict[int, dict[int, CopyOf]]) -> LeakEffect | None:
+    """The test score of a head solved on the training split, with and without test rows that it has seen."""
+    task, names = rows.data.task, rows.data.label_names
+    train, test, held = rows.of_split("train"), rows.of_split("test"), rows.of_split("validation")
+    seen = np.array([int(rows.split_of[train[0]]) in copies.get(row, {}) for row in test.tolist()])
+    if not seen.any():
+        return None
+    head = fit_linear(
+        rows.features[train],
+        torch.from_numpy(rows.labels[train]),
+        task=task,
+        num_labels=len(names),
+        class_weight=probe_of(recipe).class_weight,
+        validation=(rows.features[held], torch.from_numpy(rows.labels[held])) if len(held) else None,
+        # No prediction of a row changes by less than this.
+        tolerance=1e-7,
+        seed=recipe.seed,
+    )
+    scores, labels = head.logits(rows.features[test]).numpy(), rows.labels[test]
+    everything = scored(task, labels, np.arange(len(test)), scores, seed=recipe.seed)
+    unseen = np.flatnonzero(~seen)
+    if not len(unseen):
+        raise DataError("every test row is a copy of a training row; give a test split of other rows")
+    rest = scored(task, labels, unseen, scores[unseen], seed=recipe.seed)
+    # The same samples of test rows, with and without those that were seen.
+    gains = everything.draws - _draws_without(task, scores, labels, seen, recipe.seed, rest.interval.value)
+    gain = difference(everything.interval.value - rest.interval.value, gains)
+    return LeakEffect(int(seen.sum()), task.metric, everything.interval, rest.interval, gain)
+
+
+def _draws_without(
+    task: Task, scores: np.ndarray, labels: np.ndarray, left_out: np.ndarray, seed: int, otherwise: float
+) -> np.ndarray:
+    """The metric on bootstrap samples of all rows, from which those left out are taken: (2000,)."""
+    samples = resamples(len(labels), seed=seed)
+    draws = np.concatenate([resampled_metric(task, scores, labels, times * ~left_out) for times in samples])
+    return np.where(np.isfinite(draws), draws, otherwise)
+
+
+# ── labels ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What heads that have not seen the rows say of their labels.
+
+    Attributes:
+        findings: rows that are likely labelled wrongly.
+        wrong: how many are.
+        class_pairs: classes that may be one.
+        ranks: of each row, 1 the most suspicious; None where it was not judged.
+    """
+
+    findings: list[Finding]
+    wrong: Interval | None
+    class_pairs: list[ClassPair]
+    ranks: list[int | None]
+
+    @classmethod
+    def nothing(cls, rows: _Rows) -> _Judged:
+        return cls([], None, _pairs_by_name(rows), [None] * len(rows.labels))
+
+
+def _judge_labels(rows: _Rows, recipe: Recipe) -> _Judged:
+    """Cross-validate the exact head over the rows of all splits and compare with their labels.
+
+    Raises:
+        DataError: the labels cannot be learnt: one class only, or no two rows of any class.
+    """
+    task = rows.data.task
+    held = cross_validate(
+        rows.features,
+        torch.from_numpy(rows.labels),
+        task=task,
+        num_labels=len(rows.data.label_names),
+        folds=FOLDS,
+        seed=recipe.seed,
+    )
+    judged, scores = held.rows.numpy(), task.scores(held.logits).numpy()
+    judge: Callable[[], _Judged] = task.case(
+        single_label=lambda: _judge_classes(rows, judged, scores, recipe.seed),
+        multi_label=lambda: _judge_label_sets(rows, judged, scores, recipe.seed),
+        regression=lambda: _judge_targets(rows, judged, scores),
+    )
+    return judge()
+
+
+def _judge_classes(rows: _Rows, judged: np.ndarray, scores: np.ndarray, seed: int) -> _Judged:
+    names, labels = rows.data.label_names, rows.labels[judged]
+    suspects = confident_learning(scores, labels, seed=seed)
+    findings = []
+    for i in np.flatnonzero(suspects.listed).tolist():
+        rather = int(suspects.suggested[i])
+        why = _gives(suspects.score[i], scores[i, rather], f"to {names[rather]}")
+        score = 1 - float(suspects.score[i])
+        findings.append(rows.finding("wrong label", int(judged[i]), why, score=score, suggested=names[rather]))
+    pairs = one_class_in_two_names(names, scores, labels, seed=seed)
+    return _Judged(findings, suspects.wrong, pairs, _ranks(suspects.score, judged, len(rows.labels)))
+
+
+def _judge_label_sets(rows: _Rows, judged: np.ndarray, scores: np.ndarray, seed: int) -> _Judged:
+    names, labels = rows.data.label_names, rows.labels[judged]
+    of_label, wrong = wrong_in_each_label(scores, labels, seed=seed)
+    findings = []
+    for k, suspects in enumerate(of_label):
+        for i in np.flatnonzero(suspects.listed).tolist():
+            has = labels[i, k] > 0
+            why = _gives(suspects.score[i], 1 - suspects.score[i], f"to the row {'without' if has else 'with'} it")
+            suggested = f"{'without' if has else 'with'} {names[k]}"
+            score = 1 - float(suspects.score[i])
+            why = f"{names[k]}: {why}"
+            findings.append(rows.finding("wrong label", int(judged[i]), why, score=score, suggested=suggested))
+    least = np.min([suspects.score for suspects in of_label], axis=0)
+    return _Judged(findings, wrong, _pairs_by_name(rows), _ranks(least, judged, len(rows.labels)))
+
+
+def _judge_targets(rows: _Rows, judged: np.ndarray, predicted: np.ndarray) -> _Judged:
+    names, targets = rows.data.label_names, rows.labels[judged]
+    residuals, listed = large_residuals(predicted, targets)
+    findings = []
+    for i, k in np.argwhere(listed).tolist():
+        size = abs(float(residuals[i, k]))
+        why = f"{names[k]}: {size:.1f} times the usual distance from what a head that has not seen it predicts"
+        suggested = f"{names[k]} about {predicted[i, k]:.6g}"
+        findings.append(rows.finding("wrong label", int(judged[i]), why, score=size, suggested=suggested))
+    return _Judged(findings, None, [], _ranks(-np.abs(residuals).max(1), judged, len(rows.labels)))
+
+
+def _gives(own: float, other: float, what: str) -> str:
+    return f"a head that has not seen it gives {own:.2f} to its label and {other:.2f} {what}"
+
+
+def _ranks(score: np.ndarray, judged: np.ndarray, rows: int) -> list[int | None]:
+    ranks: list[int | None] = [None] * rows
+    for rank, place in enumerate(np.argsort(score, kind="stable").tolist(), 1):
+        ranks[int(judged[place])] = rank
+    return ranks
+
+
+def _pairs_by_name(rows: _Rows) -> list[ClassPair]:
+    if not rows.data.task.has_classes:
+        return []
+    names = rows.data.label_names
+    why = "the names differ in spelling only"
+    return [ClassPair((names[a], names[b]), True, None, why) for a, b in pairs_of_one_name(names)]
+
+
+# ── advice ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+HOW = "Write them with --export FILE.csv, delete the lines of rows to keep, and train with hftl run … --drop FILE.csv"
+
+
+def _first_thing(findings: Sequence[Finding], labels: _Judged, leak: LeakEffect | None) -> str:
+    """The one thing to do first."""
+    kinds = Counter(each.finding for each in findings)
+    labelled_wrong = kinds["wrong label"]
+    if leak is not None:
+        score = f"{leak.metric} is {leak.without_them} without them and {leak.with_them} with them"
+        return f"Test rows that stand in training too, exactly or nearly: {leak.rows:,}; {score}. {HOW}."
+    if kinds["leak"]:
+        return f"Rows that stand in a later split too, exactly or nearly: {kinds['leak']:,}. {HOW}."
+    if labels.class_pairs:
+        one, other = labels.class_pairs[0].classes
+        return f"The classes {one} and {other} may be one under two names: give them one name in the data."
+    if labelled_wrong:
+        about = f", of about {labels.wrong.value:,.0f} that are wrong" if labels.wrong else ""
+        return f"Labels that look wrong: {labelled_wrong:,}{about}. Correct them in the data, or leave them out. {HOW}."
+    if findings:
+        return f"Nothing leaks and no label looks wrong, but {plural(len(findings), 'row')} could be left out. {HOW}."
+    return "Nothing was found that should be changed before training."
