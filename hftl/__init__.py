@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from hftl.recipes import Recipe, recipe
     from hftl.scout.audit import Audit, audit
     from hftl.scout.curve import Curve, curve
+    from hftl.scout.layers import Layers, layers
     from hftl.scout.rank import Ranking, rank
     from hftl.scout.transfer import Transfer, transfer
     from hftl.tasks import Task
@@ -65,6 +66,7 @@ _HOME = {
     "HubError": "hftl.errors",
     "ImageBackbone": "hftl.backbones.vision",
     "Interrupted": "hftl.errors",
+    "Layers": "hftl.scout.layers",
     "LoRA": "hftl.methods",
     "LoadedModel": "hftl.export.loaded",
     "Partial": "hftl.methods",
@@ -86,6 +88,7 @@ _HOME = {
     "curve": "hftl.scout.curve",
     "evaluate": "hftl.predict",
     "hookimpl": "hftl.plugins.hookspecs",
+    "layers": "hftl.scout.layers",
     "load": "hftl.predict",
     "predictions": "hftl.predict",
     "push": "hftl.export.push",
@@ -115,6 +118,7 @@ __all__ = [
     "HubError",
     "ImageBackbone",
     "Interrupted",
+    "Layers",
     "LoRA",
     "LoadedModel",
     "Partial",
@@ -136,6 +140,7 @@ __all__ = [
     "curve",
     "evaluate",
     "hookimpl",
+    "layers",
     "load",
     "predictions",
     "push",

@@ -37,6 +37,7 @@ from hftl.runs.folder import RunFolder, writing
 from hftl.runs.judgement import judgements
 from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
+from hftl.scout.layers import layers
 from hftl.terminal import Terminal
 
 NO_FEATURES = {"rows": 0, "computed": 0, "reused": 0}
@@ -95,6 +96,8 @@ def run(
     main = start_processes().is_main_process
     say = Terminal(quiet=quiet or not main)
     with quiet_libraries(), staying_offline(offline), ExitStack() as held:
+        if recipe.depth == "auto":
+            recipe = with_depth(recipe, say, offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row)
         with met_everywhere():
             spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
         on_main(lambda: check_method(recipe, target, Path(out or "runs"), resume=resume, track=track))
@@ -182,6 +185,15 @@ def compute_features(
 
 
 # The steps of a run, in the order in which they are taken.
+
+
+def with_depth(recipe: Recipe, say: Terminal, *, offline: bool, allow_pickle: bool, on_bad_row: str) -> Recipe:
+    """The recipe at the shallowest depth whose probe is as good as the best one's, and a word on why; see `layers`."""
+    found = layers(recipe, offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=say.quiet)
+    # One process says what all do: rounding may differ between them.
+    depth = broadcast(found.chosen)
+    say.print(f"depth     {found.advice}")
+    return recipe.model_copy(update={"depth": depth})
 
 
 def check_method(recipe: Recipe, target: Target, where: Path, *, resume: bool, track: Sequence[str]) -> None:

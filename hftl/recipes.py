@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import update_wrapper
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, get_args, get_type_hints
+from typing import Annotated, Any, Generic, Literal, ParamSpec, get_args, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
@@ -46,6 +46,9 @@ class Recipe(Options):
         label_separator: what stands between several labels in one cell of a multi-label column; None for the first of
             ``|``, ``;`` and ``,`` that any cell holds.
         max_length: tokens kept of a text; None for what the model allows.
+        depth: the backbone's first blocks (stages, where the architecture goes through stages) and its final norm, as a
+            smaller model of the same class; ``"auto"`` for the shallowest that is as good as the best (`hftl.layers`);
+            None for all of it.
         test_size: share of the rows set aside where the data bring no test split.
         seed: of every random choice.
         drop: rows to leave out: a csv file of them, as ``hftl audit --export`` writes it, which is read at once, so
@@ -61,6 +64,7 @@ class Recipe(Options):
     unlabelled: list[str | int] | None = None
     label_separator: str | None = Field(default=None, min_length=1)
     max_length: int | None = Field(default=None, ge=1)
+    depth: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     test_size: float = Field(default=0.2, gt=0, lt=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
     drop: tuple[RowRef, ...] = ()

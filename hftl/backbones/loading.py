@@ -6,7 +6,7 @@ from copy import copy
 from functools import cached_property
 from typing import Any
 
-from hftl.backbones.protocol import Backbone
+from hftl.backbones.protocol import Backbone, at_depth
 from hftl.backbones.source import Source
 from hftl.errors import BackboneError, HftlError, HubError, PluginError
 from hftl.hub.client import explain, is_outage
@@ -19,13 +19,19 @@ from hftl.wording import named_error
 ATTRIBUTES = sorted({*Backbone.__annotations__, *(name for name in vars(Backbone) if not name.startswith("_"))})
 
 
-def load_backbone(spec: BackboneSpec, options: BackboneOptions) -> Backbone:
+def load_backbone(spec: BackboneSpec, options: BackboneOptions, depth: int | None = None) -> Backbone:
     """Load a backbone, and pin what goes wrong inside a plugin on that plugin.
 
+    Args:
+        spec: which.
+        options: how.
+        depth: its first blocks only; None for all.
+
     Raises:
-        BackboneError: the model cannot be found or used.
+        BackboneError: the model cannot be found or used, or not at that depth.
         HubError: the Hub fails.
         PluginError: the plugin's loader raised, or returned something that is no backbone.
+        RecipeError: it has fewer blocks.
     """
     try:
         with stdout_as_stderr():
@@ -50,7 +56,7 @@ def load_backbone(spec: BackboneSpec, options: BackboneOptions) -> Backbone:
     if backbone.commit is None and spec.name in backbone_claims():
         # Where a package keeps its files says nothing to anybody else; its registered name can be asked for again.
         backbone.name = spec.name
-    return backbone
+    return backbone if depth is None else at_depth(backbone, depth)
 
 
 def missing_attributes(backbone: object) -> list[str]:

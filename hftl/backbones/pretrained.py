@@ -19,7 +19,20 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
+from typing_extensions import Self
 
+from hftl.backbones.depth import (
+    Shortened,
+    Stack,
+    check_depth,
+    check_same,
+    find_stack,
+    hollow_model,
+    names_beyond,
+    neutral_norm,
+    prove_short,
+    shorten_config,
+)
 from hftl.backbones.source import Source
 from hftl.backbones.weights import tensor_shapes, whole_on_every_process
 from hftl.errors import BackboneError
@@ -59,6 +72,10 @@ class PretrainedBackbone:
     auto_class: Any
     max_length: int | None = None
     processor_file = "preprocessor_config.json"
+    # Where it has not all of its blocks: which it has, and the backbone that has them all.
+    shortened: Shortened | None = None
+    whole: Self
+    _proved = False
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -104,6 +121,8 @@ class PretrainedBackbone:
         config = json.loads((self.source.folder / "config.json").read_text())
         for name in NOT_IN_FEATURES:
             config.pop(name, None)
+        if self.shortened:
+            depth = {"blocks": self.shortened.depth, "of": self.shortened.stack.blocks, "config": self.shortened.fields}
         return {
             "modality": self.modality,
             "model": self.name if self.commit else None,
@@ -111,11 +130,103 @@ class PretrainedBackbone:
             "config": digest_text(json.dumps(config, sort_keys=True)),
             "processor": self.processor_identity(),
             "dtype": "float32",
+            **({"depth": depth} if self.shortened else {}),
         }
 
     def weight_files(self) -> Mapping[str, Path]:
-        """Each tensor's name in the checkpoint, and the safetensors file that holds it."""
-        return self.source.weight_files()
+        """Each tensor's name in the checkpoint, and the safetensors file that holds it; none of blocks taken away."""
+        files = self.source.weight_files()
+        if self.shortened is None:
+            return files
+        beyond = names_beyond(self.shortened.stack, self.shortened.depth, files)
+        return {name: file for name, file in files.items() if name not in beyond}
+
+    def at_depth(self, depth: int) -> Self:
+        """The first blocks of this backbone and its final norm, as a backbone of its own; itself at its full depth.
+
+        Args:
+            depth: how many blocks, or stages where the architecture goes through stages.
+
+        Raises:
+            RecipeError: it has fewer.
+            BackboneError: its class cannot express fewer, or it has no list of blocks, or more than one.
+        """
+        if self.shortened:
+            return self.whole.at_depth(depth)
+        check_depth(depth, self.stack, self.name)
+        if depth == self.stack.blocks:
+            return self
+        if depth not in self._at_depths:
+            self._at_depths[depth] = self._at_depth(depth)
+        return self._at_depths[depth]
+
+    @cached_property
+    def _at_depths(self) -> dict[int, Self]:
+        """What `at_depth` made already: it builds a model without weights for each."""
+        return {}
+
+    def _at_depth(self, depth: int) -> Self:
+        stack = self.stack
+        try:
+            fields, shorter = shorten_config(self.base_config, stack.blocks, depth)
+            if not shorter:
+                raise ValueError("its configuration says nowhere how many blocks it has")
+            other = copy.copy(self)
+            other.base_config = type(self.base_config).from_dict(fields)
+            norm, lost = check_same(stack, depth, shorter, other.skeleton(other.agreeing_config()))
+        # Whatever a configuration's class, or a model's, raises on fewer blocks.
+        except Exception as error:
+            why = one_line(error, 200)
+            raise BackboneError(
+                f"{self.name} cannot be cut at depth {depth}, because its class cannot express it ({why}): "
+                "leave depth out, or choose another backbone"
+            ) from error
+        other.shortened, other.whole = Shortened(depth, stack, shorter, norm, lost), self
+        return other
+
+    @cached_property
+    def stack(self) -> Stack:
+        """The list of blocks that the model goes through.
+
+        Raises:
+            BackboneError: it has none, or several.
+        """
+        whole = self.skeleton(self.agreeing_config())
+        return find_stack(whole, self.head_of(whole), self.name)
+
+    def prove_depth(self, model: nn.Module) -> None:
+        """See that a model which was built of this backbone has its blocks and no others.
+
+        Args:
+            model: from `build`.
+
+        Raises:
+            BackboneError: it computes something else than the whole model does up to there.
+        """
+        if self.shortened is None or self._proved:
+            return
+        try:
+            whole = self.whole.hollow(self.whole.agreeing_config(), model.state_dict())
+            prove_short(model, whole, self.shortened, self.probes()[0])
+        # Whatever a model's class raises where it lacks what it expects.
+        except Exception as error:
+            raise BackboneError(
+                f"{self.name} cannot be cut at depth {self.shortened.depth}: {one_line(error, 200)}; leave depth out"
+            ) from error
+        self._proved = True
+
+    def hollow(self, config: Any, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """The model in eval mode that shares tensors, by its names; what is not given, or has another shape, is meta.
+
+        Args:
+            config: from `config`.
+            tensors: float32, such as the ``state_dict`` of a deeper model of this backbone.
+        """
+        model: nn.Module = hollow_model(self.auto_class, config, tensors)
+        without_generation(model.config)
+        if self.shortened:
+            neutral_norm(model, self.shortened.norm)
+        return model
 
     def config(self, task: str, label_names: Sequence[str]) -> Any:
         """The exported model's configuration: label names, kind of task, float32."""
@@ -144,13 +255,16 @@ class PretrainedBackbone:
 
     @property
     def notes(self) -> list[str]:
-        """What was changed so that configuration and preprocessing agree, one line each for a person.
+        """What was changed so that configuration and preprocessing agree, and what was taken away, one line each.
 
         Once the model was built, also what of its body the checkpoint lacks.
         """
-        if not self._drawn:
-            return []
-        return [f"weights: the checkpoint lacks {listing(self._drawn, 2)}, so these are new, as the head is"]
+        made, notes = self.shortened, []
+        if made:
+            notes.append(f"depth: the first {made.depth} of {made.stack.blocks} blocks, and the final norm")
+        if self._drawn:
+            notes.append(f"weights: the checkpoint lacks {listing(self._drawn, 2)}, so these are new, as the head is")
+        return notes
 
     def build(self, config: Any) -> tuple[nn.Module, set[str]]:
         """The classification model with its pretrained weights, in eval mode, float32; and its head's parameter names.
@@ -159,6 +273,9 @@ class PretrainedBackbone:
             BackboneError: the weights do not fit the configuration.
         """
         model, untrained = self._load(self.auto_class, copy.deepcopy(config), ignore_mismatched_sizes=True)
+        if self.shortened:
+            neutral_norm(model, self.shortened.norm)
+            untrained -= self.shortened.norm
         head = self.head_of(model)
         self._drawn = self._drawn_beside(model, head, untrained)
         head |= untrained
@@ -198,6 +315,8 @@ class PretrainedBackbone:
         transformers would draw them anew, and they would be trained like a head: only the labels may change a shape.
         """
         head = self.head_of(model)
+        if self.shortened:
+            mismatched = mismatched - self.shortened.norm
         wrong = sorted(mismatched - head) if head else []
         if wrong:
             raise BackboneError(

@@ -9,6 +9,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from hftl.errors import BackboneError
+from hftl.tasks import Task
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -138,6 +141,42 @@ class Backbone(Protocol):
         ...
 
 
+@runtime_checkable
+class Shortenable(Protocol):
+    """A backbone that can be had without its last blocks, as every `hftl.PretrainedBackbone` can."""
+
+    def at_depth(self, depth: int) -> Backbone:
+        """The first blocks of it and its final norm, as a backbone of its own; itself at its full depth.
+
+        Raises:
+            UserError: it has fewer blocks, or cannot be had without its last ones.
+        """
+        ...
+
+    def prove_depth(self, model: nn.Module) -> None:
+        """See that a model which `build` made has the blocks of this depth and no others.
+
+        Raises:
+            BackboneError: it has not.
+        """
+        ...
+
+
+def at_depth(backbone: Backbone, depth: int) -> Backbone:
+    """The first blocks of a backbone and its final norm.
+
+    Raises:
+        BackboneError: it cannot be had without its last blocks.
+        RecipeError: it has fewer blocks.
+    """
+    if not isinstance(backbone, Shortenable):
+        raise BackboneError(
+            f"depth={depth}: {backbone.name} is a {type(backbone).__name__}, which offers no depths (it has no method "
+            "at_depth): leave depth out, or choose another backbone"
+        )
+    return backbone.at_depth(depth)
+
+
 @dataclass(frozen=True)
 class Target:
     """A pretrained network and the configuration of the model that it is to become.
@@ -151,9 +190,23 @@ class Target:
     config: Any
 
     def build(self) -> tuple[nn.Module, set[str]]:
-        """The model with its pretrained weights, and its head's parameter names; see `Backbone.build`."""
-        return self.backbone.build(self.config)
+        """The model with its pretrained weights, and its head's parameter names; see `Backbone.build`.
+
+        Raises:
+            BackboneError: the weights cannot be read, or the model has not the blocks that were asked for.
+        """
+        model, head = self.backbone.build(self.config)
+        if isinstance(self.backbone, Shortenable):
+            self.backbone.prove_depth(model)
+        return model, head
 
     def skeleton(self) -> nn.Module:
         """The model without its weights; see `Backbone.skeleton`."""
         return self.backbone.skeleton(self.config)
+
+    def at_depth(self, depth: int) -> Target:
+        """The same labels on the backbone's first blocks; see `at_depth`."""
+        backbone = at_depth(self.backbone, depth)
+        names = [self.config.id2label[number] for number in range(len(self.config.id2label))]
+        task = Task.of_problem_type(self.config.problem_type, len(names))
+        return Target(backbone, backbone.config(task, names))

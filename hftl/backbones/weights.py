@@ -49,8 +49,8 @@ def find_rule(model: Any, head: set[str], files: Mapping[str, Path]) -> NameRule
         files: tensor names in the checkpoint and their files.
 
     Returns:
-        None if the tensors so named do not load as the very model, or it is no ``PreTrainedModel``; it must then be
-        saved by its own class.
+        None if the tensors so named do not load as the very model (one may have another shape in it), or it is no
+        ``PreTrainedModel``; it must then be saved by its own class.
     """
     if not isinstance(model, PreTrainedModel):
         return None
@@ -59,7 +59,11 @@ def find_rule(model: Any, head: set[str], files: Mapping[str, Path]) -> NameRule
     # A checkpoint of the base model has its names without the prefix under which the classification model holds it.
     inside = hasattr(model, model.base_model_prefix) and not any(name.startswith(prefix) for name in files)
     rule = NameRule(prefix if inside else "", sorted(head.intersection(files)))
-    named = dict(_read_all(rule.renamed(files))) | {name: state[name] for name in head}
+    renamed = rule.renamed(files)
+    shapes = tensor_shapes(files)
+    if any(name in state and list(state[name].shape) != shapes[before] for name, (_, before) in renamed.items()):
+        return None
+    named = dict(_read_all(renamed)) | {name: state[name] for name in head}
     with whole_on_every_process():
         loaded, loading = type(model).from_pretrained(
             None, config=model.config, state_dict=dict(named), dtype=torch.float32, output_loading_info=True

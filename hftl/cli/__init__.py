@@ -26,6 +26,7 @@ from hftl.cli import (
     doctor,
     evaluate,
     features,
+    layers,
     new,
     plugins,
     predict,
@@ -65,6 +66,7 @@ def build_app() -> typer.Typer:
     app.command("run", context_settings=TAKES_FLAGS)(run.run)
     app.command("features", context_settings=TAKES_FLAGS)(features.features)
     app.command("rank", context_settings=TAKES_FLAGS)(rank.rank)
+    app.command("layers", context_settings=TAKES_FLAGS)(layers.layers)
     app.command("audit", context_settings=TAKES_FLAGS)(audit.audit)
     app.command("transfer", context_settings=TAKES_FLAGS)(transfer.transfer)
     app.command("curve", context_settings=TAKES_FLAGS)(curve.curve)

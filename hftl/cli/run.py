@@ -27,6 +27,9 @@ def run(
     input_columns: Annotated[str | None, typer.Option(help="One column, or two as a,b.")] = None,
     label_columns: Annotated[str | None, typer.Option(help="The column of labels, or several as a,b.")] = None,
     max_length: Annotated[str | None, typer.Option(help="Tokens kept of a text.")] = None,
+    depth: Annotated[
+        str | None, typer.Option(help="The backbone's first blocks only: how many, or auto for as many as it takes.")
+    ] = None,
     test_size: Annotated[str | None, typer.Option(help="Share set aside where the data bring no test split.")] = None,
     seed: Annotated[str | None, typer.Option(help="Seed of every random choice.")] = None,
     drop: Annotated[
@@ -77,6 +80,7 @@ def run(
         "input_columns": input_columns,
         "label_columns": label_columns,
         "max_length": max_length,
+        "depth": depth,
         "test_size": test_size,
         "seed": seed,
         "drop": drop,

@@ -152,6 +152,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "processor_argument": processor_argument,
         "backbone": backbone.name,
         "commit": backbone.commit,
+        "shorter": backbone.identity.get("depth", {}).get("config", {}),
         "problem_type": task.problem_type,
         "example": _example(tag, task, len(names), len(columns.get("inputs", ()))),
         "reading": "[labels[row.argmax()] for row in logits]" if task.has_classes else "logits",
@@ -186,6 +187,12 @@ def _what(task: Task, labels: int, tag: str) -> str:
 
 
 def _base(backbone: BackboneRecord) -> str:
+    depth = backbone.identity.get("depth")
+    whole = _whole_base(backbone)
+    return f"the first {depth['blocks']} of the {depth['of']} blocks of {whole}" if depth else whole
+
+
+def _whole_base(backbone: BackboneRecord) -> str:
     if backbone.commit and is_repo_id(backbone.name):
         name = backbone.name
         return f"[{cell(name)}](https://huggingface.co/{name}) at commit `{backbone.commit}`"
@@ -237,7 +244,7 @@ def _limitations(made: RunRecord, metrics: Metrics) -> list[str]:
     rows = metrics.rows or made.data.rows
     limitations = [
         f"The results are of {rows['test']:,} rows of the same data; other sources and times were not measured.",
-        f"What {_base(backbone)} gets wrong about people and things, this model gets wrong too; see its card.",
+        f"What {_whole_base(backbone)} gets wrong about people and things, this model gets wrong too; see its card.",
     ]
     if task.is_exclusive:
         limitations.append("It always answers with one of its labels, also for what is none of them.")

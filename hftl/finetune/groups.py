@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from hftl.backbones.blocks import block_lists
 from hftl.errors import BackboneError, RecipeError
 
 
@@ -32,7 +33,7 @@ def find_depths(model: nn.Module, head: set[str]) -> Depths:
         model: the whole model.
         head: names of the head's parameters.
     """
-    starts = [f"{name}." for name in _repeated_blocks(model, head)]
+    starts = [f"{name}.{i}." for name, count in block_lists(model, head).items() for i in range(count)]
     depth_of: dict[str, int] = {}
     seen = 0
     for name, _ in model.named_parameters():
@@ -46,22 +47,6 @@ def find_depths(model: nn.Module, head: set[str]) -> Depths:
             # Registered before the first block: embeddings. After it: final norms and poolers.
             depth_of[name] = len(starts) + 1 if seen else 0
     return Depths(depth_of, len(starts))
-
-
-def _repeated_blocks(model: nn.Module, head: set[str]) -> list[str]:
-    blocks: list[str] = []
-    lists: list[str] = []
-    for name, module in model.named_modules():
-        if any(name.startswith(f"{outer}.") for outer in lists) or not isinstance(module, nn.ModuleList):
-            continue
-        if len({type(child) for child in module}) != 1:
-            continue
-        parameters = [f"{name}.{own}" for own, _ in module.named_parameters()]
-        # A list inside the head, such as its layers, is no part of the backbone's depth.
-        if parameters and not head.intersection(parameters):
-            lists.append(name)
-            blocks += [f"{name}.{i}" for i in range(len(module))]
-    return blocks
 
 
 def freeze_below(model: nn.Module, depths: Depths, freeze: int, name: str) -> None:

@@ -62,7 +62,8 @@ def _space_of(model: LoadedModel, store: FeatureStore) -> Space | None:
     record, method = model.record, model.record.method
     try:
         spec = find(record.backbone_reference)
-        backbone = load_backbone(spec, BackboneOptions(record.recipe.get("max_length"), offline=True))
+        options = BackboneOptions(record.recipe.get("max_length"), offline=True)
+        backbone = load_backbone(spec, options, record.recipe.get("depth"))
         space = open_space(store, backbone, spec.origin, View(method["pooling"], method["mixed_precision"]))
     except HftlError:
         return None

@@ -21,16 +21,13 @@ from torch import Tensor
 
 from hftl.ahead import ahead
 from hftl.backbones.batching import batch_groups, on_device
-from hftl.backbones.cut.capture import Capture
-from hftl.backbones.cut.frontier import head_buffers
 from hftl.backbones.protocol import Encoded, Target
-from hftl.backbones.weights import find_rule
 from hftl.data import Files, Texts
 from hftl.errors import BackboneError, BadRowError, HftlError, StoreError
 from hftl.frozen.budget import Ramp, ramp_for, remember
+from hftl.frozen.depths import Keeping, Models
 from hftl.frozen.recheck import AUTOCAST, OTHER_RUN, SAME_RUN, check_again
-from hftl.frozen.view import Content, View, equal_length_space, proved_content
-from hftl.onednn import speed_up
+from hftl.frozen.view import Content, View, equal_length_space
 from hftl.parallel import Process
 from hftl.progress import Progress
 from hftl.store.digests import digest_texts
@@ -220,26 +217,22 @@ class _Extraction:
             self._commit()
         remember(self.ramp, self.key, self.memory)
 
-    def _prepare(self) -> Capture:
-        """The model on its device, cut as the spaces record (the cuts are made and proved now where a space is new)."""
-        model, head = self.target.build()
-        speed_up(model)
+    def _prepare(self) -> Keeping:
+        """What runs the model on its device, cut as the spaces record (new cuts are made and proved now)."""
         new = {view: space for view, space in self.views.items() if space.info is None}
-        if new:
-            trained = head.union(head_buffers(model, head))
-            rule = find_rule(model, trained, self.backbone.weight_files())
-            for view, space in new.items():
-                # Proved before the space exists: no row is ever stored under a cut that does not replay the model.
-                content = proved_content(self.backbone, model, head, view, rule)
-                if content.equal_lengths:
-                    space = self.views[view] = equal_length_space(self.store, space)
-                space.create(content.as_info(), content.columns())
-        contents = [Content.of(space) for space in self.views.values()]
+        models = Models(self.target, self.views, new=bool(new))
+        for view, space in new.items():
+            # Proved before the space exists: no row is ever stored under a cut that does not replay the model.
+            content = models.content(view)
+            if content.equal_lengths:
+                space = self.views[view] = equal_length_space(self.store, space)
+            space.create(content.as_info(), content.columns())
+        contents = {view: Content.of(space) for view, space in self.views.items()}
         # One pass computes all views, so what one of them needs all get.
-        self.equal_lengths = any(content.equal_lengths for content in contents)
-        return Capture(model.to(self.device), [c.cut for c in contents], next(iter(self.views)).autocast)
+        self.equal_lengths = any(content.equal_lengths for content in contents.values())
+        return models.captured(contents, self.device)
 
-    def _check_same(self, capture: Capture, row: int, encoded: Encoded, kept: list[dict[str, Any]]) -> None:
+    def _check_same(self, capture: Keeping, row: int, encoded: Encoded, kept: list[dict[str, Any]]) -> None:
         """Ask for the first good row of a batch again, alone."""
         # A row that the model refuses alone is bad, and has nothing that could be compared.
         for first, again in zip(kept, self._kept(capture, [row], [encoded]), strict=False):
@@ -247,11 +240,11 @@ class _Extraction:
                 self.backbone.name,
                 {name: value[:1] for name, value in first.items()},
                 again,
-                SAME_RUN if capture.autocast is None else AUTOCAST,
+                SAME_RUN if next(iter(self.views)).autocast is None else AUTOCAST,
                 "a moment before",
             )
 
-    def _check_stored(self, capture: Capture) -> None:
+    def _check_stored(self, capture: Keeping) -> None:
         """Ask for one row again that an earlier run stored, where there is one."""
         for number, (view, space) in enumerate(self.views.items()):
             known = np.flatnonzero(~self.lacking[view] & self.digests.any(1))
@@ -262,19 +255,19 @@ class _Extraction:
             with suppress(StoreError, BadRowError):
                 stored = space.gather(self.digests[row : row + 1])
                 encoded = self.backbone.encode([self.rows[row]], [self.rows.name(row)])
-                tolerance = OTHER_RUN if capture.autocast is None else AUTOCAST
+                tolerance = OTHER_RUN if next(iter(self.views)).autocast is None else AUTOCAST
                 for again in self._kept(capture, [row], encoded)[number : number + 1]:
                     check_again(self.backbone.name, stored, again, tolerance, f"an earlier run stored in {space.id}")
             return
 
-    def _kept(self, capture: Capture, held: Sequence[int], encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
+    def _kept(self, capture: Keeping, held: Sequence[int], encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
         """What each view keeps of rows, on the CPU; in batches without padding where the model needs that."""
         groups = batch_groups(encoded, equal_lengths=self.equal_lengths)
         parts = [self._forward(capture, [held[i] for i in group], [encoded[i] for i in group]) for group in groups]
         order = np.argsort([i for group in groups for i in group if held[i] not in self.report.bad])
         return [{name: _reordered(value, order) for name, value in columns.items()} for columns in _joined(parts)]
 
-    def _forward(self, capture: Capture, held: Sequence[int], encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
+    def _forward(self, capture: Keeping, held: Sequence[int], encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
         """Run a batch; halve it while the device is out of memory, or the model refuses it.
 
         Some models refuse a batch for one of its rows, or rows that cannot stand beside each other: what they say of a

@@ -26,8 +26,10 @@ from hftl.terminal import Terminal
 
 def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[BackboneSpec, Target, Data]:
     """Find the backbone and the data that a recipe names, and say what was found and inferred."""
+    if recipe.depth == "auto":
+        raise RecipeError("depth='auto' is for `hftl run`, which chooses one: give a number, or leave it out")
     spec = find(recipe.backbone)
-    backbone = load_backbone(spec, options)
+    backbone = load_backbone(spec, options, recipe.depth)
     data = data_for(
         backbone,
         recipe.data,

@@ -13,7 +13,7 @@ from hftl.backbones.batching import equal_length_probes, needs_equal_lengths, of
 from hftl.backbones.cut.capture import Capture
 from hftl.backbones.cut.cut import Cut
 from hftl.backbones.cut.search import find_cut, pooled_cut, prepare_head
-from hftl.backbones.protocol import Backbone
+from hftl.backbones.protocol import Backbone, at_depth
 from hftl.backbones.weights import NameRule
 from hftl.store.shard import ColumnSpec, Digests
 from hftl.store.space import Space
@@ -38,10 +38,13 @@ class View:
         pooling: ``"native"`` for what the model's own head reads, else the ``"mean"`` or the first (``"cls"``) token of
             the frozen body's last output.
         precision: of the pass: ``"no"`` for float32 throughout, ``"bf16"`` or ``"fp16"`` for autocast.
+        depth: after how many blocks the pass ends, with the final norm; None for the backbone as it is. It names the
+            space that this view of the backbone at that depth has.
     """
 
     pooling: Pooling = "native"
     precision: Precision = "no"
+    depth: int | None = None
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -110,13 +113,15 @@ class Content:
         return cls(info["architecture"], Cut.from_json(info["split"]), weights, info.get("equal_lengths"))
 
 
-def proved_content(backbone: Backbone, model: nn.Module, head: set[str], view: View, rule: NameRule | None) -> Content:
+def proved_content(
+    model: nn.Module, head: set[str], view: View, rule: NameRule | None, probes: Sequence[Mapping[str, Tensor]]
+) -> Content:
     """What a new space is to record of a model that was just built; leaves its head with random values.
 
     Raises:
         CutError: no cut is exact, or a row's numbers depend on its batch mates.
     """
-    cut, equal_lengths = view.find_cut(model, head, backbone.probes())
+    cut, equal_lengths = view.find_cut(model, head, probes)
     return Content(type(model).__name__, cut, rule, equal_lengths)
 
 
@@ -135,9 +140,11 @@ def open_space(store: FeatureStore, backbone: Backbone, origin: Mapping[str, str
         view: what is kept of its pass.
 
     Raises:
-        BackboneError: the backbone's files cannot be read.
+        BackboneError: the backbone's files cannot be read, or it has no such depth.
         StoreError: the space cannot be read, or was written by a newer version.
     """
+    if view.depth is not None:
+        backbone = at_depth(backbone, view.depth)
     identity = {
         "extractor": EXTRACTOR_VERSION,
         "plugin": dict(origin),

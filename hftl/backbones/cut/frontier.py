@@ -44,6 +44,7 @@ class Frontier:
         self._count = self._depth = 0
         self._trainable_ran = False
         self._hooks: list[Any] = []
+        self._before: dict[str, Any] = {}
 
     def __enter__(self) -> Frontier:
         self._hooks = [self.model.register_forward_pre_hook(self._reset)]
@@ -53,6 +54,7 @@ class Frontier:
         for name in self.frozen:
             module = self.modules[name]
             # An attribute of the instance shadows the class's forward and leaves hooks and functional_call working.
+            self._before[name] = module.__dict__.get("forward")
             module.__dict__["forward"] = self._patched(name, module.forward)
         return self
 
@@ -60,7 +62,10 @@ class Frontier:
         for hook in self._hooks:
             hook.remove()
         for name in self.frozen:
-            self.modules[name].__dict__.pop("forward", None)
+            del self.modules[name].__dict__["forward"]
+            if self._before[name] is not None:
+                # One that answers for another model, as `hftl.backbones.cut.echo` lets it, goes on doing so.
+                self.modules[name].__dict__["forward"] = self._before[name]
 
     def _reset(self, *_: object) -> None:
         self.recorded = []

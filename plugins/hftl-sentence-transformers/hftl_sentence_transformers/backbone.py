@@ -14,6 +14,7 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as Normalizers
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
+from typing_extensions import Self
 
 import hftl
 from hftl_sentence_transformers import folder as files
@@ -101,6 +102,13 @@ class SentenceBackbone(hftl.TextBackbone):
         """Tokenise rows with the model's default prompt before them."""
         prompt = files.default_prompt(self.source)
         return super().encode([(prompt + row[0], *row[1:]) for row in rows], names)
+
+    def at_depth(self, depth: int) -> Self:
+        """Refuse: the modules after the transformer were trained for its last block."""
+        raise hftl.BackboneError(
+            f"depth={depth}: {self.name} is taken whole, with its modules after the transformer: leave depth out, or "
+            "give the folder of a transformer alone"
+        )
 
     def build(self, config: Any) -> tuple[nn.Module, set[str]]:
         """The encoder with its weights and a linear layer, in eval mode, float32; and the layer's parameter names.

@@ -1,0 +1,65 @@
+"""``hftl layers``: how deep does the backbone have to be?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hftl.cli.questions import (
+    AllowPickle,
+    AsJson,
+    Change,
+    Offline,
+    OnBadRow,
+    Quiet,
+    RecipeArgument,
+    Subset,
+    asked_recipe,
+    print_answer,
+)
+
+if TYPE_CHECKING:
+    from hftl.scout.layers import Layers
+
+
+def layers(
+    context: typer.Context,
+    recipe: RecipeArgument,
+    subset: Subset = None,
+    change: Change = None,
+    on_bad_row: OnBadRow = "error",
+    allow_pickle: AllowPickle = False,
+    offline: Offline = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Probe every depth of a recipe's backbone: how many of its blocks the data need, and how many can stay frozen.
+
+    One pass of the backbone serves all depths. Features are kept: `hftl run RECIPE --depth k` computes none again.
+    """
+    from hftl.scout.layers import layers as do
+
+    answer = do(
+        asked_recipe(context, recipe, change),
+        subset=subset,
+        name=recipe,
+        offline=offline,
+        allow_pickle=allow_pickle,
+        on_bad_row=on_bad_row,
+        quiet=quiet,
+    )
+    lines = [f"--pooling {pooling}, at depth {answer.chosen}: {score}" for pooling, score in answer.pooled.items()]
+    print_answer(answer, _table(answer), [*lines, answer.advice, *answer.commands], as_json=as_json)
+
+
+def _table(answer: Layers) -> list[dict[str, Any]]:
+    return [
+        {
+            "depth": each.depth,
+            answer.metric: str(each.probe),
+            "parameters": f"{each.parameters / 1e6:,.1f} M",
+            "as good as the best": ("yes" if each.same else "no") + (", chosen" if each.depth == answer.chosen else ""),
+        }
+        for each in answer.depths
+    ]

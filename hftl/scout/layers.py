@@ -1,0 +1,228 @@
+"""``layers``: how deep a backbone has to be for the data, and what that says of cutting and of freezing it."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+
+from hftl.backbones.batching import batch_groups, on_device
+from hftl.backbones.protocol import Target
+from hftl.data import Data
+from hftl.frozen.budget import keep_remembered, remembered
+from hftl.frozen.depths import stack_of
+from hftl.frozen.recipe import probe_of, stored_features, view_of
+from hftl.frozen.view import Pooling, View
+from hftl.intervals import LEVEL, Interval
+from hftl.onednn import speed_up
+from hftl.plugins.spec import BackboneSpec
+from hftl.recipes import Recipe
+from hftl.scout.answer import Answer
+from hftl.scout.probe import Score, compare, linear_probe
+from hftl.scout.stored import Reader, TrainingRows, reading, training_part
+from hftl.store.store import FeatureStore, cache_root
+from hftl.terminal import Terminal
+
+# Noise may hide a loss that nobody would give away: the chosen depth's probe is at most so far below the best one's.
+MOST_LOST = 0.005
+# What tells how fast a depth is: rows of a batch, and how often each model runs on it.
+TIMED_BATCH_ROWS, ROUNDS = 16, 5
+
+
+@dataclass(frozen=True)
+class DepthScore:
+    """What a backbone's first blocks are worth on some data.
+
+    Attributes:
+        depth: how many blocks.
+        probe: the exact linear head on held-out rows, on what the recipe's own head would read.
+        parameters: numbers in the model that a run at this depth exports.
+        same: whether the probe is the same within noise as the best depth's.
+        score: the probe with its bootstrap draws.
+    """
+
+    depth: int
+    probe: Interval
+    parameters: int
+    same: bool
+    score: Score = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Layers(Answer):
+    """A probe for each depth of a backbone.
+
+    Attributes:
+        metric: the probe's: ``accuracy``, ``map`` or ``r2``.
+        rows: training rows that were used.
+        folds: of the cross-validation.
+        depths: from 1 to all of its blocks.
+        best: the depth with the best probe.
+        chosen: the shallowest depth that is the same within noise as the best, and at most half a point below it.
+        pooled: the probe of the chosen depth on other poolings of the tokens, ``mean`` and ``cls``, where the backbone
+            reads texts.
+        speedup: how many times as fast the chosen depth's forward is as that of all blocks, measured on this machine.
+        advice: one sentence.
+        commands: what runs the chosen depth; and what freezes as many blocks and trains the others, where there are
+            others.
+    """
+
+    metric: str
+    rows: int
+    folds: int
+    depths: list[DepthScore]
+    best: int
+    chosen: int
+    pooled: Mapping[str, Interval]
+    speedup: float
+    advice: str
+    commands: list[str]
+
+
+def layers(
+    recipe: Recipe,
+    *,
+    subset: int | None = None,
+    folds: int = 5,
+    name: str = "RECIPE",
+    offline: bool = False,
+    allow_pickle: bool = False,
+    on_bad_row: str = "error",
+    quiet: bool = False,
+) -> Layers:
+    """Probe every depth of a recipe's backbone on its training rows; one pass of the backbone serves all depths.
+
+    Each depth is compared with the best one on the same rows by a paired bootstrap with the corrected variance of
+    Nadeau & Bengio. The features of all rows stay in the store, so that a run at any depth computes none of them again.
+
+    Args:
+        recipe: the backbone, the data, and what its head reads; its own depth does not matter.
+        subset: use, and compute, only about so many training rows, stratified.
+        folds: of the cross-validation.
+        name: the recipe's name, for the commands.
+        offline: use only what is on this machine.
+        allow_pickle: read a backbone's weights that are there only as a pickle, as nothing but tensors.
+        on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
+        quiet: print nothing but errors.
+
+    Raises:
+        UserError: the recipe or its data cannot be used, or the backbone has no depths.
+        CutError: a depth cannot be read from the whole model's pass.
+    """
+    recipe = recipe.model_copy(update={"depth": None})
+    with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
+        spec, target, data = reader.inputs(recipe)
+        depths = range(1, stack_of(target.backbone).blocks + 1)
+        own = view_of(recipe)
+        poolings: Sequence[Pooling] = ("mean", "cls") if target.backbone.wants == "text" else ()
+        views = [own, *(replace(own, pooling=pooling) for pooling in poolings if pooling != own.pooling)]
+        kept = data if subset is None else training_part(data, subset, recipe.seed)
+        # The deepest first: by it the store remembers how many rows the device takes at once.
+        every = [replace(view, depth=depth) for depth in reversed(depths) for view in views]
+        stored_features(spec, target, kept, every, reader.say, on_bad_row=on_bad_row, quiet=reader.quiet)
+        asked = _Asked(recipe, spec, target, training_part(data, subset, recipe.seed), reader)
+        known = {depth: asked.rows(own, depth) for depth in depths}
+        scores = {depth: _probed(rows, folds) for depth, rows in known.items()}
+        best = max(depths, key=lambda depth: (scores[depth].interval.value, -depth))
+        same = {depth: compare(scores[best], scores[depth], folds).p >= 1 - LEVEL for depth in depths}
+        enough = scores[best].interval.value - MOST_LOST
+        chosen = min(depth for depth in depths if same[depth] and scores[depth].interval.value >= enough)
+        curve = [
+            DepthScore(
+                depth,
+                scores[depth].interval,
+                sum(value.numel() for value in known[depth].target.skeleton().parameters()),
+                same[depth],
+                scores[depth],
+            )
+            for depth in depths
+        ]
+        pooled: dict[str, Interval] = {
+            view.pooling: _probed(asked.rows(view, chosen), folds).interval for view in views[1:]
+        }
+        whole = known[depths[-1]]
+        speedup = times_as_fast(known[chosen], whole) if chosen < depths[-1] else 1.0
+    metric = whole.task.metric
+    advice = _sentence(curve, best, chosen, metric, speedup)
+    commands = [["hftl", "run", name, "--depth", str(chosen)]]
+    if chosen < len(curve):
+        commands.append(["hftl", "run", name, "--method", "partial", "--set", f"method.freeze={chosen}"])
+    shown = [shlex.join(command) for command in commands]
+    return Layers(metric, len(whole.split), folds, curve, best, chosen, pooled, round(speedup, 3), advice, shown)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the depths are asked of; by now everything is stored."""
+
+    recipe: Recipe
+    spec: BackboneSpec
+    target: Target
+    data: Data
+    reader: Reader
+
+    def rows(self, view: View, depth: int) -> TrainingRows:
+        """The training rows' features in a view at a depth."""
+        head = probe_of(self.recipe).model_copy(update={"pooling": view.pooling})
+        made = self.recipe.model_copy(update={"method": head})
+        # What was computed and reused was said once.
+        silent = replace(self.reader, say=Terminal(quiet=True), quiet=True)
+        return silent.rows(made, self.spec, self.target.at_depth(depth), self.data)
+
+
+def _probed(known: TrainingRows, folds: int) -> Score:
+    labels = len(known.data.label_names)
+    return linear_probe(known.features, known.labels, task=known.task, num_labels=labels, folds=folds, seed=known.seed)
+
+
+def times_as_fast(short: TrainingRows, whole: TrainingRows) -> float:
+    """How many times as fast one depth's forward is as another's, preprocessing left out; remembered in the store.
+
+    Both run in turn on the same few rows, because a machine that others use is not equally fast at two moments.
+    """
+    store, device = FeatureStore(cache_root()), PartialState().device
+    memory, key = store.root / "speeds.json", f"{short.stored.space.id} {whole.stored.space.id} {device.type}"
+    known = remembered(memory).get(key)
+    if isinstance(known, (int, float)) and known > 0:
+        return float(known)
+    backbone, inputs = whole.target.backbone, whole.split.inputs
+    chosen = range(min(TIMED_BATCH_ROWS, len(whole.split)))
+    encoded = backbone.encode([inputs[i] for i in chosen], [inputs.name(i) for i in chosen])
+    groups = batch_groups(encoded, equal_lengths=bool(whole.stored.content.equal_lengths))
+    batches = [on_device(backbone.collate([encoded[i] for i in group]), device) for group in groups]
+    models = [rows.target.build()[0].to(device) for rows in (short, whole)]
+    for model in models:
+        speed_up(model)
+        _forward_seconds(model, batches)
+    ratios = []
+    for _ in range(ROUNDS):
+        fast, slow = (_forward_seconds(model, batches) for model in models)
+        ratios.append(slow / fast)
+    keep_remembered(memory, key, round(statistics.median(ratios), 3))
+    return statistics.median(ratios)
+
+
+def _forward_seconds(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> float:
+    started = time.monotonic()
+    with torch.inference_mode():
+        for batch in batches:
+            # A device that works on its own is waited for by reading from it.
+            model(**batch).logits.sum().item()
+    return time.monotonic() - started
+
+
+def _sentence(curve: Sequence[DepthScore], best: int, chosen: int, metric: str, speedup: float) -> str:
+    scores: Mapping[int, Interval] = {each.depth: each.probe for each in curve}
+    if chosen == len(curve):
+        return f"All {chosen} blocks are needed: {metric} {scores[chosen]}, and fewer lose more than half a point."
+    same = f"is the same within noise as depth {best}, {metric} {scores[best]}" if chosen != best else "is the best"
+    return (
+        f"Depth {chosen} of {len(curve)} {same}: {metric} {scores[chosen]}, {speedup:.1f} times as fast; where the "
+        f"others are fine-tuned, the first {chosen} blocks can stay frozen."
+    )
