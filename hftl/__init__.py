@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from hftl.plugins.spec import BackboneOptions, BackboneSpec
     from hftl.predict import evaluate, load, predictions
     from hftl.recipes import Recipe, recipe
+    from hftl.scout.advise import Advice, advise
     from hftl.scout.audit import Audit, audit
     from hftl.scout.curve import Curve, curve
     from hftl.scout.layers import Layers, layers
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from hftl.tasks import Task
 
 _HOME = {
+    "Advice": "hftl.scout.advise",
     "Audit": "hftl.scout.audit",
     "Backbone": "hftl.backbones.protocol",
     "BackboneError": "hftl.errors",
@@ -83,6 +85,7 @@ _HOME = {
     "TextBackbone": "hftl.backbones.text",
     "Transfer": "hftl.scout.transfer",
     "UserError": "hftl.errors",
+    "advise": "hftl.scout.advise",
     "audit": "hftl.scout.audit",
     "compute_features": "hftl.pipeline",
     "curve": "hftl.scout.curve",
@@ -100,6 +103,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Advice",
     "Audit",
     "Backbone",
     "BackboneError",
@@ -135,6 +139,7 @@ __all__ = [
     "TextBackbone",
     "Transfer",
     "UserError",
+    "advise",
     "audit",
     "compute_features",
     "curve",

@@ -19,6 +19,7 @@ import typer
 
 from hftl._version import __version__
 from hftl.cli import (
+    advise,
     audit,
     backbones,
     cache,
@@ -70,6 +71,7 @@ def build_app() -> typer.Typer:
     app.command("audit", context_settings=TAKES_FLAGS)(audit.audit)
     app.command("transfer", context_settings=TAKES_FLAGS)(transfer.transfer)
     app.command("curve", context_settings=TAKES_FLAGS)(curve.curve)
+    app.command("advise", context_settings=TAKES_FLAGS)(advise.advise)
     app.command("predict")(predict.predict)
     app.command("evaluate")(evaluate.evaluate)
     app.command("push")(push.push)

@@ -1,0 +1,238 @@
+"""``advise``: ask what is worth asking within a budget of minutes, and end with one command to run."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from hftl.data import Data
+from hftl.data.holdout import hold_out
+from hftl.errors import HftlError, Interrupted
+from hftl.frozen.head import train_head
+from hftl.frozen.recipe import probe_of, stored_features, view_of
+from hftl.intervals import LEVEL, Difference, Interval, difference
+from hftl.methods import Full, Head, LoRA, Partial
+from hftl.recipes import Recipe
+from hftl.scout.answer import Answer
+from hftl.scout.audit import audit
+from hftl.scout.curve import curve
+from hftl.scout.layers import layers
+from hftl.scout.probe import Score, scored
+from hftl.scout.rank import rank
+from hftl.scout.stored import Reader, reading, training_part
+from hftl.scout.transfer import transfer
+
+# A probe above this has little room that fine-tuning could win.
+ROOM_BELOW = 0.98
+# A step of training costs about three forwards; a trial shorter than so many rows says nothing.
+STEP_COST, EPOCHS, FEWEST_ROWS = 3.0, 2, 64
+HELD_OUT = 0.3
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A short fine-tuning beside the frozen head, on the same rows.
+
+    Attributes:
+        method: ``head``, ``partial``, ``lora`` or ``full``.
+        score: the task's metric on held-out training rows.
+        gain: over the frozen head; None for the head itself.
+        seconds: that it took.
+    """
+
+    method: str
+    score: Interval
+    gain: Difference | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Advice(Answer):
+    """What to do with some data, and why.
+
+    Attributes:
+        backbone: the one to take.
+        metric: ``accuracy``, ``map`` or ``r2``.
+        evidence: one sentence for each question that was asked.
+        trials: short trainings; empty where the probe leaves no room, or time did not suffice.
+        skipped: what was not asked, and why.
+        advice: one sentence.
+        command: what to run.
+        minutes: that it all took.
+    """
+
+    backbone: str
+    metric: str
+    evidence: list[str]
+    trials: list[Trial]
+    skipped: list[str]
+    advice: str
+    command: str
+    minutes: float
+
+
+@dataclass
+class _Clock:
+    """What is left of the budget."""
+
+    minutes: float
+    started: float
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left."""
+        return 60 * self.minutes - (time.monotonic() - self.started)
+
+
+def advise(
+    recipe: Recipe,
+    *,
+    minutes: float = 10.0,
+    backbones: Sequence[str] = (),
+    subset: int | None = None,
+    name: str = "RECIPE",
+    offline: bool = False,
+    allow_pickle: bool = False,
+    on_bad_row: str = "error",
+    quiet: bool = False,
+) -> Advice:
+    """Rank, transfer, layers, audit and curve in this order, then short trials, as far as the time suffices.
+
+    A question that has begun is finished, so the first extraction may take longer than the budget; a trial is made as
+    small as the time that is left. All questions are asked of training rows (the audit looks for leaks as well).
+
+    Args:
+        recipe: the data and a backbone.
+        minutes: the budget.
+        backbones: others to rank beside the recipe's own.
+        subset: use only about so many training rows, stratified.
+        name: the recipe's name, for the command.
+        offline: use only what is on this machine.
+        allow_pickle: read weights that are there only as a pickle, as nothing but tensors.
+        on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
+        quiet: print nothing but errors.
+
+    Raises:
+        UserError: no backbone could be used, or the data cannot be.
+    """
+    clock = _Clock(minutes, time.monotonic())
+    evidence: list[str] = []
+    skipped: list[str] = []
+    how = {"offline": offline, "allow_pickle": allow_pickle, "on_bad_row": on_bad_row, "quiet": quiet}
+
+    ranking = rank(recipe, [recipe.backbone, *backbones], subset=subset, name=name, **how)  # type: ignore[arg-type]
+    evidence.append(ranking.advice)
+    best = [each for each in ranking.backbones if each.group == 1]
+    chosen = max(best, key=lambda each: each.rows_per_second)
+    recipe = recipe.model_copy(update={"backbone": chosen.backbone})
+
+    def ask(what: str, question: Callable[[], str]) -> None:
+        """Ask where there is time; what cannot be answered is no end of the others."""
+        if clock.left <= 0:
+            skipped.append(f"{what}: the {minutes:g} minutes were over; give more with --minutes")
+            return
+        try:
+            evidence.append(question())
+        except Interrupted:
+            raise
+        except HftlError as error:
+            skipped.append(f"{what}: {error}")
+
+    depth: list[int] = []
+
+    def asked_layers() -> str:
+        answer = layers(recipe, subset=subset, name=name, **how)  # type: ignore[arg-type]
+        depth.extend([answer.chosen, len(answer.depths)])
+        return answer.advice
+
+    ask("transfer", lambda: transfer(recipe, subset=subset, seeds=1, **how).advice)  # type: ignore[arg-type]
+    if recipe.depth is None:
+        ask("layers", asked_layers)
+    ask("audit", lambda: audit(recipe, **how).advice)  # type: ignore[arg-type]
+    ask("curve", lambda: curve(recipe, subset=subset, **how).advice)  # type: ignore[arg-type]
+
+    trials: list[Trial] = []
+    if chosen.probe.value > ROOM_BELOW:
+        skipped.append(f"trials: {ranking.metric} {chosen.probe.value:.3f} leaves little that fine-tuning could win")
+    elif clock.left < 10:
+        skipped.append("trials: no time was left; give more with --minutes")
+    else:
+        with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
+            trials = _trials(recipe, reader, clock, chosen.rows_per_second, subset, skipped)
+    sentence, flags = _conclusion(trials, depth, ranking.metric)
+    command = shlex.join(["hftl", "run", name, "--backbone", chosen.backbone, *flags])
+    took = (time.monotonic() - clock.started) / 60
+    return Advice(chosen.backbone, ranking.metric, evidence, trials, skipped, sentence, command, round(took, 2))
+
+
+def _trials(
+    recipe: Recipe, reader: Reader, clock: _Clock, speed: float, subset: int | None, skipped: list[str]
+) -> list[Trial]:
+    """The frozen head and short fine-tunings on the same rows, each as large as its share of the time allows."""
+    methods: list[Partial | LoRA | Full] = [Partial(epochs=EPOCHS), LoRA(epochs=EPOCHS), Full(epochs=EPOCHS)]
+    spec, target, data = reader.inputs(recipe)
+    part = training_part(data, subset, recipe.seed)
+    # Forwards over the held-out rows are part of it.
+    rows = int(clock.left / len(methods) * speed / (STEP_COST * EPOCHS * (1 - HELD_OUT) + (EPOCHS + 1) * HELD_OUT))
+    if rows < FEWEST_ROWS:
+        skipped.append(f"trials: {clock.left:.0f} s suffice for {rows} rows, which says nothing; give more --minutes")
+        return []
+    part = training_part(part, rows, recipe.seed)
+    stays, held = hold_out(part.train.labels, part.task, HELD_OUT, recipe.seed)
+    trial = replace(part, train=part.train.select(stays), test=part.train.select(held, "test"))
+    features = stored_features(
+        spec, target, trial, [view_of(recipe)], reader.say, on_bad_row=reader.on_bad_row, quiet=reader.quiet
+    )
+    trial = features.readable(trial)
+    began = time.monotonic()
+    head = train_head(probe_of(recipe), target, features, trial, seed=recipe.seed, device=PartialState().device)
+    frozen = _scored(trial, head.logits, recipe.seed)
+    made = [Trial("head", frozen.interval, None, round(time.monotonic() - began, 1))]
+    # Brought only here: PEFT takes a second to import.
+    from hftl.finetune.feasible import check
+    from hftl.finetune.train import finetune
+
+    for method in methods:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="hftl-advise-") as folder:
+            try:
+                check(method, target, Path(folder))
+                trained = finetune(method, target, trial, start=head.parameters, seed=recipe.seed, folder=Path(folder))
+            except Interrupted:
+                raise
+            except HftlError as error:
+                skipped.append(f"trial of {method.name}: {error}")
+                continue
+        score = _scored(trial, trained.logits, recipe.seed)
+        gain = difference(score.interval.value - frozen.interval.value, score.draws - frozen.draws)
+        made.append(Trial(method.name, score.interval, gain, round(time.monotonic() - began, 1)))
+    return made
+
+
+def _scored(trial: Data, logits: torch.Tensor, seed: int) -> Score:
+    labels = trial.test.labels
+    return scored(trial.task, labels, np.arange(len(labels)), logits.numpy(), seed=seed)
+
+
+def _conclusion(trials: Sequence[Trial], depth: Sequence[int], metric: str) -> tuple[str, list[str]]:
+    """One sentence, and the flags that follow from it."""
+    better = [each for each in trials if each.gain and each.gain.value > 0 and each.gain.p < 1 - LEVEL]
+    if better:
+        best = max(better, key=lambda each: each.score.value)
+        gain = best.gain or Difference(math.nan, math.nan, math.nan, 1)
+        said = f"Fine-tune with {best.method}: in a short trial it won {gain} of {metric} over the frozen head."
+        return said, ["--method", best.method]
+    why = "no short trial beat it beyond noise" if trials else "it is what the evidence supports"
+    if depth and depth[0] < depth[1]:
+        said = f"Take the frozen head on the first {depth[0]} of {depth[1]} blocks: {why}, and fewer blocks are faster."
+        return said, ["--method", Head().name, "--depth", str(depth[0])]
+    return f"Take the frozen head: {why}.", ["--method", Head().name]
