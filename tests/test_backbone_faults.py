@@ -29,7 +29,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def run(kind: type[hftl.TextBackbone]) -> str:
         spec = BackboneSpec("faulty", "text", lambda options: kind(hftl.Source.of(source)), plugin="faulty-plugin")
-        monkeypatch.setattr("hftl.pipeline.find", lambda ref: spec)
+        monkeypatch.setattr("hftl.frozen.recipe.find", lambda ref: spec)
         with pytest.raises(HftlError) as caught:
             hftl.run(hftl.Recipe(backbone="faulty", data=str(data), method=HEAD), out=tmp_path / "run", quiet=True)
         assert "\n" not in str(caught.value)
@@ -112,7 +112,7 @@ class Changing(hftl.TextBackbone):
 def test_weights_that_change_between_runs(refused: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, data = tmp_path / "bert", tmp_path / "texts.csv"
     spec = BackboneSpec("changing", "text", lambda options: Changing(hftl.Source.of(source)), plugin="faulty-plugin")
-    monkeypatch.setattr("hftl.pipeline.find", lambda ref: spec)
+    monkeypatch.setattr("hftl.frozen.recipe.find", lambda ref: spec)
     recipe = hftl.Recipe(backbone="changing", data=str(data), method=HEAD)
     hftl.compute_features(recipe, quiet=True)
     data.write_text(data.read_text() + "a new dog,a\n")
