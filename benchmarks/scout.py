@@ -10,6 +10,7 @@ import argparse
 import os
 import platform
 import resource
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,8 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+from scipy.stats import kendalltau
+from transformers import AutoConfig, AutoModelForImageClassification
 
 import hftl
+from hftl import samples
 from hftl.heads import fit_linear
 from hftl.scout.probe import compare, linear_probe
 from hftl.tasks import Task
@@ -80,6 +85,48 @@ def seconds(data: str, backbone: str) -> None:
             print(f"{name:10} first {first:6.1f} s   stored {again:6.1f} s   memory +{grown / 1024:.0f} MB")
 
 
+def noise() -> None:
+    """Rank, on digits, three networks of one architecture that saw letters, nothing, and noise."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HFTL_CACHE"] = f"{folder}/cache"
+        glyphs = samples.path("glyph-vit-tiny")
+        torch.manual_seed(0)
+        random = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(glyphs))
+        random.save_pretrained(f"{folder}/random")
+        shutil.copy(Path(glyphs) / "preprocessor_config.json", f"{folder}/random")
+        pixels = np.random.default_rng(0)
+        for row in range(600):
+            where = Path(folder, "noise", f"class{row % 10}")
+            where.mkdir(parents=True, exist_ok=True)
+            picture = pixels.integers(0, 256, (28, 28, 3)).astype(np.uint8)
+            Image.fromarray(picture).save(where / f"{row}.png")
+        recipe = hftl.Recipe(
+            backbone=f"{folder}/random", data=f"{folder}/noise", method=hftl.Full(epochs=5, init="random", lr=3e-4)
+        )
+        run = hftl.run(recipe, out=f"{folder}/run", quiet=True)
+        assert run is not None
+        digits = hftl.Recipe(backbone="hftl/glyph-vit-tiny", data="sample:digits")
+        names = ["hftl/glyph-vit-tiny", f"{folder}/random", str(run.folder / "model")]
+        for each in hftl.rank(digits, names, quiet=True).backbones:
+            shown = {names[1]: "random weights", names[2]: "pretrained on noise"}.get(each.backbone, each.backbone)
+            print(f"group {each.group}  {shown:22} {each.probe}  k-NN {each.knn.value:.3f}")
+
+
+def agreement(data: str, backbone: str, pooling: str) -> None:
+    """Kendall's tau between depths ordered by a quarter of the training rows and by all of them."""
+    recipe = hftl.Recipe(backbone=backbone, data=data, method=hftl.Head(pooling=pooling))
+    whole = hftl.layers(recipe, quiet=True)
+    part = hftl.layers(recipe, subset=whole.rows // 4, quiet=True)
+    ranked = hftl.rank(recipe, [backbone], subset=whole.rows // 4, quiet=True)
+    print(f"{data} on {backbone}: {part.rows:,} of {whole.rows:,} rows; rank on the part {ranked.backbones[0].probe}")
+    for one, other in zip(whole.depths, part.depths, strict=True):
+        print(f"depth {one.depth:2}   all rows {one.probe}   a quarter {other.probe}")
+    for chosen in (range(len(whole.depths)), [k for k in range(len(whole.depths)) if (k + 1) % 3 == 0]):
+        full = [whole.depths[k].probe.value for k in chosen]
+        tau = kendalltau(full, [part.depths[k].probe.value for k in chosen]).statistic
+        print(f"tau over depths {', '.join(str(k + 1) for k in chosen)}: {tau:.2f}")
+
+
 def timed(work: Callable[[], object]) -> float:
     """Seconds that something takes."""
     started = time.monotonic()
@@ -89,13 +136,16 @@ def timed(work: Callable[[], object]) -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["coverage", "seconds"])
+    parser.add_argument("what", choices=["coverage", "seconds", "noise", "agreement"])
     parser.add_argument("data", nargs="?", default="sample:digits")
     parser.add_argument("--backbone", default="hftl/glyph-vit-tiny")
+    parser.add_argument("--pooling", default="native")
     parser.add_argument("--problems", type=int, default=200)
     asked = parser.parse_args()
-    if asked.what == "coverage":
-        coverage(asked.problems)
-    else:
-        path = Path(asked.data)
-        seconds(str(path) if path.exists() else asked.data, asked.backbone)
+    answers = {
+        "coverage": lambda: coverage(asked.problems),
+        "seconds": lambda: seconds(asked.data, asked.backbone),
+        "noise": noise,
+        "agreement": lambda: agreement(asked.data, asked.backbone, asked.pooling),
+    }
+    answers[asked.what]()

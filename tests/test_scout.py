@@ -208,6 +208,37 @@ def test_one_class_is_refused_in_one_line(cli: Cli, recipe: Path, tmp_path: Path
         assert "class" in cli.refused(*command, "--data", tmp_path / "one.csv")
 
 
+def test_advice_ends_with_a_command_that_works(cli: Cli, recipe: Path, models: Path) -> None:
+    others = str(models / "deaf")
+    answer = json.loads(cli.ok("advise", recipe, "--backbones", others, "--minutes", "2", "--json"))
+    assert answer["backbone"] == str(models / "bert")
+    assert len(answer["evidence"]) + len(answer["skipped"]) >= 5
+    methods = [trial["method"] for trial in answer["trials"]]
+    if methods:
+        assert methods[0] == "head"
+        assert all(trial["gain"] is not None for trial in answer["trials"][1:])
+    else:
+        assert any(why.startswith("trials: ") for why in answer["skipped"])
+    command = answer["command"].split()
+    cli.ok(*command[1:], "--out", "advised", "--quiet")
+    assert (Path("advised") / "model" / "config.json").is_file()
+
+
+def test_trials_are_made_where_the_probe_leaves_room(cli: Cli, recipe: Path, models: Path) -> None:
+    # Texts that all look alike to the frozen body: only training it could help.
+    answer = json.loads(cli.ok("advise", recipe, "--backbone", models / "deaf", "--minutes", "3", "--json"))
+    assert {trial["method"] for trial in answer["trials"]} == {"head", "partial", "lora", "full"}
+    for trial in answer["trials"]:
+        assert trial["score"]["low"] <= trial["score"]["value"] <= trial["score"]["high"]
+        assert trial["seconds"] >= 0
+
+
+def test_advice_within_seconds_still_ends_with_a_command(cli: Cli, recipe: Path) -> None:
+    answer = json.loads(cli.ok("advise", recipe, "--minutes", "0.1", "--json"))
+    assert answer["evidence"]
+    assert answer["command"].startswith("hftl run")
+
+
 def test_answers_are_python_too(recipe: Path, models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     made = hftl.Recipe(backbone=str(models / "bert"), data=str(tmp_path / "texts.csv"))
