@@ -26,6 +26,7 @@ from hftl.backbones.matching import data_for as data_of
 from hftl.backbones.protocol import Target
 from hftl.frozen.features import features_of
 from hftl.frozen.view import View, open_space
+from hftl.heads import cross_validate
 from hftl.plugins.registry import find
 from hftl.plugins.spec import BackboneOptions
 from hftl.store.store import FeatureStore
@@ -324,6 +325,23 @@ def test_the_probe_of_a_depth_is_that_of_its_own_features(checkpoint, tmp_path: 
     for each in answer.depths:
         alone = hftl.rank(made.model_copy(update={"depth": each.depth}), [str(source)], quiet=True)
         assert alone.backbones[0].probe == each.probe
+
+
+def test_depths_side_by_side_are_one_head_on_all_their_features(checkpoint, tmp_path: Path, cli: Cli) -> None:
+    source, data = checkpoint("vit"), data_for("vit", tmp_path)
+    made = hftl.Recipe(backbone=str(source), data=str(data), method=FAST)
+    side = hftl.layers(made, together=[4, 2], quiet=True).together
+    assert side is not None
+    assert side.depths == [2, 4]
+    parts = [hftl.compute_features(made.model_copy(update={"depth": d}), quiet=True).of("train") for d in (2, 4)]
+    features, labels = torch.cat([part[0] for part in parts], 1), parts[0][1]
+    held = cross_validate(features, labels, task=hftl.Task.SINGLE_LABEL, num_labels=int(labels.max()) + 1)
+    right = held.logits.argmax(1) == labels[held.rows]
+    assert side.probe.value == pytest.approx(float(right.double().mean()))
+    file = recipe(tmp_path, source, data)
+    assert "side by side" in cli.ok("layers", file, "--layers", "1,3")
+    assert "has the depths 1 to 4" in cli.refused("layers", file, "--layers", "1,9")
+    assert "such as 4,8,12" in cli.refused("layers", file, "--layers", "a")
 
 
 def test_auto_takes_a_depth_says_why_and_records_the_number(checkpoint, tmp_path: Path, cli: Cli) -> None:

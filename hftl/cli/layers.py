@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 def layers(
     context: typer.Context,
     recipe: RecipeArgument,
+    together: Annotated[
+        str | None, typer.Option("--layers", metavar="K,L,M", help="Also probe these depths side by side.")
+    ] = None,
     subset: Subset = None,
     change: Change = None,
     on_bad_row: OnBadRow = "error",
@@ -42,6 +45,7 @@ def layers(
 
     answer = do(
         asked_recipe(context, recipe, change),
+        together=_depths(together or ""),
         subset=subset,
         name=recipe,
         offline=offline,
@@ -50,6 +54,9 @@ def layers(
         quiet=quiet,
     )
     lines = [f"--pooling {pooling}, at depth {answer.chosen}: {score}" for pooling, score in answer.pooled.items()]
+    if side := answer.together:
+        named = ", ".join(map(str, side.depths))
+        lines.append(f"depths {named} side by side: {side.probe}, ahead of the best by {side.gain}; not exportable")
     print_answer(answer, _table(answer), [*lines, answer.advice, *answer.commands], as_json=as_json)
 
 
@@ -63,3 +70,12 @@ def _table(answer: Layers) -> list[dict[str, Any]]:
         }
         for each in answer.depths
     ]
+
+
+def _depths(text: str) -> list[int]:
+    from hftl.errors import RecipeError
+
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise RecipeError(f"--layers {text!r}: write depths separated by commas, such as 4,8,12") from error

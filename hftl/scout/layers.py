@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from hftl.backbones.batching import batch_groups, on_device
 from hftl.backbones.protocol import Target
 from hftl.data import Data
+from hftl.errors import RecipeError
 from hftl.frozen.budget import keep_remembered, remembered
 from hftl.frozen.depths import stack_of
 from hftl.frozen.recipe import probe_of, stored_features, view_of
 from hftl.frozen.view import Pooling, View
-from hftl.intervals import LEVEL, Interval
+from hftl.intervals import LEVEL, Difference, Interval
 from hftl.onednn import speed_up
 from hftl.plugins.spec import BackboneSpec
 from hftl.recipes import Recipe
@@ -55,6 +56,23 @@ class DepthScore:
 
 
 @dataclass(frozen=True)
+class Together:
+    """One head on the features of several depths side by side (as Head2Toe, Evci et al. 2022).
+
+    No format that is exported holds such a head, so it says what depths know together, and is no model.
+
+    Attributes:
+        depths: which.
+        probe: the exact linear head on held-out rows.
+        gain: over the best single depth.
+    """
+
+    depths: list[int]
+    probe: Interval
+    gain: Difference
+
+
+@dataclass(frozen=True)
 class Layers(Answer):
     """A probe for each depth of a backbone.
 
@@ -71,6 +89,7 @@ class Layers(Answer):
         advice: one sentence.
         commands: what runs the chosen depth; and what freezes as many blocks and trains the others, where there are
             others.
+        together: one head on the depths that were asked for; None where none were.
     """
 
     metric: str
@@ -83,11 +102,13 @@ class Layers(Answer):
     speedup: float
     advice: str
     commands: list[str]
+    together: Together | None = None
 
 
 def layers(
     recipe: Recipe,
     *,
+    together: Sequence[int] = (),
     subset: int | None = None,
     folds: int = 5,
     name: str = "RECIPE",
@@ -103,6 +124,7 @@ def layers(
 
     Args:
         recipe: the backbone, the data, and what its head reads; its own depth does not matter.
+        together: depths whose features are probed side by side as well.
         subset: use, and compute, only about so many training rows, stratified.
         folds: of the cross-validation.
         name: the recipe's name, for the commands.
@@ -119,6 +141,8 @@ def layers(
     with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
         spec, target, data = reader.inputs(recipe)
         depths = range(1, stack_of(target.backbone).blocks + 1)
+        if unknown := [depth for depth in together if depth not in depths]:
+            raise RecipeError(f"layers {unknown[0]}: {target.backbone.name} has the depths 1 to {depths[-1]}")
         own = view_of(recipe)
         poolings: Sequence[Pooling] = ("mean", "cls") if target.backbone.wants == "text" else ()
         views = [own, *(replace(own, pooling=pooling) for pooling in poolings if pooling != own.pooling)]
@@ -146,6 +170,7 @@ def layers(
         pooled: dict[str, Interval] = {
             view.pooling: _probed(asked.rows(view, chosen), folds).interval for view in views[1:]
         }
+        side_by_side = _together(known, sorted(set(together)), scores[best], folds) if together else None
         whole = known[depths[-1]]
         speedup = times_as_fast(known[chosen], whole) if chosen < depths[-1] else 1.0
     metric = whole.task.metric
@@ -154,7 +179,9 @@ def layers(
     if chosen < len(curve):
         commands.append(["hftl", "run", name, "--method", "partial", "--set", f"method.freeze={chosen}"])
     shown = [shlex.join(command) for command in commands]
-    return Layers(metric, len(whole.split), folds, curve, best, chosen, pooled, round(speedup, 3), advice, shown)
+    return Layers(
+        metric, len(whole.split), folds, curve, best, chosen, pooled, round(speedup, 3), advice, shown, side_by_side
+    )
 
 
 @dataclass(frozen=True)
@@ -179,6 +206,13 @@ class _Asked:
 def _probed(known: TrainingRows, folds: int) -> Score:
     labels = len(known.data.label_names)
     return linear_probe(known.features, known.labels, task=known.task, num_labels=labels, folds=folds, seed=known.seed)
+
+
+def _together(known: Mapping[int, TrainingRows], depths: Sequence[int], best: Score, folds: int) -> Together:
+    rows = known[depths[0]]
+    features = torch.cat([known[depth].features for depth in depths], 1)
+    score = _probed(replace(rows, features=features), folds)
+    return Together(list(depths), score.interval, compare(score, best, folds))
 
 
 def times_as_fast(short: TrainingRows, whole: TrainingRows) -> float:
