@@ -7,6 +7,7 @@ python benchmarks/scout.py seconds [DATA]      each answer on stored features, o
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import resource
@@ -19,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from scipy.stats import kendalltau
 from transformers import AutoConfig, AutoModelForImageClassification
 
 import hftl
@@ -121,10 +121,24 @@ def agreement(data: str, backbone: str, pooling: str) -> None:
     print(f"{data} on {backbone}: {part.rows:,} of {whole.rows:,} rows; rank on the part {ranked.backbones[0].probe}")
     for one, other in zip(whole.depths, part.depths, strict=True):
         print(f"depth {one.depth:2}   all rows {one.probe}   a quarter {other.probe}")
-    for chosen in (range(len(whole.depths)), [k for k in range(len(whole.depths)) if (k + 1) % 3 == 0]):
-        full = [whole.depths[k].probe.value for k in chosen]
-        tau = kendalltau(full, [part.depths[k].probe.value for k in chosen]).statistic
-        print(f"tau over depths {', '.join(str(k + 1) for k in chosen)}: {tau:.2f}")
+    pairs = [(one, other) for one, other in itertools.combinations(range(len(whole.depths)), 2)]
+    sure = [
+        (one, other)
+        for one, other in pairs
+        if compare(whole.depths[one].score, whole.depths[other].score, whole.folds).p < 0.05
+    ]
+    thirds = [pair for pair in pairs if all((k + 1) % 3 == 0 for k in pair)]
+    for what, chosen in (
+        ("all pairs of depths", pairs),
+        ("pairs of depths 3, 6, …", thirds),
+        ("pairs that differ beyond noise on all rows", sure),
+    ):
+        agree = [
+            np.sign(whole.depths[a].probe.value - whole.depths[b].probe.value)
+            * np.sign(part.depths[a].probe.value - part.depths[b].probe.value)
+            for a, b in chosen
+        ]
+        print(f"tau over {len(chosen)} {what}: {np.mean(agree):.2f}")
 
 
 def timed(work: Callable[[], object]) -> float:

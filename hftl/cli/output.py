@@ -13,7 +13,7 @@ from hftl.wording import plain, printable
 def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
     """Print rows: all of their fields as JSON, or the given columns as a table."""
     if as_json:
-        print(json.dumps(list(rows), indent=2, default=str))
+        print_json(list(rows))
         return
     from rich import box
     from rich.table import Table
@@ -31,6 +31,11 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: 
         # A pipe has no width; lines must not be folded where a program reads them.
         terminal.width = 200
     terminal.print(table)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON, in which what a terminal could obey is escaped."""
+    print(json.dumps(value, indent=2, default=str))
 
 
 def say(line: str, *, error: bool = False) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from hftl.cli.flags import changes_of, read_flags
-from hftl.cli.output import say, show
+from hftl.cli.output import print_json, say, show
 
 if TYPE_CHECKING:
     from hftl.recipes import Recipe
@@ -60,7 +59,7 @@ def print_answer(answer: Answer, rows: Sequence[Mapping[str, Any]], lines: Seque
     if not is_first_process():
         return
     if as_json:
-        print(json.dumps(answer.as_json(), indent=2))
+        print_json(answer.as_json())
         return
     show(rows, list(rows[0]) if rows else [], as_json=False)
     for line in lines:
