@@ -65,7 +65,7 @@ def coverage(problems: int) -> None:
 
 
 def seconds(data: str, backbone: str, pooling: str) -> None:
-    """Seconds and growth of peak memory of each answer, on at most 2,000 rows (the audit on all), once all is stored."""
+    """Seconds and growth of peak memory of each answer, on at most 2,000 rows (the audit: all), once all is stored."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HFTL_CACHE"] = folder
         recipe = hftl.Recipe(backbone=backbone, data=data, method=hftl.Head(pooling=pooling))
