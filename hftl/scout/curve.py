@@ -22,8 +22,8 @@ STEP, MOST_SIZES, FEWEST_SIZES = 0.5**0.5, 8, 4
 FEWEST_ROWS, FEWEST_OF_A_CLASS = 16, 2
 # Exponents of the power law that are tried.
 _EXPONENTS = np.geomspace(0.05, 2.0, 80)
-# Relative distance from the minimum: a thousandth of what a held-out row could notice.
-_TOLERANCE = 1e-6
+# Relative distance from the minimum at which a head stops: far below what the held-out rows can tell apart.
+_TOLERANCE = 1e-4
 # An interval of the gain that is wider than this says no more than that nobody knows.
 _TOO_WIDE = 0.05
 
@@ -117,7 +117,8 @@ def _measured(known: TrainingRows, seeds: int) -> tuple[list[int], list[list[Sco
             scores = [[] for _ in sizes]
         for place, size in enumerate(sizes):
             # The first seed chooses the strength of its size: it depends on the size far more than on the draw.
-            given = strengths[place : place + 1] or None
+            known_already = place < len(strengths)
+            given = [strengths[place]] if known_already else _nearby(strengths[-1]) if strengths else None
             fit = fit_linear(
                 known.features[order[:size]],
                 known.labels[order[:size]],
@@ -128,11 +129,16 @@ def _measured(known: TrainingRows, seeds: int) -> tuple[list[int], list[list[Sco
                 tolerance=_TOLERANCE,
                 seed=seed,
             )
-            if given is None:
+            if not known_already:
                 strengths.append(float(fit.report["chosen"]))
             logits = fit.logits(known.features[held]).numpy()
             scores[place].append(scored(task, labels, held, logits, seed=seed))
     return sizes, scores
+
+
+def _nearby(strength: float) -> list[float]:
+    """Strengths about that of the size before, as far apart as those of a whole path; the best one moves slowly."""
+    return [strength * 10 ** (4.5 / 19 * step) for step in range(-3, 4)]
 
 
 def nested_order(labels: np.ndarray, task: Task, seed: int) -> np.ndarray:
