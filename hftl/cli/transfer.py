@@ -60,6 +60,6 @@ def transfer(
         }
         for each in answer.rivals
     ]
-    worst = [each for each in answer.outputs if each.gain.value < 0][:MOST_OUTPUTS]
+    worst = [each for each in answer.outputs if each.name in answer.hurt][:MOST_OUTPUTS]
     lines = [f"worse for {each.name}: {each.pretrained:.3f} against {each.rival:.3f}, {each.gain}" for each in worst]
     print_answer(answer, rows, [*answer.notes, *lines, answer.advice], as_json=as_json)

@@ -398,7 +398,7 @@ def _pairs_by_name(rows: _Rows) -> list[ClassPair]:
 
 # ── advice ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-HOW = "Write them with --export FILE.csv, delete the lines of rows to keep, and train with hftl run … --drop FILE.csv"
+HOW = "write them with --export FILE.csv, delete the lines of rows to keep, and train with hftl run … --drop FILE.csv"
 
 
 def _first_thing(findings: Sequence[Finding], labels: _Judged, leak: LeakEffect | None) -> str:
@@ -407,15 +407,15 @@ def _first_thing(findings: Sequence[Finding], labels: _Judged, leak: LeakEffect 
     labelled_wrong = kinds["wrong label"]
     if leak is not None:
         score = f"{leak.metric} is {leak.without_them} without them and {leak.with_them} with them"
-        return f"Test rows that stand in training too, exactly or nearly: {leak.rows:,}; {score}. {HOW}."
+        return f"Test rows that stand in training too, exactly or nearly: {leak.rows:,}; {score}; {HOW}."
     if kinds["leak"]:
-        return f"Rows that stand in a later split too, exactly or nearly: {kinds['leak']:,}. {HOW}."
+        return f"Rows that stand in a later split too, exactly or nearly: {kinds['leak']:,}; {HOW}."
     if labels.class_pairs:
         one, other = labels.class_pairs[0].classes
         return f"The classes {one} and {other} may be one under two names: give them one name in the data."
     if labelled_wrong:
         about = f", of about {labels.wrong.value:,.0f} that are wrong" if labels.wrong else ""
-        return f"Labels that look wrong: {labelled_wrong:,}{about}. Correct them in the data, or leave them out. {HOW}."
+        return f"Labels that look wrong: {labelled_wrong:,}{about}; correct them in the data, or leave them out: {HOW}."
     if findings:
-        return f"Nothing leaks and no label looks wrong, but {plural(len(findings), 'row')} could be left out. {HOW}."
+        return f"Nothing leaks and no label looks wrong, but {plural(len(findings), 'row')} could be left out; {HOW}."
     return "Nothing was found that should be changed before training."
