@@ -15,7 +15,8 @@ RESAMPLES = 2000
 LEVEL = 0.95
 # The normal quantile that belongs to the level.
 _QUANTILE = 1.959963984540054
-_BLOCK_NUMBERS = 1 << 22
+# Counts that are made at once; they must not outweigh the features that are judged.
+_BLOCK_NUMBERS = 1 << 19
 
 
 @dataclass(frozen=True)

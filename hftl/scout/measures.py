@@ -40,13 +40,13 @@ def log_evidence(features: Tensor, targets: Tensor) -> float:
     squares, energy, rest = _spectrum(features, targets.double())
 
     def evidence(ratio: Tensor) -> Tensor:
-        """At ratios (C,) or (r, 1): the log evidence of each target at its best beta."""
-        growth = 1 + squares[:, None] / ratio[..., None, :]  # (…, k, C or 1)
-        noise = ((energy / growth).sum(-2) + rest) / rows
+        """At a ratio for each target (C,), or one for all (1,): the log evidence of each target at its best beta."""
+        growth = 1 + squares[:, None] / ratio  # (k, C or 1)
+        noise = ((energy / growth).sum(0) + rest) / rows
         # A target that the features give exactly has no noise; the density is bounded where float64 ends.
-        return -0.5 * (rows * ((2 * math.pi * noise.clamp_min(1e-300)).log() + 1) + growth.log().sum(-2))
+        return -0.5 * (rows * ((2 * math.pi * noise.clamp_min(1e-300)).log() + 1) + growth.log().sum(0))
 
-    tried = evidence(_RATIOS.to(squares.device)[:, None])
+    tried = torch.stack([evidence(ratio[None]) for ratio in _RATIOS.to(squares.device)])
     best = tried.argmax(0)
     step = float((_RATIOS[1] / _RATIOS[0]).log())
     centre = _RATIOS.to(squares.device).log()[best]
