@@ -85,15 +85,15 @@ def nearest(features: Tensor, k: int = NEIGHBOURS) -> Neighbours:
     unit = features - features.mean(0)
     unit /= unit.norm(dim=1, keepdim=True).clamp_min(1e-12)
     k, rows = min(k, len(unit) - 1), max(1, _BLOCK_NUMBERS // len(unit))
-    index, cosine = [], []
+    # Made once: what is freed between blocks lies scattered, and the process would grow by each of them.
+    index = torch.empty(len(unit), k, dtype=torch.int64)
+    cosine, block = torch.empty(len(unit), k), torch.empty(rows, len(unit))
     for start in range(0, len(unit), rows):
-        products = unit[start : start + rows] @ unit.T
-        here = torch.arange(len(products))
-        products[here, start + here] = -torch.inf
-        values, places = products.topk(k, dim=1)
-        index.append(places)
-        cosine.append(values)
-    return Neighbours(torch.cat(index).numpy(), torch.cat(cosine).numpy())
+        some = slice(start, min(start + rows, len(unit)))
+        products = torch.mm(unit[some], unit.T, out=block[: some.stop - start])
+        products.diagonal(start).fill_(-torch.inf)
+        torch.topk(products, k, dim=1, out=(cosine[some], index[some]))
+    return Neighbours(index.numpy(), cosine.numpy())
 
 
 def find_copies(parts: Sequence[Files | Texts], digests: Digests, neighbours: Neighbours) -> Copies:
