@@ -177,7 +177,7 @@ class _Extraction:
         self.equal_lengths = False
         self.skip = skip
         self.report = ExtractReport()
-        self.key = f"{next(iter(views.values())).id} {_device_name(device)}"
+        self.key = f"{next(iter(views.values())).id} {device_name(device)}"
         by_tokens = self.backbone.wants == "text"
         self.ramp: Ramp = ramp_for(device, by_tokens=by_tokens, key=self.key, memory=self.memory)
         # Rows that went through the model and are not committed yet, and what each view keeps of them.
@@ -400,7 +400,8 @@ class _Extraction:
             return error
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What a device is called where something that was measured on it is remembered."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from hftl.errors import DataError
 from hftl.heads.checks import check_features, check_labels, loss_weights
 from hftl.heads.fit import LinearOptions
-from hftl.heads.folds import random_folds
+from hftl.heads.folds import task_folds
 from hftl.heads.logistic import held_out_logistic
 from hftl.heads.ridge import fit_ridge
 from hftl.tasks import ClassWeight, Task
@@ -75,7 +75,7 @@ def _ridge(features: Tensor, targets: Tensor, options: LinearOptions) -> HeldOut
     """Each fold by a ridge regression of the others, which chooses its strength by their leave-one-out errors."""
     if len(features) < 3:
         raise DataError("regression needs at least three training rows to hold one out")
-    dealt = random_folds(targets, min(options.folds, len(features)), options.seed)
+    dealt = task_folds(targets, options.task, options.folds, options.seed)
     predicted = torch.zeros(len(targets), options.num_labels, device=features.device)
     for fold in torch.unique(dealt).tolist():
         held = dealt == fold

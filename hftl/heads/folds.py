@@ -4,6 +4,13 @@ import torch
 from torch import Tensor
 
 from hftl.heads.objective import NO_FOLD
+from hftl.tasks import Task
+
+
+def task_folds(labels: Tensor, task: Task, folds: int, seed: int) -> Tensor:
+    """The folds that heads of a task are held out on: (n,) int64, the fold of each row, or ``NO_FOLD``."""
+    deal = task.case(single_label=stratified_folds, multi_label=rarest_label_folds, regression=random_folds)
+    return deal(labels, folds, seed)
 
 
 def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:

@@ -15,7 +15,7 @@ from hftl.errors import ConvergenceError, DataError
 from hftl.heads.basis import Basis, default_strengths, fit_basis
 from hftl.heads.calibration import calibration_report
 from hftl.heads.fit import HeadFit, LinearOptions
-from hftl.heads.folds import rarest_label_folds, stratified_folds
+from hftl.heads.folds import task_folds
 from hftl.heads.objective import EVERY_ROW, NO_FOLD, FoldRows, Objective
 from hftl.heads.path import Candidate, HeldOut, held_out_logits, solve, walk
 from hftl.heads.selection import best_thresholds, choose, f1_scores
@@ -156,8 +156,7 @@ def _pose(
     outputs = len(learnable.index)
     labels, weights = _restrict(labels, weights, learnable, link)
     if validation is None:
-        deal = stratified_folds if link == "softmax" else rarest_label_folds
-        folds = deal(labels, options.folds, options.seed)
+        folds = task_folds(labels, options.task, options.folds, options.seed)
     else:
         folds = torch.full((len(labels),), NO_FOLD, device=labels.device)
     # From training rows alone: a validation split must not have a say in what it judges.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import tempfile
 import time
@@ -27,7 +26,7 @@ from hftl.scout.audit import audit
 from hftl.scout.curve import curve
 from hftl.scout.layers import layers
 from hftl.scout.probe import Score, scored
-from hftl.scout.rank import rank
+from hftl.scout.rank import cheapest_of_best, rank
 from hftl.scout.stored import Reader, reading, training_part
 from hftl.scout.transfer import transfer
 
@@ -131,8 +130,7 @@ def advise(
 
     ranking = rank(recipe, [recipe.backbone, *backbones], subset=subset, name=name, **how)  # type: ignore[arg-type]
     evidence.append(ranking.advice)
-    best = [each for each in ranking.backbones if each.group == 1]
-    chosen = max(best, key=lambda each: each.rows_per_second)
+    chosen = cheapest_of_best(ranking.backbones)
     recipe = recipe.model_copy(update={"backbone": chosen.backbone})
 
     def ask(what: str, question: Callable[[], str]) -> None:
@@ -225,12 +223,13 @@ def _scored(trial: Data, logits: torch.Tensor, seed: int) -> Score:
 
 def _conclusion(trials: Sequence[Trial], depth: Sequence[int], metric: str) -> tuple[str, list[str]]:
     """One sentence, and the flags that follow from it."""
-    better = [each for each in trials if each.gain and each.gain.value > 0 and each.gain.p < 1 - LEVEL]
+    gains = [(each.gain, each.method) for each in trials if each.gain]
+    better = [(gain, method) for gain, method in gains if gain.value > 0 and gain.p < 1 - LEVEL]
     if better:
-        best = max(better, key=lambda each: each.score.value)
-        gain = best.gain or Difference(math.nan, math.nan, math.nan, 1)
-        said = f"Fine-tune with {best.method}: in a short trial it won {gain} of {metric} over the frozen head."
-        return said, ["--method", best.method]
+        # All are measured from the same head, so the largest gain is the best score.
+        gain, method = max(better, key=lambda each: each[0].value)
+        said = f"Fine-tune with {method}: in a short trial it won {gain} of {metric} over the frozen head."
+        return said, ["--method", method]
     why = "no short trial beat it beyond noise" if trials else "it is what the evidence supports"
     if depth and depth[0] < depth[1]:
         said = f"Take the frozen head on the first {depth[0]} of {depth[1]} blocks: {why}, and fewer blocks are faster."

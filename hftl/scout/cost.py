@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from hftl.backbones.protocol import Target
 from hftl.backbones.weights import tensor_shapes
 from hftl.data import Files, Texts
 from hftl.frozen.budget import keep_remembered, remembered
+from hftl.frozen.extract import device_name
 from hftl.onednn import speed_up
 from hftl.scout.stored import TrainingRows
 from hftl.store.store import FeatureStore, cache_root
@@ -32,17 +34,25 @@ def rows_per_second(known: TrainingRows) -> float:
 
     Measured once for a feature space and a device, on a few of the rows, and remembered in the store.
     """
-    store = FeatureStore(cache_root())
     device = PartialState().device
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    memory, key = store.root / "speeds.json", f"{known.stored.space.id} {kind}"
-    speed = remembered(memory).get(key)
-    if not isinstance(speed, (int, float)) or not speed > 0:
+
+    def measure() -> float:
         chosen = np.random.default_rng(0).permutation(len(known.split))[:TIMED_ROWS]
         equal_lengths = bool(known.stored.content.equal_lengths)
-        speed = measured_speed(known.target, known.split.inputs.select(chosen), device, equal_lengths=equal_lengths)
-        keep_remembered(memory, key, round(speed, 2))
-    return float(speed)
+        return measured_speed(known.target, known.split.inputs.select(chosen), device, equal_lengths=equal_lengths)
+
+    return measured_once(known.stored.space.id, measure)
+
+
+def measured_once(what: str, measure: Callable[[], float]) -> float:
+    """A speed, measured once on a device and remembered in the store; one that cannot be written is measured again."""
+    memory, key = FeatureStore(cache_root()).root / "speeds.json", f"{what} {device_name(PartialState().device)}"
+    known = remembered(memory).get(key)
+    if isinstance(known, (int, float)) and known > 0:
+        return float(known)
+    measured = measure()
+    keep_remembered(memory, key, round(measured, 3))
+    return measured
 
 
 def measured_speed(target: Target, rows: Files | Texts, device: torch.device, *, equal_lengths: bool) -> float:

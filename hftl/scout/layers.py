@@ -16,7 +16,6 @@ from hftl.backbones.batching import batch_groups, on_device
 from hftl.backbones.protocol import Target
 from hftl.data import Data
 from hftl.errors import RecipeError
-from hftl.frozen.budget import keep_remembered, remembered
 from hftl.frozen.depths import stack_of
 from hftl.frozen.recipe import probe_of, stored_features, view_of
 from hftl.frozen.view import Pooling, View
@@ -25,9 +24,9 @@ from hftl.onednn import speed_up
 from hftl.plugins.spec import BackboneSpec
 from hftl.recipes import Recipe
 from hftl.scout.answer import Answer
-from hftl.scout.probe import Score, compare, linear_probe
+from hftl.scout.cost import measured_once
+from hftl.scout.probe import Score, compare, probe_rows
 from hftl.scout.stored import Reader, TrainingRows, reading, training_part
-from hftl.store.store import FeatureStore, cache_root
 from hftl.terminal import Terminal
 
 # Noise may hide a loss that nobody would give away: the chosen depth's probe is at most so far below the best one's.
@@ -152,7 +151,7 @@ def layers(
         stored_features(spec, target, kept, every, reader.say, on_bad_row=on_bad_row, quiet=reader.quiet)
         asked = _Asked(recipe, spec, target, training_part(data, subset, recipe.seed), reader)
         known = {depth: asked.rows(own, depth) for depth in depths}
-        scores = {depth: _probed(rows, folds) for depth, rows in known.items()}
+        scores = {depth: probe_rows(rows, folds) for depth, rows in known.items()}
         best = max(depths, key=lambda depth: (scores[depth].interval.value, -depth))
         same = {depth: compare(scores[best], scores[depth], folds).p >= 1 - LEVEL for depth in depths}
         enough = scores[best].interval.value - MOST_LOST
@@ -168,11 +167,15 @@ def layers(
             for depth in depths
         ]
         pooled: dict[str, Interval] = {
-            view.pooling: _probed(asked.rows(view, chosen), folds).interval for view in views[1:]
+            view.pooling: probe_rows(asked.rows(view, chosen), folds).interval for view in views[1:]
         }
         side_by_side = _together(known, sorted(set(together)), scores[best], folds) if together else None
         whole = known[depths[-1]]
-        speedup = times_as_fast(known[chosen], whole) if chosen < depths[-1] else 1.0
+        speedup = 1.0
+        if chosen < depths[-1]:
+            short = known[chosen]
+            what = f"{short.stored.space.id} {whole.stored.space.id}"
+            speedup = measured_once(what, lambda: times_as_fast(short, whole))
     metric = whole.task.metric
     advice = _sentence(curve, best, chosen, metric, speedup)
     commands = [["hftl", "run", name, "--depth", str(chosen)]]
@@ -203,28 +206,19 @@ class _Asked:
         return silent.rows(made, self.spec, self.target.at_depth(depth), self.data)
 
 
-def _probed(known: TrainingRows, folds: int) -> Score:
-    labels = len(known.data.label_names)
-    return linear_probe(known.features, known.labels, task=known.task, num_labels=labels, folds=folds, seed=known.seed)
-
-
 def _together(known: Mapping[int, TrainingRows], depths: Sequence[int], best: Score, folds: int) -> Together:
     rows = known[depths[0]]
     features = torch.cat([known[depth].features for depth in depths], 1)
-    score = _probed(replace(rows, features=features), folds)
+    score = probe_rows(replace(rows, features=features), folds)
     return Together(list(depths), score.interval, compare(score, best, folds))
 
 
 def times_as_fast(short: TrainingRows, whole: TrainingRows) -> float:
-    """How many times as fast one depth's forward is as another's, preprocessing left out; remembered in the store.
+    """How many times as fast one depth's forward is as another's, preprocessing left out.
 
     Both run in turn on the same few rows, because a machine that others use is not equally fast at two moments.
     """
-    store, device = FeatureStore(cache_root()), PartialState().device
-    memory, key = store.root / "speeds.json", f"{short.stored.space.id} {whole.stored.space.id} {device.type}"
-    known = remembered(memory).get(key)
-    if isinstance(known, (int, float)) and known > 0:
-        return float(known)
+    device = PartialState().device
     backbone, inputs = whole.target.backbone, whole.split.inputs
     chosen = range(min(TIMED_BATCH_ROWS, len(whole.split)))
     encoded = backbone.encode([inputs[i] for i in chosen], [inputs.name(i) for i in chosen])
@@ -238,7 +232,6 @@ def times_as_fast(short: TrainingRows, whole: TrainingRows) -> float:
     for _ in range(ROUNDS):
         fast, slow = (_forward_seconds(model, batches) for model in models)
         ratios.append(slow / fast)
-    keep_remembered(memory, key, round(statistics.median(ratios), 3))
     return statistics.median(ratios)
 
 

@@ -23,6 +23,7 @@ from hftl.intervals import (
     spread_of_folds,
 )
 from hftl.metrics.resampled import resampled_metric
+from hftl.scout.stored import TrainingRows
 from hftl.tasks import Task
 
 
@@ -51,6 +52,12 @@ def linear_probe(features: Tensor, labels: Tensor, *, task: Task, num_labels: in
     """
     held = cross_validate(features, labels, task=task, num_labels=num_labels, folds=folds, seed=seed)
     return scored(task, labels.numpy(), held.rows.numpy(), held.logits.numpy(), seed=seed)
+
+
+def probe_rows(known: TrainingRows, folds: int) -> Score:
+    """`linear_probe` of training rows."""
+    labels = len(known.data.label_names)
+    return linear_probe(known.features, known.labels, task=known.task, num_labels=labels, folds=folds, seed=known.seed)
 
 
 def neighbour_probe(features: Tensor, labels: Tensor, targets: Tensor, *, task: Task, seed: int) -> Score:

@@ -15,7 +15,7 @@ from hftl.recipes import Recipe
 from hftl.scout.answer import Answer
 from hftl.scout.cost import parameters, rows_per_second
 from hftl.scout.measures import HScore, h_score, log_evidence
-from hftl.scout.probe import Score, linear_probe, neighbour_probe, tied_groups
+from hftl.scout.probe import Score, neighbour_probe, probe_rows, tied_groups
 from hftl.scout.stored import TrainingRows, reading
 from hftl.wording import named_error
 
@@ -125,7 +125,7 @@ def rank(
             try:
                 known = reader.training(recipe.model_copy(update={"backbone": reference}), subset)
                 metric, rows = known.task.metric, len(known.split)
-                ranked.append(_ranked(reference, known, folds, recipe.seed))
+                ranked.append(_ranked(reference, known, folds))
             except HftlError as error:
                 failed.append(FailedBackbone(reference, str(error)))
             except (Exception, SystemExit) as error:  # whatever a backbone's own code raises
@@ -155,12 +155,10 @@ def registered_alike(recipe: Recipe) -> list[str]:
     return [specs[0].name for specs in claims if len(specs) == 1 and specs[0].modality == modality]
 
 
-def _ranked(reference: str, known: TrainingRows, folds: int, seed: int) -> RankedBackbone:
+def _ranked(reference: str, known: TrainingRows, folds: int) -> RankedBackbone:
     task, labels = known.task, known.labels
-    probe = linear_probe(
-        known.features, labels, task=task, num_labels=len(known.data.label_names), folds=folds, seed=seed
-    )
-    neighbours = neighbour_probe(known.features, labels, known.targets, task=task, seed=seed)
+    probe = probe_rows(known, folds)
+    neighbours = neighbour_probe(known.features, labels, known.targets, task=task, seed=known.seed)
     notes = ["its head reads every token: their mean was probed"] if known.averaged else []
     if alone := len(known.split) - len(probe.rows):
         notes.append(f"{alone:,} rows stand alone in their class and were not held out")
@@ -169,7 +167,7 @@ def _ranked(reference: str, known: TrainingRows, folds: int, seed: int) -> Ranke
         probe.interval,
         neighbours.interval,
         log_evidence(known.features, known.targets.double()),
-        h_score(known.features, labels, seed=seed) if task.is_exclusive else None,
+        h_score(known.features, labels, seed=known.seed) if task.is_exclusive else None,
         parameters(known.target),
         rows_per_second(known),
         known.bytes_per_row,
@@ -178,10 +176,14 @@ def _ranked(reference: str, known: TrainingRows, folds: int, seed: int) -> Ranke
     )
 
 
+def cheapest_of_best(ranked: Sequence[RankedBackbone]) -> RankedBackbone:
+    """The fastest of those that are the same within noise as the best."""
+    return max((each for each in ranked if each.group == ranked[0].group), key=lambda each: each.rows_per_second)
+
+
 def _advised_backbone(ranked: Sequence[RankedBackbone], metric: str, name: str) -> tuple[str, str]:
-    best = ranked[0]
-    equals = [each for each in ranked if each.group == best.group]
-    chosen = max(equals, key=lambda each: each.rows_per_second)
+    chosen = cheapest_of_best(ranked)
+    equals = [each for each in ranked if each.group == chosen.group]
     command = shlex.join(["hftl", "run", name, "--backbone", chosen.backbone])
     if len(ranked) == 1:
         return f"{chosen.backbone} is the only one that could be ranked: {metric} {chosen.probe}.", command

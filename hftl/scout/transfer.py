@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from torch import Tensor
 
 from hftl.backbones.protocol import Target
 from hftl.backbones.untrained import Untrained
 from hftl.data import Texts
 from hftl.errors import BackboneError, CutError
-from hftl.heads.folds import random_folds, rarest_label_folds, stratified_folds
+from hftl.heads.folds import task_folds
 from hftl.intervals import (
     LEVEL,
     Array,
@@ -28,7 +27,7 @@ from hftl.metrics.resampled import resampled_metric
 from hftl.recipes import Recipe
 from hftl.scout.answer import Answer
 from hftl.scout.plain import image_features, text_scores
-from hftl.scout.probe import Score, linear_probe, scored
+from hftl.scout.probe import Score, probe_rows, scored
 from hftl.scout.stored import TrainingRows, reading, training_part
 from hftl.tasks import Task
 
@@ -136,13 +135,13 @@ def transfer(
         spec, target, data = reader.inputs(recipe)
         part = training_part(data, subset, recipe.seed)
         known = reader.rows(recipe, spec, target, part)
-        pretrained = _probe(known, known.features, folds)
+        pretrained = probe_rows(known, folds)
         rivals: dict[str, list[Score]] = {}
         notes = []
         try:
             twins = [Target(Untrained(target.backbone, recipe.seed + i), target.config) for i in range(seeds)]
             made = [reader.rows(recipe, spec, twin, part) for twin in twins]
-            rivals[f"random weights, {seeds} times"] = [_probe(known, twin.features, folds) for twin in made]
+            rivals[f"random weights, {seeds} times"] = [probe_rows(twin, folds) for twin in made]
         except (BackboneError, CutError) as error:
             notes.append(f"not compared with random weights: {error}")
         if plain := _without_network(known, folds):
@@ -179,21 +178,15 @@ def transfer(
     )
 
 
-def _probe(known: TrainingRows, features: Tensor, folds: int) -> Score:
-    outputs = len(known.data.label_names)
-    return linear_probe(features, known.labels, task=known.task, num_labels=outputs, folds=folds, seed=known.seed)
-
-
 def _without_network(known: TrainingRows, folds: int) -> Score | None:
     """The model without a network for what the backbone reads; None where none is known."""
     inputs, modality = known.split.inputs, known.target.backbone.modality
     if isinstance(inputs, Texts):
-        deal = known.task.case(single_label=stratified_folds, multi_label=rarest_label_folds, regression=random_folds)
-        dealt = deal(known.labels, folds, known.seed).numpy()
+        dealt = task_folds(known.labels, known.task, folds, known.seed).numpy()
         outputs = len(known.data.label_names)
         scores = text_scores(inputs, known.split.labels, dealt, task=known.task, num_labels=outputs)
         return scored(known.task, known.split.labels, np.flatnonzero(dealt >= 0), scores, seed=known.seed)
-    return _probe(known, image_features(inputs), folds) if modality == "image" else None
+    return probe_rows(replace(known, features=image_features(inputs)), folds) if modality == "image" else None
 
 
 def _constant(known: TrainingRows, pretrained: Score) -> Score:
