@@ -12,6 +12,8 @@ import os
 import platform
 import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,7 +30,7 @@ from hftl.heads import fit_linear
 from hftl.scout.probe import compare, linear_probe
 from hftl.tasks import Task
 
-ROWS, WIDTH, CLASSES, APART, FRESH = 300, 20, 3, 0.6, 20_000
+CLASSES, FRESH = 3, 20_000
 
 
 def drawn(rows: int, means: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,16 +39,18 @@ def drawn(rows: int, means: torch.Tensor, generator: torch.Generator) -> tuple[t
     return means[labels] + torch.randn(rows, means.shape[1], generator=generator), labels
 
 
-def coverage(problems: int) -> None:
+def coverage(problems: int, rows: int, width: int) -> None:
     """How often the interval holds the head's accuracy on fresh rows, and equal backbones are called different."""
+    # The classes are as far apart in any number of dimensions.
+    apart = 0.6 * (20 / width) ** 0.5
     held, widths, different, naive = 0, [], 0, 0
     for seed in range(problems):
         generator = torch.Generator().manual_seed(seed)
-        means = APART * torch.randn(CLASSES, WIDTH, generator=generator)
-        features, labels = drawn(ROWS, means, generator)
+        means = apart * torch.randn(CLASSES, width, generator=generator)
+        features, labels = drawn(rows, means, generator)
         fresh, truth = drawn(FRESH, means, generator)
         # A second backbone of the same worth: the same classes under noise of its own.
-        twin = means[labels] + torch.randn(ROWS, WIDTH, generator=generator)
+        twin = means[labels] + torch.randn(rows, width, generator=generator)
         options = {"task": Task.SINGLE_LABEL, "num_labels": CLASSES, "folds": 5, "seed": seed}
         one, other = linear_probe(features, labels, **options), linear_probe(twin, labels, **options)
         head = fit_linear(features, labels, task="single_label", num_labels=CLASSES, calibrate=False, seed=seed)
@@ -56,7 +60,7 @@ def coverage(problems: int) -> None:
         different += compare(one, other, 5).p < 0.05
         plain = one.draws - other.draws
         naive += np.quantile(plain, 0.025) > 0 or np.quantile(plain, 0.975) < 0
-    print(f"{problems} problems of {ROWS} rows, {WIDTH} features, {CLASSES} classes")
+    print(f"{problems} problems of {rows} rows, {width} features, {CLASSES} classes")
     print(
         f"95 % interval holds the accuracy on fresh rows     {held / problems:.1%} (mean width {np.mean(widths):.3f})"
     )
@@ -85,6 +89,20 @@ def seconds(data: str, backbone: str, pooling: str) -> None:
             again = timed(answer)
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
             print(f"{name:9}  first {first:6.1f} s   stored {again:6.1f} s   memory +{grown / 1024:.0f} MB")
+
+
+def memory(data: str, backbone: str, pooling: str) -> None:
+    """Peak memory of an answer on all rows above that of a process which has answered once, each in a process."""
+    for name in ("rank", "audit", "transfer", "curve"):
+        code = f"""
+import resource, hftl
+recipe = hftl.Recipe(backbone={backbone!r}, data={data!r}, method=hftl.Head(pooling={pooling!r}))
+hftl.rank(recipe, [recipe.backbone], subset=200, quiet=True)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+hftl.{name}(recipe, {"[recipe.backbone], " if name == "rank" else ""}quiet=True)
+print("{name}: +", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, "MB")
+"""
+        subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def noise() -> None:
@@ -152,14 +170,17 @@ def timed(work: Callable[[], object]) -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["coverage", "seconds", "noise", "agreement"])
+    parser.add_argument("what", choices=["coverage", "seconds", "memory", "noise", "agreement"])
     parser.add_argument("data", nargs="?", default="sample:digits")
     parser.add_argument("--backbone", default="hftl/glyph-vit-tiny")
     parser.add_argument("--pooling", default="native")
     parser.add_argument("--problems", type=int, default=200)
+    parser.add_argument("--rows", type=int, default=300)
+    parser.add_argument("--width", type=int, default=20)
     asked = parser.parse_args()
     answers = {
-        "coverage": lambda: coverage(asked.problems),
+        "coverage": lambda: coverage(asked.problems, asked.rows, asked.width),
+        "memory": lambda: memory(asked.data, asked.backbone, asked.pooling),
         "seconds": lambda: seconds(asked.data, asked.backbone, asked.pooling),
         "noise": noise,
         "agreement": lambda: agreement(asked.data, asked.backbone, asked.pooling),
