@@ -1,4 +1,4 @@
-.PHONY: help test lint types benchmarks
+.PHONY: help test lint types docs benchmarks
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -11,6 +11,9 @@ lint:  ## style, formatting and the direction of imports
 
 types:  ## mypy --strict
 	mypy
+
+docs:  ## the site, into site/ (open site/index.html)
+	python docs/generate.py && NO_MKDOCS_2_WARNING=1 mkdocs build
 
 benchmarks:  ## the commands that print ratios against the alternatives
 	@ls benchmarks/*.py
