@@ -20,8 +20,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Lead links to them, which on the Hub of the code go one folder up, to where they are on the site."""
+    """Lead links to them, which in the repository go one folder up, to where they are on the site."""
     for name, page in FROM_THE_TOP.items():
         markdown = markdown.replace(f"](../{name})", f"]({page})")
+    # Where no line begins with a prompt, all of a console's lines would be taken for output and be grey.
+    markdown = re.sub(r"^```console\n((?:(?!\$ |```).*\n)+)^```$", r"```sh\n\1```", markdown, flags=re.MULTILINE)
     # A comment would begin a block of HTML, in which Markdown is no Markdown.
     return re.sub(r"^<!-- .*? -->\n", "", markdown, flags=re.MULTILINE)
