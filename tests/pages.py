@@ -34,6 +34,7 @@ SHOWN_ONLY = ("text", "json")
 WHY_NOT_RUN = {
     "it installs packages": "the tests have them, and no network",
     "it takes several machines": "the tests have one",
+    "it starts several processes": "the tests of fine-tuning do, and each imports torch anew",
     "it takes a GPU": "the tests may have none",
     "it is a part of the tests": "they run it with what it leaves out",
     "it changes the machine": "folders and groups that a test has no right to",

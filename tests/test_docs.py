@@ -230,3 +230,21 @@ def test_the_site_is_built_without_a_warning_and_asks_no_other_host(tmp_path: Pa
 def test_the_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not link.startswith("http") and not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_flag_and_every_command_that_the_text_names_is_there(page: Path) -> None:
+    commands = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    fields = {field.rpartition(".")[2].replace("_", "-") for field in field_names()}
+    known = set(re.findall(r"--([a-z][a-z-]*)", commands)) | fields | {f"no-{field}" for field in fields}
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    spans = re.findall(r"`([^`]+)`", text)
+    # accelerate's flags are written with underscores, pip's and git's stand in commands of their own.
+    named = {
+        flag for span in spans if not span.startswith(("pip ", "git ")) for flag in re.findall(r"--([a-z][\w-]*)", span)
+    }
+    assert {flag for flag in named if "_" not in flag} <= known
+    called = {
+        " ".join(words) for span in spans for words in re.findall(r"^hftl ([a-z]+)(?: (?=[a-z]+$)([a-z]+))?", span)
+    }
+    assert {call.split()[0] for call in called} <= {command.split()[0] for command in commands_of_hftl()}
