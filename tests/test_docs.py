@@ -248,3 +248,18 @@ def test_every_flag_and_every_command_that_the_text_names_is_there(page: Path) -
         " ".join(words) for span in spans for words in re.findall(r"^hftl ([a-z]+)(?: (?=[a-z]+$)([a-z]+))?", span)
     }
     assert {call.split()[0] for call in called} <= {command.split()[0] for command in commands_of_hftl()}
+
+
+def test_the_map_names_every_room_and_none_that_is_gone() -> None:
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    rows = [row.split("|")[1:3] for row in re.findall(r"^\| `.*$", text, re.M)]
+    floors = {name for floor, _ in rows for name in re.findall(r"`(\w+)/?`", floor)}
+    tomllib = pytest.importorskip("tomllib")
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ][0]
+    rooms = {room.strip() for layer in contract["layers"] for room in layer.split("|")} - {"__main__"}
+    named = {name for row in rows for cell in row for name in re.findall(r"`([a-z_]+)`", cell)}
+    there = {path.stem for path in (ROOT / "hftl").rglob("*")}
+    assert rooms <= floors | {name.rpartition("/")[2] for name in floors}
+    assert {name for name in named if name not in there} == set()

@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -73,7 +74,11 @@ class Warm:
             "PYTHONPATH": own,
         }
         self._process = subprocess.Popen(
-            [sys.executable, __file__, path], env=self.environment, stdout=subprocess.PIPE, start_new_session=True
+            [sys.executable, __file__, path],
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline().strip() == READY
@@ -84,21 +89,19 @@ class Warm:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGTERM)
-        self._process.wait(timeout=30)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._process.communicate(timeout=30)
         self._beside.cleanup()
 
 
 def serve(path: str) -> None:
-    """Import the libraries, then answer each program that asks with a fork, one after the other or several at once."""
+    """Import the libraries, then answer each program that asks with a fork, until whoever started this is gone."""
     for name in LIBRARIES:
         importlib.import_module(name)
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(path)
     listening.listen(16)
     print(READY.decode(), flush=True)
-    while True:
+    while listening in select.select([listening, 0], [], [])[0]:
         asking, _ = listening.accept()
         # The first fork waits for the second, which is the command, so that several can run at once, as in a pipe.
         if os.fork():
