@@ -34,15 +34,27 @@ def generated(page: str) -> str:
 # ── help ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+FIELDS = re.compile(r"^╭─ (?:Recipe|All methods|Method [^─]*) ─+╮\n(?:│.*\n)*╰─+╯\n?", re.MULTILINE)
+
+
 def help_page(command: str) -> str:
-    """What a command's ``--help`` prints on a terminal of 80 columns, without colours."""
+    """What a command's ``--help`` prints on a terminal of 80 columns, without colours.
+
+    The fields of recipes, which many commands list, stand with `hftl run` only.
+    """
     from hftl.cli import invoke
 
     printed = io.StringIO()
     with patch.dict(os.environ, COLUMNS="80", TERM="dumb", NO_COLOR="1"), redirect_stdout(printed):
         invoke([*command.split(), "--help"])
-    lines = [line.rstrip() for line in printed.getvalue().splitlines()]
-    return "\n".join(["```text", *"\n".join(lines).strip("\n").splitlines(), "```"])
+    text = "".join(f"{line.rstrip()}\n" for line in printed.getvalue().splitlines())
+    own = text if command == "run" else FIELDS.sub("", text)
+    more = (
+        ""
+        if own == text
+        else "\n\nThe fields of the recipe and of its method are flags too, as for [hftl run](#hftl-run)."
+    )
+    return "```text\n" + own.strip("\n") + f"\n```{more}"
 
 
 # ── fields ───────────────────────────────────────────────────────────────────────────────────────────────────────────
