@@ -32,10 +32,11 @@ if TYPE_CHECKING:
     )
     from hftl.export.loaded import LoadedModel
     from hftl.export.push import push
-    from hftl.frozen.matrix import FeatureMatrix, write_features
+    from hftl.finished import Run
+    from hftl.frozen.matrix import Features
     from hftl.hub.commit import Pushed
     from hftl.methods import Full, Head, LoRA, Partial
-    from hftl.pipeline import Run, compute_features, run
+    from hftl.pipeline import features, run
     from hftl.plugins.hookspecs import hookimpl
     from hftl.plugins.spec import BackboneOptions, BackboneSpec
     from hftl.predict import evaluate, load, predictions
@@ -61,7 +62,7 @@ _HOME = {
     "CutError": "hftl.errors",
     "DataError": "hftl.errors",
     "Encoded": "hftl.backbones.protocol",
-    "FeatureMatrix": "hftl.frozen.matrix",
+    "Features": "hftl.frozen.matrix",
     "Full": "hftl.methods",
     "Head": "hftl.methods",
     "HftlError": "hftl.errors",
@@ -78,7 +79,7 @@ _HOME = {
     "Ranking": "hftl.scout.rank",
     "Recipe": "hftl.recipes",
     "RecipeError": "hftl.errors",
-    "Run": "hftl.pipeline",
+    "Run": "hftl.finished",
     "Source": "hftl.backbones.source",
     "StoreError": "hftl.errors",
     "Task": "hftl.tasks",
@@ -87,9 +88,9 @@ _HOME = {
     "UserError": "hftl.errors",
     "advise": "hftl.scout.advise",
     "audit": "hftl.scout.audit",
-    "compute_features": "hftl.pipeline",
     "curve": "hftl.scout.curve",
     "evaluate": "hftl.predict",
+    "features": "hftl.pipeline",
     "hookimpl": "hftl.plugins.hookspecs",
     "layers": "hftl.scout.layers",
     "load": "hftl.predict",
@@ -99,7 +100,6 @@ _HOME = {
     "recipe": "hftl.recipes",
     "run": "hftl.pipeline",
     "transfer": "hftl.scout.transfer",
-    "write_features": "hftl.frozen.matrix",
 }
 
 __all__ = [
@@ -115,7 +115,7 @@ __all__ = [
     "CutError",
     "DataError",
     "Encoded",
-    "FeatureMatrix",
+    "Features",
     "Full",
     "Head",
     "HftlError",
@@ -141,9 +141,9 @@ __all__ = [
     "UserError",
     "advise",
     "audit",
-    "compute_features",
     "curve",
     "evaluate",
+    "features",
     "hookimpl",
     "layers",
     "load",
@@ -153,7 +153,6 @@ __all__ = [
     "recipe",
     "run",
     "transfer",
-    "write_features",
 ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TypeAlias
 
 from pydantic import ValidationError
 
@@ -10,6 +12,28 @@ from hftl.errors import HftlError, RecipeError
 from hftl.recipes import Recipe, RecipeFunction, find_recipe, first_problem
 from hftl.runs.folder import RECORD, RunFolder
 from hftl.runs.record import RunRecord
+
+RecipeLike: TypeAlias = Recipe | RecipeFunction[...] | str | os.PathLike[str]
+"""What Python takes for a recipe: one, a function with `@recipe`, or what `named_recipe` finds."""
+
+
+def as_recipe(given: RecipeLike) -> tuple[Recipe, str]:
+    """A recipe, however it was given, and its name.
+
+    Raises:
+        RecipeError: there is none, or it cannot be made.
+    """
+    if isinstance(given, Recipe):
+        return given, "recipe"
+    if isinstance(given, RecipeFunction):
+        return given(), given.name
+    if not isinstance(given, (str, os.PathLike)):
+        raise RecipeError(
+            f"a recipe is due, and this is a {type(given).__name__}: give a Recipe, a function with @recipe, a Python "
+            "file, a name from `hftl recipes`, or a run's folder"
+        )
+    function = named_recipe(os.fspath(given))
+    return function(), function.name
 
 
 def named_recipe(ref: str) -> RecipeFunction[...]:
