@@ -39,7 +39,9 @@ from hftl.runs.folder import RunFolder, writing
 from hftl.runs.judgement import judgements
 from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
+from hftl.scoring import own_metrics
 from hftl.scout.layers import layers
+from hftl.tasks import Task
 from hftl.terminal import Terminal
 
 NO_FEATURES = {"rows": 0, "computed": 0, "reused": 0}
@@ -123,7 +125,7 @@ def run(
             if note not in said:
                 # What only the model's weights tell, where they were read.
                 say.print(f"          {note}")
-        metrics = measure(folder, trained, features, data)
+        metrics = measure(recipe, folder, trained, features, data, say)
         with writing(folder.path):
             written = trained.export(folder.model)
         exported = prove_exports(written, target, evidence_of(recipe, features, data, trained), say.print)
@@ -296,7 +298,9 @@ def start_of(head: Trained, data: Data, say: Terminal) -> dict[str, torch.Tensor
     return head.parameters
 
 
-def measure(folder: RunFolder, trained: Trained, features: StoredFeatures | None, data: Data) -> Metrics:
+def measure(
+    recipe: Recipe, folder: RunFolder, trained: Trained, features: StoredFeatures | None, data: Data, say: Terminal
+) -> Metrics:
     """Metrics on the test split and what training reports; predictions go to ``predictions.parquet``."""
     for step in trained.report.get("path", []):
         folder.log("strength", **step)
@@ -306,6 +310,7 @@ def measure(folder: RunFolder, trained: Trained, features: StoredFeatures | None
         trained.report["baselines"] = {"majority": float((test.labels == frequent).mean())}
     values = evaluate_predictions(task, logits.numpy(), test.labels, data.label_names)
     add_metrics(values, logits.numpy(), test.labels, task)
+    add_own_metrics(values, recipe, logits.numpy(), test.labels, task, say)
     folder.log("eval", **{name: value for name, value in values.items() if isinstance(value, float)})
     names = [test.inputs.name(i) for i in range(len(test))]
     folder.write_predictions(task, names, test.labels, task.scores(logits).numpy(), data.label_names)
@@ -313,6 +318,20 @@ def measure(folder: RunFolder, trained: Trained, features: StoredFeatures | None
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True
     return Metrics(eval=values, features=counts, rows=data.sizes(), **{trained.section: trained.report})
+
+
+def add_own_metrics(
+    values: dict[str, Any], recipe: Recipe, logits: np.ndarray, labels: np.ndarray, task: Task, say: Terminal
+) -> None:
+    """Add the recipe's own metrics; one that fails costs its value alone, and one with a name that is taken too."""
+    own, problems = own_metrics(recipe.metrics, logits, labels, task)
+    for name, value in own.items():
+        if name in values:
+            problems.append(f"metric {name!r} is left out: hftl has a value of that name; rename the function")
+        else:
+            values[name] = value
+    for problem in problems:
+        say.print(f"          {problem}")
 
 
 def evidence_of(recipe: Recipe, features: StoredFeatures | None, data: Data, trained: Trained) -> Evidence:

@@ -20,6 +20,7 @@ from hftl.errors import HftlError, RecipeError
 from hftl.methods import METHODS, Head, Method, Options
 from hftl.plugins.manager import plugins
 from hftl.rowrefs import RowRef
+from hftl.scoring import MetricLike, check_metrics
 from hftl.tasks import Task
 from hftl.wording import close_matches, did_you_mean, named_error, suggest
 
@@ -54,6 +55,8 @@ class Recipe(Options):
         seed: of every random choice.
         drop: rows to leave out: a csv file of them, as ``hftl audit --export`` writes it, which is read at once, so
             that a run's record names the rows themselves.
+        metrics: functions that are computed beside hftl's own metrics, on the test split: ``function(y_true, y_pred)``
+            or ``function(logits, labels, task)``, told apart by these names; see `hftl.scoring`.
     """
 
     backbone: str
@@ -69,6 +72,7 @@ class Recipe(Options):
     test_size: float = Field(default=0.2, gt=0, lt=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
     drop: tuple[RowRef, ...] = ()
+    metrics: tuple[MetricLike, ...] = ()
 
     @field_validator("drop", mode="before")
     @classmethod
@@ -79,6 +83,12 @@ class Recipe(Options):
         from hftl.data.drop import read_row_refs
 
         return read_row_refs(Path(drop).expanduser())
+
+    @field_validator("metrics")
+    @classmethod
+    def _are_metrics(cls, functions: tuple[MetricLike, ...]) -> tuple[MetricLike, ...]:
+        check_metrics(functions)
+        return functions
 
     @field_validator("data")
     @classmethod

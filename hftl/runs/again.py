@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TypeAlias
 
@@ -12,6 +13,7 @@ from hftl.errors import HftlError, RecipeError
 from hftl.recipes import Recipe, RecipeFunction, find_recipe, first_problem
 from hftl.runs.folder import RECORD, RunFolder
 from hftl.runs.record import RunRecord
+from hftl.terminal import Terminal
 
 RecipeLike: TypeAlias = Recipe | RecipeFunction[...] | str | os.PathLike[str]
 """What Python takes for a recipe: one, a function with `@recipe`, or what `named_recipe` finds."""
@@ -59,7 +61,9 @@ def _of_run(file: Path) -> RecipeFunction[...]:
     except HftlError as error:
         raise RecipeError(f"{file} is no run's record: {error}") from error
     backbone, data = record.backbone_reference, record.data_reference
-    fields = dict(record.recipe) | {
+    # Imported by name they might be other functions by now, or another person's.
+    lost = record.recipe.get("metrics", [])
+    fields = {name: value for name, value in record.recipe.items() if name != "metrics"} | {
         "backbone": backbone if record.backbone.commit else _where_it_was(record, backbone),
         "data": data if record.data_on_hub else _where_it_was(record, data),
     }
@@ -69,6 +73,8 @@ def _of_run(file: Path) -> RecipeFunction[...]:
         raise RecipeError(f"{file}: {first_problem(error)}") from error
 
     def again() -> Recipe:
+        for metric in lost:
+            Terminal(file=sys.stderr).print(f"metric {metric!r} of that run is left out: only its Python recipe has it")
         return made
 
     # Its folder among the runs is that of the recipe.
