@@ -39,9 +39,8 @@ from hftl.runs.folder import RunFolder, writing
 from hftl.runs.judgement import judgements
 from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
-from hftl.scoring import own_metrics
+from hftl.scoring import add_own_metrics
 from hftl.scout.layers import layers
-from hftl.tasks import Task
 from hftl.terminal import Terminal
 
 NO_FEATURES = {"rows": 0, "computed": 0, "reused": 0}
@@ -126,6 +125,9 @@ def run(
                 # What only the model's weights tell, where they were read.
                 say.print(f"          {note}")
         metrics = measure(recipe, folder, trained, features, data, say)
+        if thresholds := trained.report.get("thresholds"):
+            # A field of our own in config.json: whoever loads the model decides as the run did.
+            target.config.thresholds = thresholds
         with writing(folder.path):
             written = trained.export(folder.model)
         exported = prove_exports(written, target, evidence_of(recipe, features, data, trained), say.print)
@@ -308,30 +310,19 @@ def measure(
     if task.is_exclusive and "baselines" not in trained.report:
         frequent = np.bincount(data.train.labels).argmax()
         trained.report["baselines"] = {"majority": float((test.labels == frequent).mean())}
-    values = evaluate_predictions(task, logits.numpy(), test.labels, data.label_names)
+    thresholds = trained.report.get("thresholds")
+    values = evaluate_predictions(task, logits.numpy(), test.labels, data.label_names, thresholds)
     add_metrics(values, logits.numpy(), test.labels, task)
-    add_own_metrics(values, recipe, logits.numpy(), test.labels, task, say)
+    for problem in add_own_metrics(values, recipe.metrics, logits.numpy(), test.labels, task, thresholds):
+        say.print(f"          {problem}")
     folder.log("eval", **{name: value for name, value in values.items() if isinstance(value, float)})
     names = [test.inputs.name(i) for i in range(len(test))]
-    folder.write_predictions(task, names, test.labels, task.scores(logits).numpy(), data.label_names)
+    scores = task.scores(logits).numpy()
+    folder.write_predictions(task, names, test.labels, scores, data.label_names, thresholds)
     counts: dict[str, Any] = {**features.counts, "space": features.space.id} if features else {**NO_FEATURES}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True
     return Metrics(eval=values, features=counts, rows=data.sizes(), **{trained.section: trained.report})
-
-
-def add_own_metrics(
-    values: dict[str, Any], recipe: Recipe, logits: np.ndarray, labels: np.ndarray, task: Task, say: Terminal
-) -> None:
-    """Add the recipe's own metrics; one that fails costs its value alone, and one with a name that is taken too."""
-    own, problems = own_metrics(recipe.metrics, logits, labels, task)
-    for name, value in own.items():
-        if name in values:
-            problems.append(f"metric {name!r} is left out: hftl has a value of that name; rename the function")
-        else:
-            values[name] = value
-    for problem in problems:
-        say.print(f"          {problem}")
 
 
 def evidence_of(recipe: Recipe, features: StoredFeatures | None, data: Data, trained: Trained) -> Evidence:

@@ -80,22 +80,27 @@ def _parameters(name: str, function: MetricLike) -> set[str]:
     return known
 
 
-def own_metrics(
-    functions: Sequence[MetricLike], logits: np.ndarray, labels: np.ndarray, task: Task
-) -> tuple[dict[str, float | None], list[str]]:
-    """What a recipe's own metrics make of predictions.
+def add_own_metrics(
+    values: dict[str, Any],
+    functions: Sequence[MetricLike],
+    logits: np.ndarray,
+    labels: np.ndarray,
+    task: Task,
+    thresholds: Sequence[float] | None,
+) -> list[str]:
+    """Add what a recipe's own metrics make of predictions; a metric may return one number, or several by name.
 
     Args:
+        values: what is known already; gets the new values, None for a metric that failed or gave no finite number.
         functions: as `check_metrics` found them good.
         logits: (n, C) float32: what the model returns; for a regression the predicted targets.
         labels: (n,) int64 class numbers, or float32 (n, C).
         task: what the labels are.
+        thresholds: of several labels, the probability of each above which it is predicted; None for 0.5.
 
     Returns:
-        Values by name (None where a metric failed, or gave no finite number), and what went wrong, a sentence each.
-        A metric may return one number, or several in a mapping by name.
+        What went wrong, a sentence for each metric whose value is missing.
     """
-    values: dict[str, float | None] = {}
     problems = []
     for function in functions:
         name = metric_name(function)
@@ -103,26 +108,36 @@ def own_metrics(
         try:
             known = _parameters(name, function)
             if "y_true" in known:
-                given = dict(zip(("y_true", "y_pred"), _as_scikit_learn_has_them(logits, labels, task), strict=True))
+                given = dict(zip(("y_true", "y_pred"), _decided(logits, labels, task, thresholds), strict=True))
             made = function(**{each: given[each] for each in known})
-            named = made if isinstance(made, Mapping) else {name: made}
-            values.update({str(key): _finite(float(value)) for key, value in named.items()})
+            named = {str(key): float(value) for key, value in _by_name(made, name).items()}
         except (Exception, SystemExit) as error:
-            values[name] = None
             problems.append(f"metric {name!r} failed, so its value is missing: {named_error(error)}")
-    return values, problems
+            named = {name: math.nan}
+        for key, value in named.items():
+            if key in values:
+                problems.append(f"metric {key!r} is left out: hftl has a value of that name; rename the function")
+            else:
+                values[key] = value if math.isfinite(value) else None
+    return problems
 
 
-def _as_scikit_learn_has_them(logits: np.ndarray, labels: np.ndarray, task: Task) -> tuple[np.ndarray, np.ndarray]:
+def _by_name(made: Any, name: str) -> Mapping[str, Any]:
+    return made if isinstance(made, Mapping) else {name: made}
+
+
+def _decided(
+    logits: np.ndarray, labels: np.ndarray, task: Task, thresholds: Sequence[float] | None
+) -> tuple[np.ndarray, np.ndarray]:
     """True and predicted class numbers (n,), labels of 0 and 1 (n, C), or targets: (n,) of one, (n, C) of several."""
     one_target = labels.ndim == 2 and labels.shape[1] == 1
+    # Brought only here: a recipe without metrics is read without SciPy.
+    from scipy.special import logit  # type: ignore[import-untyped]
+
+    cuts = 0.0 if thresholds is None else logit(list(thresholds))
     make: Callable[[], tuple[np.ndarray, np.ndarray]] = task.case(
         single_label=lambda: (labels, logits.argmax(1)),
-        multi_label=lambda: (labels.astype(int), (logits > 0).astype(int)),
+        multi_label=lambda: (labels.astype(int), (logits > cuts).astype(int)),
         regression=lambda: (labels[:, 0], logits[:, 0]) if one_target else (labels, logits),
     )
     return make()
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
