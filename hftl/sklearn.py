@@ -137,6 +137,8 @@ class FrozenFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         tags.input_tags.one_d_array = True
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True
+        # Rows are no numbers whose precision could be kept: features are float32.
+        tags.transformer_tags.preserves_dtype = []
         return tags
 
 
@@ -149,10 +151,8 @@ def _values_of(rows: Any) -> list[Any]:
     if isinstance(rows, (str, bytes, Mapping)) or not hasattr(rows, "__len__"):
         raise DataError(f"X is a {type(rows).__name__}: rows are {_WAYS}")
     if hasattr(rows, "columns"):
-        columns = [
-            (rows.iloc[:, at] if hasattr(rows, "iloc") else rows[name]).to_list()
-            for at, name in enumerate(rows.columns)
-        ]
+        series = [rows.iloc[:, at] if hasattr(rows, "iloc") else rows[name] for at, name in enumerate(rows.columns)]
+        columns = [each.to_list() for each in series]
     elif isinstance(rows, np.ndarray) and rows.ndim == 2:
         columns = rows.T.tolist()
     elif isinstance(rows, np.ndarray) and rows.ndim != 1:

@@ -15,15 +15,16 @@ import tiny
 from PIL import Image
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
+from sklearn.exceptions import SkipTestWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 import hftl
-from hftl.backbones.cut.capture import Capture
 from hftl.sklearn import FrozenFeatures
+from hftl.store.space import Space
 
 
 @pytest.fixture
@@ -37,39 +38,37 @@ def rows(tmp_path: Path) -> pd.DataFrame:
 
 
 @pytest.fixture
-def passed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows went through a backbone, batch by batch."""
+def stored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows were computed and stored, commit by commit."""
     sizes: list[int] = []
-    call = Capture.__call__
+    commit = Space.commit
 
-    def counted(self: Capture, batch: dict[str, Any]) -> Any:
-        sizes.append(len(next(iter(batch.values()))))
-        return call(self, batch)
+    def counted(self: Space, digests: Any, *columns: Any, **options: Any) -> Any:
+        sizes.append(len(digests))
+        return commit(self, digests, *columns, **options)
 
-    monkeypatch.setattr(Capture, "__call__", counted)
+    monkeypatch.setattr(Space, "commit", counted)
     return sizes
 
 
 def test_cross_validation_extracts_once_and_scores_as_on_the_exported_matrix(
-    bert: str, rows: pd.DataFrame, tmp_path: Path, passed: list[int]
+    bert: str, rows: pd.DataFrame, tmp_path: Path, stored: list[int]
 ):
     head = LogisticRegression(max_iter=1000)
     scores = cross_val_score(make_pipeline(FrozenFeatures(bert), head), rows["text"], rows["label"], cv=5)
-    through = sum(passed)
-    # Each row once, and a few again to see that the model says the same of them.
-    assert len(rows) <= through <= len(rows) + 12
-    passed.clear()
+    assert sum(stored) == len(rows), "five folds ask for each row five times"
+    stored.clear()
     recipe = hftl.Recipe(backbone=bert, data=rows)
     features = hftl.features(recipe, quiet=True)
     (file,) = features.write(tmp_path / "matrix.parquet")
-    assert passed == [], "a run finds what cross-validation stored"
+    assert stored == [], "a run finds what cross-validation stored"
     frame = pd.read_parquet(file).set_index("row")
     order = [f"DataFrame row {i + 1}" for i in range(len(rows))]
     matrix = np.stack(frame.loc[order, "features"].to_list())
     np.testing.assert_allclose(scores, cross_val_score(head, matrix, rows["label"], cv=5), atol=1e-12)
     grid = GridSearchCV(make_pipeline(FrozenFeatures(bert), head), {"logisticregression__C": [0.1, 1.0]}, cv=3)
     grid.fit(rows["text"].to_list(), rows["label"])
-    assert passed == []
+    assert stored == []
 
 
 def test_every_form_of_the_same_texts_gives_the_same_features(bert: str, rows: pd.DataFrame):
@@ -149,8 +148,8 @@ def test_its_output_has_names_and_can_be_a_frame(bert: str, rows: pd.DataFrame):
 def test_two_processes_of_joblib_read_one_store(bert: str, rows: pd.DataFrame):
     FrozenFeatures(bert).fit_transform(rows["text"])
     pipeline = make_pipeline(FrozenFeatures(bert), LogisticRegression(max_iter=1000))
-    alone = cross_val_score(pipeline, rows["text"], rows["label"], cv=4)
-    np.testing.assert_array_equal(cross_val_score(pipeline, rows["text"], rows["label"], cv=4, n_jobs=2), alone)
+    alone = cross_val_score(pipeline, rows["text"], rows["label"], cv=2)
+    np.testing.assert_array_equal(cross_val_score(pipeline, rows["text"], rows["label"], cv=2, n_jobs=2), alone)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +164,7 @@ def test_two_processes_of_joblib_read_one_store(bert: str, rows: pd.DataFrame):
         (["a", ("b", "c")], "X row 2, input: a pair of texts, where the rows before are each a text"),
         (np.zeros((3, 4)), "X has 4 columns"),
         (np.zeros((3, 4, 5)), "X is an array of 3 dimensions"),
-        (np.zeros(3), "X row 1, input: a float is no input"),
+        (np.zeros(3), "X row 1, input: a float64 is no input"),
         ([b"bytes"], "reads texts, and this is a bytes"),
     ],
 )
@@ -190,6 +189,9 @@ def test_parameters_that_are_none_are_refused(bert: str, tmp_path: Path):
 # ── scikit-learn's own checks ────────────────────────────────────────────────────────────────────────────────────────
 
 
+WORDS = ("the", "cat", "sat", "on", "a", "red", "rug")
+
+
 class OfNumbers(FrozenFeatures):
     """Reads each row of numbers as a text, so that scikit-learn's checks, which know numbers only, can be asked."""
 
@@ -201,8 +203,6 @@ class OfNumbers(FrozenFeatures):
         return super().fit_transform(self._texts(X, reset=True))
 
     def transform(self, X: Any) -> Any:
-        from sklearn.utils.validation import check_is_fitted
-
         check_is_fitted(self)
         return super().transform(self._texts(X, reset=False))
 
@@ -219,15 +219,12 @@ class OfNumbers(FrozenFeatures):
         return tags
 
 
-EXPECTED: dict[str, str] = {}
-
-
 def test_it_passes_scikit_learn_s_checks(bert: str):
-    # What scikit-learn can ask of a transformer of texts.
-    check_estimator(FrozenFeatures(bert), on_skip=None)
-    # And what it asks of one of numbers.
-    results = check_estimator(OfNumbers(bert), on_fail=None, on_skip=None, expected_failed_checks=EXPECTED)
+    with pytest.warns(SkipTestWarning, match="string=True"):
+        # What scikit-learn can ask of a transformer of texts, which is little.
+        check_estimator(FrozenFeatures(bert), on_skip=None)
+    # What it asks of one of numbers.
+    results = check_estimator(OfNumbers(bert), on_fail=None, on_skip=None)
     failed = {r["check_name"]: repr(r["exception"]) for r in results if r["status"] == "failed"}
     assert failed == {}
-    assert {r["check_name"] for r in results if r["status"] == "xfail"} == set(EXPECTED)
     assert sum(r["status"] == "passed" for r in results) > 30

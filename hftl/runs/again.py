@@ -38,6 +38,11 @@ def as_recipe(given: RecipeLike) -> tuple[Recipe, str]:
     return function(), function.name
 
 
+def reference_of(given: RecipeLike) -> str:
+    """What a command line would name a recipe by; ``RECIPE`` where only Python has it."""
+    return os.fspath(given) if isinstance(given, (str, os.PathLike)) else "RECIPE"
+
+
 def named_recipe(ref: str) -> RecipeFunction[...]:
     """The recipe that a person names: a Python file, a registered name, or a run to do again.
 
