@@ -71,18 +71,17 @@ def main() -> None:
     print(f"{len(frame):,} texts, {labels.nunique()} classes, {FOLDS} folds, accuracy {scores.mean():.4f}")
     print(f"scores equal to scikit-learn's on the exported matrix: {np.array_equal(scores, alone)}")
     print(
-        f"largest difference of a fold's score: {np.abs(scores - alone).max():.2e}; again: {np.abs(again - alone).max():.2e}"
+        f"largest difference of a fold's score: {np.abs(scores - alone).max():.1e}, {np.abs(again - alone).max():.1e}"
     )
     print(f"all texts through the backbone, once      {once:7.1f} s")
     print(
-        f"cross-validation, store empty             {cold:7.1f} s  {cold / (once + plain):.2f} x one pass and the heads"
+        f"cross-validation, store empty             {cold:7.1f} s  {cold / (once + plain):.2f} x a pass and the heads"
     )
     print(f"cross-validation, every row stored        {warm:7.1f} s  {warm / plain:.2f} x the heads")
     print(f"the heads alone, on the exported matrix   {plain:7.1f} s")
     # Each fold transforms its training rows and its held-out rows: all of them, FOLDS times.
-    print(
-        f"the backbone inside each fold would take  {FOLDS * once + plain:7.1f} s  {(FOLDS * once + plain) / cold:.1f} x"
-    )
+    inside = FOLDS * once + plain
+    print(f"the backbone inside each fold would take  {inside:7.1f} s  {inside / cold:.1f} x the first")
 
 
 if __name__ == "__main__":

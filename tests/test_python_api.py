@@ -23,6 +23,7 @@ from test_terminal import RECIPE, RED, unprintable
 
 import hftl
 from hftl.notebook import html_table
+from hftl.scout.findings import Finding
 
 FAST = hftl.Head(folds=2, strengths=[1.0])
 
@@ -263,3 +264,51 @@ def test_a_run_is_a_small_table_in_a_notebook(tmp_path: Path, monkeypatch: pytes
     # No colour of its own: dark notebooks stay readable.
     assert "color" not in page
     assert "background" not in page
+
+
+# ── answers of the scout ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_answers_of_the_scout_are_a_line_a_frame_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.py").write_text(RECIPE.replace("./vit", "./bert").replace("pictures", "texts.csv"))
+    texts(tmp_path, 60)
+    answers = [
+        hftl.rank("r.py", ["./bert"], folds=2, quiet=True),
+        hftl.layers("r.py", folds=2, quiet=True),
+        hftl.audit("r.py", quiet=True),
+    ]
+    for answer in answers:
+        rows = getattr(answer, answer.table)
+        frame = answer.to_pandas()
+        assert len(frame) == len(rows)
+        assert repr(answer).startswith(f"{type(answer).__name__}({len(rows)} {answer.table}: ")
+        assert len(repr(answer)) < 300
+        seen = Seen(answer._repr_html_())
+        assert " ".join(answer.advice.split()) in seen.text
+        assert answer.as_json()["advice"] == answer.advice
+    ranking = answers[0]
+    assert isinstance(ranking, hftl.Ranking)
+    (first,) = ranking.to_pandas().to_dict("records")
+    best = ranking.backbones[0]
+    assert (first["probe"], first["probe_low"], first["probe_high"]) == (
+        best.probe.value,
+        best.probe.low,
+        best.probe.high,
+    )
+    # The command runs what was given by name.
+    assert ranking.command.startswith("hftl run r.py")
+    audit = answers[-1]
+    assert isinstance(audit, hftl.Audit)
+    assert set(audit.to_pandas()["finding"]) == {each.finding for each in audit.findings}
+
+
+def test_long_tables_are_cut_in_a_notebook_and_whole_in_a_frame():
+    finding = Finding("copy", "train", RED, "a", "<b>why</b>", "train", "y", "", 1.0, "d1d1")
+    answer = hftl.Audit({}, [finding] * 100, {}, None, None, [], {}, [], "Look at them.", 0.0)
+    assert len(answer.to_pandas()) == 100
+    seen = Seen(answer._repr_html_())
+    assert seen.text.count("why") == 31
+    assert "and 70 more: to_pandas() has all" in seen.text
+    assert unprintable(seen.text) == []
+    assert "d1d1" not in seen.text
