@@ -1,6 +1,7 @@
 """Linear heads on cached features, solved exactly: the one entry for every kind of task."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -85,6 +86,9 @@ def fit_linear(
         features, labels, weights = features[used], labels[used], weights[used]
     if task.has_classes:
         head = fit_logistic(features, labels, weights, options, validation)
+        if head.held_out is not None and validation is None:
+            given = torch.nonzero(used).flatten()
+            head = replace(head, held_out=replace(head.held_out, rows=given[head.held_out.rows]))
     else:
         head = fit_ridge(features, labels, options, validation)
     if not bool(torch.isfinite(head.weight).all() and torch.isfinite(head.bias).all()):

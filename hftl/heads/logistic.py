@@ -5,7 +5,7 @@ all training rows from the mean of the folds' heads, to a far tighter tolerance.
 more fold: held out from the path and from the last solution alike.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from hftl.errors import ConvergenceError, DataError
 from hftl.heads.basis import Basis, default_strengths, fit_basis
 from hftl.heads.calibration import calibration_report
-from hftl.heads.fit import HeadFit, LinearOptions
+from hftl.heads.fit import HeadFit, HeldOutLogits, LinearOptions
 from hftl.heads.folds import task_folds
 from hftl.heads.objective import EVERY_ROW, NO_FOLD, FoldRows, Objective
 from hftl.heads.path import Candidate, HeldOut, held_out_logits, solve, walk
@@ -82,18 +82,20 @@ def fit_logistic(
     }
     if problem.link == "softmax" and validation is None:
         report["classes_of_one_row"] = learnable.index[problem.labels[problem.folds == NO_FOLD]].sort().values.tolist()
+    held_out = None
     if chosen is not None:
-        report |= _held_out_report(problem, chosen, options)
+        held_out = _held_out(problem, chosen)
+        report |= _held_out_report(problem, chosen, held_out, options)
+        if validation is not None:
+            held_out = replace(held_out, rows=held_out.rows - len(features))
     full_weight = torch.zeros(options.num_labels, weight.shape[1], dtype=torch.float64, device=labels.device)
     full_weight[learnable.index] = weight
     full_bias = learnable.bias.clone()
     full_bias[learnable.index] = bias
-    return HeadFit(full_weight.float(), full_bias.float(), report)
+    return HeadFit(full_weight.float(), full_bias.float(), report, held_out)
 
 
-def held_out_logistic(
-    features: Tensor, labels: Tensor, weights: Tensor, options: LinearOptions
-) -> tuple[Tensor, Tensor, float]:
+def held_out_logistic(features: Tensor, labels: Tensor, weights: Tensor, options: LinearOptions) -> HeldOutLogits:
     """Logits of training rows by heads that have not seen them, at the strength that these folds choose.
 
     Args:
@@ -103,8 +105,7 @@ def held_out_logistic(
         options: what to solve, and how to choose.
 
     Returns:
-        The rows that are in a fold, int64 (m,); their logits, float32 (m, num_labels), in which what has no training
-        row stands at its constant; and the strength.
+        The rows that are in a fold and their logits, in which what has no training row stands at its constant.
 
     Raises:
         DataError: the labels say nothing that could be learnt, or no class has two rows.
@@ -113,10 +114,7 @@ def held_out_logistic(
     chosen, _ = _choose_strength(problem, options)
     if chosen is None:
         raise DataError("labels: no class has two rows, so no row can be held out")
-    learnt = held_out_logits(_folded(problem, chosen), chosen.heads, problem.held_out) / chosen.temperature
-    logits = problem.learnable.bias.float().repeat(len(learnt), 1)
-    logits[:, problem.learnable.index] = learnt
-    return problem.held_out.index, logits, chosen.strength
+    return _held_out(problem, chosen)
 
 
 @dataclass(frozen=True)
@@ -252,9 +250,19 @@ def _folded(problem: _Problem, chosen: Candidate) -> Objective:
     return Objective(problem.rows, problem.link, problem.outputs, chosen.strength, torch.unique(problem.held_out.folds))
 
 
-def _held_out_report(problem: _Problem, chosen: Candidate, options: LinearOptions) -> dict[str, Any]:
+def _held_out(problem: _Problem, chosen: Candidate) -> HeldOutLogits:
+    """What the heads of the chosen strength say of the rows that each has not seen, numbered through all rows."""
+    learnt = held_out_logits(_folded(problem, chosen), chosen.heads, problem.held_out) / chosen.temperature
+    logits = problem.learnable.bias.float().repeat(len(learnt), 1)
+    logits[:, problem.learnable.index] = learnt.float()
+    return HeldOutLogits(problem.held_out.index, logits, chosen.strength)
+
+
+def _held_out_report(
+    problem: _Problem, chosen: Candidate, held_out: HeldOutLogits, options: LinearOptions
+) -> dict[str, Any]:
     """What rows that were not seen say of the chosen strength: calibration and, for labels, thresholds."""
-    logits = held_out_logits(_folded(problem, chosen), chosen.heads, problem.held_out)
+    logits = held_out.logits[:, problem.learnable.index] * chosen.temperature
     targets = problem.held_out.targets
     report: dict[str, Any] = {}
     if options.calibrate:
