@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hftl.heads import HeldOutLogits
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -23,21 +25,6 @@ class Exported:
     library: str
 
 
-@dataclass(frozen=True)
-class HeldOutRows:
-    """Rows of a split that heads have judged without having seen them.
-
-    Attributes:
-        split: its name.
-        rows: int64 (m,), which of its rows.
-        logits: (m, C) float32, on the CPU.
-    """
-
-    split: str
-    rows: Tensor
-    logits: Tensor
-
-
 @dataclass
 class Trained:
     """A trained model, before it is written.
@@ -50,7 +37,7 @@ class Trained:
             To be called once, on the main process.
         parameters: the head's parameters by the model's names, for fine-tuning to start from; empty where the model's
             own class has no place for them.
-        held_out: what heads that have not seen them say of other rows than the test split's; None where there are none.
+        held_out: what heads that had not seen them say of the training rows, where folds chose a linear head.
     """
 
     logits: Tensor
@@ -58,4 +45,4 @@ class Trained:
     report: dict[str, Any]
     export: Callable[[Path], list[Exported]]
     parameters: dict[str, Tensor] = field(default_factory=dict)
-    held_out: HeldOutRows | None = None
+    held_out: HeldOutLogits | None = None

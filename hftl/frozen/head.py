@@ -21,7 +21,7 @@ from hftl.backbones.cut.replay import STATISTICS, initial_head, measured_buffers
 from hftl.backbones.protocol import Target
 from hftl.data import Data
 from hftl.export.model import Dense, export_model, export_sentence_transformer, fold
-from hftl.export.trained import Exported, HeldOutRows, Trained
+from hftl.export.trained import Exported, Trained
 from hftl.frozen.features import SplitFeatures, StoredFeatures
 from hftl.heads import baselines, fit_linear, fit_mlp, fit_native, mlp_logits
 from hftl.heads.precision import device_with_float64
@@ -29,8 +29,6 @@ from hftl.methods import Head
 from hftl.store.values import Ragged
 
 EVALUATION_ROWS = 1024
-# Scores of the rows that chose the strength are kept to judge their labels by, where they are no more than these.
-MOST_HELD_OUT_NUMBERS = 1 << 26
 
 
 def train_head(
@@ -94,16 +92,10 @@ class _Job:
         if self.data.task.is_exclusive:
             fit.report["baselines"] = baselines(vectors["train"], labels["train"], vectors["test"], labels["test"])
         logits = fit.logits(vectors["test"]).cpu()
-        held_out = None
-        if fit.held_out is not None and fit.held_out.logits.numel() <= MOST_HELD_OUT_NUMBERS:
-            judged = "validation" if "validation" in vectors else "train"
-            held_out = HeldOutRows(judged, fit.held_out.rows.cpu(), fit.held_out.logits.cpu())
         if cut.kind == "pooled":
-            export, parameters = self._export_pooled([Dense(weight, bias)]), {}
-        else:
-            parameters = fold(cut, weight, bias)
-            export = self._export(parameters)
-        return Trained(logits, "head", fit.report, export, parameters, held_out)
+            return Trained(logits, "head", fit.report, self._export_pooled([Dense(weight, bias)]), {}, fit.held_out)
+        parameters = fold(cut, weight, bias)
+        return Trained(logits, "head", fit.report, self._export(parameters), parameters, fit.held_out)
 
     def perceptron(self, hidden: int) -> Trained:
         """One hidden layer on pooled tokens, trained with AdamW."""

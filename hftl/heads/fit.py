@@ -30,8 +30,7 @@ class HeldOutLogits:
     """Logits of rows, each by a head that was solved without the row.
 
     Attributes:
-        rows: (m,) int64, the rows that were held out once: of a validation split all, of folds all but those of classes
-            with a single row.
+        rows: (m,) int64, the rows that were held out once; all but those of classes with a single row.
         logits: (m, num_labels) float32 after the temperature; a regression's predicted targets.
         strength: the L2 strength; None for a regression, where each fold chooses its own.
     """
@@ -49,8 +48,8 @@ class HeadFit:
         weight: (num_labels, dim) float32, standardisation and temperature folded in.
         bias: (num_labels,) float32.
         report: what ``metrics.json`` tells about the head; plain JSON values.
-        held_out: what the heads that chose the strength say of the rows that they have not seen: those of the
-            validation split where there is one, else training rows; None where nothing was chosen or for a regression.
+        held_out: what the folds' heads at the chosen strength say of the training rows; None for a regression, and
+            where nothing, or a validation split, chose the strength.
     """
 
     weight: Tensor

@@ -86,9 +86,6 @@ def fit_linear(
         features, labels, weights = features[used], labels[used], weights[used]
     if task.has_classes:
         head = fit_logistic(features, labels, weights, options, validation)
-        if head.held_out is not None and validation is None:
-            given = torch.nonzero(used).flatten()
-            head = replace(head, held_out=replace(head.held_out, rows=given[head.held_out.rows]))
     else:
         head = fit_ridge(features, labels, options, validation)
     if not bool(torch.isfinite(head.weight).all() and torch.isfinite(head.bias).all()):
@@ -97,7 +94,10 @@ def fit_linear(
         )
     head.report["task"] = task
     head.report["rows_of_zero_weight"] = int((~used).sum())
-    return head
+    if head.held_out is None or bool(used.all()):
+        return head
+    rows = torch.nonzero(used).flatten()[head.held_out.rows]
+    return replace(head, held_out=replace(head.held_out, rows=rows))
 
 
 def _check_validation(

@@ -1,6 +1,6 @@
 """A task's metrics on many bootstrap samples of the same rows at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
@@ -33,7 +33,9 @@ def resampled_metric(task: Task, scores: Array, labels: Array, counts: Array) ->
         return measure(scores, labels, counts)
 
 
-def resampled_metrics(task: Task, scores: Array, labels: Array, counts: Array) -> dict[str, Array]:
+def resampled_metrics(
+    task: Task, scores: Array, labels: Array, counts: Array, thresholds: Sequence[float] | None = None
+) -> dict[str, Array]:
     """Every number of `hftl.metrics.evaluate_predictions` on samples in which each row stands so many times.
 
     Args:
@@ -42,15 +44,18 @@ def resampled_metrics(task: Task, scores: Array, labels: Array, counts: Array) -
             targets.
         labels: (n,) class numbers, or (n, C).
         counts: float64 (b, n).
+        thresholds: of several labels, the probability of each above which it is predicted; None for 0.5.
 
     Returns:
         By name float64 (b,); NaN where a sample leaves a number undefined.
     """
-    measure: Callable[[Array, Array, Array], dict[str, Array]] = task.case(
-        single_label=_class_metrics, multi_label=_label_metrics, regression=_target_metrics
+    measure: Callable[[], dict[str, Array]] = task.case(
+        single_label=lambda: _class_metrics(scores, labels, counts),
+        multi_label=lambda: _label_metrics(scores, labels, counts, 0.5 if thresholds is None else np.array(thresholds)),
+        regression=lambda: _target_metrics(scores, labels, counts),
     )
     with np.errstate(invalid="ignore", divide="ignore"):
-        return measure(scores, labels, counts)
+        return measure()
 
 
 def _class_metrics(scores: Array, labels: Array, counts: Array) -> dict[str, Array]:
@@ -70,8 +75,8 @@ def _class_metrics(scores: Array, labels: Array, counts: Array) -> dict[str, Arr
     }
 
 
-def _label_metrics(scores: Array, labels: Array, counts: Array) -> dict[str, Array]:
-    truth, positive, total = labels > 0, scores > 0.5, counts.sum(1)
+def _label_metrics(scores: Array, labels: Array, counts: Array, cuts: Array | float) -> dict[str, Array]:
+    truth, positive, total = labels > 0, scores > cuts, counts.sum(1)
     hits, said, there = (counts @ each.astype(np.float64) for each in (truth & positive, positive, truth))
     own = np.where(truth, scores, 1 - scores).astype(np.float64)
     loss = -np.log(np.maximum(own, _LEAST)).mean(1)

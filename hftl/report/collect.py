@@ -78,6 +78,7 @@ def collect(data: Data, features: StoredFeatures | None, trained: Trained, modal
         [data.test.inputs.name(i) for i in range(len(data.test))],
         data.test.labels,
         data.task.scores(trained.logits).numpy(),
+        trained.report.get("thresholds"),
     )
     gathered = _Gathering(data, _Shelf(data, modality), predictions, trained, seed)
     worst = worst_rows(predictions, MOST_WORST)
@@ -161,10 +162,10 @@ class _Gathering:
     seed: int
 
     def suspects(self) -> LikelyWrong:
-        """Likely wrong labels of test rows and of those that chose the strength; no head judges what it has seen."""
+        """Likely wrong labels of test rows and, where folds chose the strength, of training rows: none by a head that has seen it."""
         pools = [("test", np.arange(len(self.data.test)), self.predictions.scores)]
         if held := self.trained.held_out:
-            pools.append((held.split, held.rows.numpy(), self.data.task.scores(held.logits).numpy()))
+            pools.append(("train", held.rows.cpu().numpy(), self.data.task.scores(held.logits.cpu()).numpy()))
         listed: list[tuple[float, str, int, str, str]] = []
         for split, rows, scores in pools:
             labels = next(each.labels for each in self.data.splits() if each.name == split)[rows]

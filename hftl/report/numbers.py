@@ -36,6 +36,7 @@ class Predictions:
         rows: the rows' names.
         labels: int64 (n,) class numbers; float32 (n, C) of 0 and 1, or targets.
         scores: float32 (n, C), as `hftl.tasks.Task.scores` gives them.
+        thresholds: of several labels, above which each is predicted; None for 0.5.
     """
 
     task: Task
@@ -43,9 +44,10 @@ class Predictions:
     rows: list[str]
     labels: np.ndarray
     scores: np.ndarray
+    thresholds: list[float] | None = None
 
     @classmethod
-    def read(cls, file: Path, task: Task, names: list[str]) -> Predictions:
+    def read(cls, file: Path, task: Task, names: list[str], thresholds: list[float] | None) -> Predictions:
         """Read ``predictions.parquet``.
 
         Raises:
@@ -64,7 +66,7 @@ class Predictions:
             rows = table.column("row").to_pylist()
         except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
             raise HftlError(f"{file} cannot be read ({one_line(error, 100)}); run it again") from error
-        return cls(task, names, rows, labels, scores)
+        return cls(task, names, rows, labels, scores, thresholds)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -109,11 +111,11 @@ def intervals(predictions: Predictions, *, seed: int = 0) -> tuple[dict[str, Int
     samples = 0
     for counts in resamples(len(predictions), seed=seed):
         some = counts[: wanted - samples]
-        drawn.append(resampled_metrics(predictions.task, predictions.scores, predictions.labels, some))
+        drawn.append(predictions.resampled(some))
         samples += len(some)
         if samples >= wanted:
             break
-    values = resampled_metrics(predictions.task, predictions.scores, predictions.labels, np.ones((1, len(predictions))))
+    values = predictions.resampled(np.ones((1, len(predictions))))
     found = {}
     for name, value in values.items():
         draws = np.concatenate([each[name] for each in drawn])
@@ -260,4 +262,6 @@ def said(predictions: Predictions, row: int) -> tuple[Any, Any]:
     """A row's label and prediction: names, lists of names, or lists of numbers."""
     one = slice(row, row + 1)
     task, names = predictions.task, predictions.names
-    return task.truth(predictions.labels[one], names)[0], task.predicted(predictions.scores[one], names)[0]
+    return task.truth(predictions.labels[one], names)[0], task.predicted(
+        predictions.scores[one], names, predictions.thresholds
+    )[0]
