@@ -5,6 +5,7 @@ Importing hftl imports neither torch nor transformers: its public names are brou
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,10 @@ if TYPE_CHECKING:
     from hftl.scout.rank import Ranking, rank
     from hftl.scout.transfer import Transfer, transfer
     from hftl.tasks import Task
+
+# In a notebook without ipywidgets the libraries below would begin with tqdm's advice to install them; what hftl draws
+# itself needs none.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 _HOME = {
     "Advice": "hftl.scout.advise",
@@ -157,6 +162,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "sklearn":
+        return import_module("hftl.sklearn")
     if name not in _HOME:
         raise AttributeError(f"module 'hftl' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from hftl.export.loaded import LoadedModel
 from hftl.notebook import html_table
 from hftl.predict import load
+from hftl.report.page import REPORT, write_report
 from hftl.runs.folder import RunFolder
 from hftl.runs.record import RunRecord
 
@@ -77,6 +78,15 @@ class Run(os.PathLike[str]):
             HftlError: its files are not those that the run wrote.
         """
         return load(self.folder)
+
+    def report(self) -> Path:
+        """The page about the run, ``report.html`` in its folder, made if it is missing.
+
+        Raises:
+            HftlError: the folder is damaged, or the page cannot be written.
+        """
+        page = self.folder / REPORT
+        return page if page.is_file() else write_report(self.folder)
 
     @property
     def scores(self) -> dict[str, float]:

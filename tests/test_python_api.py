@@ -34,7 +34,7 @@ def texts(tmp_path: Path, rows: int = 40) -> hftl.Recipe:
 
 
 def run_of(recipe: Any, **options: Any) -> hftl.Run:
-    made = hftl.run(recipe, **{"out": "run", "quiet": True, **options})
+    made = hftl.run(recipe, **{"out": "run", "quiet": True, "report": False, **options})
     assert made is not None
     return made
 

@@ -67,7 +67,7 @@ def test_the_same_rows_are_the_same_data(form: str, tmp_path: Path):
 def test_features_of_a_file_serve_the_frame_with_the_same_rows(tmp_path: Path, cli: Cli):
     backbone = str(tiny.save("bert", tmp_path / "backbone"))
     first = hftl.features(hftl.Recipe(backbone=backbone, data=as_files(tmp_path)), quiet=True)
-    run = hftl.run(hftl.Recipe(backbone=backbone, data=FORMS["pandas"]()), out="run", quiet=True)
+    run = hftl.run(hftl.Recipe(backbone=backbone, data=FORMS["pandas"]()), out="run", quiet=True, report=False)
     assert run is not None
     assert run.metrics["features"] | {"space": None} == {"rows": 20, "computed": 0, "reused": 20, "space": None} | {
         "truncated": 0
