@@ -29,6 +29,7 @@ from hftl.frozen.recipe import inputs_of, probe_of, stored_features, view_of
 from hftl.frozen.view import Pooling
 from hftl.hub.client import staying_offline
 from hftl.methods import Head
+from hftl.metric_functions import add_own_metrics
 from hftl.metrics import evaluate_predictions
 from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
 from hftl.plugins.registry import add_metrics
@@ -43,7 +44,6 @@ from hftl.runs.folder import RunFolder, writing
 from hftl.runs.judgement import judgements
 from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
-from hftl.scoring import add_own_metrics
 from hftl.scout.layers import layers
 from hftl.terminal import Terminal
 from hftl.wording import named_error

@@ -18,9 +18,9 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from hftl.errors import HftlError, RecipeError
 from hftl.methods import METHODS, Head, Method, Options
+from hftl.metric_functions import MetricLike, check_metrics
 from hftl.plugins.manager import plugins
 from hftl.rowrefs import RowRef
-from hftl.scoring import MetricLike, check_metrics
 from hftl.tasks import Task
 from hftl.wording import close_matches, did_you_mean, named_error, suggest
 
@@ -56,7 +56,7 @@ class Recipe(Options):
         drop: rows to leave out: a csv file of them, as ``hftl audit --export`` writes it, which is read at once, so
             that a run's record names the rows themselves.
         metrics: functions that are computed beside hftl's own metrics, on the test split: ``function(y_true, y_pred)``
-            or ``function(logits, labels, task)``, told apart by these names; see `hftl.scoring`.
+            or ``function(logits, labels, task)``, told apart by these names; see `hftl.metric_functions`.
     """
 
     backbone: str

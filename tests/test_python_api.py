@@ -6,6 +6,8 @@ import functools
 import json
 import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -56,10 +58,11 @@ def test_a_run_is_in_the_hand_and_can_be_opened_again(tmp_path: Path, monkeypatc
     assert repr(made) == f"Run('run', accuracy {right:.4f})"
     # It is its folder's path, so whatever takes a run's folder takes it.
     assert os.fspath(made) == "run"
-    first = [pair["label"] for pair in hftl.predictions(made, ["the cat sat"])]
-    assert [pair["label"] for pair in hftl.predictions(made.model, ["the cat sat"])] == first
     assert hftl.load(made).label_names == made.model.label_names == ["birds", "cats", "dogs"]
     assert hftl.evaluate(made, str(tmp_path / "texts.csv"), quiet=True)["accuracy"] > 0
+    assert not Path("run/report.html").exists()
+    assert made.report() == Path("run/report.html")
+    assert made.report().stat().st_size > 10_000
 
 
 def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path):
@@ -312,3 +315,19 @@ def test_long_tables_are_cut_in_a_notebook_and_whole_in_a_frame():
     assert "and 70 more: to_pandas() has all" in seen.text
     assert unprintable(seen.text) == []
     assert "d1d1" not in seen.text
+
+
+def test_hftl_brings_what_it_names_and_nothing_before():
+    code = """
+import sys, hftl
+heavy = {"torch", "transformers", "pandas", "matplotlib", "sklearn", "datasets"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+hftl.Recipe(backbone="x", data="y.csv")
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+try:
+    hftl.compute_features
+except AttributeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "module 'hftl' has no attribute 'compute_features'\n"

@@ -131,6 +131,7 @@ def test_it_is_cloned_and_pickled_without_a_model(bert: str, rows: pd.DataFrame)
     np.testing.assert_array_equal(again.transform(rows["text"]), fitted.transform(rows["text"]))
     assert clone(fitted).get_params() == fitted.get_params()
     assert "mean" in repr(fitted)
+    assert hftl.sklearn.FrozenFeatures is FrozenFeatures
 
 
 def test_its_output_has_names_and_can_be_a_frame(bert: str, rows: pd.DataFrame):

@@ -249,28 +249,28 @@ def cells_to_arrow(values: Iterable[Any]) -> pa.ChunkedArray:
     cells = [_plain_cell(value) for value in values]
     if (row := _first_odd(cells)) is not None:
         raise _CellError(row, f"{one_line(repr(cells[row]), 60)} cannot stand in one column with the values before it")
-    return _column(cells)
+    return _column_of_cells(cells)
 
 
-def _column(cells: list[Any]) -> pa.ChunkedArray:
+def _column_of_cells(cells: list[Any]) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(cells, from_pandas=True)])
 
 
 def _first_odd(cells: list[Any]) -> int | None:
     """The first cell that no column can hold together with those before it; None if there is none."""
-    if _fits(cells):
+    if _makes_a_column(cells):
         return None
     # The column of the first `good` cells fits, that of the first `bad` ones does not.
     good, bad = 0, len(cells)
     while bad - good > 1:
         middle = (good + bad) // 2
-        good, bad = (middle, bad) if _fits(cells[:middle]) else (good, middle)
+        good, bad = (middle, bad) if _makes_a_column(cells[:middle]) else (good, middle)
     return good
 
 
-def _fits(cells: list[Any]) -> bool:
+def _makes_a_column(cells: list[Any]) -> bool:
     try:
-        _column(cells)
+        _column_of_cells(cells)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         return False
     return True

@@ -13,10 +13,10 @@ from accelerate import PartialState
 from hftl._version import __version__
 from hftl.backbones.protocol import Backbone
 from hftl.data import Data
+from hftl.metric_functions import qualified_name
 from hftl.plugins.spec import BackboneSpec
 from hftl.recipes import Recipe
 from hftl.runs.record import BackboneRecord, DataRecord, RunRecord
-from hftl.scoring import qualified_name
 
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "safetensors", "numpy")
 

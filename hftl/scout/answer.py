@@ -37,7 +37,7 @@ class Answer:
         """Its table; a number with an interval has the columns ``NAME``, ``NAME_low`` and ``NAME_high``."""
         import pandas as pd
 
-        return pd.DataFrame([_numbers_of(row) for row in self._rows()])
+        return pd.DataFrame([_flat(row) for row in self._rows()])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self._rows())} {self.table}: {shortened(printable(self.advice), 200)!r})"
@@ -45,7 +45,7 @@ class Answer:
     def _repr_html_(self) -> str:
         rows = self._rows()
         more = [f"and {len(rows) - SHOWN_ROWS:,} more: to_pandas() has all"] if len(rows) > SHOWN_ROWS else []
-        shown = [_words_of(row) for row in rows[:SHOWN_ROWS]]
+        shown = [_spelt(row) for row in rows[:SHOWN_ROWS]]
         return html_table(shown, below=[*more, self.advice, getattr(self, "command", "")])
 
     def _rows(self) -> Sequence[Any]:
@@ -53,7 +53,7 @@ class Answer:
         return rows
 
 
-def _numbers_of(row: Any) -> dict[str, Any]:
+def _flat(row: Any) -> dict[str, Any]:
     """A row's fields, those of its parts beside them."""
     made: dict[str, Any] = {}
     for name, value in _shown_fields(row):
@@ -61,20 +61,20 @@ def _numbers_of(row: Any) -> dict[str, Any]:
             rest = {f"{name}_{key}": each for key, each in _shown_fields(value) if key != "value"}
             made |= {name: value.value, **rest}
         elif is_dataclass(value):
-            made |= {f"{name}_{key}": each for key, each in _numbers_of(value).items()}
+            made |= {f"{name}_{key}": each for key, each in _flat(value).items()}
         else:
             made[name] = value
     return made
 
 
-def _words_of(row: Any) -> dict[str, Any]:
+def _spelt(row: Any) -> dict[str, Any]:
     """A row's fields for a person: an interval in one cell, no digests."""
     made: dict[str, Any] = {}
     for name, value in _shown_fields(row):
         if isinstance(value, Interval):
             made[name] = str(value)
         elif is_dataclass(value):
-            made |= {f"{name} {key}": each for key, each in _words_of(value).items()}
+            made |= {f"{name} {key}": each for key, each in _spelt(value).items()}
         elif not isinstance(value, (list, dict)) and name != "digest":
             made[name] = value
     return {name.replace("_", " "): value for name, value in made.items()}

@@ -110,7 +110,7 @@ def add_own_metrics(
             if "y_true" in known:
                 given = dict(zip(("y_true", "y_pred"), _decided(logits, labels, task, thresholds), strict=True))
             made = function(**{each: given[each] for each in known})
-            named = {str(key): float(value) for key, value in _by_name(made, name).items()}
+            named = {str(key): float(value) for key, value in _as_named_values(made, name).items()}
         except (Exception, SystemExit) as error:
             problems.append(f"metric {name!r} failed, so its value is missing: {named_error(error)}")
             named = {name: math.nan}
@@ -122,7 +122,7 @@ def add_own_metrics(
     return problems
 
 
-def _by_name(made: Any, name: str) -> Mapping[str, Any]:
+def _as_named_values(made: Any, name: str) -> Mapping[str, Any]:
     return made if isinstance(made, Mapping) else {name: made}
 
 
