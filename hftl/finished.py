@@ -7,14 +7,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hftl.errors import HftlError
 from hftl.export.loaded import LoadedModel
 from hftl.notebook import html_table
 from hftl.predict import load
 from hftl.report.page import REPORT, write_report
 from hftl.runs.folder import RunFolder
 from hftl.runs.record import RunRecord
+from hftl.wording import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,8 +68,16 @@ class Run(os.PathLike[str]):
 
     @property
     def predictions(self) -> pd.DataFrame:
-        """A line for each row of the test split: ``row``, ``label``, ``prediction``, and for classes ``scores``."""
-        frame: pd.DataFrame = pq.read_table(self.folder / "predictions.parquet").to_pandas()
+        """A line for each row of the test split: ``row``, ``label``, ``prediction``, and for classes ``scores``.
+
+        Raises:
+            HftlError: the file is missing or damaged.
+        """
+        file = self.folder / "predictions.parquet"
+        try:
+            frame: pd.DataFrame = pq.read_table(file).to_pandas()
+        except (OSError, pa.ArrowException) as error:
+            raise HftlError(f"{file} is damaged ({one_line(error, 100)}); run it again") from error
         return frame
 
     @cached_property
@@ -94,8 +105,8 @@ class Run(os.PathLike[str]):
         return {name: value for name, value in self.metrics["eval"].items() if isinstance(value, float)}
 
     def __repr__(self) -> str:
-        (name, value), *_ = self.scores.items()
-        return f"Run({str(self.folder)!r}, {name} {value:.4f})"
+        first = [f", {name} {value:.4f}" for name, value in self.scores.items()][:1]
+        return f"Run({str(self.folder)!r}{''.join(first)})"
 
     def _repr_html_(self) -> str:
         record, metrics = self.record, self.metrics

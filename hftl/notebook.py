@@ -11,6 +11,8 @@ from hftl.wording import printable
 # Inherited colours alone, so that a dark notebook stays dark; Jupyter, Colab and VS Code all keep inline styles.
 _CELL = "padding:0.15em 1em 0.15em 0;text-align:"
 _FAINT = "opacity:0.8"
+# Characters of a cell that are not folded: an interval, a name.
+_NARROW = 30
 
 
 def as_html(text: object) -> str:
@@ -22,11 +24,12 @@ def html_table(rows: Sequence[Mapping[str, Any]], title: str = "", below: Sequen
     """A table as HTML.
 
     Args:
-        rows: cells by column; the first row names the columns. Columns of numbers stand to the right.
+        rows: cells by column; the first row names the columns. Columns of numbers stand to the right, and one without
+            anything in it is left out.
         title: a line above it.
         below: lines below it.
     """
-    columns = list(rows[0]) if rows else []
+    columns = [name for name in (rows[0] if rows else ()) if any(row[name] not in (None, "") for row in rows)]
     sides = {name: "right" if all(_is_number(row[name]) for row in rows) else "left" for name in columns}
     head = _line("th", {name: name for name in columns}, sides)
     body = "".join(_line("td", {name: _shown(row[name]) for name in columns}, sides) for row in rows)
@@ -38,7 +41,10 @@ def html_table(rows: Sequence[Mapping[str, Any]], title: str = "", below: Sequen
 
 
 def _line(kind: str, cells: Mapping[str, object], sides: Mapping[str, str]) -> str:
-    shown = [f'<{kind} style="{_CELL}{sides[name]}">{as_html(cell)}</{kind}>' for name, cell in cells.items()]
+    shown = []
+    for name, cell in cells.items():
+        keep = ";white-space:nowrap" if len(str(cell)) <= _NARROW else ""
+        shown.append(f'<{kind} style="{_CELL}{sides[name]}{keep}">{as_html(cell)}</{kind}>')
     return f"<tr>{''.join(shown)}</tr>"
 
 
@@ -48,5 +54,7 @@ def _is_number(value: object) -> bool:
 
 def _shown(value: object) -> object:
     if isinstance(value, float):
-        return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
+        return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "" if value is None else f"{value:,}" if _is_number(value) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -229,7 +230,8 @@ def split_inputs(source: RawData, split: SplitName, columns: Sequence[str], want
     cells = [part.column(name, split) for name in columns]
     if wants == "file":
         files = Files(cells[0], part.names, root=source.root, folders=part.folders, within=source.within, index=rows)
-        _check_some_exist(files, split)
+        start = "the working folder" if source.root == Path() else "the folder of the data file"
+        _check_some_exist(files, split, start)
         return files
     if part.names is None:  # a folder of text files
         files = Files(cells[0], root=source.root, index=rows)
@@ -248,13 +250,13 @@ def _read_text(files: Files, row: int) -> str:
     return decode_text(files.read(row), files.name(row))
 
 
-def _check_some_exist(files: Files, split: SplitName) -> None:
+def _check_some_exist(files: Files, split: SplitName, start: str) -> None:
     """Refuse paths that all start from the wrong folder; a single missing file is met when it is read."""
     paths: list[Any] = [files.path(row) for row in range(min(len(files), 20))]
     if paths and all(path is not None and not path.is_file() for path in paths):
         raise DataError(
             f"{files.name(0)}: no file {paths[0]}, and none of the next ones in the {split} split: "
-            f"paths must start from the folder of the data file"
+            f"paths must start from {start}"
         )
 
 

@@ -30,7 +30,6 @@ WAYS = (
 INPUT, LABEL = {"text": TEXT_NAMES[0], "file": FILE_NAMES[0]}, LABEL_NAMES[0]
 PAIR = PAIR_NAMES[0]
 
-
 Kind = Literal["reference", "datasets", "frame", "pairs", "splits"]
 
 
@@ -152,6 +151,8 @@ def _of_frame(frame: Any, name: str) -> RawSplit:
             columns[column] = plain_column(_arrow_of(series))
         except _CellError as error:
             unusable[column] = f"{name} row {error.row + 1}, column {column!r}: {error.why}"
+        except _NO_COLUMN as error:
+            unusable[column] = f"{name}: column {column!r} of {series.dtype} cannot be read: {one_line(error, 120)}"
     table = pa.table(columns) if columns else pa.table({"": pa.nulls(len(frame))})
     return RawSplit(table, RowNames([(name, len(frame))]), unusable=unusable)
 
@@ -231,6 +232,10 @@ def _input_kind(value: object) -> str | None:
 # ── cells ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+# What pyarrow raises of values that fit no column.
+_NO_COLUMN = (pa.ArrowException, TypeError, ValueError, OverflowError)
+
+
 class _CellError(Exception):
     """A cell that fits no Arrow column."""
 
@@ -247,33 +252,30 @@ def cells_to_arrow(values: Iterable[Any]) -> pa.ChunkedArray:
         _CellError: a value is of another kind than those before it.
     """
     cells = [_plain_cell(value) for value in values]
-    if (row := _first_odd(cells)) is not None:
-        raise _CellError(row, f"{one_line(repr(cells[row]), 60)} cannot stand in one column with the values before it")
-    return _column_of_cells(cells)
+    try:
+        return _column_of_cells(cells)
+    except _NO_COLUMN as error:
+        row = _first_odd(cells)
+        why = f"{one_line(repr(cells[row]), 60)} cannot stand in one column with the values before it"
+        raise _CellError(row, why) from error
 
 
 def _column_of_cells(cells: list[Any]) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(cells, from_pandas=True)])
 
 
-def _first_odd(cells: list[Any]) -> int | None:
-    """The first cell that no column can hold together with those before it; None if there is none."""
-    if _makes_a_column(cells):
-        return None
-    # The column of the first `good` cells fits, that of the first `bad` ones does not.
+def _first_odd(cells: list[Any]) -> int:
+    """The first of some cells that no column can hold together with those before it."""
+    # The column of the first `good` cells can be made, that of the first `bad` ones cannot.
     good, bad = 0, len(cells)
     while bad - good > 1:
         middle = (good + bad) // 2
-        good, bad = (middle, bad) if _makes_a_column(cells[:middle]) else (good, middle)
+        try:
+            _column_of_cells(cells[:middle])
+            good = middle
+        except _NO_COLUMN:
+            bad = middle
     return good
-
-
-def _makes_a_column(cells: list[Any]) -> bool:
-    try:
-        _column_of_cells(cells)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        return False
-    return True
 
 
 def _plain_cell(value: Any) -> Any:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Rows of a table that a notebook shows; `Answer.to_pandas` has all of them.
-SHOWN_ROWS = 30
+SHOWN_ROWS = 20
 
 
 class Answer:
