@@ -87,7 +87,8 @@ class Predictions:
 
 
 def _matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    flat = np.asarray(column.combine_chunks().flatten(), dtype=np.float32)
+    # A copy: what Arrow holds cannot be written to, which torch warns of.
+    flat = np.array(column.combine_chunks().flatten(), dtype=np.float32)
     return flat.reshape(-1, width)
 
 
