@@ -43,6 +43,9 @@ class FrozenFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     store, so none is computed twice, in whatever fold, process or program it stands. A pickle holds no model: it holds
     the parameters, by which the features are found, or computed, where it is opened.
 
+    Rows are a list, an array (n,), a Series of pandas or polars, or a DataFrame of one column: texts, paths of files,
+    encoded files (bytes) or pictures of Pillow. Pairs of texts are tuples, an array (n, 2) or two columns.
+
     Args:
         backbone: a registered name, a Hub id ``user/name[@revision]``, or a folder.
         pooling: ``"native"`` for what the model's own head reads, ``"mean"`` or ``"cls"`` for texts.
@@ -52,9 +55,6 @@ class FrozenFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         offline: use only what is on this machine.
         allow_pickle: read weights that are there only as a pickle, as nothing but tensors.
         quiet: print nothing but errors.
-
-    Rows are ``X``, a list, an array (n,), a Series of pandas or polars, or a DataFrame of one column: texts, paths of
-    files, encoded files (bytes) or pictures of Pillow. Pairs of texts are tuples, an array (n, 2) or two columns.
     """
 
     def __init__(
@@ -114,12 +114,12 @@ class FrozenFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _features(self, values: Sequence[Any], only: int | None = None) -> npt.NDArray[np.float32]:
         """The features of all rows, or of the first ones only; all are looked at."""
-        view = View(self.pooling, self.mixed_precision)
         if self.pooling not in ("native", "mean", "cls") or self.mixed_precision not in ("no", "bf16", "fp16"):
             raise RecipeError(
                 f"pooling={self.pooling!r}, mixed_precision={self.mixed_precision!r}: the poolings are native, mean "
                 "and cls, the precisions no, bf16 and fp16"
             )
+        view = View(self.pooling, self.mixed_precision)
         say = Terminal(quiet=self.quiet or not start_processes().is_main_process)
         with quiet_libraries(), staying_offline(self.offline):
             spec = find(self.backbone)
