@@ -165,6 +165,7 @@ def test_pictures_are_given_in_many_ways(form: str, tmp_path: Path):
     ("data", "said"),
     [
         ([("a", 1), ("b", "x")], "list row 2, label: 'x' cannot stand in one column"),
+        ([("a", 1), ("\ud800", 1)], "list row 2, input: '\\ud800' cannot be read: "),
         ([("a", 1), "b"], "list row 2: a pair (input, label) is due, and this is a str"),
         ([("a", 1), ("b", 1, 2)], "list row 2: a pair (input, label) is due, and this is a tuple of 3"),
         ([("a", 1), (("b", "c"), 1)], "list row 2, input: a pair of texts, where the rows before are each a text"),

@@ -256,8 +256,7 @@ def cells_to_arrow(values: Iterable[Any]) -> pa.ChunkedArray:
         return _column_of_cells(cells)
     except _NO_COLUMN as error:
         row = _first_odd(cells)
-        why = f"{one_line(repr(cells[row]), 60)} cannot stand in one column with the values before it"
-        raise _CellError(row, why) from error
+        raise _CellError(row, f"{one_line(repr(cells[row]), 60)} {_why_odd(cells[row])}") from error
 
 
 def _column_of_cells(cells: list[Any]) -> pa.ChunkedArray:
@@ -276,6 +275,14 @@ def _first_odd(cells: list[Any]) -> int:
         except _NO_COLUMN:
             bad = middle
     return good
+
+
+def _why_odd(cell: Any) -> str:
+    try:
+        _column_of_cells([cell])
+    except _NO_COLUMN as error:
+        return f"cannot be read: {one_line(error, 100)}"
+    return "cannot stand in one column with the values before it"
 
 
 def _plain_cell(value: Any) -> Any:
