@@ -54,7 +54,9 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
         hub.user("me", TOKEN)
         add_usual(hub, content)
         add_dinov2(hub, content / "dinov2")
-        environment = hub.environment(folder, TOKEN, PYTHONPATH=os.environ.get("PYTHONPATH", str(ROOT)))
+        # What opens a page in a browser opens none here.
+        given = {"PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT)), "BROWSER": "true"}
+        environment = hub.environment(folder, TOKEN, **given)
         with Warm(installed, environment, programs) as running:
             # `pip install -e FOLDER`, into the reader's own folder and without an index.
             pip = running.programs / "pip"
