@@ -23,6 +23,7 @@ class LinearOptions:
     calibrate: bool
     tolerance: float
     seed: int
+    groups: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from hftl.errors import ConvergenceError, DataError
 from hftl.heads.basis import Basis, default_strengths, fit_basis
-from hftl.heads.calibration import calibration_report
+from hftl.heads.calibration import calibration_report, fit_temperature
 from hftl.heads.fit import HeadFit, LinearOptions
 from hftl.heads.folds import task_folds
 from hftl.heads.objective import EVERY_ROW, NO_FOLD, FoldRows, Objective
-from hftl.heads.path import Candidate, HeldOut, held_out_logits, solve, walk
+from hftl.heads.path import PATH_TOLERANCE, Candidate, HeldOut, held_out_logits, solve, walk
 from hftl.heads.selection import best_thresholds, choose, f1_scores
 from hftl.tasks import Link
 
@@ -92,15 +92,16 @@ def fit_logistic(
 
 
 def held_out_logistic(
-    features: Tensor, labels: Tensor, weights: Tensor, options: LinearOptions
+    features: Tensor, labels: Tensor, weights: Tensor, options: LinearOptions, parts: int
 ) -> tuple[Tensor, Tensor, float]:
-    """Logits of training rows by heads that have not seen them, at the strength that these folds choose.
+    """Logits of training rows by heads that have not seen them, at the strength that the folds choose.
 
     Args:
         features: (n, dim), on the device where to compute, as all the rest.
         labels: (n,) classes or (n, num_labels) zeros and ones.
         weights: (n, 1) or (n, num_labels) float64, no row of zeros.
         options: what to solve, and how to choose.
+        parts: of each fold; a head that judges one of them has seen the others.
 
     Returns:
         The rows that are in a fold, int64 (m,); their logits, float32 (m, num_labels), in which what has no training
@@ -113,10 +114,43 @@ def held_out_logistic(
     chosen, _ = _choose_strength(problem, options)
     if chosen is None:
         raise DataError("labels: no class has two rows, so no row can be held out")
-    learnt = held_out_logits(_folded(problem, chosen), chosen.heads, problem.held_out) / chosen.temperature
-    logits = problem.learnable.bias.float().repeat(len(learnt), 1)
-    logits[:, problem.learnable.index] = learnt
-    return problem.held_out.index, logits, chosen.strength
+    learnable, index = problem.learnable, problem.held_out.index
+    if parts == 1:
+        learnt = held_out_logits(_folded(problem, chosen), chosen.heads, problem.held_out) / chosen.temperature
+    else:
+        labels, weights = _restrict(labels, weights, learnable, problem.link)
+        link, basis, folds = problem.link, problem.basis, problem.folds
+        del problem  # its rows, transformed, are as large as the features, and are now dealt anew
+        learnt = _judged_in_parts((features, labels, weights), (link, basis, folds), chosen, options, parts)
+    logits = learnable.bias.float().repeat(len(learnt), 1)
+    logits[:, learnable.index] = learnt
+    return index, logits, chosen.strength
+
+
+def _judged_in_parts(
+    training: tuple[Tensor, Tensor, Tensor],
+    problem: tuple[Link, Basis, Tensor],
+    chosen: Candidate,
+    options: LinearOptions,
+    parts: int,
+) -> Tensor:
+    """Logits (m, outputs) of rows in a fold, each by a head that has seen all but its part of the fold."""
+    (features, labels, weights), (link, basis, folds) = training, problem
+    outputs = chosen.heads.shape[1] // (basis.rank + 1)
+    fine = task_folds(labels, options.task, parts * options.folds, options.seed, options.groups)
+    fine[folds == NO_FOLD] = NO_FOLD
+    rows = FoldRows(features, labels, weights, fine, basis, columns=outputs * options.folds)
+    index = torch.nonzero(fine != NO_FOLD).flatten()
+    held_out = HeldOut(index, labels[index], weights[index], fine[index])
+    logits = torch.zeros(len(index), outputs, device=labels.device)
+    place = {fold: head for head, fold in enumerate(torch.unique(folds[index]).tolist())}
+    # As many heads at once as before, which bounds the solver's memory.
+    for some in torch.split(torch.unique(held_out.folds), options.folds):
+        # From a head that has not seen these rows either: none must reach the solution by where it began.
+        start = chosen.heads[[place[fold % options.folds] for fold in some.tolist()]].double()
+        objective = Objective(rows, link, outputs, chosen.strength, some)
+        logits += held_out_logits(objective, solve(objective, start, PATH_TOLERANCE).x, held_out)
+    return logits / fit_temperature(logits, held_out.targets, held_out.weights, link)
 
 
 @dataclass(frozen=True)
@@ -156,7 +190,7 @@ def _pose(
     outputs = len(learnable.index)
     labels, weights = _restrict(labels, weights, learnable, link)
     if validation is None:
-        folds = task_folds(labels, options.task, options.folds, options.seed)
+        folds = task_folds(labels, options.task, options.folds, options.seed, options.groups)
     else:
         folds = torch.full((len(labels),), NO_FOLD, device=labels.device)
     # From training rows alone: a validation split must not have a say in what it judges.
