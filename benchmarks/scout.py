@@ -1,6 +1,6 @@
 """The scout's claims, measured: coverage of its intervals, false differences, seconds and memory of its answers.
 
-python benchmarks/scout.py coverage            200 simulated problems whose truth is known (about five minutes)
+python benchmarks/scout.py coverage            200 simulated problems whose truth is known (minutes)
 python benchmarks/scout.py seconds [DATA]      each answer on stored features (2,000 rows; audit: all)
 """
 
@@ -27,45 +27,56 @@ from transformers import AutoConfig, AutoModelForImageClassification
 import hftl
 from hftl import samples
 from hftl.heads import fit_linear
+from hftl.metrics.resampled import resampled_metric
 from hftl.scout.probe import compare, linear_probe
 from hftl.tasks import Task
 
-CLASSES, FRESH = 3, 20_000
+FRESH = 20_000
 
 
-def drawn(rows: int, means: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gaussian classes around their means."""
-    labels = torch.randint(0, len(means), (rows,), generator=generator)
-    return means[labels] + torch.randn(rows, means.shape[1], generator=generator), labels
+def drawn(rows: int, classes: int, means: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    """Gaussian classes around their means, seen by two backbones; without classes one number of the first one's."""
+    labels = torch.randint(0, max(classes, 1), (rows,), generator=generator)
+    one, other = (means[labels] + torch.randn(rows, means.shape[1], generator=generator) for _ in range(2))
+    if classes:
+        return one, other, labels
+    return one, other, one @ means[0, :, None] + torch.randn(rows, 1, generator=generator)
 
 
-def coverage(problems: int, rows: int, width: int) -> None:
-    """How often the interval holds the head's accuracy on fresh rows, and equal backbones are called different."""
+def coverage(problems: int, rows: int, width: int, classes: int) -> None:
+    """How often the interval holds the score of the run's head on fresh rows, and equal backbones are called different.
+
+    Two backbones see the same classes, each under noise of its own, so neither is better.
+    """
     # The classes are as far apart in any number of dimensions.
-    apart = 0.6 * (20 / width) ** 0.5
-    held, widths, different, naive = 0, [], 0, 0
+    apart, task = 0.6 * (20 / width) ** 0.5, Task.SINGLE_LABEL if classes else Task.REGRESSION
+    held: list[bool] = []
+    widths, errors, p_values, plain = [], [], [], []
     for seed in range(problems):
         generator = torch.Generator().manual_seed(seed)
-        means = apart * torch.randn(CLASSES, width, generator=generator)
-        features, labels = drawn(rows, means, generator)
-        fresh, truth = drawn(FRESH, means, generator)
-        # A second backbone of the same worth: the same classes under noise of its own.
-        twin = means[labels] + torch.randn(rows, width, generator=generator)
-        options = {"task": Task.SINGLE_LABEL, "num_labels": CLASSES, "folds": 5, "seed": seed}
-        one, other = linear_probe(features, labels, **options), linear_probe(twin, labels, **options)
-        head = fit_linear(features, labels, task="single_label", num_labels=CLASSES, calibrate=False, seed=seed)
-        accuracy = float((head.logits(fresh).argmax(1) == truth).double().mean())
-        held += one.interval.low <= accuracy <= one.interval.high
-        widths.append(one.interval.high - one.interval.low)
-        different += compare(one, other, 5).p < 0.05
-        plain = one.draws - other.draws
-        naive += np.quantile(plain, 0.025) > 0 or np.quantile(plain, 0.975) < 0
-    print(f"{problems} problems of {rows} rows, {width} features, {CLASSES} classes")
-    print(
-        f"95 % interval holds the accuracy on fresh rows     {held / problems:.1%} (mean width {np.mean(widths):.3f})"
-    )
-    print(f"equal backbones called different                   {different / problems:.1%}")
-    print(f"the same without the correction for shared folds   {naive / problems:.1%}")
+        means = apart * torch.randn(max(classes, 1), width, generator=generator)
+        *known, labels = drawn(rows, classes, means, generator)
+        *fresh, truth = drawn(FRESH, classes, means, generator)
+        how = {"task": task, "num_labels": max(classes, 1), "seed": seed}
+        scores = []
+        for features, unseen in list(zip(known, fresh, strict=True))[: 2 if classes else 1]:
+            scores.append(linear_probe(features, labels, folds=5, **how))
+            logits = fit_linear(features, labels, **how).logits(unseen)
+            value = resampled_metric(task, logits.numpy(), truth.numpy(), np.ones((1, FRESH)))[0]
+            interval = scores[-1].interval
+            held.append(interval.low <= value <= interval.high)
+            widths.append(interval.high - interval.low)
+            errors.append(interval.value - value)
+        if classes:
+            p_values.append(compare(*scores).p)
+            low, high = np.quantile(scores[0].draws - scores[1].draws, [0.025, 0.975])
+            plain.append(low > 0 or high < 0)
+    print(f"{problems} problems of {rows} rows, {width} features, {classes or 'no'} classes")
+    print(f"95 % interval holds the score on fresh rows       {np.mean(held):.1%} (mean width {np.mean(widths):.3f})")
+    print(f"score above that on fresh rows                    {np.mean(errors):+.4f}")
+    if classes:
+        print(f"equal backbones called different                  {np.mean(np.array(p_values) < 0.05):.1%}")
+        print(f"the same by the rows alone                        {np.mean(plain):.1%}")
 
 
 def seconds(data: str, backbone: str, pooling: str) -> None:
@@ -143,9 +154,7 @@ def agreement(data: str, backbone: str, pooling: str) -> None:
         print(f"depth {one.depth:2}   all rows {one.probe}   a quarter {other.probe}")
     pairs = [(one, other) for one, other in itertools.combinations(range(len(whole.depths)), 2)]
     sure = [
-        (one, other)
-        for one, other in pairs
-        if compare(whole.depths[one].score, whole.depths[other].score, whole.folds).p < 0.05
+        (one, other) for one, other in pairs if compare(whole.depths[one].score, whole.depths[other].score).p < 0.05
     ]
     thirds = [pair for pair in pairs if all((k + 1) % 3 == 0 for k in pair)]
     for what, chosen in (
@@ -177,9 +186,10 @@ if __name__ == "__main__":
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--width", type=int, default=20)
+    parser.add_argument("--classes", type=int, default=3, help="of the simulated problems; 0 for a regression")
     asked = parser.parse_args()
     answers = {
-        "coverage": lambda: coverage(asked.problems, asked.rows, asked.width),
+        "coverage": lambda: coverage(asked.problems, asked.rows, asked.width, asked.classes),
         "memory": lambda: memory(asked.data, asked.backbone, asked.pooling),
         "seconds": lambda: seconds(asked.data, asked.backbone, asked.pooling),
         "noise": noise,

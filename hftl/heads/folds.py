@@ -30,7 +30,7 @@ def task_folds(labels: Tensor, task: Task, folds: int, seed: int, groups: Tensor
 
 
 def _with_every_class_in_sight(folds: Tensor, labels: Tensor) -> Tensor:
-    """Folds from which rows are taken that are all there is of their class, so that every head trains on every class."""
+    """Folds without the rows that are all there is of their class, so that every head trains on every class."""
     classes, count = torch.unique(labels, return_inverse=True)[1], int(folds.max()) + 1
     if count == 0:
         return folds
