@@ -1,6 +1,8 @@
 """The scout's claims, measured: coverage of its intervals, false differences, seconds and memory of its answers.
 
 python benchmarks/scout.py coverage            200 simulated problems whose truth is known (minutes)
+python benchmarks/scout.py threads             small heads, as they are solved and by two threads
+python benchmarks/scout.py memory [DATA]       peak memory of each answer on stored features
 python benchmarks/scout.py seconds [DATA]      each answer on stored features (2,000 rows; audit: all)
 """
 
@@ -27,6 +29,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 import hftl
 from hftl import samples
 from hftl.heads import fit_linear
+from hftl.heads import threads as heads_threads
 from hftl.metrics.resampled import resampled_metric
 from hftl.scout.probe import compare, linear_probe
 from hftl.tasks import Task
@@ -103,7 +106,13 @@ def seconds(data: str, backbone: str, pooling: str) -> None:
 
 
 def memory(data: str, backbone: str, pooling: str) -> None:
-    """Peak memory of an answer on all rows above that of a process which has answered once, each in a process."""
+    """Peak memory of an answer on all stored rows above that of a process which has answered once."""
+    recipe = hftl.Recipe(backbone=backbone, data=data, method=hftl.Head(pooling=pooling))
+    stored = hftl.compute_features(recipe, quiet=True).of("train")[0]
+    print(
+        f"features of the training rows: {stored.nbytes / 2**20:.0f} MB, {torch.get_num_threads()} threads", flush=True
+    )
+    hftl.transfer(recipe, seeds=1, subset=200, quiet=True)
     for name in ("rank", "audit", "transfer", "curve"):
         code = f"""
 import resource, hftl
@@ -111,9 +120,26 @@ recipe = hftl.Recipe(backbone={backbone!r}, data={data!r}, method=hftl.Head(pool
 hftl.rank(recipe, [recipe.backbone], subset=200, quiet=True)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 hftl.{name}(recipe, {"[recipe.backbone], " if name == "rank" else ""}quiet=True)
-print("{name}: +", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, "MB")
+print("{name}: +", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, "MB", flush=True)
 """
         subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def threads() -> None:
+    """How much longer small cross-validations take with two threads at every product than as they are solved."""
+    torch.set_num_threads(2)
+    worth = heads_threads.WORTH_THREADS
+    for rows, width, classes in ((100, 20, 3), (300, 20, 3), (300, 192, 10)):
+        features, _, labels = drawn(rows, classes, torch.randn(classes, width), torch.Generator().manual_seed(0))
+        taken: dict[str, list[float]] = {"as it is": [], "two threads": []}
+        for _ in range(3):
+            for name, least in (("as it is", worth), ("two threads", 0)):
+                heads_threads.WORTH_THREADS = least
+                how = {"task": Task.SINGLE_LABEL, "num_labels": classes, "folds": 5, "seed": 0}
+                taken[name].append(timed(lambda f=features, y=labels, h=how: linear_probe(f, y, **h)))
+        ratios = [two / one for one, two in zip(*taken.values(), strict=True)]
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        print(f"{rows} x {width}: two threads take {np.median(ratios):.2f} times as long ({spread})", flush=True)
 
 
 def noise() -> None:
@@ -179,7 +205,7 @@ def timed(work: Callable[[], object]) -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["coverage", "seconds", "memory", "noise", "agreement"])
+    parser.add_argument("what", choices=["coverage", "seconds", "memory", "threads", "noise", "agreement"])
     parser.add_argument("data", nargs="?", default="sample:digits")
     parser.add_argument("--backbone", default="hftl/glyph-vit-tiny")
     parser.add_argument("--pooling", default="native")
@@ -193,6 +219,7 @@ if __name__ == "__main__":
         "memory": lambda: memory(asked.data, asked.backbone, asked.pooling),
         "seconds": lambda: seconds(asked.data, asked.backbone, asked.pooling),
         "noise": noise,
+        "threads": threads,
         "agreement": lambda: agreement(asked.data, asked.backbone, asked.pooling),
     }
     answers[asked.what]()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 # Multiplications of one pass over the rows below which threads wait for one another longer than they work. On a machine
 # that others use, a thread that is not running holds up all others at every product.
-_WORTH_THREADS = 1 << 28
+WORTH_THREADS = 1 << 28
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def threads_for(features: Tensor, columns: int) -> Iterator[None]:
     Sums may differ in the last bits, as they do from one number of threads to another.
     """
     before = torch.get_num_threads()
-    small = features.device.type == "cpu" and before > 1 and features.numel() * columns < _WORTH_THREADS
+    small = features.device.type == "cpu" and before > 1 and features.numel() * columns < WORTH_THREADS
     if small:
         torch.set_num_threads(1)
     try:
