@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hftl.backbones.source import Source
     from hftl.backbones.text import TextBackbone
     from hftl.backbones.vision import ImageBackbone
+    from hftl.convert import OnnxModel, to_onnx
     from hftl.errors import (
         BackboneError,
         BadRowError,
@@ -71,6 +72,7 @@ _HOME = {
     "Layers": "hftl.scout.layers",
     "LoRA": "hftl.methods",
     "LoadedModel": "hftl.export.loaded",
+    "OnnxModel": "hftl.convert",
     "Partial": "hftl.methods",
     "PluginError": "hftl.errors",
     "PretrainedBackbone": "hftl.backbones.pretrained",
@@ -98,6 +100,7 @@ _HOME = {
     "rank": "hftl.scout.rank",
     "recipe": "hftl.recipes",
     "run": "hftl.pipeline",
+    "to_onnx": "hftl.convert",
     "transfer": "hftl.scout.transfer",
     "write_features": "hftl.frozen.matrix",
 }
@@ -125,6 +128,7 @@ __all__ = [
     "Layers",
     "LoRA",
     "LoadedModel",
+    "OnnxModel",
     "Partial",
     "PluginError",
     "PretrainedBackbone",
@@ -152,6 +156,7 @@ __all__ = [
     "rank",
     "recipe",
     "run",
+    "to_onnx",
     "transfer",
     "write_features",
 ]

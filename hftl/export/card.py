@@ -156,6 +156,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "problem_type": task.problem_type,
         "example": _example(tag, task, len(names), len(columns.get("inputs", ()))),
         "reading": _reading(task),
+        "onnx_example": '["some text"], ["another text"]' if len(columns.get("inputs", ())) == 2 else '["some text"]',
         "outputs": "Labels" if task.has_classes else "Targets",
         "task": task.words,
         "label_names": names,
@@ -215,7 +216,7 @@ def _reading(task: Task) -> str:
     """What a person does with the logits that an encoder gives."""
     return task.case(
         single_label="[labels[row.argmax()] for row in logits]",
-        multi_label="[{labels[i]: 1 / (1 + exp(-x)) for i, x in enumerate(row)} for row in logits]",
+        multi_label="[dict(zip(labels, row)) for row in 1 / (1 + np.exp(-logits))]",
         regression="logits",
     )
 
