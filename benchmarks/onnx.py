@@ -48,10 +48,9 @@ def main() -> None:
         print(f"{run} | torch | {one.bytes_before / 1e6:.1f} | {speeds['torch']:.0f} | 1 | {one.before:.4f} | |")
         for name, each in made.items():
             change = f"{each.change.value:+.4f} ({each.change.low:+.4f} to {each.change.high:+.4f})"
-            print(
-                f"{run} | {name} | {each.bytes / 1e6:.1f} | {speeds[name]:.0f} | {speeds[name] / speeds['torch']:.2f} | "
-                f"{each.after:.4f} | {change} | {each.largest_difference:.2g}"
-            )
+            speed = f"{speeds[name]:.0f} | {speeds[name] / speeds['torch']:.2f}"
+            worth = f"{each.after:.4f} | {change} | {each.largest_difference:.2g}"
+            print(f"{run} | {name} | {each.bytes / 1e6:.1f} | {speed} | {worth}")
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hftl.backbones.files import ONNX, is_onnx_folder
 from hftl.backbones.protocol import Backbone
 from hftl.data import Data, Split, Texts
 from hftl.errors import BadRowError, DataError, HftlError, UserError
 from hftl.export.card import write_card
 from hftl.export.loaded import LoadedModel
-from hftl.export.onnx import MODEL, ONNX_FOLDERS, OnnxNetwork, check_libraries, quantize, write_facts, write_onnx
+from hftl.export.onnx import ONNX_FOLDERS, OnnxNetwork, check_libraries, quantize, write_facts, write_onnx
 from hftl.frozen.recipe import data_of
 from hftl.hub.client import staying_offline
 from hftl.intervals import Difference, difference, resamples
@@ -108,7 +109,7 @@ def to_onnx(
         try:
             # As its files have it: the model that is asked multiplies by operations that only torch knows.
             plain, _ = model.backbone.load_trained()
-            write_onnx(plain, model.backbone.probes(), draft / MODEL)
+            write_onnx(plain, model.backbone.probes(), draft / ONNX)
             if int8:
                 _store_in_8_bits(draft, _calibration(model.backbone, data))
             model.network.config.save_pretrained(draft)
@@ -131,7 +132,7 @@ def to_onnx(
 
 def _check_target(folder: Path) -> None:
     """Only what an earlier export wrote is replaced."""
-    if folder.exists() and not (folder / MODEL).is_file():
+    if folder.exists() and not is_onnx_folder(folder):
         raise UserError(f"{folder} exists and is no ONNX folder; give another with --out")
 
 
@@ -164,9 +165,9 @@ def _calibration(backbone: Backbone, data: Data) -> list[dict[str, Tensor]]:
 
 
 def _store_in_8_bits(folder: Path, calibration: Sequence[dict[str, Tensor]]) -> None:
-    whole = folder / f"float32-{MODEL}"
-    (folder / MODEL).rename(whole)
-    quantize(whole, folder / MODEL, calibration)
+    whole = folder / f"float32-{ONNX}"
+    (folder / ONNX).rename(whole)
+    quantize(whole, folder / ONNX, calibration)
     whole.unlink()
 
 
@@ -198,7 +199,7 @@ def _side_by_side(
     )
     # A sample may leave the metric undefined; it says nothing.
     change = difference(after - before, np.where(np.isfinite(draws), draws, after - before))
-    files = (*folder.glob(f"{MODEL}*"),)
+    files = (*folder.glob(f"{ONNX}*"),)
     weights = (*run.model.rglob("*.safetensors"),)
     values = evaluate_predictions(task, found.numpy(), labels, model.label_names, model.thresholds)
     made = OnnxModel(

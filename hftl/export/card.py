@@ -216,7 +216,7 @@ def _reading(task: Task) -> str:
     """What a person does with the logits that an encoder gives."""
     return task.case(
         single_label="[labels[row.argmax()] for row in logits]",
-        multi_label="[dict(zip(labels, row)) for row in 1 / (1 + np.exp(-logits))]",
+        multi_label="[dict(zip(labels, row)) for row in np.exp(-np.logaddexp(0, -logits))]",
         regression="logits",
     )
 

@@ -12,10 +12,11 @@ import torch
 from accelerate import PartialState
 
 from hftl.backbones.batching import batch_logits, equal_length_groups, needs_equal_lengths, on_device
+from hftl.backbones.files import is_onnx_folder
 from hftl.backbones.loading import load_backbone
 from hftl.backbones.protocol import Backbone, Encoded
 from hftl.errors import BackboneError, HftlError
-from hftl.export.onnx import MODEL, ONNX_FOLDERS, OnnxNetwork
+from hftl.export.onnx import ONNX_FOLDERS, OnnxNetwork
 from hftl.hub.client import staying_offline
 from hftl.onednn import speed_up
 from hftl.plugins.registry import find
@@ -165,7 +166,7 @@ class LoadedModel:
 
 def _trained(backbone: Backbone, folder: Path) -> tuple[Any, set[str]]:
     """A folder's model, and the parameters that it lacks: an ONNX file where there is one, else its weights."""
-    return (OnnxNetwork(folder), set()) if (folder / MODEL).is_file() else backbone.load_trained()
+    return (OnnxNetwork(folder), set()) if is_onnx_folder(folder) else backbone.load_trained()
 
 
 def run_of(path: Path) -> RunFolder | None:

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from hftl.backbones.files import ONNX
 from hftl.errors import BackboneError, UserError
 from hftl.store.files import size_and_checksum
 from hftl.wording import named_error
 
-MODEL = "model.onnx"
 FACTS = "export.json"
 # Where a run keeps them: float32, and 8 bits.
 ONNX_FOLDERS = ("onnx", "onnx-int8")
@@ -71,10 +71,10 @@ class OnnxNetwork(nn.Module):
         options.log_severity_level = 3
         try:
             self.session = onnxruntime.InferenceSession(
-                str(folder / MODEL), options, providers=onnxruntime.get_available_providers()
+                str(folder / ONNX), options, providers=onnxruntime.get_available_providers()
             )
         except Exception as error:  # onnxruntime has a class of its own for each thing that is wrong with a file
-            raise BackboneError(f"{folder / MODEL} cannot be loaded: {named_error(error)[:300]}") from error
+            raise BackboneError(f"{folder / ONNX} cannot be loaded: {named_error(error)[:300]}") from error
         self.names = [each.name for each in self.session.get_inputs()]
 
     def forward(self, **inputs: Tensor) -> SequenceClassifierOutput:
@@ -86,7 +86,7 @@ class OnnxNetwork(nn.Module):
 
 def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     """Keep beside an ONNX file how it was compared, and its checksum."""
-    stated = {**facts, "checksum": size_and_checksum(folder / MODEL)[1]}
+    stated = {**facts, "checksum": size_and_checksum(folder / ONNX)[1]}
     (folder / FACTS).write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
 
 
@@ -102,9 +102,9 @@ def check_exported(folder: Path) -> None:
         stated = json.loads((folder / FACTS).read_text(encoding="utf-8"))["checksum"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BackboneError(f"{folder / FACTS} is damaged; export the run again") from error
-    if stated != size_and_checksum(folder / MODEL)[1]:
+    if stated != size_and_checksum(folder / ONNX)[1]:
         raise BackboneError(
-            f"{folder / MODEL} is not the file that was exported: export the run again; if you changed it on purpose, "
+            f"{folder / ONNX} is not the file that was exported: export the run again; if you changed it on purpose, "
             f"remove {FACTS} beside it"
         )
 
