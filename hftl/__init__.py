@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hftl.backbones.source import Source
     from hftl.backbones.text import TextBackbone
     from hftl.backbones.vision import ImageBackbone
+    from hftl.convert import OnnxModel, to_onnx
     from hftl.errors import (
         BackboneError,
         BadRowError,
@@ -77,6 +78,7 @@ _HOME = {
     "Layers": "hftl.scout.layers",
     "LoRA": "hftl.methods",
     "LoadedModel": "hftl.export.loaded",
+    "OnnxModel": "hftl.convert",
     "Partial": "hftl.methods",
     "PluginError": "hftl.errors",
     "PretrainedBackbone": "hftl.backbones.pretrained",
@@ -104,6 +106,7 @@ _HOME = {
     "rank": "hftl.scout.rank",
     "recipe": "hftl.recipes",
     "run": "hftl.pipeline",
+    "to_onnx": "hftl.convert",
     "transfer": "hftl.scout.transfer",
 }
 
@@ -130,6 +133,7 @@ __all__ = [
     "Layers",
     "LoRA",
     "LoadedModel",
+    "OnnxModel",
     "Partial",
     "PluginError",
     "PretrainedBackbone",
@@ -157,6 +161,7 @@ __all__ = [
     "rank",
     "recipe",
     "run",
+    "to_onnx",
     "transfer",
 ]
 
