@@ -30,7 +30,6 @@ if TYPE_CHECKING:
         StoreError,
         UserError,
     )
-    from hftl.export.loaded import LoadedModel
     from hftl.export.push import push
     from hftl.frozen.matrix import FeatureMatrix, write_features
     from hftl.hub.commit import Pushed
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from hftl.pipeline import Run, compute_features, run
     from hftl.plugins.hookspecs import hookimpl
     from hftl.plugins.spec import BackboneOptions, BackboneSpec
-    from hftl.predict import evaluate, load, predictions
+    from hftl.predict import Model, evaluate, load
     from hftl.recipes import Recipe, recipe
     from hftl.scout.advise import Advice, advise
     from hftl.scout.audit import Audit, audit
@@ -70,7 +69,7 @@ _HOME = {
     "Interrupted": "hftl.errors",
     "Layers": "hftl.scout.layers",
     "LoRA": "hftl.methods",
-    "LoadedModel": "hftl.export.loaded",
+    "Model": "hftl.predict",
     "Partial": "hftl.methods",
     "PluginError": "hftl.errors",
     "PretrainedBackbone": "hftl.backbones.pretrained",
@@ -93,7 +92,6 @@ _HOME = {
     "hookimpl": "hftl.plugins.hookspecs",
     "layers": "hftl.scout.layers",
     "load": "hftl.predict",
-    "predictions": "hftl.predict",
     "push": "hftl.export.push",
     "rank": "hftl.scout.rank",
     "recipe": "hftl.recipes",
@@ -124,7 +122,7 @@ __all__ = [
     "Interrupted",
     "Layers",
     "LoRA",
-    "LoadedModel",
+    "Model",
     "Partial",
     "PluginError",
     "PretrainedBackbone",
@@ -147,7 +145,6 @@ __all__ = [
     "hookimpl",
     "layers",
     "load",
-    "predictions",
     "push",
     "rank",
     "recipe",
