@@ -139,8 +139,9 @@ def compare(arguments: argparse.Namespace) -> None:
                 against[name].append((mine[0] / other[0], mine[1] / other[1]))
             speeds = ", ".join(f"{name} {len(rows) / other[0]:,.0f}" for name, other in others.items())
             print(f"repeat {repeat}: hftl {len(rows) / mine[0]:,.0f} rows/s, {speeds}", flush=True)
-        part = seconds_of(lambda: list(pipe(rows[:PIPELINE_ROWS], batch_size=32)))
-        against["pipeline"] = [(mine[i] / part[i] / len(rows) * PIPELINE_ROWS for i in (0, 1))]
+        some = rows[:PIPELINE_ROWS]
+        part = seconds_of(lambda: list(pipe(some, batch_size=32)))
+        against["pipeline"] = [(mine[0] / part[0] * len(some) / len(rows), mine[1] / part[1] * len(some) / len(rows))]
     for name, ratios in against.items():
         clock, cpu = (statistics.median(each) for each in zip(*ratios, strict=True))
         print(f"hftl's time / {name:9} {clock:5.2f} by the clock, {cpu:5.2f} of CPU   (target 1.1)")
