@@ -123,7 +123,7 @@ class Model:
             return found[0] if is_one_file(str(rows)) and reader.wants == "file" else found
         if isinstance(rows, (str, bytes, tuple, Mapping)) or hasattr(rows, "getexif"):
             return next(said(reader.values([rows])))
-        return list(said(reader.values(_values_of(rows, reader))))
+        return list(said(reader.values(_rows_in(rows, reader))))
 
     def evaluate(
         self,
@@ -202,7 +202,7 @@ def _answers(model: LoadedModel, rows: Iterable[InputRow], results: Results, *, 
             yield result
 
 
-def _values_of(rows: Any, reader: InputReader) -> Iterable[Any]:
+def _rows_in(rows: Any, reader: InputReader) -> Iterable[Any]:
     """The rows of a list, a column or a table in memory.
 
     Raises:

@@ -34,6 +34,7 @@ from hftl.cli import (
     push,
     rank,
     recipes,
+    report,
     run,
     transfer,
 )
@@ -74,6 +75,7 @@ def build_app() -> typer.Typer:
     app.command("advise", context_settings=TAKES_FLAGS)(advise.advise)
     app.command("predict")(predict.predict)
     app.command("evaluate")(evaluate.evaluate)
+    app.command("report")(report.report)
     app.command("push")(push.push)
     app.command("backbones")(backbones.backbones)
     app.command("recipes")(recipes.recipes)

@@ -80,7 +80,7 @@ class RowSources:
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(f"no file or folder {str(path)!r}") from error
         if not is_there:
-            raise DataError(f"no file or folder {str(path)!r}{did_you_mean(path.name, beside(path))}")
+            raise DataError(f"no file or folder {str(path)!r}{did_you_mean(path.name, lying_beside(path))}")
         if is_folder:
             return self._folder(path)
         said, suffix = said or path.name, path.suffix.lower()
@@ -275,7 +275,7 @@ def matching(pattern: str) -> Iterator[Path]:
     return map(Path, glob.iglob(pattern, recursive=True))  # noqa: PTH207 - a pattern may be absolute
 
 
-def beside(path: Path) -> list[str]:
+def lying_beside(path: Path) -> list[str]:
     """What lies beside a path, to find a slip of the hand in its name."""
     return [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
 

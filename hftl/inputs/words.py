@@ -10,7 +10,7 @@ from typing import IO
 from hftl.data.tables import TABLE_SUFFIXES
 from hftl.errors import DataError
 from hftl.inputs.rows import InputRow
-from hftl.inputs.sources import LINES_SUFFIX, RowSource, RowSources, beside, is_pattern, matching
+from hftl.inputs.sources import LINES_SUFFIX, RowSource, RowSources, is_pattern, lying_beside, matching
 from hftl.wording import did_you_mean
 
 STDIN_WORD = "-"
@@ -96,6 +96,6 @@ def _file_of(word: str) -> Path | None:
         return None
     if looks_like_file and not glob.has_magic(word):
         raise DataError(
-            f"no file {word!r}{did_you_mean(path.name, beside(path))}; a text that looks like one goes into a file"
+            f"no file {word!r}{did_you_mean(path.name, lying_beside(path))}; a text like that goes into a file"
         )
     return None
