@@ -122,7 +122,7 @@ def test_a_run_leaves_the_base_model_with_its_head_beside_it(
     assert saved.config.architectures == [type(saved).__name__]
     assert set(load_file("run/model/head.safetensors")) == {"weight", "bias"}
     assert not Path("run/adapter").exists()
-    found = hftl.predictions("run/model", paths)
+    found = hftl.load("run/model").predict(paths)
     np.testing.assert_allclose([list(row["scores"].values()) for row in found], test["scores"], atol=1e-4)
     assert hftl.evaluate("run", str(data), quiet=True)["accuracy"] >= 0
 
