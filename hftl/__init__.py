@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hftl.backbones.source import Source
     from hftl.backbones.text import TextBackbone
     from hftl.backbones.vision import ImageBackbone
+    from hftl.convert import OnnxModel, to_onnx
     from hftl.errors import (
         BackboneError,
         BadRowError,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
         StoreError,
         UserError,
     )
-    from hftl.export.loaded import LoadedModel
     from hftl.export.push import push
     from hftl.finished import Run
     from hftl.frozen.matrix import Features
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from hftl.pipeline import features, run
     from hftl.plugins.hookspecs import hookimpl
     from hftl.plugins.spec import BackboneOptions, BackboneSpec
-    from hftl.predict import evaluate, load, predictions
+    from hftl.predict import Model, evaluate, load
     from hftl.recipes import Recipe, recipe
     from hftl.scout.advise import Advice, advise
     from hftl.scout.audit import Audit, audit
@@ -76,7 +76,8 @@ _HOME = {
     "Interrupted": "hftl.errors",
     "Layers": "hftl.scout.layers",
     "LoRA": "hftl.methods",
-    "LoadedModel": "hftl.export.loaded",
+    "Model": "hftl.predict",
+    "OnnxModel": "hftl.convert",
     "Partial": "hftl.methods",
     "PluginError": "hftl.errors",
     "PretrainedBackbone": "hftl.backbones.pretrained",
@@ -99,11 +100,11 @@ _HOME = {
     "hookimpl": "hftl.plugins.hookspecs",
     "layers": "hftl.scout.layers",
     "load": "hftl.predict",
-    "predictions": "hftl.predict",
     "push": "hftl.export.push",
     "rank": "hftl.scout.rank",
     "recipe": "hftl.recipes",
     "run": "hftl.pipeline",
+    "to_onnx": "hftl.convert",
     "transfer": "hftl.scout.transfer",
 }
 
@@ -129,7 +130,8 @@ __all__ = [
     "Interrupted",
     "Layers",
     "LoRA",
-    "LoadedModel",
+    "Model",
+    "OnnxModel",
     "Partial",
     "PluginError",
     "PretrainedBackbone",
@@ -152,11 +154,11 @@ __all__ = [
     "hookimpl",
     "layers",
     "load",
-    "predictions",
     "push",
     "rank",
     "recipe",
     "run",
+    "to_onnx",
     "transfer",
 ]
 

@@ -26,9 +26,8 @@ from hftl.frozen.features import StoredFeatures, matrix_of
 from hftl.frozen.head import train_head
 from hftl.frozen.matrix import Features
 from hftl.frozen.recipe import inputs_of, probe_of, stored_features, view_of
-from hftl.frozen.view import Pooling
 from hftl.hub.client import staying_offline
-from hftl.methods import Head
+from hftl.methods import Head, Pooling
 from hftl.metric_functions import add_own_metrics
 from hftl.metrics import evaluate_predictions
 from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
@@ -37,7 +36,6 @@ from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.recipes import Recipe
 from hftl.report.collect import collect
 from hftl.report.collected import COLLECTED, Collected
-from hftl.report.page import write_report
 from hftl.runs.again import RecipeLike, as_recipe
 from hftl.runs.console import print_bad_rows, print_results, quiet_libraries
 from hftl.runs.folder import RunFolder, writing
@@ -187,6 +185,8 @@ def features(
     with quiet_libraries(), staying_offline(offline):
         with met_everywhere():
             spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
+        if views != [own] and target.backbone.wants != "text":
+            raise RecipeError("pictures have one pooling, which the recipe states: give --set method.pooling=mean")
         stored = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
     return matrix_of(stored, data)
 
@@ -361,10 +361,16 @@ def finish(
 def written_report(folder: RunFolder, gather: Callable[[], Collected], say: Terminal) -> Path | None:
     """The page of a run that is finished; None where it cannot be made, which is said and costs the run nothing."""
     try:
+        # Brought only here: matplotlib takes more than half a second to import.
+        from hftl.report.page import write_report
+
         folder.write_json(COLLECTED, gather().model_dump(mode="json"))
         return write_report(folder.path)
     except Exception as error:
-        say.print(f"report    not written: {named_error(error)}; the run is finished, and its other files are whole")
+        say.print(
+            f"report    not written: {named_error(error)}; the run is finished, and hftl report {folder.path} writes "
+            "what its folder tells"
+        )
         return None
 
 

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import tiny
 from hub_server import Hub
 from PIL import Image
-from transformers import BertTokenizerFast, BitImageProcessorPil, ViTImageProcessorPil
+from transformers import CONFIG_MAPPING, AutoModel, BertTokenizerFast, BitImageProcessorPil, ViTImageProcessorPil
 
 VIT, FLOWERS = "google/vit-base-patch16-224-in21k", "nelorth/oxford-flowers"
 DINOV2, BEANS = "facebook/dinov2-small", "AI-Lab-Makerere/beans"
+DINOV3 = "facebook/dinov3-vits16-pretrain-lvd1689m"
 BERT, REVIEWS = "google-bert/bert-base-uncased", "someone/reviews"
 WORDS = ["good", "bad", "film", "the", "a", "plot", "actor", "is", "was", "very"]
 
@@ -42,6 +43,14 @@ def add_dinov2(hub: Hub, folder: Path, name: str = DINOV2) -> None:
     tiny.model("dinov2").base_model.save_pretrained(folder)
     size = {"shortest_edge": 36}
     BitImageProcessorPil(size=size, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    hub.add(name, folder)
+
+
+def add_dinov3(hub: Hub, folder: Path, name: str = DINOV3) -> None:
+    """A tiny DINOv3, which has no classification class, and its image processor."""
+    options = {**tiny.PATCHES, "num_register_tokens": 4}
+    AutoModel.from_config(CONFIG_MAPPING["dinov3_vit"](**options)).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     hub.add(name, folder)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import inspect
+import json
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ import pages
 import pytest
 import runs
 from fake_plugins import Site
-from hub_content import add_dinov2, add_usual
+from hub_content import add_dinov2, add_dinov3, add_usual
 from hub_server import Hub
 from pages import PAGES, ROOT, WHY_NOT_RUN, Reader
 from warm import Warm
@@ -54,6 +55,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
         hub.user("me", TOKEN)
         add_usual(hub, content)
         add_dinov2(hub, content / "dinov2")
+        add_dinov3(hub, content / "dinov3")
         # What opens a page in a browser opens none here.
         given = {"PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT)), "BROWSER": "true"}
         environment = hub.environment(folder, TOKEN, **given)
@@ -94,6 +96,11 @@ def write_tables(folder: Path) -> None:
     scores = [("awful", 1.0), ("fair", 2.5), ("superb", 4.0)]
     tables: dict[str, list[tuple[object, ...]]] = {
         "intents": [("text", "intent"), *((f"{text}, {i}", intent) for i in range(20) for text, intent in intents)],
+        "tickets": [
+            ("id", "text", "intent"),
+            *((i, f"{text}, {i}", intent) for i in range(20) for text, intent in intents),
+        ],
+        "photos": [("photo",), *((f"photos/class{i}/0.png",) for i in range(3))],
         "reviews": [("text", "label"), *((f"{text}, number {i}", label) for i in range(5) for text, label in reviews)],
         "pairs": [
             ("sentence1", "sentence2", "label"),
@@ -105,6 +112,9 @@ def write_tables(folder: Path) -> None:
     for name, rows in tables.items():
         with (folder / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
+    texts = [str(text) for _, text, _ in tables["tickets"][1:]]
+    (folder / "lines.txt").write_text("\n".join(texts))
+    (folder / "tickets.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -238,7 +248,7 @@ def test_the_links_lead_somewhere(page: Path) -> None:
 def test_every_flag_and_every_command_that_the_text_names_is_there(page: Path) -> None:
     commands = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     fields = {field.rpartition(".")[2].replace("_", "-") for field in field_names()}
-    known = set(re.findall(r"--([a-z][a-z-]*)", commands)) | fields | {f"no-{field}" for field in fields}
+    known = set(re.findall(r"--([a-z][a-z0-9-]*)", commands)) | fields | {f"no-{field}" for field in fields}
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     spans = re.findall(r"`([^`]+)`", text)
     # accelerate's flags are written with underscores, pip's and git's stand in commands of their own.

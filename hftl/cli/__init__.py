@@ -26,6 +26,7 @@ from hftl.cli import (
     curve,
     doctor,
     evaluate,
+    export,
     features,
     layers,
     new,
@@ -76,6 +77,7 @@ def build_app() -> typer.Typer:
     app.command("predict")(predict.predict)
     app.command("evaluate")(evaluate.evaluate)
     app.command("report")(report.report)
+    app.command("export")(export.export)
     app.command("push")(push.push)
     app.command("backbones")(backbones.backbones)
     app.command("recipes")(recipes.recipes)

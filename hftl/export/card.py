@@ -44,7 +44,7 @@ AUTO_CLASSES = {
     "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer", "tokenizer"),
 }
 # Libraries whose lines of Python the card knows.
-LOADED_BY = ("peft", "sentence-transformers", "transformers")
+LOADED_BY = ("onnx", "peft", "sentence-transformers", "transformers")
 HOW = {
     "head": "the backbone stays as it was, and a new head was solved on its features",
     "full": "all of its parameters were fine-tuned with a new head",
@@ -127,7 +127,8 @@ def _eval_results(made: RunRecord, metrics: Metrics) -> list[EvalResult]:
     repo = identity.get("repo")
     return [
         EvalResult(
-            task_type=made.backbone.pipeline_tag,
+            # What is measured, which is not what the base model's own class is for.
+            task_type=made.backbone.pipeline_tag.replace("feature-extraction", "classification"),
             dataset_type=str(repo) if is_repo_id(repo) else "custom",
             dataset_name=printable(data_name(made)),
             dataset_config=identity.get("config"),
@@ -166,6 +167,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "processor_argument": processor_argument,
         "backbone": backbone.name,
         "commit": backbone.commit,
+        "pooled": backbone.identity.get("pooling_of_base"),
         "shorter": backbone.identity.get("depth", {}).get("config", {}),
         "problem_type": task.problem_type,
         "example": _example(tag, task, len(names), len(columns.get("inputs", ()))),
@@ -178,7 +180,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "data": data_name(made),
         "data_commit": identity.get("commit") if is_repo_id(identity.get("repo")) else None,
         "sizes": metrics.rows or data.rows,
-        "notes": [_at_home(note, made) for note in data.notes],
+        "notes": [at_home(note, made) for note in data.notes],
         "scores": {name: value for name, value in computed.items() if value is None or isinstance(value, (int, float))},
         **_by_class(computed, names),
         "at_half": computed.get("at_half"),
@@ -195,7 +197,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
 
 
 def _what(task: Task, labels: int, tag: str) -> str:
-    things = {"image-classification": "images", "text-classification": "texts"}.get(tag, "inputs")
+    things = {"image": "images", "text": "texts"}.get(tag.partition("-")[0], "inputs")
     return task.case(
         single_label=f"It gives {things} one of {labels:,} labels.",
         multi_label=f"It gives {things} any of {labels:,} labels, each decided on its own.",
@@ -230,7 +232,7 @@ def _reading(task: Task) -> str:
     """What a person does with the logits that an encoder gives."""
     return task.case(
         single_label="[labels[row.argmax()] for row in logits]",
-        multi_label="[{labels[i]: 1 / (1 + exp(-x)) for i, x in enumerate(row)} for row in logits]",
+        multi_label="[dict(zip(labels, row)) for row in np.exp(-np.logaddexp(0, -logits))]",
         regression="logits",
     )
 
@@ -362,7 +364,7 @@ def data_name(made: RunRecord) -> str:
     return ref if ref.startswith("sample:") else Path(ref).name or "data"
 
 
-def _at_home(note: str, made: RunRecord) -> str:
+def at_home(note: str, made: RunRecord) -> str:
     """A note without the folders that this machine's files are in."""
     ref = str(made.recipe["data"])
     return note.replace(ref, data_name(made)) if "/" in ref else note

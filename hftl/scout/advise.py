@@ -234,7 +234,7 @@ def _conclusion(trials: Sequence[Trial], depth: Sequence[int], metric: str) -> t
     if better:
         # All are measured from the same head, so the largest gain is the best score.
         gain, method = max(better, key=lambda each: each[0].value)
-        said = f"Fine-tune with {method}: in a short trial it won {gain} of {metric} over the frozen head."
+        said = f"Fine-tune with {method}: in a short trial on one split it won {gain} of {metric} over the frozen head."
         return said, ["--method", method]
     why = "no short trial beat it beyond noise" if trials else "it is what the evidence supports"
     if depth and depth[0] < depth[1]:

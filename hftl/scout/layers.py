@@ -19,8 +19,9 @@ from hftl.data import Data
 from hftl.errors import RecipeError
 from hftl.frozen.depths import stack_of
 from hftl.frozen.recipe import probe_of, stored_features, view_of
-from hftl.frozen.view import Pooling, View
+from hftl.frozen.view import View
 from hftl.intervals import LEVEL, Difference, Interval
+from hftl.methods import Pooling
 from hftl.onednn import speed_up
 from hftl.plugins.spec import BackboneSpec
 from hftl.recipes import Recipe
@@ -122,8 +123,8 @@ def layers(
 ) -> Layers:
     """Probe every depth of a recipe's backbone on its training rows; one pass of the backbone serves all depths.
 
-    Each depth is compared with the best one on the same rows by a paired bootstrap with the corrected variance of
-    Nadeau & Bengio. The features of all rows stay in the store, so that a run at any depth computes none of them again.
+    Each depth is compared with the best one on the same rows by a paired bootstrap. The features of all rows stay in
+    the store, so that a run at any depth computes none of them again.
 
     Args:
         recipe: the backbone, the data, and what its head reads; its own depth does not matter; as of `hftl.run`.
@@ -159,7 +160,7 @@ def layers(
         known = {depth: asked.rows(own, depth) for depth in depths}
         scores = {depth: probe_rows(rows, folds) for depth, rows in known.items()}
         best = max(depths, key=lambda depth: (scores[depth].interval.value, -depth))
-        same = {depth: compare(scores[best], scores[depth], folds).p >= 1 - LEVEL for depth in depths}
+        same = {depth: compare(scores[best], scores[depth]).p >= 1 - LEVEL for depth in depths}
         enough = scores[best].interval.value - MOST_LOST
         chosen = min(depth for depth in depths if same[depth] and scores[depth].interval.value >= enough)
         curve = [
@@ -216,7 +217,7 @@ def _together(known: Mapping[int, TrainingRows], depths: Sequence[int], best: Sc
     rows = known[depths[0]]
     features = torch.cat([known[depth].features for depth in depths], 1)
     score = probe_rows(replace(rows, features=features), folds)
-    return Together(list(depths), score.interval, compare(score, best, folds))
+    return Together(list(depths), score.interval, compare(score, best))
 
 
 def times_as_fast(short: TrainingRows, whole: TrainingRows) -> float:

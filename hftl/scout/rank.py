@@ -100,9 +100,9 @@ def rank(
 ) -> Ranking:
     """Rank backbones by a cross-validated linear probe on the recipe's training rows.
 
-    Scores of all pairs are compared on the same rows by a paired bootstrap with Holm's correction and the corrected
-    variance of Nadeau & Bengio; what is the same within noise stands in one group, of which the advice takes the
-    fastest. Features stay in the store, so running the winner computes at most the rows that were not used.
+    Scores of all pairs are compared on the same rows by a paired bootstrap with Holm's correction; what is the same
+    within noise stands in one group, of which the advice takes the fastest. Features stay in the store, so running the
+    winner computes at most the rows that were not used.
 
     Args:
         recipe: the data, and how features are made, as of `hftl.run`; its own backbone is ranked only if it is among
@@ -142,7 +142,7 @@ def rank(
     if not ranked:
         raise RecipeError(f"no backbone could be ranked; {failed[0].backbone}: {failed[0].why}")
     ranked.sort(key=lambda each: -each.probe.value)
-    groups = tied_groups([each.score for each in ranked], folds)
+    groups = tied_groups([each.score for each in ranked])
     ranked = [replace(each, group=group) for each, group in zip(ranked, groups, strict=True)]
     advice, command = _advised_backbone(ranked, metric, name)
     return Ranking(metric, rows, folds, ranked, failed, advice, command)
