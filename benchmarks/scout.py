@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 import hftl
 from hftl import samples
 from hftl.heads import fit_linear
-from hftl.scout.probe import compare, linear_probe
+from hftl.scout.probe import ahead_by, linear_probe
 from hftl.tasks import Task
 
 CLASSES, FRESH = 3, 20_000
@@ -57,7 +57,7 @@ def coverage(problems: int, rows: int, width: int) -> None:
         accuracy = float((head.logits(fresh).argmax(1) == truth).double().mean())
         held += one.interval.low <= accuracy <= one.interval.high
         widths.append(one.interval.high - one.interval.low)
-        different += compare(one, other, 5).p < 0.05
+        different += ahead_by(one, other, 5).p < 0.05
         plain = one.draws - other.draws
         naive += np.quantile(plain, 0.025) > 0 or np.quantile(plain, 0.975) < 0
     print(f"{problems} problems of {rows} rows, {width} features, {CLASSES} classes")
@@ -145,7 +145,7 @@ def agreement(data: str, backbone: str, pooling: str) -> None:
     sure = [
         (one, other)
         for one, other in pairs
-        if compare(whole.depths[one].score, whole.depths[other].score, whole.folds).p < 0.05
+        if ahead_by(whole.depths[one].score, whole.depths[other].score, whole.folds).p < 0.05
     ]
     thirds = [pair for pair in pairs if all((k + 1) % 3 == 0 for k in pair)]
     for what, chosen in (

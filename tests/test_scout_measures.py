@@ -18,10 +18,10 @@ from hftl.heads import cross_validate, neighbour_scores
 from hftl.heads.folds import stratified_folds
 from hftl.intervals import resamples
 from hftl.metrics import evaluate_predictions
-from hftl.metrics.resampled import resampled_metric
+from hftl.scored import resampled_metric
 from hftl.scout.curve import fitted_laws, law_at, nested_order
 from hftl.scout.measures import h_score, log_evidence
-from hftl.scout.probe import compare, linear_probe, neighbour_probe, tied_groups
+from hftl.scout.probe import ahead_by, linear_probe, neighbour_probe, tied_groups
 from hftl.tasks import Task
 
 
@@ -175,7 +175,7 @@ def test_equal_backbones_share_a_group_and_a_worse_one_opens_the_next() -> None:
     )
     assert tied_groups([good, same, bad], 5) == [1, 1, 2]
     assert tied_groups([good], 5) == [1]
-    assert compare(good, bad, 5).low > 0
+    assert ahead_by(good, bad, 5).low > 0
 
 
 def test_a_law_is_found_again_and_extrapolates() -> None:

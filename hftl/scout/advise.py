@@ -21,11 +21,11 @@ from hftl.frozen.recipe import probe_of, stored_features, view_of
 from hftl.intervals import LEVEL, Difference, Interval, difference
 from hftl.methods import Full, Head, LoRA, Partial
 from hftl.recipes import Recipe
+from hftl.scored import Score, scored
 from hftl.scout.answer import Answer
 from hftl.scout.audit import audit
 from hftl.scout.curve import curve
 from hftl.scout.layers import layers
-from hftl.scout.probe import Score, scored
 from hftl.scout.rank import cheapest_of_best, rank
 from hftl.scout.stored import Reader, reading, training_part
 from hftl.scout.transfer import transfer

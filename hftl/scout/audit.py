@@ -18,14 +18,13 @@ from hftl.frozen.features import StoredFeatures
 from hftl.frozen.recipe import probe_of, stored_features, view_of
 from hftl.heads import cross_validate, fit_linear
 from hftl.intervals import Difference, Interval, difference, resamples
-from hftl.metrics.resampled import resampled_metric
 from hftl.recipes import Recipe
 from hftl.rowrefs import said_digest
+from hftl.scored import resampled_metric, scored
 from hftl.scout.answer import Answer
 from hftl.scout.copies import CopyOf, copies_by_split, find_copies, nearest
 from hftl.scout.findings import Finding
 from hftl.scout.oddities import ClassPair, far_rows, one_class_in_two_names, pairs_of_one_name
-from hftl.scout.probe import scored
 from hftl.scout.stored import reading, split_matrix
 from hftl.scout.suspects import confident_learning, large_residuals, wrong_in_each_label
 from hftl.tasks import Task

@@ -11,8 +11,8 @@ from hftl.errors import DataError
 from hftl.heads import fit_linear
 from hftl.intervals import LEVEL, RESAMPLES, Array, Interval, difference, percentiles
 from hftl.recipes import Recipe
+from hftl.scored import Score, scored
 from hftl.scout.answer import Answer
-from hftl.scout.probe import Score, scored
 from hftl.scout.stored import TrainingRows, reading
 from hftl.tasks import Task
 

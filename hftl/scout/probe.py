@@ -3,45 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
 
-from hftl.errors import DataError
 from hftl.heads import cross_validate, neighbour_scores
-from hftl.intervals import (
-    LEVEL,
-    Array,
-    Difference,
-    Interval,
-    difference,
-    holm,
-    percentiles,
-    proportion,
-    resamples,
-    spread_of_folds,
-)
-from hftl.metrics.resampled import resampled_metric
+from hftl.intervals import LEVEL, Difference, difference, holm, spread_of_folds
+from hftl.scored import Score, scored
 from hftl.scout.stored import TrainingRows
 from hftl.tasks import Task
-
-
-@dataclass(frozen=True)
-class Score:
-    """The task's metric on held-out rows.
-
-    Attributes:
-        interval: its value and 95 % interval.
-        draws: (2000,) float64, the metric on bootstrap samples of the rows: the same samples for the same rows.
-        rows: (m,) int64, the rows that were held out.
-        scores: (m, C) float32, what was predicted for them.
-    """
-
-    interval: Interval
-    draws: Array = field(repr=False)
-    rows: np.ndarray = field(repr=False)
-    scores: np.ndarray = field(repr=False)
 
 
 def linear_probe(features: Tensor, labels: Tensor, *, task: Task, num_labels: int, folds: int, seed: int) -> Score:
@@ -74,31 +44,7 @@ def neighbour_probe(features: Tensor, labels: Tensor, targets: Tensor, *, task: 
     return scored(task, labels.numpy(), np.arange(len(labels)), scores.numpy(), seed=seed)
 
 
-def scored(task: Task, labels: np.ndarray, rows: np.ndarray, scores: np.ndarray, *, seed: int) -> Score:
-    """The task's metric of predictions for some rows, with its interval.
-
-    Args:
-        task: what the labels are.
-        labels: of all rows.
-        rows: (m,) int64, those that were predicted.
-        scores: (m, C), what was predicted.
-        seed: of the bootstrap samples.
-
-    Raises:
-        DataError: the metric is undefined, because the labels of these rows do not vary.
-    """
-    truth = labels[rows]
-    value = float(resampled_metric(task, scores, truth, np.ones((1, len(rows))))[0])
-    if not np.isfinite(value):
-        raise DataError(f"{task.metric} is undefined on these {len(rows):,} rows: their labels do not vary")
-    draws = np.concatenate([resampled_metric(task, scores, truth, times) for times in resamples(len(rows), seed=seed)])
-    # A sample may leave the metric undefined; it says nothing.
-    draws = np.where(np.isfinite(draws), draws, value)
-    interval = proportion(value * len(rows), len(rows)) if task.is_exclusive else percentiles(value, draws)
-    return Score(interval, draws, rows, scores)
-
-
-def compare(one: Score, other: Score, folds: int) -> Difference:
+def ahead_by(one: Score, other: Score, folds: int) -> Difference:
     """How much better one cross-validated head is than another on the same rows."""
     value = one.interval.value - other.interval.value
     return difference(value, one.draws - other.draws, spread=spread_of_folds(folds))
@@ -115,7 +61,7 @@ def tied_groups(scores: Sequence[Score], folds: int) -> list[int]:
         folds: of the cross-validation.
     """
     pairs = [(i, j) for i in range(len(scores)) for j in range(i + 1, len(scores))]
-    adjusted = dict(zip(pairs, holm([compare(scores[i], scores[j], folds).p for i, j in pairs]), strict=True))
+    adjusted = dict(zip(pairs, holm([ahead_by(scores[i], scores[j], folds).p for i, j in pairs]), strict=True))
     groups: list[int] = []
     leader = 0
     for place in range(len(scores)):

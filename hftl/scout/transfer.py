@@ -23,11 +23,11 @@ from hftl.intervals import (
     resamples,
     spread_of_folds,
 )
-from hftl.metrics.resampled import resampled_metric
 from hftl.recipes import Recipe
+from hftl.scored import Score, resampled_metric, scored
 from hftl.scout.answer import Answer
 from hftl.scout.plain import image_features, text_scores
-from hftl.scout.probe import Score, probe_rows, scored
+from hftl.scout.probe import probe_rows
 from hftl.scout.stored import TrainingRows, reading, training_part
 from hftl.tasks import Task
 

@@ -1,11 +1,60 @@
-"""A task's metric on many bootstrap samples of the same rows at once."""
+"""The task's metric on rows that a model has not seen: its value, its interval, and its draws on bootstrap samples.
+
+What a scout's probe, a run and a comparison of runs say of a score is made here, and only here. Neither torch nor
+scikit-learn is needed for it.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from hftl.metrics.base import Array
+from hftl.errors import DataError
+from hftl.intervals import Array, Interval, percentiles, proportion, resamples
 from hftl.tasks import Task
+
+
+@dataclass(frozen=True)
+class Score:
+    """The task's metric on held-out rows.
+
+    Attributes:
+        interval: its value and 95 % interval.
+        draws: (2000,) float64, the metric on bootstrap samples of the rows: the same samples for the same rows.
+        rows: (m,) int64, the rows that were held out.
+        scores: (m, C) float32, what was predicted for them.
+    """
+
+    interval: Interval
+    draws: Array = field(repr=False)
+    rows: np.ndarray = field(repr=False)
+    scores: np.ndarray = field(repr=False)
+
+
+def scored(task: Task, labels: np.ndarray, rows: np.ndarray, scores: np.ndarray, *, seed: int) -> Score:
+    """The task's metric of predictions for some rows, with its interval.
+
+    Args:
+        task: what the labels are.
+        labels: of all rows.
+        rows: (m,) int64, those that were predicted.
+        scores: (m, C), what was predicted.
+        seed: of the bootstrap samples.
+
+    Raises:
+        DataError: the metric is undefined, because the labels of these rows do not vary.
+    """
+    truth = labels[rows]
+    value = float(resampled_metric(task, scores, truth, np.ones((1, len(rows))))[0])
+    if not np.isfinite(value):
+        raise DataError(f"{task.metric} is undefined on these {len(rows):,} rows: their labels do not vary")
+    draws = np.concatenate([resampled_metric(task, scores, truth, times) for times in resamples(len(rows), seed=seed)])
+    # A sample may leave the metric undefined; it says nothing.
+    draws = np.where(np.isfinite(draws), draws, value)
+    interval = proportion(value * len(rows), len(rows)) if task.is_exclusive else percentiles(value, draws)
+    return Score(interval, draws, rows, scores)
 
 
 def resampled_metric(task: Task, scores: Array, labels: Array, counts: Array) -> Array:
