@@ -35,6 +35,7 @@ from hftl.cli import (
     rank,
     recipes,
     run,
+    runs,
     transfer,
 )
 from hftl.cli.launch import is_first_process
@@ -72,6 +73,7 @@ def build_app() -> typer.Typer:
     app.command("transfer", context_settings=TAKES_FLAGS)(transfer.transfer)
     app.command("curve", context_settings=TAKES_FLAGS)(curve.curve)
     app.command("advise", context_settings=TAKES_FLAGS)(advise.advise)
+    app.command("runs")(runs.runs)
     app.command("predict")(predict.predict)
     app.command("evaluate")(evaluate.evaluate)
     app.command("push")(push.push)
