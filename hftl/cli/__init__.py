@@ -34,6 +34,7 @@ from hftl.cli import (
     push,
     rank,
     recipes,
+    report,
     run,
     runs,
     transfer,
@@ -76,6 +77,7 @@ def build_app() -> typer.Typer:
     app.command("runs")(runs.runs)
     app.command("predict")(predict.predict)
     app.command("evaluate")(evaluate.evaluate)
+    app.command("report")(report.report)
     app.command("push")(push.push)
     app.command("backbones")(backbones.backbones)
     app.command("recipes")(recipes.recipes)

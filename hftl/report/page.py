@@ -1,0 +1,70 @@
+"""`write_report`: a run's folder becomes ``report.html``, one file that needs nothing but a browser."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from hftl.runs.folder import RunFolder, writing
+from hftl.store.files import write_file
+from hftl.wording import printable
+
+REPORT = "report.html"
+
+
+def write_report(folder: Path) -> Path:
+    """Make, or make again, the page of a finished run from what its folder holds.
+
+    Args:
+        folder: the run's folder.
+
+    Returns:
+        Where the page is: ``report.html`` in the folder.
+
+    Raises:
+        UserError: no finished run is there.
+        HftlError: the folder is damaged, or the page cannot be written.
+    """
+    run = RunFolder.open(folder)
+    text = render("run.html.jinja", made=run.record(), metrics=run.metrics())
+    with writing(folder / REPORT):
+        write_file(folder / REPORT, text.encode())
+    return folder / REPORT
+
+
+def render(template: str, **facts: Any) -> str:
+    """A page of this room's templates: style and script stand in it, and nothing else may be loaded or run.
+
+    Args:
+        template: its name; it extends ``page.html.jinja``.
+        facts: what it tells. Text in it is escaped, and shown as the filter ``shown`` has it.
+    """
+    environment = Environment(
+        loader=PackageLoader("hftl.report", "template"),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"shown": printable}
+    style, script = (_part(environment, name) for name in ("page.css", "page.js"))
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return environment.get_template(template).render(style=Markup(style), script=Markup(script), policy=policy, **facts)
+
+
+def _part(environment: Environment, name: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+def _hash(text: str) -> str:
+    """What a content security policy knows an inline part by."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
