@@ -1,18 +1,17 @@
 """The task's metric on rows that a model has not seen: its value, its interval, and its draws on bootstrap samples.
 
-What a scout's probe, a run and a comparison of runs say of a score is made here, and only here. Neither torch nor
-scikit-learn is needed for it.
+What a probe of the scout says of a score, and what a comparison of runs says of theirs, is made here and only here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from hftl.errors import DataError
 from hftl.intervals import Array, Interval, percentiles, proportion, resamples
+from hftl.metrics.resampled import resampled_metric
 from hftl.tasks import Task
 
 
@@ -57,60 +56,24 @@ def scored(task: Task, labels: np.ndarray, rows: np.ndarray, scores: np.ndarray,
     return Score(interval, draws, rows, scores)
 
 
-def resampled_metric(task: Task, scores: Array, labels: Array, counts: Array) -> Array:
-    """The metric that chooses (`Task.metric`) on samples in which each row stands so many times.
-
-    With every count 1 it is what `hftl.metrics.evaluate_predictions` reports under that name.
+def each_output(task: Task, scores: np.ndarray, labels: np.ndarray, counts: Array) -> Array:
+    """F1 of each class, or the metric of each label or target, on samples in which each row stands so many times.
 
     Args:
         task: what the labels are.
-        scores: float (n, C): logits, or anything that orders as they do; for a regression the predicted targets.
+        scores: (n, C).
         labels: (n,) class numbers, or (n, C).
         counts: float64 (b, n).
 
     Returns:
-        float64 (b,); NaN where a sample leaves the metric undefined.
+        float64 (b, C); NaN where a sample has no row of a class.
     """
-    measure: Callable[[Array, Array, Array], Array] = task.case(
-        single_label=_accuracy, multi_label=_mean_average_precision, regression=_r2
-    )
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return measure(scores, labels, counts)
-
-
-def _accuracy(scores: Array, labels: Array, counts: Array) -> Array:
-    right = (scores.argmax(1) == labels).astype(np.float64)
-    share: Array = counts @ right / counts.sum(1)
-    return share
-
-
-def _mean_average_precision(scores: Array, labels: Array, counts: Array) -> Array:
-    """The mean over labels that occur of sum(precision × gain in recall), one step for each distinct score."""
-    total, occurring = np.zeros(len(counts)), np.zeros(len(counts))
-    for k in range(scores.shape[1]):
-        order = np.argsort(-scores[:, k], kind="stable")
-        ordered = scores[order, k]
-        # Rows of one score enter together, at the last of them.
-        last = np.append(ordered[1:] != ordered[:-1], True)
-        weights = counts[:, order]
-        hits = np.cumsum(weights * (labels[order, k] > 0), axis=1)[:, last]
-        said = np.cumsum(weights, axis=1)[:, last]
-        gained = np.diff(hits, axis=1, prepend=0)
-        precision = hits / np.maximum(said, 1e-300)
-        there = hits[:, -1]
-        total += np.where(there > 0, (gained * precision).sum(1) / np.maximum(there, 1e-300), 0.0)
-        occurring += there > 0
-    mean: Array = total / occurring
-    return mean
-
-
-def _r2(predicted: Array, expected: Array, counts: Array) -> Array:
-    """The mean over targets of ``1 - residual / total`` sums of squares."""
-    rows = counts.sum(1, keepdims=True)
-    # Centred first: the difference of two large squares would lose what is looked for.
-    centred = expected - expected.mean(0)
-    mean = counts @ centred / rows
-    total = counts @ centred**2 - rows * mean**2
-    residual = counts @ (predicted - expected) ** 2
-    r2: Array = (1 - residual / total).mean(1)
-    return r2
+    if task.is_exclusive:
+        classes = np.arange(scores.shape[1])
+        member, named = labels[:, None] == classes, scores.argmax(1)[:, None] == classes
+        hits, sums = (member & named).astype(np.float64), member.astype(np.float64) + named
+        drawn = counts @ member.astype(np.float64)
+        f1: Array = np.where(drawn > 0, 2 * (counts @ hits) / np.maximum(counts @ sums, 1e-300), np.nan)
+        return f1
+    columns = [resampled_metric(task, scores[:, [k]], labels[:, [k]], counts) for k in range(scores.shape[1])]
+    return np.stack(columns, axis=1)

@@ -18,7 +18,7 @@ from hftl.heads import cross_validate, neighbour_scores
 from hftl.heads.folds import stratified_folds
 from hftl.intervals import resamples
 from hftl.metrics import evaluate_predictions
-from hftl.scored import resampled_metric
+from hftl.metrics.resampled import resampled_metric
 from hftl.scout.curve import fitted_laws, law_at, nested_order
 from hftl.scout.measures import h_score, log_evidence
 from hftl.scout.probe import ahead_by, linear_probe, neighbour_probe, tied_groups

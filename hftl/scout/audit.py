@@ -18,9 +18,10 @@ from hftl.frozen.features import StoredFeatures
 from hftl.frozen.recipe import probe_of, stored_features, view_of
 from hftl.heads import cross_validate, fit_linear
 from hftl.intervals import Difference, Interval, difference, resamples
+from hftl.metrics.resampled import resampled_metric
 from hftl.recipes import Recipe
 from hftl.rowrefs import said_digest
-from hftl.scored import resampled_metric, scored
+from hftl.scored import scored
 from hftl.scout.answer import Answer
 from hftl.scout.copies import CopyOf, copies_by_split, find_copies, nearest
 from hftl.scout.findings import Finding

@@ -24,7 +24,7 @@ from hftl.intervals import (
     spread_of_folds,
 )
 from hftl.recipes import Recipe
-from hftl.scored import Score, resampled_metric, scored
+from hftl.scored import Score, each_output, scored
 from hftl.scout.answer import Answer
 from hftl.scout.plain import image_features, text_scores
 from hftl.scout.probe import probe_rows
@@ -215,8 +215,8 @@ def _by_output(known: TrainingRows, pretrained: Score, rivals: Sequence[Score], 
 
     def measured(times: Array) -> tuple[Array, Array]:
         """The pretrained backbone's and the rivals' mean, (b, C) each."""
-        ours = _each_output(known.task, pretrained.scores, labels, times)
-        return ours, np.mean([_each_output(known.task, rival.scores, labels, times) for rival in rivals], axis=0)
+        ours = each_output(known.task, pretrained.scores, labels, times)
+        return ours, np.mean([each_output(known.task, rival.scores, labels, times) for rival in rivals], axis=0)
 
     (ours,), (theirs,) = measured(np.ones((1, len(labels))))
     drawn = [measured(times) for times in resamples(len(labels), seed=known.seed)]
@@ -235,19 +235,6 @@ def _by_output(known: TrainingRows, pretrained: Score, rivals: Sequence[Score], 
         for k in occurring
     ]
     return sorted(outputs, key=lambda each: each.gain.value)
-
-
-def _each_output(task: Task, scores: np.ndarray, labels: np.ndarray, times: Array) -> Array:
-    """F1 of each class, or the metric of each label or target: float64 (b, C), NaN where a sample has no row."""
-    if task.is_exclusive:
-        classes = np.arange(scores.shape[1])
-        member, named = labels[:, None] == classes, scores.argmax(1)[:, None] == classes
-        hits, sums = (member & named).astype(np.float64), member.astype(np.float64) + named
-        drawn = times @ member.astype(np.float64)
-        f1: Array = np.where(drawn > 0, 2 * (times @ hits) / np.maximum(times @ sums, 1e-300), np.nan)
-        return f1
-    columns = [resampled_metric(task, scores[:, [k]], labels[:, [k]], times) for k in range(scores.shape[1])]
-    return np.stack(columns, axis=1)
 
 
 def _blind(task: Task, labels: np.ndarray, outputs: int) -> Array:
