@@ -23,6 +23,7 @@ from hftl.cli import (
     audit,
     backbones,
     cache,
+    compare,
     curve,
     doctor,
     evaluate,
@@ -75,6 +76,7 @@ def build_app() -> typer.Typer:
     app.command("curve", context_settings=TAKES_FLAGS)(curve.curve)
     app.command("advise", context_settings=TAKES_FLAGS)(advise.advise)
     app.command("runs")(runs.runs)
+    app.command("compare")(compare.compare)
     app.command("predict")(predict.predict)
     app.command("evaluate")(evaluate.evaluate)
     app.command("report")(report.report)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 
 from hftl.errors import HftlError
 from hftl.runs.folder import PREDICTIONS, RunFolder
-from hftl.runs.record import RunRecord
+from hftl.runs.record import DataRecord, RunRecord
 from hftl.wording import one_line
 
 
@@ -65,6 +66,30 @@ class TestedRows:
         else:
             labels = _matrix(columns["label"], len(known))
         return cls(names, labels, scores, truth, columns["prediction"].to_pylist())
+
+    def select(self, places: np.ndarray) -> TestedRows:
+        """Some of the rows, int64 (m,), in that order."""
+        at = places.tolist()
+        return TestedRows(
+            [self.names[i] for i in at],
+            self.labels[places],
+            self.scores[places],
+            [self.truth[i] for i in at],
+            [self.predicted[i] for i in at],
+        )
+
+    def with_outputs(self, data: DataRecord, names: Sequence[str]) -> TestedRows:
+        """The same rows with classes or targets in another order.
+
+        Args:
+            data: what they were trained on, with the order that they have.
+            names: the same names in the order that they are to have.
+        """
+        if data.label_names == names:
+            return self
+        column = np.array([data.label_names.index(name) for name in names])
+        labels = np.argsort(column)[self.labels] if data.task.is_exclusive else self.labels[:, column]
+        return replace(self, labels=labels, scores=self.scores[:, column])
 
     def __len__(self) -> int:
         return len(self.names)
