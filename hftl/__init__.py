@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from hftl.plugins.spec import BackboneOptions, BackboneSpec
     from hftl.predict import evaluate, load, predictions
     from hftl.recipes import Recipe, recipe
+    from hftl.report.comparison import Comparison, compare
     from hftl.scout.advise import Advice, advise
     from hftl.scout.audit import Audit, audit
     from hftl.scout.curve import Curve, curve
@@ -56,6 +57,7 @@ _HOME = {
     "BackboneOptions": "hftl.plugins.spec",
     "BackboneSpec": "hftl.plugins.spec",
     "BadRowError": "hftl.errors",
+    "Comparison": "hftl.report.comparison",
     "ConvergenceError": "hftl.errors",
     "Curve": "hftl.scout.curve",
     "CutError": "hftl.errors",
@@ -87,6 +89,7 @@ _HOME = {
     "UserError": "hftl.errors",
     "advise": "hftl.scout.advise",
     "audit": "hftl.scout.audit",
+    "compare": "hftl.report.comparison",
     "compute_features": "hftl.pipeline",
     "curve": "hftl.scout.curve",
     "evaluate": "hftl.predict",
@@ -110,6 +113,7 @@ __all__ = [
     "BackboneOptions",
     "BackboneSpec",
     "BadRowError",
+    "Comparison",
     "ConvergenceError",
     "Curve",
     "CutError",
@@ -141,6 +145,7 @@ __all__ = [
     "UserError",
     "advise",
     "audit",
+    "compare",
     "compute_features",
     "curve",
     "evaluate",

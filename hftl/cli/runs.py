@@ -33,7 +33,7 @@ def runs(
     _print_lines([_line(run) for run in found if run.state != "damaged"])
     for run in found:
         if run.state == "damaged":
-            say(f"damaged: {run.folder}: {run.why}")
+            say(f"damaged: {run.why}")
 
 
 def _line(run: ListedRun) -> dict[str, str]:
@@ -61,7 +61,7 @@ def _print_lines(rows: Sequence[dict[str, str]]) -> None:
     rows = [{name: printable(value) for name, value in row.items()} for row in rows]
     widths = {name: max(len(name), *(cell_len(row[name]) for row in rows)) for name in rows[0]}
     terminal = Terminal()
-    if not terminal.is_terminal or sum(widths.values()) + 2 * len(widths) <= terminal.width:
+    if not terminal.is_terminal or sum(widths.values()) + 3 * len(widths) <= terminal.width:
         show(rows, list(widths), as_json=False)
         return
     for row in rows:

@@ -72,7 +72,7 @@ def _found(root: Path) -> Iterator[ListedRun]:
             folders.clear()
     for error in closed:
         folder = Path(error.filename)
-        yield ListedRun(folder, "damaged", f"it cannot be read: {error.strerror}", _changed(folder))
+        yield ListedRun(folder, "damaged", f"{folder} cannot be read: {error.strerror}", _changed(folder))
 
 
 def _listed(folder: Path) -> ListedRun:
