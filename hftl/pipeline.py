@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
 from hftl.plugins.registry import add_metrics
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.recipes import Recipe
+from hftl.report.collect import collect
+from hftl.report.collected import COLLECTED, Collected
+from hftl.report.page import write_report
 from hftl.runs.console import print_bad_rows, print_results, quiet_libraries
 from hftl.runs.folder import RunFolder, writing
 from hftl.runs.judgement import judgements
@@ -39,6 +43,7 @@ from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
 from hftl.scout.layers import layers
 from hftl.terminal import Terminal
+from hftl.wording import named_error
 
 NO_FEATURES = {"rows": 0, "computed": 0, "reused": 0}
 
@@ -67,6 +72,7 @@ def run(
     on_bad_row: str = "error",
     resume: bool = False,
     track: Sequence[str] = (),
+    report: bool = True,
 ) -> Run | None:
     """Do what a recipe says.
 
@@ -83,6 +89,7 @@ def run(
             unfinished run.
         track: trackers of accelerate that fine-tuning logs to as well: ``tensorboard``, ``trackio``, ``wandb``,
             ``mlflow``.
+        report: write ``report.html`` into the run's folder at the end.
 
     Returns:
         The finished run; None on every process but the main one.
@@ -146,7 +153,11 @@ def run(
         }
         metrics = metrics.model_copy(update={"seconds": seconds})
         metrics = finish(folder, exported, record, metrics, bad)
-    print_results(say, metrics, folder.path)
+        page = None
+        if report:
+            shown = partial(collect, data, features, trained, target.backbone.modality, recipe.seed)
+            page = written_report(folder, shown, say)
+    print_results(say, metrics, folder.path, page)
     for line in judgements(metrics, data.task):
         say.print(line)
     return Run(folder.path, metrics.as_json())
@@ -293,9 +304,11 @@ def finetuned(
         log=folder.log if folder else _log_nothing,
         say=say.print,
     )
-    if head and "baselines" in head.report:
-        # What costs nothing on these features stands beside what fine-tuning made of them.
-        trained.report["baselines"] = head.report["baselines"]
+    if head:
+        trained.held_out = head.held_out
+        if "baselines" in head.report:
+            # What costs nothing on these features stands beside what fine-tuning made of them.
+            trained.report["baselines"] = head.report["baselines"]
     return trained
 
 
@@ -346,6 +359,16 @@ def finish(
     # Last, because where metrics.json stands a run is complete.
     folder.write_metrics(metrics)
     return metrics
+
+
+def written_report(folder: RunFolder, gather: Callable[[], Collected], say: Terminal) -> Path | None:
+    """The page of a run that is finished; None where it cannot be made, which is said and costs the run nothing."""
+    try:
+        folder.write_json(COLLECTED, gather().model_dump(mode="json"))
+        return write_report(folder.path)
+    except Exception as error:
+        say.print(f"report    not written: {named_error(error)}; the run is finished, and its other files are whole")
+        return None
 
 
 def _log_nothing(event: str, **values: Any) -> None:

@@ -70,6 +70,22 @@ def grey_thumbnail(encoded: bytes, name: str, side: int) -> np.ndarray:
     return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX))
 
 
+def thumbnail(encoded: bytes, name: str, side: int) -> Image.Image:
+    """A picture made to fit into a square of ``side`` pixels, in RGB; a smaller one stays as it is.
+
+    Args:
+        encoded: the file's bytes.
+        name: the row's name for a person, used in the error.
+        side: pixels of the square.
+
+    Raises:
+        BadRowError: as for `decode_image`.
+    """
+    image = _decoded(encoded, name, (side, side))
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return image
+
+
 def _decoded(encoded: bytes, name: str, enough: tuple[int, int] | None = None) -> Image.Image:
     """Decode one file, a JPEG at the smallest scale that still has ``enough`` pixels where that is given."""
     try:

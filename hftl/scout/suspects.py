@@ -46,23 +46,43 @@ def confident_learning(probabilities: np.ndarray, labels: np.ndarray, *, seed: i
         labels: int64 (m,).
         seed: of the bootstrap over rows.
     """
+    own, suggested, listed = likely_wrong(probabilities, labels)
+    joint = _Joint.of(probabilities, labels, own, _thresholds(own, labels, probabilities.shape[1]))
+    value = float(joint.wrong(np.ones((1, len(labels))))[0])
+    draws = np.concatenate([joint.wrong(times) for times in resamples(len(labels), seed=seed)])
+    wrong = _how_many(value, draws, len(labels))
+    return Suspects(own, suggested, listed, wrong, draws)
+
+
+def likely_wrong(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which labels `confident_learning` lists, without saying how many there are in all, which takes far longer.
+
+    Args:
+        probabilities: (m, C), of rows that the head has not seen.
+        labels: int64 (m,).
+
+    Returns:
+        float64 (m,) the probability of each row's own label, int64 (m,) the class that the row rather is of, and bool
+        (m,) whether the label is listed.
+    """
     rows, classes = np.arange(len(labels)), probabilities.shape[1]
     own = probabilities[rows, labels].astype(np.float64)
-    counts = np.bincount(labels, minlength=classes)
-    thresholds = np.bincount(labels, own, minlength=classes) / np.maximum(counts, 1)
-    # A class without a labelled row has no threshold to reach.
-    thresholds[counts == 0] = np.inf
-    confident = np.where(probabilities >= thresholds, probabilities, -1.0)
+    confident = np.where(probabilities >= _thresholds(own, labels, classes), probabilities, -1.0)
     best = confident.argmax(1)
     reached = confident[rows, best] >= 0
     others = probabilities.copy()
     others[rows, labels] = -1.0
     suggested = np.where(reached & (best != labels), best, others.argmax(1))
-    joint = _Joint.of(probabilities, labels, own, thresholds)
-    value = float(joint.wrong(np.ones((1, len(labels))))[0])
-    draws = np.concatenate([joint.wrong(times) for times in resamples(len(labels), seed=seed)])
-    wrong = _how_many(value, draws, len(labels))
-    return Suspects(own, suggested, reached & (best != labels), wrong, draws)
+    return own, suggested, reached & (best != labels)
+
+
+def _thresholds(own: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """The mean probability that the rows of each class have of it: float64 (C,)."""
+    counts = np.bincount(labels, minlength=classes)
+    thresholds = np.bincount(labels, own, minlength=classes) / np.maximum(counts, 1)
+    # A class without a labelled row has no threshold to reach.
+    thresholds[counts == 0] = np.inf
+    return thresholds
 
 
 def _how_many(value: float, draws: np.ndarray, labels: int) -> Interval:
