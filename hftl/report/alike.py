@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from hftl.errors import UserError
-from hftl.report.tested import TestedRows
-from hftl.runs.folder import RunFolder
+from hftl.report.numbers import Predictions, said
+from hftl.runs.folder import PREDICTIONS, RunFolder
 from hftl.runs.record import Metrics, RunRecord
 from hftl.wording import listing, plural
 
@@ -29,7 +29,7 @@ class OpenedRun:
     folder: RunFolder
     record: RunRecord
     metrics: Metrics
-    tested: TestedRows
+    tested: Predictions
 
     @classmethod
     def of(cls, path: Path) -> OpenedRun:
@@ -40,12 +40,26 @@ class OpenedRun:
             HftlError: the folder is damaged.
         """
         folder = RunFolder.open(path)
-        record = folder.record()
-        return cls(folder, record, folder.metrics(), TestedRows.of(folder, record))
+        record, metrics = folder.record(), folder.metrics()
+        data, thresholds = record.data, (metrics.head or {}).get("thresholds")
+        tested = Predictions.read(path / PREDICTIONS, data.task, data.label_names, thresholds)
+        return cls(folder, record, metrics, tested)
 
-    def at(self, place: np.ndarray, first: OpenedRun) -> TestedRows:
-        """Some rows, with classes in the order that they have in the first run."""
-        return self.tested.select(place).with_outputs(self.record.data, first.record.data.label_names)
+    def at(self, place: np.ndarray, first: OpenedRun) -> Predictions:
+        """Some rows, int64 (m,), with classes or targets in the order that they have in the first run."""
+        tested, names = self.tested, first.tested.names
+        chosen = replace(
+            tested,
+            rows=[tested.rows[i] for i in place.tolist()],
+            labels=tested.labels[place],
+            scores=tested.scores[place],
+        )
+        if tested.names == names:
+            return chosen
+        column = np.array([tested.names.index(name) for name in names])
+        labels = np.argsort(column)[chosen.labels] if tested.task.is_exclusive else chosen.labels[:, column]
+        thresholds = tested.thresholds and [tested.thresholds[k] for k in column.tolist()]
+        return replace(chosen, names=names, labels=labels, scores=chosen.scores[:, column], thresholds=thresholds)
 
 
 def refuse_other_tasks(opened: Sequence[OpenedRun]) -> None:
@@ -75,11 +89,11 @@ def shared_rows(opened: Sequence[OpenedRun]) -> tuple[list[np.ndarray], list[str
     Raises:
         UserError: there are none, or rows cannot be told apart.
     """
-    names = [run.tested.names for run in opened]
+    names = [run.tested.rows for run in opened]
     if all(each == names[0] for each in names):
         return [np.arange(len(each)) for each in names], []
     for run in opened:
-        if len(set(run.tested.names)) < len(run.tested.names):
+        if len(set(run.tested.rows)) < len(run.tested.rows):
             raise UserError(
                 f"{run.folder.path} cannot be compared: its test rows are not those of the other runs, and some of "
                 "them have one name, so that they cannot be told apart"
@@ -115,7 +129,7 @@ def other_data(opened: Sequence[OpenedRun]) -> list[str]:
     ]
 
 
-def refuse_other_labels(opened: Sequence[OpenedRun], together: Sequence[TestedRows]) -> None:
+def refuse_other_labels(opened: Sequence[OpenedRun], together: Sequence[Predictions]) -> None:
     """See that the rows that all runs were tested on have one label in all of them.
 
     Args:
@@ -127,11 +141,14 @@ def refuse_other_labels(opened: Sequence[OpenedRun], together: Sequence[TestedRo
     """
     first = together[0]
     for run, rows in zip(opened[1:], together[1:], strict=True):
-        other = (rows.labels != first.labels).reshape(len(first), -1).any(1)
+        # Of classes that share a name the file of predictions does not say which; see `Predictions.read`.
+        same = np.array([first.names.index(name) for name in first.names])
+        labels, expected = (same[each.labels] if each.task.is_exclusive else each.labels for each in (rows, first))
+        other = (labels != expected).reshape(len(first), -1).any(1)
         if other.any():
             at = int(np.flatnonzero(other)[0])
             raise UserError(
                 f"{run.folder.path} cannot be compared with {opened[0].folder.path}: {int(other.sum()):,} of "
-                f"{len(first):,} test rows have other labels, such as {first.names[at]}: {rows.truth[at]}, not "
-                f"{first.truth[at]}; run it again on the same data"
+                f"{len(first):,} test rows have other labels, such as {first.rows[at]}: {said(rows, at)[0]}, "
+                f"not {said(first, at)[0]}; run it again on the same data"
             )

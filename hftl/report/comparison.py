@@ -14,7 +14,7 @@ from hftl.errors import UserError
 from hftl.intervals import LEVEL, Array, Difference, Interval, difference, holm, resamples
 from hftl.report.alike import OpenedRun, other_data, refuse_other_labels, refuse_other_tasks, shared_rows
 from hftl.report.changes import Change, changes_between
-from hftl.report.tested import TestedRows
+from hftl.report.numbers import Predictions, said
 from hftl.runs.record import Metrics
 from hftl.scored import Score, each_output, scored
 from hftl.scout.answer import Answer
@@ -165,7 +165,7 @@ def compare(runs: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Compari
     task = opened[0].record.data.task
     refuse_other_labels(opened, together)
     every = np.arange(len(first))
-    scores = [scored(task, first.labels, every, rows.scores, seed=seed) for rows in together]
+    scores = [scored(task, rows.labels, every, rows.scores, seed=seed) for rows in together]
     gains = [_ahead(score, scores[0]) for score in scores[1:]]
     adjusted = [replace(gain, p=p) for gain, p in zip(gains, holm([gain.p for gain in gains]), strict=True)]
     compared = [
@@ -192,7 +192,7 @@ def compare(runs: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Compari
 
 
 def _compared(
-    run: OpenedRun, rows: TestedRows, score: Score, gain: Difference | None, first: TestedRows, task: Task
+    run: OpenedRun, rows: Predictions, score: Score, gain: Difference | None, first: Predictions, task: Task
 ) -> ComparedRun:
     record, metrics = run.record, run.metrics
     only_it = only_first = None
@@ -248,14 +248,14 @@ def _roundings(opened: Sequence[OpenedRun], compared: Sequence[ComparedRun], met
     ]
 
 
-def _by_output(task: Task, names: Sequence[str], together: Sequence[TestedRows], seed: int) -> list[ComparedOutput]:
+def _by_output(task: Task, names: Sequence[str], together: Sequence[Predictions], seed: int) -> list[ComparedOutput]:
     """Each class, label or target that occurs, the one that differs most from the first run first."""
     labels = together[0].labels
     if len(names) < 2:
         return []
 
     def measured(times: Array) -> Array:
-        return np.stack([each_output(task, rows.scores, labels, times) for rows in together])
+        return np.stack([each_output(task, rows.scores, rows.labels, times) for rows in together])
 
     values = measured(np.ones((1, len(labels))))[:, 0]
     draws = np.concatenate([measured(times) for times in resamples(len(labels), seed=seed)], axis=1)
@@ -285,20 +285,21 @@ def _by_output(task: Task, names: Sequence[str], together: Sequence[TestedRows],
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _disagreements(task: Task, together: Sequence[TestedRows]) -> tuple[list[Disagreement], int]:
+def _disagreements(task: Task, together: Sequence[Predictions]) -> tuple[list[Disagreement], int]:
     first = together[0]
     scores = np.stack([rows.scores for rows in together]).astype(np.float64)
     apart = np.abs(scores - scores.mean(0)).mean(0)
     if not task.has_classes:
         apart = apart / np.maximum(first.labels.std(0), 1e-12)
     distance = apart.sum(1)
-    other = [row for row in range(len(first)) if any(rows.predicted[row] != first.predicted[row] for rows in together)]
-    worst = sorted(other, key=lambda row: -distance[row])[:MOST_ROWS]
+    predicted = np.stack([rows.predicted for rows in together]).reshape(len(together), len(first), -1)
+    other = np.flatnonzero((predicted != predicted[0]).any((0, 2)))
+    worst = other[np.argsort(-distance[other], kind="stable")][:MOST_ROWS].tolist()
     kept = [
         Disagreement(
-            first.names[row],
-            first.truth[row],
-            [rows.predicted[row] for rows in together],
+            first.rows[row],
+            said(first, row)[0],
+            [said(rows, row)[1] for rows in together],
             [float(rows.scores[row].max()) for rows in together] if task.is_exclusive else [],
             float(distance[row]),
         )

@@ -15,7 +15,6 @@ import torch
 from hftl.errors import HftlError
 from hftl.heads.calibration import reliability
 from hftl.intervals import RESAMPLES, Interval, percentiles, proportion, resamples
-from hftl.metrics.resampled import resampled_metrics
 from hftl.tasks import Task
 from hftl.wording import one_line
 
@@ -78,7 +77,13 @@ class Predictions:
 
 
 def _matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    flat = np.asarray(column.combine_chunks().flatten(), dtype=np.float32)
+    """A column of lists of ``width`` finite numbers as float32 (n, width)."""
+    lists = column.combine_chunks()
+    if not (np.asarray(lists.value_lengths()) == width).all():
+        raise ValueError(f"a row has not {width} numbers")
+    flat = np.asarray(lists.flatten(), dtype=np.float32)
+    if not np.isfinite(flat).all():
+        raise ValueError("a score is no finite number")
     return flat.reshape(-1, width)
 
 
