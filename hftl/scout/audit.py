@@ -71,6 +71,8 @@ class Audit(Answer):
         notes: what could not be asked, and why.
         advice: one sentence.
         seconds: after features were there.
+        data: the rows, for whoever shows them.
+        modality: what they are: ``image``, ``text``, …
     """
 
     rows: dict[str, int]
@@ -83,6 +85,8 @@ class Audit(Answer):
     notes: list[str]
     advice: str
     seconds: float = field(compare=False)
+    data: Data = field(repr=False, compare=False)
+    modality: str = field(repr=False, compare=False)
 
 
 def audit(
@@ -143,6 +147,8 @@ def audit(
         notes,
         _first_thing(findings, labels, leak),
         round(time.monotonic() - started, 3),
+        rows.data,
+        target.backbone.modality,
     )
 
 
@@ -193,9 +199,12 @@ class _Rows:
 
     def name(self, row: int) -> tuple[str, str]:
         """Split and name of a row."""
-        split = int(self.split_of[row])
-        start = int(np.searchsorted(self.split_of, split))
-        return self.splits[split].name, self.splits[split].inputs.name(row - start)
+        split = self.splits[int(self.split_of[row])]
+        return split.name, split.inputs.name(self.place(row))
+
+    def place(self, row: int) -> int:
+        """A row's place in its split."""
+        return row - int(np.searchsorted(self.split_of, self.split_of[row]))
 
     def label(self, row: int) -> str:
         """A row's label for a person."""
@@ -210,7 +219,9 @@ class _Rows:
         split, name = self.name(row)
         other_split, other_row = ("", "") if other is None else self.name(other)
         digest = said_digest(self.digests[row].tobytes())
-        return Finding(kind, split, name, self.label(row), why, other_split, other_row, suggested, score, digest)
+        at, other_at = self.place(row), None if other is None else self.place(other)
+        label = self.label(row)
+        return Finding(kind, split, name, label, why, other_split, other_row, suggested, score, digest, at, other_at)
 
 
 def _judged(notes: list[str], what: str, ask: Callable[[], T]) -> T | None:
