@@ -43,6 +43,8 @@ AUTO_CLASSES = {
     "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor", "image_processor"),
     "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer", "tokenizer"),
 }
+# Libraries whose lines of Python the card knows.
+LOADED_BY = ("peft", "sentence-transformers", "transformers")
 HOW = {
     "head": "the backbone stays as it was, and a new head was solved on its features",
     "full": "all of its parameters were fine-tuned with a new head",
@@ -65,6 +67,19 @@ def write_card(folder: Path, made: RunRecord, metrics: Metrics, library: str) ->
 
 def card(made: RunRecord, metrics: Metrics, library: str) -> str:
     """The card's text, metadata included; ``"PATH_OR_REPO_ID"`` in it stands for where the model will be."""
+    text = _templates().get_template("card.md.jinja").render(_facts(made, metrics, library))
+    text = re.sub(r"\n{4,}", "\n\n", re.sub(r" +\n", "\n", text))
+    return f"---\n{metadata(made, metrics, library).to_yaml()}\n---\n\n{text}"
+
+
+def usage(made: RunRecord, metrics: Metrics, library: str) -> str | None:
+    """The lines of Python that load what a library reads, as on the card; None where only its own package knows."""
+    if library not in LOADED_BY:
+        return None
+    return _templates().get_template("use.py.jinja").render(_facts(made, metrics, library)).strip()
+
+
+def _templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("hftl.export", "."),
         undefined=StrictUndefined,
@@ -74,9 +89,7 @@ def card(made: RunRecord, metrics: Metrics, library: str) -> str:
         autoescape=False,  # HTML is escaped by `cell`, with Markdown, wherever text is not our own
     )
     environment.filters |= {"cell": cell, "python": python, "number": number}
-    text = environment.get_template("card.md.jinja").render(_facts(made, metrics, library))
-    text = re.sub(r"\n{4,}", "\n\n", re.sub(r" +\n", "\n", text))
-    return f"---\n{metadata(made, metrics, library).to_yaml()}\n---\n\n{text}"
+    return environment
 
 
 # ── metadata ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -145,6 +158,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "base": _base(backbone),
         "how": HOW[method["name"]],
         "library": library,
+        "loaded_by": LOADED_BY,
         "plugin": backbone.plugin or "that wrote them",
         "pipeline_tag": tag,
         "auto_model": auto_model,

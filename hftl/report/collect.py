@@ -38,6 +38,7 @@ from hftl.report.collected import (
     ShownRow,
     Suspect,
     WorstRow,
+    in_words,
 )
 from hftl.report.numbers import Predictions, worst_rows
 from hftl.report.plane import on_a_plane
@@ -138,13 +139,6 @@ class _Shelf:
         return in_words(self._data.task.truth(labels, self._data.label_names)[0])
 
 
-def in_words(value: object) -> str:
-    """A label, several labels or targets as one text."""
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(in_words, value)) or "none"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _as_address(picture: Image.Image) -> str:
     """A small picture as a ``data:`` address; a very small one as it is, because JPEG blurs it."""
     kind = "PNG" if max(picture.size) < SIDE // 2 else "JPEG"
@@ -162,7 +156,7 @@ class _Gathering:
     seed: int
 
     def suspects(self) -> LikelyWrong:
-        """Likely wrong labels of test rows and, where folds chose the strength, of training rows: none by a head that has seen it."""
+        """Likely wrong labels of test rows and, where folds judged these, of training rows."""
         pools = [("test", np.arange(len(self.data.test)), self.predictions.scores)]
         if held := self.trained.held_out:
             pools.append(("train", held.rows.cpu().numpy(), self.data.task.scores(held.logits.cpu()).numpy()))

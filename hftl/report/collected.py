@@ -195,3 +195,10 @@ class Collected(_Part):
             return None
         except (OSError, ValidationError) as error:
             raise HftlError(f"{file} is damaged ({one_line(error, 100)}); remove it, or run again") from error
+
+
+def in_words(value: object) -> str:
+    """A label, several labels or targets as one text."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(in_words, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -23,6 +23,8 @@ MOST_DRAWN = 40_000_000
 FEWEST_RESAMPLES = 200
 # Of more classes no whole matrix is made; the most confused ones are shown all the same.
 MOST_CLASSES = 256
+# Points of a curve that are drawn.
+MOST_STEPS = 80
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,14 @@ class Predictions:
     @property
     def predicted(self) -> np.ndarray:
         """What is predicted, as `labels` are given."""
-        return self.task.case(single_label=self.scores.argmax(1), multi_label=self.scores > 0.5, regression=self.scores)
+        cuts = 0.5 if self.thresholds is None else np.asarray(self.thresholds)
+        return self.task.case(
+            single_label=self.scores.argmax(1), multi_label=self.scores > cuts, regression=self.scores
+        )
+
+    def resampled(self, counts: np.ndarray) -> dict[str, np.ndarray]:
+        """Every metric on samples in which each row stands so many times, (b, n)."""
+        return resampled_metrics(self.task, self.scores, self.labels, counts, self.thresholds)
 
 
 def _matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
@@ -270,3 +279,41 @@ def said(predictions: Predictions, row: int) -> tuple[Any, Any]:
     return task.truth(predictions.labels[one], names)[0], task.predicted(
         predictions.scores[one], names, predictions.thresholds
     )[0]
+
+
+# ── several labels ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Precision by recall of one label.
+
+    Attributes:
+        label: its name.
+        recall: falling from 1 to 0.
+        precision: at each.
+        average_precision: the area under the steps.
+        at: recall and precision at the label's threshold.
+    """
+
+    label: str
+    recall: np.ndarray
+    precision: np.ndarray
+    average_precision: float
+    at: tuple[float, float]
+
+
+def curves(predictions: Predictions, most: int) -> list[Curve]:
+    """Of labels that have test rows, those with the least average precision, the least first."""
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    truth, said_ = predictions.labels > 0, predictions.predicted
+    found = []
+    for k in np.flatnonzero(truth.any(0)).tolist():
+        hits = int((truth[:, k] & said_[:, k]).sum())
+        at = hits / int(truth[:, k].sum()), hits / max(int(said_[:, k].sum()), 1)
+        precision, recall, _ = precision_recall_curve(truth[:, k], predictions.scores[:, k])
+        kept = np.unique(np.linspace(0, len(recall) - 1, min(len(recall), MOST_STEPS)).astype(int))
+        average = float(average_precision_score(truth[:, k], predictions.scores[:, k]))
+        found.append(Curve(predictions.names[k], recall[kept], precision[kept], average, at))
+    return sorted(found, key=lambda curve: curve.average_precision)[:most]

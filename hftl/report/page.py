@@ -10,9 +10,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from hftl.report.collected import in_words
+from hftl.report.sections import RunPage
 from hftl.runs.folder import RunFolder, writing
 from hftl.store.files import write_file
-from hftl.wording import printable
+from hftl.wording import plain, plural, printable
 
 REPORT = "report.html"
 
@@ -31,7 +33,7 @@ def write_report(folder: Path) -> Path:
         HftlError: the folder is damaged, or the page cannot be written.
     """
     run = RunFolder.open(folder)
-    text = render("run.html.jinja", made=run.record(), metrics=run.metrics())
+    text = render("run.html.jinja", **RunPage(run).facts())
     with writing(folder / REPORT):
         write_file(folder / REPORT, text.encode())
     return folder / REPORT
@@ -51,13 +53,23 @@ def render(template: str, **facts: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shown": printable}
+    environment.filters |= {"shown": printable, "words": in_words, "plural": plural, "number": number, "code": code}
     style, script = (_part(environment, name) for name in ("page.css", "page.js"))
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_source(style)}'; script-src '{_source(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     return environment.get_template(template).render(style=Markup(style), script=Markup(script), policy=policy, **facts)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number with so many digits behind the point; what is undefined is said to be."""
+    return "undefined" if value is None else f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:,.1f}"
+
+
+def code(lines: str) -> str:
+    """Lines of code as they are, with a mark in place of what cannot be printed."""
+    return "\n".join(map(plain, lines.splitlines()))
 
 
 def _part(environment: Environment, name: str) -> str:
