@@ -41,6 +41,13 @@ class Difference(Interval):
 
     p: float
 
+    def signed(self) -> str:
+        """The difference and its interval with signs: ``+0.012 (-0.003 to +0.027)``."""
+        value, low, high = (
+            f"{each:+.3f}" if abs(each) >= 0.0005 else "0.000" for each in (self.value, self.low, self.high)
+        )
+        return f"{value} ({low} to {high})"
+
 
 def resamples(rows: int, *, groups: npt.NDArray[np.int64] | None = None, seed: int = 0) -> Iterator[Array]:
     """How often each row is drawn in each of 2,000 bootstrap samples (Efron 1979), in blocks of samples.

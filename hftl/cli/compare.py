@@ -58,7 +58,7 @@ def _score(answer: Comparison, number: int, run: ComparedRun) -> dict[str, Any]:
     return {
         "run": number,
         f"{answer.metric} on {plural(answer.rows, 'row')}": str(run.score),
-        "against 1": "" if gain is None else f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})",
+        "against 1": "" if gain is None else gain.signed(),
         "p": "" if gain is None else f"{gain.p:.3f}",
     }
 

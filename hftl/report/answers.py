@@ -170,9 +170,7 @@ def _outputs_of_transfer(answer: Transfer) -> Part:
         f"most hurt first. {hurt}"
     ]
     label = "pretrained minus the best rival"
-    return Part(
-        "By class", lines, [whiskers("outputs", drawn, label, strong=strong, zero=True)], [Table(heads, rows)]
-    )
+    return Part("By class", lines, [whiskers("outputs", drawn, label, strong=strong, zero=True)], [Table(heads, rows)])
 
 
 def _curve(answer: Curve) -> list[Part]:
@@ -184,12 +182,16 @@ def _curve(answer: Curve) -> list[Part]:
         "held-out rows and draws."
     ]
     if fitted:
-        lines.append("The line is the law a − b·n^−c fitted to the points, up to twice the rows there are, and its band.")
+        lines.append(
+            "The line is the law a − b·n^−c fitted to the points, up to twice the rows there are, and its band."
+        )
     if answer.limit is not None:
         lines.append(f"With endless labels the law tends to {answer.limit}.")
     if answer.predicted is not None:
         last = answer.points[-1]
-        lines.append(f"Fitted without the largest size it says {answer.predicted:.3f} there, and {last.score.value:.3f} is.")
+        lines.append(
+            f"Fitted without the largest size it says {answer.predicted:.3f} there, and {last.score.value:.3f} is."
+        )
     rows = [[counted(each.rows), with_interval(each.score)] for each in answer.points]
     return [Part("Scores by labels", lines, [figure], [Table(["labelled rows#", f"{answer.metric}#"], rows)])]
 

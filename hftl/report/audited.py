@@ -42,10 +42,8 @@ def audit_parts(answer: Audit) -> list[Part]:
     if answer.class_pairs:
         rows = [[Cell(" and ".join(pair.classes)), Cell(pair.why)] for pair in answer.class_pairs]
         parts.append(Part("Classes that may be one", tables=[Table(["classes", "why"], rows)]))
-    for kind in TITLES:
-        if found := [each for each in answer.findings if each.finding == kind]:
-            parts.append(_found(kind, found, shelf))
-    return parts
+    by_kind = {kind: [each for each in answer.findings if each.finding == kind] for kind in TITLES}
+    return [*parts, *(_found(kind, found, shelf) for kind, found in by_kind.items() if found)]
 
 
 def _counts(answer: Audit) -> Part:

@@ -1,4 +1,4 @@
-"""Figures of comparisons and of the scout's answers: numbers with their intervals, below one another or along an axis."""
+"""Figures of comparisons and of the scout's answers: numbers and intervals, below one another or along an axis."""
 
 from __future__ import annotations
 
@@ -36,12 +36,10 @@ def whiskers(
             axes.axvline(0, color=QUIET, linewidth=1.2)
         for place, (_, number) in enumerate(rows):
             colour = ACCENT if place in strong else QUIET
-            axes.plot([number.low, number.high], [-place, -place], color=colour, linewidth=2.4)
-            axes.plot([number.value], [-place], "o", color=colour, markersize=7)
-        axes.set_yticks([-place for place in range(len(rows))], [""] * len(rows))
-        for tick, (each, _) in zip(axes.get_yticklabels(), rows, strict=True):
-            made.stand_in(tick, each)
-        axes.set_ylim(-len(rows) + 0.4, 0.6)
+            axes.plot([number.low, number.high], [place, place], color=colour, linewidth=2.4)
+            axes.plot([number.value], [place], "o", color=colour, markersize=7)
+        made.names_at(axes.yaxis, [each for each, _ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x")
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -97,14 +95,20 @@ def cost_and_score(name: str, costs: Sequence[float], scores: Sequence[Interval]
             axes.plot([cost, cost], [score.low, score.high], color=colour, linewidth=2)
             axes.plot([cost], [score.value], "o", color=colour, markersize=7)
             axes.annotate(
-                str(place + 1), (cost, score.value), (7, 4), textcoords="offset points", color=INK, size=12, weight="bold"
+                str(place + 1),
+                (cost, score.value),
+                (7, 4),
+                textcoords="offset points",
+                color=INK,
+                size=12,
+                weight="bold",
             )
         _scale(axes, costs)
         axes.margins(0.12)
         axes.set_xlabel(labels[0])
         made.stand_in(axes.set_ylabel(""), labels[1])
         axes.grid(axis="y")
-        told = "; ".join(f"run {n}: {cost:,.6g}, {score}" for n, (cost, score) in enumerate(zip(costs, scores), 1))
+        told = "; ".join(f"run {n}: {costs[n - 1]:,.6g}, {score}" for n, score in enumerate(scores, 1))
         return made.svg(f"{labels[1]} against {labels[0]}: {told}")
 
 

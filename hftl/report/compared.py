@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
@@ -56,28 +56,41 @@ def _scores(answer: Comparison) -> Part:
     scores = list(zip(named, [run.score for run in answer.runs], strict=True))
     gains = [(name, run.against_first) for name, run in zip(named, answer.runs, strict=True) if run.against_first]
     strong = [place for place, (_, gain) in enumerate(gains) if gain.p < 1 - LEVEL]
-    metrics = list(dict.fromkeys(name for run in answer.runs for name in run.reported if name != answer.metric))
+    lines = [
+        f"Intervals are 95 %, differences by a paired bootstrap on the same {plural(answer.rows, 'row')}; p is "
+        "adjusted for all runs (Holm). They say what other test rows would change, and nothing of what another seed of "
+        "training would."
+    ]
+    figures = [
+        whiskers("scores", scores, answer.metric, strong=range(1)),
+        whiskers("gains", gains, f"{answer.metric} minus that of run 1", strong=strong, zero=True),
+    ]
+    return Part("Scores", lines, figures, [_compared_scores(answer), _all_reported(answer)])
+
+
+def _compared_scores(answer: Comparison) -> Table:
+    heads = ["run#", "folder", f"{answer.metric}#", "minus run 1#", "p#", "verdict"]
+    if answer.task.is_exclusive:
+        heads += ["right, 1 wrong#", "wrong, 1 right#"]
     rows = []
     for number, run in enumerate(answer.runs, 1):
         gain = run.against_first
-        against = [Cell("")] * 3 if gain is None else [with_sign(gain), Cell(f"{gain.p:.3f}", gain.p), Cell(run.verdict)]
-        others = [_reported(run, name) for name in metrics]
-        rows.append([Cell(str(number), number), Cell(run.folder), with_interval(run.score), *against, *others])
-    return Part(
-        "Scores",
-        [
-            f"Intervals are 95 %, those of differences by a paired bootstrap on the same {plural(answer.rows, 'row')}; p "
-            "is adjusted for all runs (Holm). They say what other test rows would change, and nothing of what another "
-            "seed of training would. What stands right of the verdict is what each run reported on all of its own test "
-            "rows.",
-            *_right_and_wrong(answer),
-        ],
-        [
-            whiskers("scores", scores, answer.metric, strong=range(1)),
-            whiskers("gains", gains, f"{answer.metric} minus that of run 1", strong=strong, zero=True),
-        ],
-        [Table(["run#", "folder", f"{answer.metric}#", "minus run 1#", "p#", "verdict", *(f"{m}#" for m in metrics)], rows)],
-    )
+        cells = [Cell(str(number), number), Cell(run.folder), with_interval(run.score)]
+        cells += [Cell("")] * 3 if gain is None else [with_sign(gain), Cell(f"{gain.p:.3f}", gain.p), Cell(run.verdict)]
+        if answer.task.is_exclusive:
+            cells += [Cell("") if count is None else counted(count) for count in (run.only_it, run.only_first)]
+        rows.append(cells)
+    return Table(heads, rows)
+
+
+def _all_reported(answer: Comparison) -> Table:
+    metrics = list(dict.fromkeys(name for run in answer.runs for name in run.reported))
+    rows = [
+        [Cell(_name(answer, number), number), *(_reported(run, name) for name in metrics)]
+        for number, run in enumerate(answer.runs, 1)
+    ]
+    caption = "As each run reported on all of its own test rows"
+    return Table(["run", *(f"{name}#" for name in metrics)], rows, caption)
 
 
 def _reported(run: ComparedRun, metric: str) -> Cell:
@@ -85,21 +98,17 @@ def _reported(run: ComparedRun, metric: str) -> Cell:
     return Cell("–") if value is None else Cell(f"{value:.4f}", value)
 
 
-def _right_and_wrong(answer: Comparison) -> Iterator[str]:
-    for number, run in enumerate(answer.runs[1:], 2):
-        if run.only_it is not None:
-            yield (
-                f"Run {number} is right and run 1 wrong on {plural(run.only_it, 'row')}, the other way round on "
-                f"{run.only_first:,}."
-            )
-
-
 def _changes(answer: Comparison) -> Part:
     if not answer.changes:
         return Part("What differs", ["Nothing that is recorded differs between these runs."])
     numbers = [f"run {number}" for number in range(1, len(answer.runs) + 1)]
     rows = [[Cell(each.field), *(Cell(said_value(value)) for value in each.values)] for each in answer.changes]
-    return Part("What differs", ["Fields of the recipes and of what the runs stood on; all others are the same."], (), [Table(["field", *numbers], rows)])
+    return Part(
+        "What differs",
+        ["Fields of the recipes and of what the runs stood on; all others are the same."],
+        (),
+        [Table(["field", *numbers], rows)],
+    )
 
 
 def _costs(answer: Comparison) -> Part:
@@ -116,7 +125,9 @@ def _costs(answer: Comparison) -> Part:
     rows = []
     for number, run in enumerate(answer.runs, 1):
         cost = run.cost
-        spent = [Cell(f"{cost.seconds.get(k, 0):,.1f}", cost.seconds.get(k, 0.0)) for k in ("total", "extract", "train")]
+        spent = [
+            Cell(f"{cost.seconds.get(k, 0):,.1f}", cost.seconds.get(k, 0.0)) for k in ("total", "extract", "train")
+        ]
         parameters = Cell("–") if cost.trained_parameters is None else counted(cost.trained_parameters)
         features = [counted(cost.computed), counted(cost.reused)]
         rows.append([Cell(_name(answer, number), number), *spent, *features, parameters])
@@ -138,21 +149,21 @@ def _outputs(answer: Comparison) -> Part:
     rows = []
     for each in answer.outputs:
         scores = [Cell(f"{value:.3f}", value) for value in each.scores]
-        gains = [
-            with_sign(gain, stands_out=gain.p < 1 - LEVEL)
-            for gain in each.against_first
-        ]
+        gains = [with_sign(gain, stands_out=gain.p < 1 - LEVEL) for gain in each.against_first]
         rows.append([Cell(each.name), counted(each.rows), *scores, *gains])
     numbers = range(1, len(answer.runs) + 1)
     heads = [what, "rows#", *(f"run {n}#" for n in numbers), *(f"{n} minus 1#" for n in numbers[1:])]
     beyond = sum(any(gain.p < 1 - LEVEL for gain in each.against_first) for each in answer.outputs)
-    line = (
-        f"{score} of each {what}; {plural(beyond, what)} of {len(answer.outputs):,} "
-        f"{'differs' if beyond == 1 else 'differ'} beyond noise, p adjusted for all of them"
-        f"{' and all runs' if len(answer.runs) > 2 else ''} (Holm). The figures show at most {MOST_DRAWN}, those that "
-        "differ most."
+    differ = f"{plural(beyond, what)} of {len(answer.outputs):,} {'differs' if beyond == 1 else 'differ'}"
+    lines = [
+        f"{score} of each {what}. {differ if beyond else 'None differs'} beyond noise; p is adjusted for all of them"
+        f"{' and all runs' if len(answer.runs) > 2 else ''} (Holm)."
+    ]
+    if len(answer.outputs) > MOST_DRAWN:
+        lines.append(f"The figures show the {MOST_DRAWN} that differ most.")
+    return Part(
+        {"class": "Classes", "label": "Labels", "target": "Targets"}[what], lines, figures, [Table(heads, rows)]
     )
-    return Part({"class": "Classes", "label": "Labels", "target": "Targets"}[what], [line], figures, [Table(heads, rows)])
 
 
 def _rows(answer: Comparison) -> Part:
@@ -168,10 +179,16 @@ def _rows(answer: Comparison) -> Part:
         row = kept.get(each.row) or ShownRow(split="test", name=each.row, label=label)
         cards.append(Card([row], said))
     if answer.task.has_classes:
-        line = f"The runs predict different things for {answer.disagreeing:,} of {plural(answer.rows, 'row')}; these are"
+        line = (
+            f"The runs predict different things for {answer.disagreeing:,} of {plural(answer.rows, 'row')}; these are"
+        )
     else:
         line = "These are the rows"
-    return Part("Rows on which they disagree", [f"{line} those on which they are furthest apart, at most {MOST_SHOWN}."], cards=cards)
+    return Part(
+        "Rows on which they disagree",
+        [f"{line} those on which they are furthest apart, at most {MOST_SHOWN}."],
+        cards=cards,
+    )
 
 
 def _kept_rows(folders: Sequence[Path]) -> dict[str, ShownRow]:

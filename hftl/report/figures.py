@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from hftl.intervals import Interval
 from hftl.report.collected import FeatureMap
@@ -20,25 +20,24 @@ from hftl.wording import plural
 RIGHT, WRONG = (0.5, 0.5, 0.55), (0.88, 0.42, 0.10)
 MOST_OPAQUE = 0.72
 MOST_CELLS_WITH_NUMBERS = 24
+LONGEST_AXIS = 48
 _LETTER = 6.4  # pixels of a letter of a name
 
 
 def beside(scores: Sequence[tuple[str, Interval]], metric: str) -> Markup:
     """Scores with their intervals, one below the other; the first is the run's own."""
     with drawing("beside", 34 * len(scores) + 44) as made:
-        axes = made.axes(132, 6, 16, 38)
+        axes = made.axes(138, 6, 16, 38)
         for place, (_, score) in enumerate(scores):
             colour = ACCENT if place == 0 else QUIET
-            axes.plot([score.low, score.high], [-place, -place], color=colour, linewidth=2.4)
-            axes.plot([score.value], [-place], "o", color=colour, markersize=8)
-        axes.set_yticks([-place for place in range(len(scores))], [""] * len(scores))
-        for label, (name, _) in zip(axes.get_yticklabels(), scores, strict=True):
-            made.stand_in(label, name)
-        axes.set_ylim(-len(scores) + 0.4, 0.6)
+            axes.plot([score.low, score.high], [place, place], color=colour, linewidth=2.4)
+            axes.plot([score.value], [place], "o", color=colour, markersize=8)
+        made.names_at(axes.yaxis, [name for name, _ in scores])
+        axes.set_ylim(len(scores) - 0.4, -0.6)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x")
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        made.stand_in(axes.set_xlabel(""), f"{metric} on the test split")
+        made.stand_in(axes.set_xlabel(""), f"{metric} on the test split", LONGEST_AXIS)
         told = "; ".join(f"{name} {score}" for name, score in scores)
         return made.svg(f"{metric} with 95 % intervals: {told}")
 
@@ -55,8 +54,10 @@ def strengths(path: Sequence[Mapping[str, Any]], chosen: float) -> Markup:
         axes.plot([x[at]], [y[at]], "o", color=ACCENT, markersize=8)
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda strength, _: f"{strength:g}"))
         # As far as there is something to choose between: a hopeless end would flatten the rest.
-        axes.set_ylim(max(0.0, float((y - error).min()) * 0.9), float(np.quantile(y, 0.8)) * 1.6 + 1e-9)
+        low, high = float((y - error).min()), float((y + error).max())
+        axes.set_ylim(max(0.0, low * 0.95), min(high, 3 * float(y.min())) * 1.05 + 1e-9)
         _labelled(axes, "L2 strength", "held-out loss")
         return made.svg(f"Held-out loss along the L2 strengths; the least, {y[at]:.4f}, at {chosen:.3g}")
 
@@ -70,7 +71,7 @@ def epochs(history: Sequence[Mapping[str, Any]], kept: int, metric: str) -> Mark
         axes.plot([kept], [y[kept]], "o", color=ACCENT, markersize=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _labelled(axes, "epoch", "")
-        made.stand_in(axes.set_ylabel(""), metric)
+        made.stand_in(axes.set_ylabel(""), metric, LONGEST_AXIS)
         return made.svg(f"{metric} after each epoch; epoch {kept} is kept: {y[kept]:.4f}")
 
 
@@ -107,12 +108,8 @@ def confusion(matrix: np.ndarray, names: Sequence[str], name: str) -> Markup:
             for row, column in np.argwhere(matrix).tolist():
                 colour = QUIET if row == column else INK
                 axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", color=colour, size=10.5)
-            places = list(range(len(names)))
-            axes.set_yticks(places, [""] * len(names))
-            axes.set_xticks(places, [""] * len(names), rotation=90)
-            for labels in (axes.get_yticklabels(), axes.get_xticklabels()):
-                for label, each in zip(labels, names, strict=True):
-                    made.stand_in(label, each)
+            made.names_at(axes.yaxis, names)
+            made.names_at(axes.xaxis, names, rotation=90)
         else:
             axes.set_xticks([])
             axes.set_yticks([])
@@ -176,7 +173,7 @@ def plane(found: FeatureMap, classes: np.ndarray, coloured: Sequence[int], wrong
         for colour, k in zip(SERIES, coloured, strict=False):
             inside = classes == k
             axes.scatter(x[inside], y[inside], s=15, color=colour, alpha=0.85, linewidths=0)
-        axes.scatter(x[wrong], y[wrong], s=34, facecolors="none", edgecolors=INK, linewidths=1.1)
+        axes.scatter(x[wrong], y[wrong], s=34, facecolors="none", edgecolors=INK, linewidths=0.8)
         _bare(axes)
         return made.svg(
             f"{plural(len(x), 'test row')} on a plane by {found.method}, {int(wrong.sum()):,} predicted wrong"
@@ -210,8 +207,8 @@ def predicted_by_true(labels: np.ndarray, predicted: np.ndarray, target: str, na
         ends = [float(min(labels.min(), predicted.min())), float(max(labels.max(), predicted.max()))]
         axes.plot(ends, ends, color=QUIET, linewidth=1.2)
         axes.grid()
-        made.stand_in(axes.set_xlabel(""), f"true {target}")
-        made.stand_in(axes.set_ylabel(""), f"predicted {target}")
+        made.stand_in(axes.set_xlabel(""), f"true {target}", LONGEST_AXIS)
+        made.stand_in(axes.set_ylabel(""), f"predicted {target}", LONGEST_AXIS)
         return made.svg(f"Predicted against true {target} for {plural(len(labels), 'test row')}")
 
 
@@ -222,7 +219,7 @@ def residuals(errors: np.ndarray, target: str, name: str) -> Markup:
         axes.hist(errors, bins=40, color=ACCENT, alpha=0.75)
         axes.axvline(0, color=QUIET, linewidth=1.2)
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        made.stand_in(axes.set_xlabel(""), f"predicted − true {target}")
+        made.stand_in(axes.set_xlabel(""), f"predicted − true {target}", LONGEST_AXIS)
         axes.set_ylabel("rows")
         return made.svg(f"Errors of {target}: mean {errors.mean():.4g}, standard deviation {errors.std():.4g}")
 

@@ -15,6 +15,7 @@ import torch
 from hftl.errors import HftlError
 from hftl.heads.calibration import reliability
 from hftl.intervals import RESAMPLES, Interval, percentiles, proportion, resamples
+from hftl.metrics.resampled import resampled_metrics
 from hftl.tasks import Task
 from hftl.wording import one_line
 

@@ -123,7 +123,7 @@ def with_interval(number: Interval) -> Cell:
 
 def with_sign(number: Difference, *, stands_out: bool = False) -> Cell:
     """A difference with its interval."""
-    return Cell(f"{number.value:+.3f} ({number.low:+.3f} to {number.high:+.3f})", number.value, stands_out)
+    return Cell(number.signed(), number.value, stands_out)
 
 
 def counted(number: int) -> Cell:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,9 @@ from xml.etree import ElementTree
 import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from hftl.wording import printable, shortened
 
@@ -86,13 +88,19 @@ class Drawing:
         axes.tick_params(length=0, pad=5)
         return axes
 
-    def stand_in(self, text: Any, name: str, longest: int = LONGEST_NAME) -> None:
+    def stand_in(self, text: Text, name: str, longest: int = LONGEST_NAME) -> None:
         """Let a text of matplotlib stand for a name of other people."""
         shown = shortened(printable(name), longest)
         text.set_text("x" * max(1, len(shown)))
-        identity = f"name-{len(self.names)}"
-        text.set_gid(identity)
-        self.names[identity] = shown
+        text.set_gid(f"name-{len(self.names)}")
+        self.names[f"name-{len(self.names)}"] = shown
+
+    def names_at(self, axis: Axis, names: Sequence[str], *, rotation: float = 0) -> None:
+        """Names of other people at 0, 1, 2, … of an axis."""
+        axis.set_ticks(range(len(names)), ["x" * max(1, min(len(name), LONGEST_NAME)) for name in names])
+        axis.set_tick_params(rotation=rotation)
+        for tick, name in zip(axis.get_ticklabels(), names, strict=True):
+            self.stand_in(tick, name)
 
     def svg(self, title: str) -> Markup:
         """The figure as part of a page.
