@@ -53,14 +53,16 @@ def write_answer(answer: ScoutAnswer, path: Path, *, about: str) -> Path:
 
 def _probed(answer: Ranking | Layers) -> str:
     return (
-        f"{answer.metric} of the exact linear head, cross-validated on {plural(answer.rows, 'training row')} in "
-        f"{answer.folds} folds. Intervals are 95 %."
+        f"The exact linear head, cross-validated on {plural(answer.rows, 'training row')} in {answer.folds} folds, by "
+        f"{answer.metric}. Intervals are 95 %."
     )
 
 
 def _rank(answer: Ranking) -> list[Part]:
     every = answer.backbones
-    drawn = [(each.backbone, each.probe) for each in every]
+    # The end of a path tells more than its beginning.
+    names = [each.backbone for each in every]
+    drawn = [(n.rpartition("/")[2] if n[:1] in "/.~" else n, b.probe) for n, b in zip(names, every, strict=True)]
     strong = [place for place, each in enumerate(every) if each.group == every[0].group]
     rows = [
         [
@@ -113,8 +115,7 @@ def _layers(answer: Layers) -> list[Part]:
             f"{side.gain}."
         )
     return [
-        Part("Scores by depth", lines, [figure]),
-        Part("Depths", tables=[Table(heads, rows)]),
+        Part("Scores by depth", lines, [figure], [Table(heads, rows)]),
         Part("What to run", code="\n".join(answer.commands)),
     ]
 
@@ -129,8 +130,8 @@ def _transfer(answer: Transfer) -> list[Part]:
         for each in answer.rivals
     ]
     line = (
-        f"{answer.metric} of the same exact head on the same folds of {plural(answer.rows, 'training row')}. Intervals "
-        "are 95 %, p is adjusted for all rivals (Holm)."
+        f"The same exact head on the same folds of {plural(answer.rows, 'training row')}, by {answer.metric}. "
+        "Intervals are 95 %, p is adjusted for all rivals (Holm)."
     )
     label = f"{answer.metric} of the pretrained minus the rival's"
     parts = [
@@ -178,7 +179,7 @@ def _curve(answer: Curve) -> list[Part]:
     fitted = [(float(each.rows), each.score) for each in answer.fitted]
     figure = along("curve", points, ("labelled rows", answer.metric), joined=not fitted, fitted=fitted)
     lines = [
-        f"{answer.metric} of exact heads on held-out rows, the mean of {answer.seeds} draws. Intervals are 95 %, over "
+        f"Exact heads on held-out rows, by {answer.metric}, the mean of {answer.seeds} draws. Intervals are 95 %, over "
         "held-out rows and draws."
     ]
     if fitted:

@@ -50,10 +50,7 @@ def _counts(answer: Audit) -> Part:
     looked = ", ".join(f"{name} {rows:,}" for name, rows in answer.rows.items())
     lines = [f"Rows that were looked at: {looked}."]
     if wrong := answer.wrong_labels:
-        lines.append(
-            f"About {wrong.value:,.0f} labels are wrong ({wrong.low:,.0f} to {wrong.high:,.0f}); those that are named "
-            "below are the likeliest."
-        )
+        lines.append(f"About {wrong.value:,.0f} labels are wrong ({wrong.low:,.0f} to {wrong.high:,.0f}).")
     rows = [[Cell(kind), Cell(f"{count:,}", count)] for kind, count in answer.counts.items()]
     return Part("What was found", lines, tables=[Table(["kind", "rows#"], rows)] if any(answer.counts.values()) else [])
 

@@ -124,7 +124,9 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
     else:
         whole = all(float(value).is_integer() for value in values)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}")
+    )
 
 
 def _round_between(least: float, most: float) -> list[float]:

@@ -57,9 +57,9 @@ def _scores(answer: Comparison) -> Part:
     gains = [(name, run.against_first) for name, run in zip(named, answer.runs, strict=True) if run.against_first]
     strong = [place for place, (_, gain) in enumerate(gains) if gain.p < 1 - LEVEL]
     lines = [
-        f"Intervals are 95 %, differences by a paired bootstrap on the same {plural(answer.rows, 'row')}; p is "
-        "adjusted for all runs (Holm). They say what other test rows would change, and nothing of what another seed of "
-        "training would."
+        f"Intervals are 95 %, of differences by a paired bootstrap on the same {plural(answer.rows, 'row')}, each for "
+        "itself; p is adjusted for all runs (Holm), and the verdict goes by it. Both say what other test rows would "
+        "change, and nothing of what another seed of training would."
     ]
     figures = [
         whiskers("scores", scores, answer.metric, strong=range(1)),

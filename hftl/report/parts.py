@@ -83,6 +83,11 @@ class Part:
     cards: Sequence[Card] = ()
     code: str = ""
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether its one table has room beside its one figure."""
+        return len(self.figures) == len(self.tables) == 1 and len(self.tables[0].columns) <= 4
+
 
 @dataclass(frozen=True)
 class Page:
