@@ -169,6 +169,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "shorter": backbone.identity.get("depth", {}).get("config", {}),
         "problem_type": task.problem_type,
         "example": _example(tag, task, len(names), len(columns.get("inputs", ()))),
+        "pairs": len(columns.get("inputs", ())) == 2,
         "reading": _reading(task),
         "outputs": "Labels" if task.has_classes else "Targets",
         "task": task.words,

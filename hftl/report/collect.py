@@ -48,7 +48,7 @@ from hftl.scout.suspects import large_residuals, likely_wrong
 from hftl.store.values import Ragged
 from hftl.wording import shortened
 
-MOST_WORST, NEAR = 24, 4
+MOST_WORST, NEAR = 20, 4
 MOST_SUSPECTS, MOST_COPIES = 12, 12
 MOST_POINTS = 1500
 # Training rows among which the nearest ones are looked for, and products of numbers that this may take for copies.
@@ -370,8 +370,8 @@ def _free_scores(gathered: _Gathering, train: Split, known: Tensor, test: Split,
         return []  # the head's own report has them
     targets = torch.from_numpy(train.labels).float()
     said = {
-        "the mean of the training labels": targets.mean(0).expand(len(queries), -1),
-        "the nearest neighbours among the same features": neighbour_scores(known, targets, queries),
+        "mean of the labels": targets.mean(0).expand(len(queries), -1),
+        "nearest neighbours": neighbour_scores(known, targets, queries),
     }
     found = []
     for what, scores in said.items():

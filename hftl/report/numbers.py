@@ -91,7 +91,8 @@ def _matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
     lists = column.combine_chunks()
     if not (np.asarray(lists.value_lengths()) == width).all():
         raise ValueError(f"a row has not {width} numbers")
-    flat = np.asarray(lists.flatten(), dtype=np.float32)
+    # A copy: what Arrow holds cannot be written to, which torch warns of.
+    flat = np.array(lists.flatten(), dtype=np.float32)
     if not np.isfinite(flat).all():
         raise ValueError("a score is no finite number")
     return flat.reshape(-1, width)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from hftl.report.collected import in_words
 from hftl.report.sections import RunPage
@@ -53,7 +54,15 @@ def render(template: str, **facts: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shown": printable, "words": in_words, "plural": plural, "number": number, "code": code}
+    environment.filters |= {
+        "shown": printable,
+        "name": breakable,
+        "words": in_words,
+        "plural": plural,
+        "number": number,
+        "share": share,
+        "code": code,
+    }
     style, script = (_part(environment, name) for name in ("page.css", "page.js"))
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_source(style)}'; script-src '{_source(script)}'; "
@@ -65,6 +74,16 @@ def render(template: str, **facts: Any) -> str:
 def number(value: float | None, digits: int = 4) -> str:
     """A number with so many digits behind the point; what is undefined is said to be."""
     return "undefined" if value is None else f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:,.1f}"
+
+
+def breakable(name: str) -> Markup:
+    """A name that may be broken where its words end, so that narrow columns hold it."""
+    return Markup(re.sub(r"([_/.|-]+)", r"\1<wbr>", str(escape(printable(name)))))
+
+
+def share(value: float) -> str:
+    """A probability with three digits; one that would be none of them is not said to be 0."""
+    return f"{value:.3f}" if value >= 0.0005 or value == 0 else "< 0.001"
 
 
 def code(lines: str) -> str:

@@ -40,7 +40,7 @@ from hftl.wording import plural
 MOST_CONFUSIONS, MOST_CLASS_ROWS, MOST_CURVES, MOST_TARGETS = 15, 1000, 12, 4
 MOST_READABLE = 20
 MOST_SCATTERED = 1500
-MOST_WITHOUT_PICTURES = 24
+MOST_WITHOUT_PICTURES = 20
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,9 @@ class RunPage:
         numbers = {
             name: value for name, value in self.metrics.eval.items() if value is None or isinstance(value, float)
         }
-        scores = [
-            Score(METRICS.get(name, (name, name))[1].replace("log_loss", "log loss"), value, found.get(name))
-            for name, value in numbers.items()
-        ]
+        scores = [Score(NAMES.get(name, name), value, found.get(name)) for name, value in numbers.items()]
         task = self.made.data.task
-        first = METRICS[task.metric][1]
+        first = NAMES[task.metric]
         main = next((score for score in scores if score.name == first), None)
         free = self._free()
         shown = [("this run", main.interval), *free] if main and main.interval else []
@@ -391,7 +388,7 @@ class RunPage:
             lines.append(("texts cut to what the model reads", f"{truncated:,}"))
         trained, every = self._parameters()
         if trained is not None:
-            share = f" of {every:,} ({trained / every:.2%})" if every else ""
+            share = f" of {every:,} ({100 * trained / every:.2g} %)" if every else ""
             lines.append(("parameters trained", f"{trained:,}{share}"))
         elif every:
             lines.append(("parameters", f"{every:,}"))
@@ -433,6 +430,10 @@ class RunPage:
         return '("some text", "another text")' if pairs else '"some text"'
 
 
+NAMES = {name: told for name, (_, told) in METRICS.items()} | {
+    "log_loss": "Log loss",
+    "rmse": "Root mean squared error",
+}
 SHORT = {"majority": "most frequent label", "prototype": "nearest class mean", "knn": "nearest neighbours"}
 assert SHORT.keys() == FREE.keys()
 COLUMNS = ("f1", "precision", "recall", "support", "threshold")
