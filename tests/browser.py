@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,12 @@ class Browser:
         self._cdp("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self.driver.get_log("performance")
         self.driver.get(page.absolute().as_uri())
+        # Chromium says that it went there before the document of the new page stands.
+        there = f"document.readyState === 'complete' && location.href === {json.dumps(page.absolute().as_uri())}"
+        deadline = time.monotonic() + 30
+        while not self.ask(there):
+            assert time.monotonic() < deadline, f"{page} does not load"
+            time.sleep(0.02)
 
     def ask(self, script: str) -> Any:
         """The value of an expression in the page, even of one whose own scripts may not run."""

