@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
 
 from hftl.errors import DataError
 from hftl.intervals import Array, Interval, percentiles, proportion, resamples
@@ -69,11 +70,12 @@ def each_output(task: Task, scores: np.ndarray, labels: np.ndarray, counts: Arra
         float64 (b, C); NaN where a sample has no row of a class.
     """
     if task.is_exclusive:
-        classes = np.arange(scores.shape[1])
-        member, named = labels[:, None] == classes, scores.argmax(1)[:, None] == classes
-        hits, sums = (member & named).astype(np.float64), member.astype(np.float64) + named
-        drawn = counts @ member.astype(np.float64)
-        f1: Array = np.where(drawn > 0, 2 * (counts @ hits) / np.maximum(counts @ sums, 1e-300), np.nan)
+        rows, named = np.arange(len(labels)), scores.argmax(1)
+        ones, shape = np.ones(len(labels)), scores.shape
+        there = counts @ csr_matrix((ones, (rows, labels)), shape)
+        said = counts @ csr_matrix((ones, (rows, named)), shape)
+        hits = counts @ csr_matrix(((named == labels).astype(np.float64), (rows, labels)), shape)
+        f1: Array = np.where(there > 0, 2 * hits / np.maximum(there + said, 1e-300), np.nan)
         return f1
     columns = [resampled_metric(task, scores[:, [k]], labels[:, [k]], counts) for k in range(scores.shape[1])]
     return np.stack(columns, axis=1)

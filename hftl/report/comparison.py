@@ -268,11 +268,7 @@ def _by_output(task: Task, names: Sequence[str], together: Sequence[Predictions]
         drawn = np.where(np.isfinite(drawn), drawn, away[:, None])
         gains.append([difference(float(value), each) for value, each in zip(away, drawn, strict=True)])
     adjusted = iter(holm([gain.p for of_output in gains for gain in of_output]))
-    counts = task.case(
-        single_label=np.bincount(labels.astype(np.int64).ravel(), minlength=len(names)) if task.is_exclusive else [],
-        multi_label=labels.sum(0) if not task.is_exclusive else [],
-        regression=[len(labels)] * len(names),
-    )
+    counts = _rows_of_each(task, labels, len(names))
     outputs = [
         ComparedOutput(
             names[k], int(counts[k]), values[:, k].tolist(), [replace(gain, p=next(adjusted)) for gain in of_output]
@@ -280,6 +276,14 @@ def _by_output(task: Task, names: Sequence[str], together: Sequence[Predictions]
         for k, of_output in zip(occurring, gains, strict=True)
     ]
     return sorted(outputs, key=lambda each: -max(abs(gain.value) for gain in each.against_first))
+
+
+def _rows_of_each(task: Task, labels: np.ndarray, outputs: int) -> np.ndarray:
+    """How many rows are of each class or have each label; all of them for a target: (C,)."""
+    if task.is_exclusive:
+        return np.bincount(labels, minlength=outputs)
+    counts: np.ndarray = labels.sum(0) if task.has_classes else np.full(outputs, len(labels))
+    return counts
 
 
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
