@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLoc
 
 from hftl.intervals import Interval
 from hftl.report.collected import FeatureMap
-from hftl.report.numbers import Bin, Curve
+from hftl.report.numbers import Bin, LabelCurve
 from hftl.report.svg import ACCENT, INK, LINE, LONGEST_NAME, QUIET, SERIES, Drawing, drawing
 from hftl.wording import plural
 
@@ -58,7 +58,7 @@ def strengths(path: Sequence[Mapping[str, Any]], chosen: float) -> Markup:
         # As far as there is something to choose between: a hopeless end would flatten the rest.
         low, high = float((y - error).min()), float((y + error).max())
         axes.set_ylim(max(0.0, low * 0.95), min(high, 3 * float(y.min())) * 1.05 + 1e-9)
-        _labelled(axes, "L2 strength", "held-out loss")
+        _axis_names(axes, "L2 strength", "held-out loss")
         return made.svg(f"Held-out loss along the L2 strengths; the least, {y[at]:.4f}, at {chosen:.3g}")
 
 
@@ -70,7 +70,7 @@ def epochs(history: Sequence[Mapping[str, Any]], kept: int, metric: str) -> Mark
         axes.plot(np.arange(len(y)), y, color=ACCENT, marker="o", markersize=4)
         axes.plot([kept], [y[kept]], "o", color=ACCENT, markersize=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _labelled(axes, "epoch", "")
+        _axis_names(axes, "epoch", "")
         made.stand_in(axes.set_ylabel(""), metric, LONGEST_AXIS)
         return made.svg(f"{metric} after each epoch; epoch {kept} is kept: {y[kept]:.4f}")
 
@@ -84,7 +84,7 @@ def losses_by_step(steps: Sequence[Mapping[str, Any]]) -> Markup:
         bins = np.array_split(np.arange(len(x)), min(len(x), 200))
         axes.plot([x[b].mean() for b in bins], [y[b].mean() for b in bins], color=ACCENT)
         axes.set_ylim(bottom=0)
-        _labelled(axes, "step", "training loss")
+        _axis_names(axes, "step", "training loss")
         return made.svg(f"Training loss by step, from {y[0]:.3f} to {y[-1]:.3f}")
 
 
@@ -135,7 +135,7 @@ def _heat(matrix: np.ndarray) -> np.ndarray:
     return heat
 
 
-def reliability(bins: Sequence[Bin], error: float) -> Markup:
+def reliability_diagram(bins: Sequence[Bin], error: float) -> Markup:
     """How often predictions of each confidence are right, and how many there are."""
     with drawing("reliability", 320) as made:
         axes = made.axes(56, 10, 14, 104)
@@ -224,7 +224,7 @@ def residuals(errors: np.ndarray, target: str, name: str) -> Markup:
         return made.svg(f"Errors of {target}: mean {errors.mean():.4g}, standard deviation {errors.std():.4g}")
 
 
-def precision_recall(curves: Sequence[Curve]) -> Markup:
+def precision_recall(curves: Sequence[LabelCurve]) -> Markup:
     """Precision by recall for each label, side by side, with the point at its threshold."""
     columns = 3
     rows = -(-len(curves) // columns)
@@ -235,7 +235,7 @@ def precision_recall(curves: Sequence[Curve]) -> Markup:
         return made.svg(f"Precision by recall. {told}")
 
 
-def _curve(made: Drawing, curve: Curve, column: int, row: int, rows: int) -> None:
+def _curve(made: Drawing, curve: LabelCurve, column: int, row: int, rows: int) -> None:
     left, top = 34 + column * 146, 26 + row * 152
     axes = made.axes(left, top, made.width - left - 112, made.height - top - 106)
     axes.step(curve.recall, curve.precision, where="post", color=ACCENT, linewidth=1.5)
@@ -248,7 +248,7 @@ def _curve(made: Drawing, curve: Curve, column: int, row: int, rows: int) -> Non
         axes.set_xlabel("recall", labelpad=-8, size=10.5)
 
 
-def _labelled(axes: Axes, x: str, y: str) -> None:
+def _axis_names(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(axis="y")

@@ -287,7 +287,7 @@ def said(predictions: Predictions, row: int) -> tuple[Any, Any]:
 
 
 @dataclass(frozen=True)
-class Curve:
+class LabelCurve:
     """Precision by recall of one label.
 
     Attributes:
@@ -305,7 +305,7 @@ class Curve:
     at: tuple[float, float]
 
 
-def curves(predictions: Predictions, most: int) -> list[Curve]:
+def curves(predictions: Predictions, most: int) -> list[LabelCurve]:
     """Of labels that have test rows, those with the least average precision, the least first."""
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
@@ -317,5 +317,5 @@ def curves(predictions: Predictions, most: int) -> list[Curve]:
         precision, recall, _ = precision_recall_curve(truth[:, k], predictions.scores[:, k])
         kept = np.unique(np.linspace(0, len(recall) - 1, min(len(recall), MOST_STEPS)).astype(int))
         average = float(average_precision_score(truth[:, k], predictions.scores[:, k]))
-        found.append(Curve(predictions.names[k], recall[kept], precision[kept], average, at))
+        found.append(LabelCurve(predictions.names[k], recall[kept], precision[kept], average, at))
     return sorted(found, key=lambda curve: curve.average_precision)[:most]

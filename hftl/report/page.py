@@ -59,19 +59,19 @@ def render(template: str, **facts: Any) -> str:
         "name": breakable,
         "words": in_words,
         "plural": plural,
-        "number": number,
+        "number": decimals,
         "share": share,
         "code": code,
     }
     style, script = (_part(environment, name) for name in ("page.css", "page.js"))
     policy = (
-        f"default-src 'none'; img-src data:; style-src '{_source(style)}'; script-src '{_source(script)}'; "
+        f"default-src 'none'; img-src data:; style-src '{_allowed(style)}'; script-src '{_allowed(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     return environment.get_template(template).render(style=Markup(style), script=Markup(script), policy=policy, **facts)
 
 
-def number(value: float | None, digits: int = 4) -> str:
+def decimals(value: float | None, digits: int = 4) -> str:
     """A number with so many digits behind the point; what is undefined is said to be."""
     return "undefined" if value is None else f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:,.1f}"
 
@@ -96,6 +96,6 @@ def _part(environment: Environment, name: str) -> str:
     return environment.loader.get_source(environment, name)[0]
 
 
-def _source(text: str) -> str:
+def _allowed(text: str) -> str:
     """What a content security policy knows an inline part by."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -44,7 +44,7 @@ MOST_WITHOUT_PICTURES = 20
 
 
 @dataclass(frozen=True)
-class Score:
+class ShownScore:
     """A number of the run and how sure it is."""
 
     name: str
@@ -132,7 +132,7 @@ class RunPage:
         numbers = {
             name: value for name, value in self.metrics.eval.items() if value is None or isinstance(value, float)
         }
-        scores = [Score(NAMES.get(name, name), value, found.get(name)) for name, value in numbers.items()]
+        scores = [ShownScore(NAMES.get(name, name), value, found.get(name)) for name, value in numbers.items()]
         task = self.made.data.task
         first = NAMES[task.metric]
         main = next((score for score in scores if score.name == first), None)
@@ -258,7 +258,7 @@ class RunPage:
     def calibration(self) -> dict[str, Any]:
         """Whether scores are what they say."""
         error, bins = calibration(self.predictions)
-        return {"error": error, "figure": figures.reliability(bins, error)}
+        return {"error": error, "figure": figures.reliability_diagram(bins, error)}
 
     def curves(self) -> dict[str, Any]:
         """Precision by recall of labels, and what tuned thresholds are worth."""
