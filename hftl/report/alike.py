@@ -83,7 +83,7 @@ def refuse_other_tasks(opened: Sequence[OpenedRun]) -> None:
             )
 
 
-def shared_rows(opened: Sequence[OpenedRun]) -> tuple[list[np.ndarray], list[str]]:
+def rows_in_common(opened: Sequence[OpenedRun]) -> tuple[list[np.ndarray], list[str]]:
     """For each run the places of the rows that all were tested on, int64 (m,), and what is to be said of other rows.
 
     Raises:

@@ -39,12 +39,12 @@ def write_answer(answer: ScoutAnswer, path: Path, *, about: str) -> Path:
         HftlError: it cannot be written.
     """
     known: dict[type[ScoutAnswer], tuple[str, str, Callable[[Any], list[Part]]]] = {
-        Ranking: ("rank", "Which backbone?", _rank),
-        Layers: ("layers", "How deep?", _layers),
-        Transfer: ("transfer", "Does the transfer pay?", _transfer),
-        Curve: ("curve", "What would more labels bring?", _curve),
+        Ranking: ("rank", "Which backbone?", _rank_parts),
+        Layers: ("layers", "How deep?", _layers_parts),
+        Transfer: ("transfer", "Does the transfer pay?", _transfer_parts),
+        Curve: ("curve", "What would more labels bring?", _curve_parts),
         Audit: ("audit", "What is wrong with the data?", audit_parts),
-        Advice: ("advise", "What to do?", _advice),
+        Advice: ("advise", "What to do?", _advice_parts),
     }
     command, title, parts = known[type(answer)]
     notes = answer.notes if isinstance(answer, (Transfer, Audit)) else []
@@ -58,7 +58,7 @@ def _probed(answer: Ranking | Layers) -> str:
     )
 
 
-def _rank(answer: Ranking) -> list[Part]:
+def _rank_parts(answer: Ranking) -> list[Part]:
     every = answer.backbones
     # The end of a path tells more than its beginning.
     names = [each.backbone for each in every]
@@ -93,7 +93,7 @@ def _rank(answer: Ranking) -> list[Part]:
     return [*parts, Part("What to run", code=answer.command)]
 
 
-def _layers(answer: Layers) -> list[Part]:
+def _layers_parts(answer: Layers) -> list[Part]:
     points = [(float(each.depth), each.probe) for each in answer.depths]
     figure = along("depths", points, ("blocks", answer.metric), marked=float(answer.chosen))
     rows = [
@@ -120,7 +120,7 @@ def _layers(answer: Layers) -> list[Part]:
     ]
 
 
-def _transfer(answer: Transfer) -> list[Part]:
+def _transfer_parts(answer: Transfer) -> list[Part]:
     scores = [(answer.backbone, answer.pretrained), *((each.name, each.score) for each in answer.rivals)]
     gains = [(each.name, each.gain) for each in answer.rivals]
     strong = [place for place, (_, gain) in enumerate(gains) if gain.p < 1 - LEVEL]
@@ -174,7 +174,7 @@ def _outputs_of_transfer(answer: Transfer) -> Part:
     return Part("By class", lines, [whiskers("outputs", drawn, label, strong=strong, zero=True)], [Table(heads, rows)])
 
 
-def _curve(answer: Curve) -> list[Part]:
+def _curve_parts(answer: Curve) -> list[Part]:
     points = [(float(each.rows), each.score) for each in answer.points]
     fitted = [(float(each.rows), each.score) for each in answer.fitted]
     figure = along("curve", points, ("labelled rows", answer.metric), joined=not fitted, fitted=fitted)
@@ -197,7 +197,7 @@ def _curve(answer: Curve) -> list[Part]:
     return [Part("Scores by labels", lines, [figure], [Table(["labelled rows#", f"{answer.metric}#"], rows)])]
 
 
-def _advice(answer: Advice) -> list[Part]:
+def _advice_parts(answer: Advice) -> list[Part]:
     parts = [Part("What to run", code=answer.command), Part("Evidence", answer.evidence)]
     if answer.trials:
         drawn = [(each.method, each.score) for each in answer.trials]

@@ -26,7 +26,7 @@ TITLES = {
 def audit_parts(answer: Audit) -> list[Part]:
     """The parts of an audit's page."""
     shelf = Shelf(answer.data, answer.modality)
-    parts = [_counts(answer)]
+    parts = [_counts_part(answer)]
     if leak := answer.leak:
         drawn: list[tuple[str, Interval]] = [("all test rows", leak.with_them), ("without them", leak.without_them)]
         parts.append(
@@ -43,10 +43,10 @@ def audit_parts(answer: Audit) -> list[Part]:
         rows = [[Cell(" and ".join(pair.classes)), Cell(pair.why)] for pair in answer.class_pairs]
         parts.append(Part("Classes that may be one", tables=[Table(["classes", "why"], rows)]))
     by_kind = {kind: [each for each in answer.findings if each.finding == kind] for kind in TITLES}
-    return [*parts, *(_found(kind, found, shelf) for kind, found in by_kind.items() if found)]
+    return [*parts, *(_shown_findings(kind, found, shelf) for kind, found in by_kind.items() if found)]
 
 
-def _counts(answer: Audit) -> Part:
+def _counts_part(answer: Audit) -> Part:
     looked = ", ".join(f"{name} {rows:,}" for name, rows in answer.rows.items())
     lines = [f"Rows that were looked at: {looked}."]
     if wrong := answer.wrong_labels:
@@ -55,7 +55,7 @@ def _counts(answer: Audit) -> Part:
     return Part("What was found", lines, tables=[Table(["kind", "rows#"], rows)] if any(answer.counts.values()) else [])
 
 
-def _found(kind: str, found: Sequence[Finding], shelf: Shelf) -> Part:
+def _shown_findings(kind: str, found: Sequence[Finding], shelf: Shelf) -> Part:
     lines = [f"The surest {MOST_CARDS} of {len(found):,}; `hftl audit --export FILE.csv` writes all."]
     if kind == "wrong label" and any(each.split != "train" for each in found):
         lines.append("Labels of the test split are to be corrected, not dropped: a test without hard rows flatters.")

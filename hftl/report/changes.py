@@ -37,7 +37,7 @@ def changes_between(records: Sequence[RunRecord]) -> list[Change]:
     Args:
         records: of the runs, in their order.
     """
-    described = [_described(record) for record in records]
+    described = [_fields_of(record) for record in records]
     names = dict.fromkeys(name for fields in described for name in fields)
     changes = []
     for name in names:
@@ -45,14 +45,16 @@ def changes_between(records: Sequence[RunRecord]) -> list[Change]:
         if all(value == values[0] for value in values):
             continue
         having = [record for record, fields in zip(records, described, strict=True) if name in fields]
-        if len(having) < len(records) and all(_described(record)[name] == _default(record, name) for record in having):
+        if len(having) < len(records) and all(
+            _fields_of(record)[name] == _default_of(record, name) for record in having
+        ):
             continue
         changes.append(Change(name, values))
     fixed = {change.field for change in changes}
     return [change for change in changes if not (_follows_from(change.field) & fixed)]
 
 
-def _described(record: RunRecord) -> dict[str, Any]:
+def _fields_of(record: RunRecord) -> dict[str, Any]:
     recipe = {name: value for name, value in record.recipe.items() if name != "method"}
     method = {f"method.{name}": value for name, value in record.method.items() if name != "name"}
     identity = {name: value for name, value in record.data.identity.items() if name not in ("ref", "columns")}
@@ -70,7 +72,7 @@ def _described(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _default(record: RunRecord, field: str) -> Any:
+def _default_of(record: RunRecord, field: str) -> Any:
     method = METHODS.get(str(record.method["name"]))
     name = field.removeprefix("method.")
     fields: Mapping[str, Any] = method.model_fields if method else {}

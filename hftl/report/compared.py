@@ -21,7 +21,7 @@ MOST_DRAWN, MOST_SHOWN = 20, 24
 
 def page_of(answer: Comparison) -> Page:
     """A comparison as a page; rows are shown where one of the runs kept them for its own page."""
-    parts = [_scores(answer), _changes(answer), _costs(answer)]
+    parts = [_scores_part(answer), _changes(answer), _costs(answer)]
     if answer.outputs:
         parts.append(_outputs(answer))
     if answer.disagreements:
@@ -51,7 +51,7 @@ def _against(run: ComparedRun) -> str:
     return f"{run.verdict} {'as' if run.verdict.startswith('the same') else 'than'} run 1"
 
 
-def _scores(answer: Comparison) -> Part:
+def _scores_part(answer: Comparison) -> Part:
     named = [_name(answer, number) for number in range(1, len(answer.runs) + 1)]
     scores = list(zip(named, [run.score for run in answer.runs], strict=True))
     gains = [(name, run.against_first) for name, run in zip(named, answer.runs, strict=True) if run.against_first]

@@ -12,7 +12,7 @@ import numpy as np
 
 from hftl.errors import UserError
 from hftl.intervals import LEVEL, Array, Difference, Interval, difference, holm, resamples
-from hftl.report.alike import OpenedRun, other_data, refuse_other_labels, refuse_other_tasks, shared_rows
+from hftl.report.alike import OpenedRun, other_data, refuse_other_labels, refuse_other_tasks, rows_in_common
 from hftl.report.changes import Change, changes_between
 from hftl.report.numbers import Predictions, said
 from hftl.runs.record import Metrics
@@ -159,7 +159,7 @@ def compare(runs: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Compari
         raise UserError("one run has nothing to be compared with: give two or more")
     opened = [OpenedRun.of(Path(run).expanduser()) for run in runs]
     refuse_other_tasks(opened)
-    places, notes = shared_rows(opened)
+    places, notes = rows_in_common(opened)
     together = [run.at(place, opened[0]) for run, place in zip(opened, places, strict=True)]
     first = together[0]
     task = opened[0].record.data.task
@@ -169,19 +169,19 @@ def compare(runs: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Compari
     gains = [_ahead(score, scores[0]) for score in scores[1:]]
     adjusted = [replace(gain, p=p) for gain, p in zip(gains, holm([gain.p for gain in gains]), strict=True)]
     compared = [
-        _compared(run, rows, score, gain, first, task)
+        _beside_first(run, rows, score, gain, first, task)
         for run, rows, score, gain in zip(opened, together, scores, [None, *adjusted], strict=True)
     ]
     notes += other_data(opened)
     notes += _roundings(opened, compared, task.metric, len(first))
-    disagreements, disagreeing = _disagreements(task, together)
+    disagreements, disagreeing = _most_apart(task, together)
     return Comparison(
         task,
         task.metric,
         len(first),
         compared,
         changes_between([run.record for run in opened]),
-        _by_output(task, opened[0].record.data.label_names, together, seed),
+        _each_gain(task, opened[0].record.data.label_names, together, seed),
         disagreements,
         disagreeing,
         notes,
@@ -191,7 +191,7 @@ def compare(runs: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Compari
 # ── scores ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _compared(
+def _beside_first(
     run: OpenedRun, rows: Predictions, score: Score, gain: Difference | None, first: Predictions, task: Task
 ) -> ComparedRun:
     record, metrics = run.record, run.metrics
@@ -248,7 +248,7 @@ def _roundings(opened: Sequence[OpenedRun], compared: Sequence[ComparedRun], met
     ]
 
 
-def _by_output(task: Task, names: Sequence[str], together: Sequence[Predictions], seed: int) -> list[ComparedOutput]:
+def _each_gain(task: Task, names: Sequence[str], together: Sequence[Predictions], seed: int) -> list[ComparedOutput]:
     """Each class, label or target that occurs, the one that differs most from the first run first."""
     labels = together[0].labels
     if len(names) < 2:
@@ -289,7 +289,7 @@ def _rows_of_each(task: Task, labels: np.ndarray, outputs: int) -> np.ndarray:
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _disagreements(task: Task, together: Sequence[Predictions]) -> tuple[list[Disagreement], int]:
+def _most_apart(task: Task, together: Sequence[Predictions]) -> tuple[list[Disagreement], int]:
     first = together[0]
     scores = np.stack([rows.scores for rows in together]).astype(np.float64)
     apart = np.abs(scores - scores.mean(0)).mean(0)

@@ -58,10 +58,10 @@ def list_runs(root: Path) -> list[ListedRun]:
     """
     if not root.is_dir():
         raise UserError(f"no folder {str(root)!r}: give one that holds runs; `hftl run` writes them below runs/")
-    return sorted(_found(root), key=lambda run: (run.started, run.folder))
+    return sorted(_runs_below(root), key=lambda run: (run.started, run.folder))
 
 
-def _found(root: Path) -> Iterator[ListedRun]:
+def _runs_below(root: Path) -> Iterator[ListedRun]:
     closed: list[OSError] = []
     for here, folders, files in os.walk(root, onerror=closed.append):
         folder = Path(here)
