@@ -79,3 +79,22 @@ def each_output(task: Task, scores: np.ndarray, labels: np.ndarray, counts: Arra
         return f1
     columns = [resampled_metric(task, scores[:, [k]], labels[:, [k]], counts) for k in range(scores.shape[1])]
     return np.stack(columns, axis=1)
+
+
+def telling_rows(task: Task, one: np.ndarray, other: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """On how many rows two models do not do the same by each class, label or target: int64 (C,).
+
+    Rows that only one of them calls of a class; rows with a label, or all rows for a target, whose scores differ.
+
+    Args:
+        task: what the labels are.
+        one: (n, C), scores of the one.
+        other: (n, C), scores of the other.
+        labels: (n,) class numbers, or (n, C).
+    """
+    if task.is_exclusive:
+        named = np.stack([scores.argmax(1) for scores in (one, other)])
+        return np.bincount(named[:, named[0] != named[1]].ravel(), minlength=one.shape[1])
+    differ = one != other
+    counts: np.ndarray = (differ & (labels > 0) if task.has_classes else differ).sum(0)
+    return counts

@@ -104,6 +104,29 @@ def test_each_class_is_compared_by_its_f1(three: list[Path]):
         assert each.against_first[1].high == pytest.approx(high, abs=0.012)
 
 
+def test_few_rows_never_tell_two_runs_apart(tmp_path: Path):
+    """All rows of a small class fall one way in every bootstrap sample; by chance they do so too."""
+    labels = np.array([0] * 100 + [1] * 100 + [2] * 3 + [3] * 12)
+    first = np.eye(4)[labels] * 0.8 + 0.05
+    other = first.copy()
+    other[labels >= 2] = first[0]
+    names = ("a", "b", "rare", "less rare")
+    runs_ = [write_run(tmp_path / n, labels=labels, scores=s, names=names) for n, s in (("a", first), ("b", other))]
+    found = {each.name: each.against_first[0] for each in compare(runs_).outputs}
+    assert (found["rare"].value, found["less rare"].value) == (-1, -1)
+    # Of eight ways in which three rows may speak for one run or the other, two say the same as these.
+    assert found["rare"].p >= 2 / 8
+    assert found["less rare"].p < 0.05
+
+    labels, scores = np.arange(60) % 2, np.eye(2)[np.arange(60) % 2] * 0.8 + 0.1
+    for wrong, verdict in ((5, "the same within noise"), (6, "worse")):
+        worse = scores.copy()
+        worse[:wrong] = worse[:wrong, ::-1]
+        pair = [write_run(tmp_path / f"{wrong}{n}", labels=labels, scores=s) for n, s in (("a", scores), ("b", worse))]
+        # An exact test of McNemar's gives 1/16 for five rows and 1/32 for six.
+        assert compare(pair).runs[1].verdict == verdict
+
+
 def test_p_values_are_adjusted_for_all_runs_that_are_compared(three: list[Path], tmp_path: Path):
     alone = compare([three[0], three[2]]).runs[1].against_first.p
     labels, scores = classifier(ROWS, 3, 0.7, 1)

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from hftl.intervals import Interval
 from hftl.report.charts import whiskers
 from hftl.report.collect import Shelf
-from hftl.report.parts import Card, Cell, Part, Table, with_sign
+from hftl.report.parts import Card, Cell, Part, Table
 from hftl.scout.audit import Audit
 from hftl.scout.findings import Finding
-from hftl.wording import plural
 
 # Rows of each kind that are shown; `hftl audit --export` writes all.
 MOST_CARDS = 24
@@ -33,8 +32,8 @@ def audit_parts(answer: Audit) -> list[Part]:
             Part(
                 "What leaks do to the score",
                 [
-                    f"{plural(leak.rows, 'test row')} stand in training too, exactly or nearly. {leak.metric} of the "
-                    f"head solved on the training split differs by {with_sign(leak.gain).text}, p {leak.gain.p:.3f}."
+                    f"Test rows that stand in training too, exactly or nearly: {leak.rows:,}. With them the score of "
+                    f"the head solved on the training split differs by {leak.gain.signed()}, p {leak.gain.p:.3f}."
                 ],
                 [whiskers("leak", drawn, leak.metric, strong=[1])],
             )

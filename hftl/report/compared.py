@@ -71,7 +71,7 @@ def _scores_part(answer: Comparison) -> Part:
 def _compared_scores(answer: Comparison) -> Table:
     heads = ["run#", "folder", f"{answer.metric}#", "minus run 1#", "p#", "verdict"]
     if answer.task.is_exclusive:
-        heads += ["right, 1 wrong#", "wrong, 1 right#"]
+        heads += ["only it right#", "only 1 right#"]
     rows = []
     for number, run in enumerate(answer.runs, 1):
         gain = run.against_first
@@ -157,7 +157,8 @@ def _outputs(answer: Comparison) -> Part:
     differ = f"{plural(beyond, what)} of {len(answer.outputs):,} {'differs' if beyond == 1 else 'differ'}"
     lines = [
         f"{score} of each {what}. {differ if beyond else 'None differs'} beyond noise; p is adjusted for all of them"
-        f"{' and all runs' if len(answer.runs) > 2 else ''} (Holm)."
+        f"{' and all runs' if len(answer.runs) > 2 else ''} (Holm). Where rows are few an interval is too narrow, "
+        "and only p counts."
     ]
     if len(answer.outputs) > MOST_DRAWN:
         lines.append(f"The figures show the {MOST_DRAWN} that differ most.")

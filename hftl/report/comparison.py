@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from hftl.errors import UserError
-from hftl.intervals import LEVEL, Array, Difference, Interval, difference, holm, resamples
+from hftl.intervals import LEVEL, Array, Difference, Interval, at_least_by_chance, difference, holm, resamples
 from hftl.report.alike import OpenedRun, other_data, refuse_other_labels, refuse_other_tasks, rows_in_common
 from hftl.report.changes import Change, changes_between
 from hftl.report.numbers import Predictions, said
 from hftl.runs.record import Metrics
-from hftl.scored import Score, each_output, scored
+from hftl.scored import Score, each_output, scored, telling_rows
 from hftl.scout.answer import Answer
 from hftl.tasks import Task
 
@@ -166,7 +166,9 @@ def compare(runs: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Compari
     refuse_other_labels(opened, together)
     every = np.arange(len(first))
     scores = [scored(task, rows.labels, every, rows.scores, seed=seed) for rows in together]
-    gains = [_ahead(score, scores[0]) for score in scores[1:]]
+    gains = [
+        _ahead(task, (rows, score), (first, scores[0])) for rows, score in zip(together[1:], scores[1:], strict=True)
+    ]
     adjusted = [replace(gain, p=p) for gain, p in zip(gains, holm([gain.p for gain in gains]), strict=True)]
     compared = [
         _beside_first(run, rows, score, gain, first, task)
@@ -197,7 +199,7 @@ def _beside_first(
     record, metrics = run.record, run.metrics
     only_it = only_first = None
     if gain is not None and task.is_exclusive:
-        right, first_right = (each.scores.argmax(1) == each.labels for each in (rows, first))
+        right, first_right = _is_right(rows), _is_right(first)
         only_it, only_first = int((right & ~first_right).sum()), int((first_right & ~right).sum())
     return ComparedRun(
         str(run.folder.path),
@@ -219,8 +221,19 @@ def _beside_first(
     )
 
 
-def _ahead(score: Score, first: Score) -> Difference:
-    return difference(score.interval.value - first.interval.value, score.draws - first.draws)
+def _ahead(task: Task, one: tuple[Predictions, Score], first: tuple[Predictions, Score]) -> Difference:
+    (rows, score), (first_rows, first_score) = one, first
+    gain = difference(score.interval.value - first_score.interval.value, score.draws - first_score.draws)
+    if task.is_exclusive:
+        differ = _is_right(rows) != _is_right(first_rows)
+    else:
+        differ = (rows.scores != first_rows.scores).any(1)
+    return at_least_by_chance(gain, int(differ.sum()))
+
+
+def _is_right(rows: Predictions) -> np.ndarray:
+    right: np.ndarray = rows.scores.argmax(1) == rows.labels
+    return right
 
 
 def _verdict_on(gain: Difference | None) -> str:
@@ -260,13 +273,15 @@ def _each_gain(task: Task, names: Sequence[str], together: Sequence[Predictions]
     values = measured(np.ones((1, len(labels))))[:, 0]
     draws = np.concatenate([measured(times) for times in resamples(len(labels), seed=seed)], axis=1)
     occurring = [k for k in range(len(names)) if np.isfinite(values[:, k]).all()]
+    telling = [telling_rows(task, rows.scores, together[0].scores, labels).tolist() for rows in together[1:]]
     gains: list[list[Difference]] = []
     for k in occurring:
         away = values[1:, k] - values[0, k]
         drawn = draws[1:, :, k] - draws[:1, :, k]
         # A sample without a row of the class says nothing of it.
         drawn = np.where(np.isfinite(drawn), drawn, away[:, None])
-        gains.append([difference(float(value), each) for value, each in zip(away, drawn, strict=True)])
+        found = [difference(float(value), each) for value, each in zip(away, drawn, strict=True)]
+        gains.append([at_least_by_chance(gain, rows[k]) for gain, rows in zip(found, telling, strict=True)])
     adjusted = iter(holm([gain.p for of_output in gains for gain in of_output]))
     counts = _rows_of_each(task, labels, len(names))
     outputs = [

@@ -17,6 +17,7 @@ from hftl.intervals import (
     Array,
     Difference,
     Interval,
+    at_least_by_chance,
     difference,
     holm,
     percentiles,
@@ -24,7 +25,7 @@ from hftl.intervals import (
     spread_of_folds,
 )
 from hftl.recipes import Recipe
-from hftl.scored import Score, each_output, scored
+from hftl.scored import Score, each_output, scored, telling_rows
 from hftl.scout.answer import Answer
 from hftl.scout.plain import image_features, text_scores
 from hftl.scout.probe import probe_rows
@@ -223,11 +224,15 @@ def _by_output(known: TrainingRows, pretrained: Score, rivals: Sequence[Score], 
     draws = np.concatenate([one - other for one, other in drawn])
     spread = spread_of_folds(folds)
     occurring = [k for k in range(len(ours)) if np.isfinite(ours[k])]
+    # The draw of the rival that does most like the pretrained backbone tells least.
+    each_telling = [telling_rows(known.task, pretrained.scores, rival.scores, labels) for rival in rivals]
+    telling = np.min(each_telling, axis=0).tolist()
     gains = {}
     for k in occurring:
         value = float(ours[k] - theirs[k])
         # A sample without a row of the class says nothing of it.
-        gains[k] = difference(value, np.where(np.isfinite(draws[:, k]), draws[:, k], value), spread=spread)
+        drawn_gains = np.where(np.isfinite(draws[:, k]), draws[:, k], value)
+        gains[k] = at_least_by_chance(difference(value, drawn_gains, spread=spread), telling[k])
     adjusted = dict(zip(occurring, holm([gains[k].p for k in occurring]), strict=True))
     names, blind = known.data.label_names, _blind(known.task, labels, len(ours))
     outputs = [
