@@ -85,13 +85,14 @@ def make_pages(folder: Path, asked: argparse.Namespace) -> list[Path]:
     digits = str(ROOT / "recipes" / "digits.py")
     texts = asked.texts or write(folder / "texts.csv", "intent", intents())
     labels = asked.labels or write(folder / "labels.csv", "things", several())
+    separated = [] if asked.labels else ["--label-separator", "|"]
     targets = asked.targets or write(folder / "targets.csv", "urgency", numbers())
     made = {
         "digits": [digits],
         "two-blocks": [digits, "--depth", "2"],
         "full": [digits, "--method", "full", "--epochs", "1"],
         "texts": [digits, "--backbone", asked.text_backbone, "--data", texts],
-        "labels": [digits, "--backbone", asked.text_backbone, "--data", labels],
+        "labels": [digits, "--backbone", asked.text_backbone, "--data", labels, *separated],
         "targets": [digits, "--backbone", asked.text_backbone, "--data", targets],
     }
     for name, flags in made.items():

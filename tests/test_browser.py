@@ -86,7 +86,7 @@ def pages(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
         invoke(["run", "r.py", "--quiet", "--out", "images1", "--depth", "1"])
         invoke(["run", "r.py", "--quiet", "--out", "images2", "--folds", "3"])
         invoke([*text, "texts.csv", "--out", "texts"])
-        invoke([*text, "labels.csv", "--out", "labels"])
+        invoke([*text, "labels.csv", "--out", "labels", "--label-separator", "|"])
         invoke([*text, "targets.csv", "--out", "targets"])
         invoke([*text, "hostile.csv", "--out", "hostile"])
         invoke([*text, "hostile.csv", "--out", "hostile1", "--depth", "1"])
