@@ -76,21 +76,22 @@ def print_answer(
         recipe: what the question was asked of.
 
     Raises:
-        HftlError: the page cannot be written.
+        HftlError: the page cannot be written; the answer is printed by then.
     """
     from hftl.cli.launch import is_first_process
 
     if not is_first_process():
         return
+    if as_json:
+        print_json(answer.as_json())
+    else:
+        show(rows, list(rows[0]) if rows else [], as_json=False)
+        for line in lines:
+            say(line)
+    # Last: an answer that took long is not lost with a page that cannot be written.
     if report is not None:
         from hftl.data.load import said_reference
         from hftl.report.answers import write_answer
 
         page = write_answer(answer, report, about=f"{recipe.backbone} on {said_reference(recipe.data)}")
-        lines = [*lines, f"report {page}"]
-    if as_json:
-        print_json(answer.as_json())
-        return
-    show(rows, list(rows[0]) if rows else [], as_json=False)
-    for line in lines:
-        say(line)
+        say(f"report {page}", error=as_json)

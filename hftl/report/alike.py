@@ -46,7 +46,11 @@ class OpenedRun:
         return cls(folder, record, metrics, tested)
 
     def at(self, place: np.ndarray, first: OpenedRun) -> Predictions:
-        """Some rows, int64 (m,), with classes or targets in the order that they have in the first run."""
+        """Some rows, int64 (m,), with classes or targets in the order that they have in the first run.
+
+        Raises:
+            UserError: they have another order, and some share a name.
+        """
         tested, names = self.tested, first.tested.names
         chosen = replace(
             tested,
@@ -56,6 +60,11 @@ class OpenedRun:
         )
         if tested.names == names:
             return chosen
+        if len(set(names)) < len(names):
+            raise UserError(
+                f"{self.folder.path} cannot be compared with {first.folder.path}: classes stand in another order, and some "
+                "have one name, so that they cannot be told apart; leave it out"
+            )
         column = np.array([tested.names.index(name) for name in names])
         labels = np.argsort(column)[chosen.labels] if tested.task.is_exclusive else chosen.labels[:, column]
         thresholds = tested.thresholds and [tested.thresholds[k] for k in column.tolist()]

@@ -44,10 +44,8 @@ def changes_between(records: Sequence[RunRecord]) -> list[Change]:
         values = [fields.get(name, ABSENT) for fields in described]
         if all(value == values[0] for value in values):
             continue
-        having = [record for record, fields in zip(records, described, strict=True) if name in fields]
-        if len(having) < len(records) and all(
-            _fields_of(record)[name] == _default_of(record, name) for record in having
-        ):
+        having = [(record, fields[name]) for record, fields in zip(records, described, strict=True) if name in fields]
+        if len(having) < len(records) and all(value == _default_of(record, name) for record, value in having):
             continue
         changes.append(Change(name, values))
     fixed = {change.field for change in changes}
