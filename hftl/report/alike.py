@@ -62,8 +62,8 @@ class OpenedRun:
             return chosen
         if len(set(names)) < len(names):
             raise UserError(
-                f"{self.folder.path} cannot be compared with {first.folder.path}: classes stand in another order, and some "
-                "have one name, so that they cannot be told apart; leave it out"
+                f"{self.folder.path} cannot be compared with {first.folder.path}: classes stand in another order, and "
+                "some have one name, so that they cannot be told apart; leave it out"
             )
         column = np.array([tested.names.index(name) for name in names])
         labels = np.argsort(column)[chosen.labels] if tested.task.is_exclusive else chosen.labels[:, column]
