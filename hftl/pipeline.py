@@ -35,7 +35,6 @@ from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.recipes import Recipe
 from hftl.report.collect import collect
 from hftl.report.collected import COLLECTED, Collected
-from hftl.report.page import write_report
 from hftl.runs.console import print_bad_rows, print_results, quiet_libraries
 from hftl.runs.folder import RunFolder, writing
 from hftl.runs.judgement import judgements
@@ -364,10 +363,16 @@ def finish(
 def written_report(folder: RunFolder, gather: Callable[[], Collected], say: Terminal) -> Path | None:
     """The page of a run that is finished; None where it cannot be made, which is said and costs the run nothing."""
     try:
+        # Brought only here: matplotlib takes more than half a second to import.
+        from hftl.report.page import write_report
+
         folder.write_json(COLLECTED, gather().model_dump(mode="json"))
         return write_report(folder.path)
     except Exception as error:
-        say.print(f"report    not written: {named_error(error)}; the run is finished, and its other files are whole")
+        say.print(
+            f"report    not written: {named_error(error)}; the run is finished, and hftl report {folder.path} writes "
+            "what its folder tells"
+        )
         return None
 
 

@@ -178,7 +178,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "data": data_name(made),
         "data_commit": identity.get("commit") if is_repo_id(identity.get("repo")) else None,
         "sizes": metrics.rows or data.rows,
-        "notes": [_at_home(note, made) for note in data.notes],
+        "notes": [at_home(note, made) for note in data.notes],
         "scores": {name: value for name, value in computed.items() if value is None or isinstance(value, (int, float))},
         **_by_class(computed, names),
         "at_half": computed.get("at_half"),
@@ -362,7 +362,7 @@ def data_name(made: RunRecord) -> str:
     return ref if ref.startswith("sample:") else Path(ref).name or "data"
 
 
-def _at_home(note: str, made: RunRecord) -> str:
+def at_home(note: str, made: RunRecord) -> str:
     """A note without the folders that this machine's files are in."""
     ref = str(made.recipe["data"])
     return note.replace(ref, data_name(made)) if "/" in ref else note

@@ -45,7 +45,7 @@ def beside(scores: Sequence[tuple[str, Interval]], metric: str) -> Markup:
 def strengths(path: Sequence[Mapping[str, Any]], chosen: float) -> Markup:
     """The error on held-out rows along the path of L2 strengths."""
     with drawing("strengths", 240) as made:
-        axes = made.axes(56, 10, 14, 44)
+        axes = made.axes(56, 10, 26, 44)
         rows = sorted(path, key=lambda step: float(step["strength"]))
         x, y, error = (np.array([step.get(key) or 0.0 for step in rows]) for key in ("strength", "validation", "se"))
         axes.fill_between(x, y - error, y + error, color=ACCENT, alpha=0.18)
@@ -109,7 +109,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str], name: str) -> Markup:
                 colour = QUIET if row == column else INK
                 axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", color=colour, size=10.5)
             made.names_at(axes.yaxis, names)
-            made.names_at(axes.xaxis, names, rotation=90)
+            made.names_at(axes.xaxis, names, rotation=90 if max(map(len, names)) > 2 else 0)
         else:
             axes.set_xticks([])
             axes.set_yticks([])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from safetensors import safe_open
 
-from hftl.export.card import HOW, METRICS, data_name, recipe_source, usage
+from hftl.export.card import HOW, METRICS, at_home, data_name, recipe_source, usage
 from hftl.intervals import Interval, proportion
 from hftl.report import figures
 from hftl.report.collected import COLLECTED, Collected
@@ -119,7 +120,7 @@ class RunPage:
             "cost": self.cost(),
             "use": self.use(),
             "recipe": recipe_source(made),
-            "notes": made.data.notes,
+            "notes": [at_home(note, made) for note in made.data.notes],
             "versions": made.versions,
             "collected": self.collected,
         }
@@ -188,8 +189,6 @@ class RunPage:
         return {"figures": drawn, "lines": lines}
 
     def _events(self, kind: str) -> Iterator[dict[str, Any]]:
-        import json
-
         file = self.run.path / EVENTS
         if not file.is_file():
             return
