@@ -5,6 +5,7 @@ Importing hftl imports neither torch nor transformers: its public names are brou
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from hftl.backbones.source import Source
     from hftl.backbones.text import TextBackbone
     from hftl.backbones.vision import ImageBackbone
+    from hftl.convert import OnnxModel, to_onnx
     from hftl.errors import (
         BackboneError,
         BadRowError,
@@ -32,10 +34,11 @@ if TYPE_CHECKING:
     )
     from hftl.export.loaded import LoadedModel
     from hftl.export.push import push
-    from hftl.frozen.matrix import FeatureMatrix, write_features
+    from hftl.finished import Run
+    from hftl.frozen.matrix import Features
     from hftl.hub.commit import Pushed
     from hftl.methods import Full, Head, LoRA, Partial
-    from hftl.pipeline import Run, compute_features, run
+    from hftl.pipeline import features, run
     from hftl.plugins.hookspecs import hookimpl
     from hftl.plugins.spec import BackboneOptions, BackboneSpec
     from hftl.predict import evaluate, load, predictions
@@ -48,6 +51,10 @@ if TYPE_CHECKING:
     from hftl.scout.rank import Ranking, rank
     from hftl.scout.transfer import Transfer, transfer
     from hftl.tasks import Task
+
+# In a notebook without ipywidgets the libraries below would begin with tqdm's advice to install them; what hftl draws
+# itself needs none.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 _HOME = {
     "Advice": "hftl.scout.advise",
@@ -63,7 +70,7 @@ _HOME = {
     "CutError": "hftl.errors",
     "DataError": "hftl.errors",
     "Encoded": "hftl.backbones.protocol",
-    "FeatureMatrix": "hftl.frozen.matrix",
+    "Features": "hftl.frozen.matrix",
     "Full": "hftl.methods",
     "Head": "hftl.methods",
     "HftlError": "hftl.errors",
@@ -73,6 +80,7 @@ _HOME = {
     "Layers": "hftl.scout.layers",
     "LoRA": "hftl.methods",
     "LoadedModel": "hftl.export.loaded",
+    "OnnxModel": "hftl.convert",
     "Partial": "hftl.methods",
     "PluginError": "hftl.errors",
     "PretrainedBackbone": "hftl.backbones.pretrained",
@@ -80,7 +88,7 @@ _HOME = {
     "Ranking": "hftl.scout.rank",
     "Recipe": "hftl.recipes",
     "RecipeError": "hftl.errors",
-    "Run": "hftl.pipeline",
+    "Run": "hftl.finished",
     "Source": "hftl.backbones.source",
     "StoreError": "hftl.errors",
     "Task": "hftl.tasks",
@@ -90,9 +98,9 @@ _HOME = {
     "advise": "hftl.scout.advise",
     "audit": "hftl.scout.audit",
     "compare": "hftl.report.comparison",
-    "compute_features": "hftl.pipeline",
     "curve": "hftl.scout.curve",
     "evaluate": "hftl.predict",
+    "features": "hftl.pipeline",
     "hookimpl": "hftl.plugins.hookspecs",
     "layers": "hftl.scout.layers",
     "load": "hftl.predict",
@@ -101,8 +109,8 @@ _HOME = {
     "rank": "hftl.scout.rank",
     "recipe": "hftl.recipes",
     "run": "hftl.pipeline",
+    "to_onnx": "hftl.convert",
     "transfer": "hftl.scout.transfer",
-    "write_features": "hftl.frozen.matrix",
 }
 
 __all__ = [
@@ -119,7 +127,7 @@ __all__ = [
     "CutError",
     "DataError",
     "Encoded",
-    "FeatureMatrix",
+    "Features",
     "Full",
     "Head",
     "HftlError",
@@ -129,6 +137,7 @@ __all__ = [
     "Layers",
     "LoRA",
     "LoadedModel",
+    "OnnxModel",
     "Partial",
     "PluginError",
     "PretrainedBackbone",
@@ -146,9 +155,9 @@ __all__ = [
     "advise",
     "audit",
     "compare",
-    "compute_features",
     "curve",
     "evaluate",
+    "features",
     "hookimpl",
     "layers",
     "load",
@@ -157,12 +166,14 @@ __all__ = [
     "rank",
     "recipe",
     "run",
+    "to_onnx",
     "transfer",
-    "write_features",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "sklearn":
+        return import_module("hftl.sklearn")
     if name not in _HOME:
         raise AttributeError(f"module 'hftl' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

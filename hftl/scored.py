@@ -33,7 +33,9 @@ class Score:
     scores: np.ndarray = field(repr=False)
 
 
-def scored(task: Task, labels: np.ndarray, rows: np.ndarray, scores: np.ndarray, *, seed: int) -> Score:
+def scored(
+    task: Task, labels: np.ndarray, rows: np.ndarray, scores: np.ndarray, *, seed: int, spread: float = 1.0
+) -> Score:
     """The task's metric of predictions for some rows, with its interval.
 
     Args:
@@ -42,6 +44,7 @@ def scored(task: Task, labels: np.ndarray, rows: np.ndarray, scores: np.ndarray,
         rows: (m,) int64, those that were predicted.
         scores: (m, C), what was predicted.
         seed: of the bootstrap samples.
+        spread: how many times as far the metric spreads as under resampled rows; 1 for one fixed model.
 
     Raises:
         DataError: the metric is undefined, because the labels of these rows do not vary.
@@ -53,7 +56,10 @@ def scored(task: Task, labels: np.ndarray, rows: np.ndarray, scores: np.ndarray,
     draws = np.concatenate([resampled_metric(task, scores, truth, times) for times in resamples(len(rows), seed=seed)])
     # A sample may leave the metric undefined; it says nothing.
     draws = np.where(np.isfinite(draws), draws, value)
-    interval = proportion(value * len(rows), len(rows)) if task.is_exclusive else percentiles(value, draws)
+    if task.is_exclusive:
+        interval = proportion(value * len(rows), len(rows), spread=spread)
+    else:
+        interval = percentiles(value, draws, spread=spread)
     return Score(interval, draws, rows, scores)
 
 

@@ -535,6 +535,10 @@ def test_fine_tuning_without_features_has_a_page(cli: Cli, tmp_path: Path):
     assert "No map: the run computed no features" in page.text
     assert "epoch kept" in page.text
     assert_inert(page)
+    # As a run leaves it that was killed within a line and resumed.
+    events = (tmp_path / "run" / "events.jsonl").read_text()
+    (tmp_path / "run" / "events.jsonl").write_text('{"event": "step", "st' + events + events)
+    assert "Training loss by step" in Page(write_report(tmp_path / "run")).raw
 
 
 def test_lines_that_load_the_model_load_it(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

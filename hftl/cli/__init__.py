@@ -27,6 +27,7 @@ from hftl.cli import (
     curve,
     doctor,
     evaluate,
+    export,
     features,
     layers,
     new,
@@ -80,6 +81,7 @@ def build_app() -> typer.Typer:
     app.command("predict")(predict.predict)
     app.command("evaluate")(evaluate.evaluate)
     app.command("report")(report.report)
+    app.command("export")(export.export)
     app.command("push")(push.push)
     app.command("backbones")(backbones.backbones)
     app.command("recipes")(recipes.recipes)

@@ -44,7 +44,7 @@ AUTO_CLASSES = {
     "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer", "tokenizer"),
 }
 # Libraries whose lines of Python the card knows.
-LOADED_BY = ("peft", "sentence-transformers", "transformers")
+LOADED_BY = ("onnx", "peft", "sentence-transformers", "transformers")
 HOW = {
     "head": "the backbone stays as it was, and a new head was solved on its features",
     "full": "all of its parameters were fine-tuned with a new head",
@@ -230,7 +230,7 @@ def _reading(task: Task) -> str:
     """What a person does with the logits that an encoder gives."""
     return task.case(
         single_label="[labels[row.argmax()] for row in logits]",
-        multi_label="[{labels[i]: 1 / (1 + exp(-x)) for i, x in enumerate(row)} for row in logits]",
+        multi_label="[dict(zip(labels, row)) for row in np.exp(-np.logaddexp(0, -logits))]",
         regression="logits",
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from hftl.backbones.loading import load_backbone
 from hftl.backbones.matching import data_for
-from hftl.backbones.protocol import Target
+from hftl.backbones.protocol import Backbone, Target
 from hftl.data import Data
 from hftl.data.drop import without_rows
 from hftl.errors import RecipeError
@@ -30,6 +30,20 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
         raise RecipeError("depth='auto' is for `hftl run`, which chooses one: give a number, or leave it out")
     spec = find(recipe.backbone)
     backbone = load_backbone(spec, options, recipe.depth)
+    data = data_of(recipe, backbone)
+    pooling = probe_of(recipe).pooling
+    if pooling != "native" and backbone.wants != "text":
+        raise RecipeError(f"pooling={pooling!r}: only a head on texts can be exported with it; leave pooling out")
+    print_inputs(say, backbone, data)
+    if isinstance(recipe.method, Head) and data.validation is not None and recipe.method.folds != Head().folds:
+        say.print("          the data bring a validation split, which the strength is chosen on: folds are not used")
+    for note in backbone.notes:
+        say.print(f"          {note}")
+    return spec, Target(backbone, backbone.config(data.task, data.label_names)), data
+
+
+def data_of(recipe: Recipe, backbone: Backbone) -> Data:
+    """The rows that a recipe names, as a backbone reads them, without those to drop."""
     data = data_for(
         backbone,
         recipe.data,
@@ -41,17 +55,7 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
         seed=recipe.seed,
         test_size=recipe.test_size,
     )
-    if recipe.drop:
-        data = without_rows(data, recipe.drop)
-    pooling = probe_of(recipe).pooling
-    if pooling != "native" and backbone.wants != "text":
-        raise RecipeError(f"pooling={pooling!r}: only a head on texts can be exported with it; leave pooling out")
-    print_inputs(say, backbone, data)
-    if isinstance(recipe.method, Head) and data.validation is not None and recipe.method.folds != Head().folds:
-        say.print("          the data bring a validation split, which the strength is chosen on: folds are not used")
-    for note in backbone.notes:
-        say.print(f"          {note}")
-    return spec, Target(backbone, backbone.config(data.task, data.label_names)), data
+    return without_rows(data, recipe.drop) if recipe.drop else data
 
 
 def probe_of(recipe: Recipe) -> Head:

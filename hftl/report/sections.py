@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +35,7 @@ from hftl.report.numbers import (
 )
 from hftl.report.svg import SERIES
 from hftl.runs.folder import CARD, EVENTS, RunFolder
-from hftl.runs.judgement import FREE, judgements
+from hftl.runs.judgement import judgements
 from hftl.runs.record import Metrics, RunRecord
 from hftl.wording import plural
 
@@ -171,7 +172,7 @@ class RunPage:
             lines.append(("chosen", f"{chosen}, on {report['chosen_on']}"))
         if history := report.get("epochs"):
             drawn.append(figures.epochs(history, int(report["kept_epoch"]), task.metric))
-            steps = [each for each in self._events("step") if isinstance(each.get("loss"), float)]
+            steps = self._steps()
             if len(steps) > 1:
                 drawn.append(figures.losses_by_step(steps))
             lines += [
@@ -188,18 +189,16 @@ class RunPage:
             lines.append(("warning", "the solution did not converge to its tolerance"))
         return {"figures": drawn, "lines": lines}
 
-    def _events(self, kind: str) -> Iterator[dict[str, Any]]:
-        file = self.run.path / EVENTS
-        if not file.is_file():
-            return
-        with file.open(encoding="utf-8") as lines:
-            for line in lines:
-                # A run that was killed in a line and resumed has half of one.
-                if not line.endswith("}\n"):
-                    continue
+    def _steps(self) -> list[dict[str, Any]]:
+        """Steps with a loss, in order; of one that a resumed run took again, what it was then."""
+        file, steps = self.run.path / EVENTS, {}
+        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+            # A run that was killed within a line has half of one, and what it wrote when it was resumed behind it.
+            with suppress(ValueError):
                 event = json.loads(line)
-                if event.get("event") == kind:
-                    yield event
+                if event.get("event") == "step" and isinstance(event.get("loss"), float):
+                    steps[int(event["step"])] = event
+        return [steps[step] for step in sorted(steps)]
 
     # ── classes ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -434,7 +433,6 @@ NAMES = {name: told for name, (_, told) in METRICS.items()} | {
     "rmse": "Root mean squared error",
 }
 SHORT = {"majority": "most frequent label", "prototype": "nearest class mean", "knn": "nearest neighbours"}
-assert SHORT.keys() == FREE.keys()
 COLUMNS = ("f1", "precision", "recall", "support", "threshold")
 STEPS = {"extract": "features", "train": "training", "total": "in all"}
 
