@@ -32,7 +32,6 @@ if TYPE_CHECKING:
         StoreError,
         UserError,
     )
-    from hftl.export.loaded import LoadedModel
     from hftl.export.push import push
     from hftl.finished import Run
     from hftl.frozen.matrix import Features
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from hftl.pipeline import features, run
     from hftl.plugins.hookspecs import hookimpl
     from hftl.plugins.spec import BackboneOptions, BackboneSpec
-    from hftl.predict import evaluate, load, predictions
+    from hftl.predict import Model, evaluate, load
     from hftl.recipes import Recipe, recipe
     from hftl.report.comparison import Comparison, compare
     from hftl.scout.advise import Advice, advise
@@ -79,7 +78,7 @@ _HOME = {
     "Interrupted": "hftl.errors",
     "Layers": "hftl.scout.layers",
     "LoRA": "hftl.methods",
-    "LoadedModel": "hftl.export.loaded",
+    "Model": "hftl.predict",
     "OnnxModel": "hftl.convert",
     "Partial": "hftl.methods",
     "PluginError": "hftl.errors",
@@ -104,7 +103,6 @@ _HOME = {
     "hookimpl": "hftl.plugins.hookspecs",
     "layers": "hftl.scout.layers",
     "load": "hftl.predict",
-    "predictions": "hftl.predict",
     "push": "hftl.export.push",
     "rank": "hftl.scout.rank",
     "recipe": "hftl.recipes",
@@ -136,7 +134,7 @@ __all__ = [
     "Interrupted",
     "Layers",
     "LoRA",
-    "LoadedModel",
+    "Model",
     "OnnxModel",
     "Partial",
     "PluginError",
@@ -161,7 +159,6 @@ __all__ = [
     "hookimpl",
     "layers",
     "load",
-    "predictions",
     "push",
     "rank",
     "recipe",

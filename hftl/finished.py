@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hftl.errors import HftlError
-from hftl.export.loaded import LoadedModel
 from hftl.notebook import html_table
-from hftl.predict import load
+from hftl.predict import Model, load
 from hftl.report.page import REPORT, write_report
 from hftl.runs.folder import RunFolder
 from hftl.runs.record import RunRecord
@@ -81,7 +80,7 @@ class Run(os.PathLike[str]):
         return frame
 
     @cached_property
-    def model(self) -> LoadedModel:
+    def model(self) -> Model:
         """The trained model, as `hftl.load` gives it.
 
         Raises:

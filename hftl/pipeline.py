@@ -26,9 +26,8 @@ from hftl.frozen.features import StoredFeatures, matrix_of
 from hftl.frozen.head import train_head
 from hftl.frozen.matrix import Features
 from hftl.frozen.recipe import inputs_of, probe_of, stored_features, view_of
-from hftl.frozen.view import Pooling
 from hftl.hub.client import staying_offline
-from hftl.methods import Head
+from hftl.methods import Head, Pooling
 from hftl.metric_functions import add_own_metrics
 from hftl.metrics import evaluate_predictions
 from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
@@ -186,6 +185,8 @@ def features(
     with quiet_libraries(), staying_offline(offline):
         with met_everywhere():
             spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
+        if views != [own] and target.backbone.wants != "text":
+            raise RecipeError("pictures have one pooling, which the recipe states: give --set method.pooling=mean")
         stored = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
     return matrix_of(stored, data)
 

@@ -20,12 +20,12 @@ class Progress:
 
     Args:
         what: what is being done, such as ``"features"``.
-        total: rows to do.
+        total: rows to do; None where nobody knows.
         quiet: print nothing (``--quiet``, or a process other than the main one).
         stream: where to print.
     """
 
-    def __init__(self, what: str, total: int, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+    def __init__(self, what: str, total: int | None, *, quiet: bool = False, stream: TextIO | None = None) -> None:
         self.what = what
         self.total = total
         self.quiet = quiet
@@ -84,7 +84,12 @@ class Progress:
             self._live.update(self._task, completed=self.done, rate=self.rate)
             return
         now = time.monotonic()
-        if now - self._last >= SECONDS_BETWEEN_LINES and self.done < self.total:
+        if now - self._last < SECONDS_BETWEEN_LINES:
+            return
+        if self.total is None:
+            self._last = now
+            self._print(f"{self.what}: {self.done:,} rows, {self.rate}")
+        elif self.done < self.total:
             self._last = now
             left = (now - self._started) / self.done * (self.total - self.done)
             self._print(f"{self.what}: {self.done:,} of {self.total:,} rows, {self.rate}, {left:.0f} s left")

@@ -22,8 +22,9 @@ from hftl.data.objects import input_columns_of
 from hftl.errors import DataError, RecipeError
 from hftl.frozen.features import matrix_of
 from hftl.frozen.recipe import stored_features
-from hftl.frozen.view import Pooling, Precision, View
+from hftl.frozen.view import Precision, View
 from hftl.hub.client import staying_offline
+from hftl.methods import Pooling
 from hftl.parallel import start_processes
 from hftl.plugins.registry import find
 from hftl.plugins.spec import BackboneOptions

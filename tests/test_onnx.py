@@ -73,7 +73,7 @@ def test_texts_of_several_labels_through_a_pooled_head(cli: Cli, tmp_path: Path)
     assert made["largest_difference"] < 1e-3
     assert made["before"] == pytest.approx(metrics(Path("run"))["eval"]["map"])
     asked = ["the cat sat", "the dog ran and the red cat too"]
-    ours, theirs = hftl.predictions("run", asked), hftl.predictions("run/onnx", asked)
+    ours, theirs = hftl.load("run").predict(asked), hftl.load("run/onnx").predict(asked)
     assert [row["label"] for row in theirs] == [row["label"] for row in ours]
     for one, other in zip(ours, theirs, strict=True):
         assert other["scores"] == pytest.approx(one["scores"], abs=1e-4)
@@ -84,7 +84,7 @@ def test_texts_of_several_labels_through_a_pooled_head(cli: Cli, tmp_path: Path)
     namespace = run_card(Path("run/onnx"))
     assert namespace["logits"].shape == (1, 3)
     scores = np.exp(-np.logaddexp(0, -namespace["logits"][0]))
-    (some,) = hftl.predictions("run", ["some text"])
+    (some,) = hftl.load("run").predict(["some text"])
     assert dict(zip(namespace["labels"], scores, strict=True)) == pytest.approx(some["scores"], abs=1e-4)
 
 
@@ -101,9 +101,9 @@ def test_pictures_after_lora_in_float32_and_in_8_bits(cli: Cli, tmp_path: Path) 
     assert small.change.low <= small.after - small.before <= small.change.high
     test = predictions(Path("run"))
     paths = [str(data / row) for row in test["row"]]
-    found = hftl.predictions("run/onnx", paths)
+    found = hftl.load("run/onnx").predict(paths)
     np.testing.assert_allclose([list(row["scores"].values()) for row in found], test["scores"], atol=1e-4)
-    decided = [row["label"] for row in hftl.predictions("run/onnx-int8", paths)]
+    decided = [row["label"] for row in hftl.load("run/onnx-int8").predict(paths)]
     assert np.mean([a == b for a, b in zip(decided, test["label"], strict=True)]) == pytest.approx(small.after)
     # What the card states is what this file was measured to do.
     assert f"| accuracy | {small.after:.4f} |" in Path("run/onnx-int8/README.md").read_text()

@@ -140,10 +140,15 @@ def _read_table(file: Path, name: str) -> _FileContent:
 def _distinct(
     names: Sequence[str], columns: Sequence[pa.ChunkedArray], file: str
 ) -> tuple[dict[str, pa.ChunkedArray], dict[str, str]]:
-    """Columns by name, and the names that stand twice, which matter only if one is used."""
-    twice = {name for name, count in Counter(names).items() if count > 1}
-    once = {name: column for name, column in zip(names, columns, strict=True) if name not in twice}
-    return once, {name: f"{file}: column {name!r} stands twice in the header: rename one" for name in sorted(twice)}
+    """Columns by name, and the names that stand twice, with what to say of them."""
+    twice = twice_in(names, file)
+    return {name: column for name, column in zip(names, columns, strict=True) if name not in twice}, twice
+
+
+def twice_in(names: Sequence[str], file: str) -> dict[str, str]:
+    """The names of columns that stand twice, with what to say of them, which matters only if one is used."""
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    return {name: f"{file}: column {name!r} stands twice in the header: rename one" for name in twice}
 
 
 def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:

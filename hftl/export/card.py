@@ -127,7 +127,8 @@ def _eval_results(made: RunRecord, metrics: Metrics) -> list[EvalResult]:
     repo = identity.get("repo")
     return [
         EvalResult(
-            task_type=made.backbone.pipeline_tag,
+            # What is measured, which is not what the base model's own class is for.
+            task_type=made.backbone.pipeline_tag.replace("feature-extraction", "classification"),
             dataset_type=str(repo) if is_repo_id(repo) else "custom",
             dataset_name=printable(data_name(made)),
             dataset_config=identity.get("config"),
@@ -166,6 +167,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "processor_argument": processor_argument,
         "backbone": backbone.name,
         "commit": backbone.commit,
+        "pooled": backbone.identity.get("pooling_of_base"),
         "shorter": backbone.identity.get("depth", {}).get("config", {}),
         "problem_type": task.problem_type,
         "example": _example(tag, task, len(names), len(columns.get("inputs", ()))),
@@ -195,7 +197,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
 
 
 def _what(task: Task, labels: int, tag: str) -> str:
-    things = {"image-classification": "images", "text-classification": "texts"}.get(tag, "inputs")
+    things = {"image": "images", "text": "texts"}.get(tag.partition("-")[0], "inputs")
     return task.case(
         single_label=f"It gives {things} one of {labels:,} labels.",
         multi_label=f"It gives {things} any of {labels:,} labels, each decided on its own.",

@@ -67,7 +67,7 @@ def _space_of(model: LoadedModel, store: FeatureStore) -> Space | None:
     try:
         spec = find(record.backbone_reference)
         options = BackboneOptions(record.recipe.get("max_length"), offline=True)
-        backbone = load_backbone(spec, options, record.recipe.get("depth"))
+        backbone = load_backbone(spec, options, record.recipe.get("depth"), method["pooling"])
         space = open_space(store, backbone, spec.origin, View(method["pooling"], method["mixed_precision"]))
     except HftlError:
         return None

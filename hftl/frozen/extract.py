@@ -24,7 +24,7 @@ from hftl.backbones.batching import batch_groups, on_device
 from hftl.backbones.protocol import Encoded, Target
 from hftl.data import Files, Texts
 from hftl.errors import BackboneError, BadRowError, HftlError, StoreError
-from hftl.frozen.budget import Ramp, ramp_for, remember
+from hftl.frozen.budget import Ramp, ramp_for, remember, within_budget
 from hftl.frozen.depths import Keeping, Models
 from hftl.frozen.recheck import AUTOCAST, OTHER_RUN, SAME_RUN, check_again
 from hftl.frozen.view import Content, View, equal_length_space
@@ -349,10 +349,11 @@ class _Extraction:
 
     def _preview(self, progress: Progress, seconds: float) -> None:
         """Say what the whole will cost, before most of it is done."""
-        left = seconds / progress.done * (progress.total - progress.done)
+        total = progress.total or progress.done
+        left = seconds / progress.done * (total - progress.done)
         if left >= PREVIEW_FROM:
-            size = self.bytes / progress.done * progress.total / 1e6
-            progress.say(f"features: {progress.total:,} rows to compute, about {left:,.0f} s and {size:,.1f} MB")
+            size = self.bytes / progress.done * total / 1e6
+            progress.say(f"features: {total:,} rows to compute, about {left:,.0f} s and {size:,.1f} MB")
 
     # ── batches ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -370,15 +371,7 @@ class _Extraction:
 
     def _filled(self, rows: Iterator[tuple[int, Encoded]]) -> Iterator[tuple[list[int], list[Encoded]]]:
         """Rows gathered until the budget is full, padding included."""
-        batch: list[tuple[int, Encoded]] = []
-        longest = 0
-        for row, encoded in rows:
-            longest = max(longest, encoded.cost)
-            if batch and longest * (len(batch) + 1) > self.ramp.budget:
-                yield _unzip(batch)
-                batch, longest = [], encoded.cost
-            batch.append((row, encoded))
-        if batch:
+        for batch in within_budget(rows, lambda row: row[1].cost, self.ramp):
             yield _unzip(batch)
 
     def _decoded(self, missing: np.ndarray) -> Iterator[tuple[int, Encoded]]:

@@ -22,6 +22,7 @@ from hftl.recipes import Recipe
 from hftl.runs.console import print_bad_rows, print_features, print_inputs
 from hftl.store.store import FeatureStore, cache_root
 from hftl.terminal import Terminal
+from hftl.wording import listing
 
 
 def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[BackboneSpec, Target, Data]:
@@ -29,11 +30,12 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
     if recipe.depth == "auto":
         raise RecipeError("depth='auto' is for `hftl run`, which chooses one: give a number, or leave it out")
     spec = find(recipe.backbone)
-    backbone = load_backbone(spec, options, recipe.depth)
-    data = data_of(recipe, backbone)
     pooling = probe_of(recipe).pooling
-    if pooling != "native" and backbone.wants != "text":
-        raise RecipeError(f"pooling={pooling!r}: only a head on texts can be exported with it; leave pooling out")
+    backbone = load_backbone(spec, options, recipe.depth, pooling)
+    of_texts = ("native", "mean", "cls") if isinstance(recipe.method, Head) else ("native",)
+    if backbone.wants == "text" and pooling not in of_texts:
+        raise RecipeError(f"pooling={pooling!r}: for texts and method={recipe.method.name}, take {listing(of_texts)}")
+    data = data_of(recipe, backbone)
     print_inputs(say, backbone, data)
     if isinstance(recipe.method, Head) and data.validation is not None and recipe.method.folds != Head().folds:
         say.print("          the data bring a validation split, which the strength is chosen on: folds are not used")

@@ -418,7 +418,7 @@ class RunPage:
                 here = f"{self.run.path.name}/{folder.name}"
                 found.append((f"{folder.name}, with {library}", lines.replace("PATH_OR_REPO_ID", here)))
         example = self._example()
-        lines = f'import hftl\n\nmodel = hftl.load("{self.run.path.name}")\nprint(hftl.predictions(model, [{example}]))'
+        lines = f'import hftl\n\nmodel = hftl.load("{self.run.path.name}")\nprint(model.predict({example}))'
         return [*found, ("hftl", lines)]
 
     def _example(self) -> str:

@@ -19,8 +19,9 @@ from hftl.data import Data
 from hftl.errors import RecipeError
 from hftl.frozen.depths import stack_of
 from hftl.frozen.recipe import probe_of, stored_features, view_of
-from hftl.frozen.view import Pooling, View
+from hftl.frozen.view import View
 from hftl.intervals import LEVEL, Difference, Interval
+from hftl.methods import Pooling
 from hftl.onednn import speed_up
 from hftl.plugins.spec import BackboneSpec
 from hftl.recipes import Recipe
