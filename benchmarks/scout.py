@@ -31,7 +31,7 @@ from hftl import samples
 from hftl.heads import fit_linear
 from hftl.heads import threads as heads_threads
 from hftl.metrics.resampled import resampled_metric
-from hftl.scout.probe import compare, linear_probe
+from hftl.scout.probe import ahead_by, linear_probe
 from hftl.tasks import Task
 
 FRESH = 20_000
@@ -71,7 +71,7 @@ def coverage(problems: int, rows: int, width: int, classes: int) -> None:
             widths.append(interval.high - interval.low)
             errors.append(interval.value - value)
         if classes:
-            p_values.append(compare(*scores).p)
+            p_values.append(ahead_by(*scores).p)
             low, high = np.quantile(scores[0].draws - scores[1].draws, [0.025, 0.975])
             plain.append(low > 0 or high < 0)
     print(f"{problems} problems of {rows} rows, {width} features, {classes or 'no'} classes")
@@ -180,7 +180,7 @@ def agreement(data: str, backbone: str, pooling: str) -> None:
         print(f"depth {one.depth:2}   all rows {one.probe}   a quarter {other.probe}")
     pairs = [(one, other) for one, other in itertools.combinations(range(len(whole.depths)), 2)]
     sure = [
-        (one, other) for one, other in pairs if compare(whole.depths[one].score, whole.depths[other].score).p < 0.05
+        (one, other) for one, other in pairs if ahead_by(whole.depths[one].score, whole.depths[other].score).p < 0.05
     ]
     thirds = [pair for pair in pairs if all((k + 1) % 3 == 0 for k in pair)]
     for what, chosen in (

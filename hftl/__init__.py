@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from hftl.plugins.spec import BackboneOptions, BackboneSpec
     from hftl.predict import Model, evaluate, load
     from hftl.recipes import Recipe, recipe
+    from hftl.report.comparison import Comparison, compare
     from hftl.scout.advise import Advice, advise
     from hftl.scout.audit import Audit, audit
     from hftl.scout.curve import Curve, curve
@@ -62,6 +63,7 @@ _HOME = {
     "BackboneOptions": "hftl.plugins.spec",
     "BackboneSpec": "hftl.plugins.spec",
     "BadRowError": "hftl.errors",
+    "Comparison": "hftl.report.comparison",
     "ConvergenceError": "hftl.errors",
     "Curve": "hftl.scout.curve",
     "CutError": "hftl.errors",
@@ -94,6 +96,7 @@ _HOME = {
     "UserError": "hftl.errors",
     "advise": "hftl.scout.advise",
     "audit": "hftl.scout.audit",
+    "compare": "hftl.report.comparison",
     "curve": "hftl.scout.curve",
     "evaluate": "hftl.predict",
     "features": "hftl.pipeline",
@@ -116,6 +119,7 @@ __all__ = [
     "BackboneOptions",
     "BackboneSpec",
     "BadRowError",
+    "Comparison",
     "ConvergenceError",
     "Curve",
     "CutError",
@@ -148,6 +152,7 @@ __all__ = [
     "UserError",
     "advise",
     "audit",
+    "compare",
     "curve",
     "evaluate",
     "features",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,12 @@ class Difference(Interval):
     """
 
     p: float
+
+    def signed(self) -> str:
+        """The difference and its interval with signs: ``+0.012 (-0.003 to +0.027)``."""
+        numbers = (self.value, self.low, self.high)
+        value, low, high = (f"{each:+.3f}" if abs(each) >= 0.0005 else "0.000" for each in numbers)
+        return f"{value} ({low} to {high})"
 
 
 def resamples(rows: int, *, groups: npt.NDArray[np.int64] | None = None, seed: int = 0) -> Iterator[Array]:
@@ -112,6 +118,20 @@ def difference(value: float, draws: Array, *, spread: float = 1.0) -> Difference
     # One more sample, the data themselves, so that no p-value is 0 (Davison & Hinkley 1997, eq. 4.11).
     larger = int((np.abs(distances) >= abs(value) - 1e-12).sum())
     return Difference(value, scored.low, scored.high, (1 + larger) / (1 + len(draws)))
+
+
+def at_least_by_chance(difference: Difference, rows: int) -> Difference:
+    """A difference whose p is no less than chance gives where so few rows tell two models apart.
+
+    Were the two as good, each such row would speak for either with one half, so that all speak for the same one with
+    ``2^(1 - rows)``. The bootstrap does not know: where every row of a small class falls one way, it does so in all
+    samples.
+
+    Args:
+        difference: of two scores of the same rows.
+        rows: on how many of them the two models do not do the same.
+    """
+    return replace(difference, p=max(difference.p, min(1.0, 2.0 ** (1 - rows))))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

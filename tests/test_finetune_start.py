@@ -112,7 +112,7 @@ def test_a_head_below_its_neighbours_says_so() -> None:
 
 def test_a_regression_below_the_mean_says_so() -> None:
     assert judgements(Metrics(eval={"r2": -17956.0}, features={}, head={}), Task.REGRESSION) == [
-        "below     the mean of the targets, which costs nothing: r2 -17956.0000"
+        "below     r2 -17956.0000 is less than the mean of the targets gives at no cost: 0"
     ]
     assert judgements(Metrics(eval={"r2": 0.14}, features={}, head={}), Task.REGRESSION) == []
 

@@ -21,7 +21,7 @@ from hftl.metrics import evaluate_predictions
 from hftl.metrics.resampled import resampled_metric
 from hftl.scout.curve import fitted_laws, law_at, nested_order
 from hftl.scout.measures import h_score, log_evidence
-from hftl.scout.probe import compare, linear_probe, neighbour_probe, tied_groups
+from hftl.scout.probe import ahead_by, linear_probe, neighbour_probe, tied_groups
 from hftl.tasks import Task
 
 
@@ -248,7 +248,7 @@ def test_equal_backbones_share_a_group_and_a_worse_one_opens_the_next() -> None:
     )
     assert tied_groups([good, same, bad]) == [1, 1, 2]
     assert tied_groups([good]) == [1]
-    assert compare(good, bad).low > 0
+    assert ahead_by(good, bad).low > 0
 
 
 def test_a_law_is_found_again_and_extrapolates() -> None:

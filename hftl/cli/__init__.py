@@ -23,6 +23,7 @@ from hftl.cli import (
     audit,
     backbones,
     cache,
+    compare,
     curve,
     doctor,
     evaluate,
@@ -37,6 +38,7 @@ from hftl.cli import (
     recipes,
     report,
     run,
+    runs,
     transfer,
 )
 from hftl.cli.launch import is_first_process
@@ -74,6 +76,8 @@ def build_app() -> typer.Typer:
     app.command("transfer", context_settings=TAKES_FLAGS)(transfer.transfer)
     app.command("curve", context_settings=TAKES_FLAGS)(curve.curve)
     app.command("advise", context_settings=TAKES_FLAGS)(advise.advise)
+    app.command("runs")(runs.runs)
+    app.command("compare")(compare.compare)
     app.command("predict")(predict.predict)
     app.command("evaluate")(evaluate.evaluate)
     app.command("report")(report.report)

@@ -14,6 +14,7 @@ from hftl.cli.questions import (
     OnBadRow,
     Quiet,
     RecipeArgument,
+    Report,
     Subset,
     asked_recipe,
     print_answer,
@@ -33,6 +34,7 @@ def advise(
     allow_pickle: AllowPickle = False,
     offline: Offline = False,
     quiet: Quiet = False,
+    report: Report = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask the scout's questions and try methods briefly, as far as the minutes suffice; end with one command to run."""
@@ -60,4 +62,4 @@ def advise(
         for each in answer.trials
     ]
     lines = [*answer.evidence, *(f"not asked: {each}" for each in answer.skipped), answer.advice, answer.command]
-    print_answer(answer, rows, lines, as_json=as_json)
+    print_answer(answer, rows, lines, as_json=as_json, report=report, recipe=made)

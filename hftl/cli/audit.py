@@ -17,6 +17,7 @@ from hftl.cli.questions import (
     OnBadRow,
     Quiet,
     RecipeArgument,
+    Report,
     asked_recipe,
     print_answer,
 )
@@ -39,6 +40,7 @@ def audit(
     allow_pickle: AllowPickle = False,
     offline: Offline = False,
     quiet: Quiet = False,
+    report: Report = None,
     as_json: AsJson = False,
 ) -> None:
     """Find copies, leaks between splits, likely wrong labels, outliers, and classes under two names.
@@ -48,8 +50,9 @@ def audit(
     from hftl.scout.audit import audit as do
     from hftl.scout.findings import write_findings
 
+    made = asked_recipe(context, recipe, change)
     answer = do(
-        asked_recipe(context, recipe, change),
+        made,
         offline=offline,
         allow_pickle=allow_pickle,
         on_bad_row=on_bad_row,
@@ -59,7 +62,7 @@ def audit(
     if export is not None and is_first_process():
         write_findings(answer.findings, export)
         lines.append(f"wrote {len(answer.findings):,} findings to {export}")
-    print_answer(answer, _first_of_each(answer), [*lines, answer.advice], as_json=as_json)
+    print_answer(answer, _first_of_each(answer), [*lines, answer.advice], as_json=as_json, report=report, recipe=made)
 
 
 def _first_of_each(answer: Audit) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from hftl.cli.questions import (
     OnBadRow,
     Quiet,
     RecipeArgument,
+    Report,
     Subset,
     asked_recipe,
     print_answer,
@@ -30,6 +31,7 @@ def curve(
     allow_pickle: AllowPickle = False,
     offline: Offline = False,
     quiet: Quiet = False,
+    report: Report = None,
     as_json: AsJson = False,
 ) -> None:
     """Show how the score of the frozen head grows with the number of labels, and what twice as many would bring.
@@ -49,4 +51,4 @@ def curve(
         quiet=quiet,
     )
     rows = [{"labels": f"{point.rows:,}", answer.metric: str(point.score)} for point in answer.points]
-    print_answer(answer, rows, [answer.advice], as_json=as_json)
+    print_answer(answer, rows, [answer.advice], as_json=as_json, report=report, recipe=made)

@@ -14,6 +14,7 @@ from hftl.cli.questions import (
     OnBadRow,
     Quiet,
     RecipeArgument,
+    Report,
     Subset,
     asked_recipe,
     print_answer,
@@ -35,6 +36,7 @@ def layers(
     allow_pickle: AllowPickle = False,
     offline: Offline = False,
     quiet: Quiet = False,
+    report: Report = None,
     as_json: AsJson = False,
 ) -> None:
     """Probe every depth of a recipe's backbone: how many of its blocks the data need, and how many can stay frozen.
@@ -43,8 +45,9 @@ def layers(
     """
     from hftl.scout.layers import layers as do
 
+    made = asked_recipe(context, recipe, change)
     answer = do(
-        asked_recipe(context, recipe, change),
+        made,
         together=_depths(together or ""),
         subset=subset,
         name=recipe,
@@ -57,7 +60,9 @@ def layers(
     if side := answer.together:
         named = ", ".join(map(str, side.depths))
         lines.append(f"depths {named} side by side: {side.probe}, ahead of the best by {side.gain}; not exportable")
-    print_answer(answer, _table(answer), [*lines, answer.advice, *answer.commands], as_json=as_json)
+    print_answer(
+        answer, _table(answer), [*lines, answer.advice, *answer.commands], as_json=as_json, report=report, recipe=made
+    )
 
 
 def _table(answer: Layers) -> list[dict[str, Any]]:

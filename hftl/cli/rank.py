@@ -15,6 +15,7 @@ from hftl.cli.questions import (
     OnBadRow,
     Quiet,
     RecipeArgument,
+    Report,
     Subset,
     asked_recipe,
     print_answer,
@@ -39,6 +40,7 @@ def rank(
     allow_pickle: AllowPickle = False,
     offline: Offline = False,
     quiet: Quiet = False,
+    report: Report = None,
     as_json: AsJson = False,
 ) -> None:
     """Rank backbones on a recipe's training rows: a linear probe with its interval, and what each costs.
@@ -63,7 +65,9 @@ def rank(
         quiet=quiet,
     )
     failed = [f"failed: {each.backbone}: {each.why}" for each in answer.failed]
-    print_answer(answer, _table(answer), [*failed, answer.advice, answer.command], as_json=as_json)
+    print_answer(
+        answer, _table(answer), [*failed, answer.advice, answer.command], as_json=as_json, report=report, recipe=made
+    )
 
 
 def _table(answer: Ranking) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from hftl.cli.questions import (
     OnBadRow,
     Quiet,
     RecipeArgument,
+    Report,
     Subset,
     asked_recipe,
     print_answer,
@@ -33,6 +34,7 @@ def transfer(
     allow_pickle: AllowPickle = False,
     offline: Offline = False,
     quiet: Quiet = False,
+    report: Report = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare a pretrained backbone with random weights, with no network at all, and with the most frequent class.
@@ -62,4 +64,4 @@ def transfer(
     ]
     worst = [each for each in answer.outputs if each.name in answer.hurt][:MOST_OUTPUTS]
     lines = [f"worse for {each.name}: {each.pretrained:.3f} against {each.rival:.3f}, {each.gain}" for each in worst]
-    print_answer(answer, rows, [*answer.notes, *lines, answer.advice], as_json=as_json)
+    print_answer(answer, rows, [*answer.notes, *lines, answer.advice], as_json=as_json, report=report, recipe=made)

@@ -81,7 +81,7 @@ def collect(data: Data, features: StoredFeatures | None, trained: Trained, modal
         data.task.scores(trained.logits).numpy(),
         trained.report.get("thresholds"),
     )
-    gathered = _Gathering(data, _Shelf(data, modality), predictions, trained, seed)
+    gathered = _Gathering(data, Shelf(data, modality), predictions, trained, seed)
     worst = worst_rows(predictions, MOST_WORST)
     missing: dict[str, str] = {}
     if features is None:
@@ -106,7 +106,7 @@ def collect(data: Data, features: StoredFeatures | None, trained: Trained, modal
     )
 
 
-class _Shelf:
+class Shelf:
     """Every row that is shown, once, read when it is first put there."""
 
     def __init__(self, data: Data, modality: str) -> None:
@@ -150,7 +150,7 @@ def _as_address(picture: Image.Image) -> str:
 @dataclass(frozen=True)
 class _Gathering:
     data: Data
-    shelf: _Shelf
+    shelf: Shelf
     predictions: Predictions
     trained: Trained
     seed: int

@@ -174,7 +174,7 @@ def plane(found: FeatureMap, classes: np.ndarray, coloured: Sequence[int], wrong
             inside = classes == k
             axes.scatter(x[inside], y[inside], s=15, color=colour, alpha=0.85, linewidths=0)
         axes.scatter(x[wrong], y[wrong], s=34, facecolors="none", edgecolors=INK, linewidths=0.8)
-        _bare(axes)
+        _without_ticks(axes)
         return made.svg(
             f"{plural(len(x), 'test row')} on a plane by {found.method}, {int(wrong.sum()):,} predicted wrong"
         )
@@ -189,11 +189,11 @@ def values_on_plane(found: FeatureMap, values: np.ndarray, name: str) -> Markup:
         for fifth in range(5):
             inside = np.minimum((rank * 5).astype(int), 4) == fifth
             axes.scatter(x[inside], y[inside], s=15, color=ACCENT, alpha=0.1 + 0.2 * fifth, linewidths=0)
-        _bare(axes)
+        _without_ticks(axes)
         return made.svg(f"{plural(len(x), 'test row')} on a plane by {found.method}, coloured by {name}")
 
 
-def _bare(axes: Axes) -> None:
+def _without_ticks(axes: Axes) -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(True)
     axes.margins(0.03)

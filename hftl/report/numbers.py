@@ -87,8 +87,14 @@ class Predictions:
 
 
 def _matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    """A column of lists of ``width`` finite numbers as float32 (n, width)."""
+    lists = column.combine_chunks()
+    if not (np.asarray(lists.value_lengths()) == width).all():
+        raise ValueError(f"a row has not {width} numbers")
     # A copy: what Arrow holds cannot be written to, which torch warns of.
-    flat = np.array(column.combine_chunks().flatten(), dtype=np.float32)
+    flat = np.array(lists.flatten(), dtype=np.float32)
+    if not np.isfinite(flat).all():
+        raise ValueError("a score is no finite number")
     return flat.reshape(-1, width)
 
 

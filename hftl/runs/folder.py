@@ -26,6 +26,7 @@ from hftl.wording import one_line
 Model = TypeVar("Model", bound=BaseModel)
 
 RECORD, METRICS, EVENTS = "recipe.json", "metrics.json", "events.jsonl"
+PREDICTIONS = "predictions.parquet"
 CARD = "README.md"
 
 
@@ -212,7 +213,7 @@ class RunFolder:
             columns["score"] = scores.max(1)
         if task.has_classes:
             columns["scores"] = list(scores)
-        file = self.path / "predictions.parquet"
+        file = self.path / PREDICTIONS
         with writing(file):
             pq.write_table(pa.table(columns), file)
 

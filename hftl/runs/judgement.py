@@ -31,7 +31,7 @@ def _below_baselines(metrics: Metrics, task: Task) -> list[str]:
     if not task.has_classes:
         # An r2 of 0 is that of the mean.
         below = isinstance(value, float) and value < 0
-        return [f"below     the mean of the targets, which costs nothing: r2 {value:.4f}"] if below else []
+        return [f"below     r2 {value:.4f} is less than the mean of the targets gives at no cost: 0"] if below else []
     baselines = (metrics.head or metrics.finetune or {}).get("baselines", {})
     if not baselines or not isinstance(value, float):
         return []

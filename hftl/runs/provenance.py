@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def record_of(name: str, recipe: Recipe, spec: BackboneSpec, backbone: Backbone,
         platform=platform.platform(),
         hardware=hardware(),
         started_in=str(Path.cwd()),
+        started=datetime.now().astimezone().isoformat(timespec="seconds"),
     )
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from hftl.tasks import Task
 
@@ -74,6 +74,7 @@ class RunRecord(_Record):
         platform: operating system and processor.
         hardware: what it computed on, for people.
         started_in: the folder that relative paths in the recipe begin at.
+        started: when, ISO 8601 with the offset from UTC; empty in records that do not say.
     """
 
     name: str
@@ -84,6 +85,15 @@ class RunRecord(_Record):
     platform: str = ""
     hardware: str = ""
     started_in: str = ""
+    started: str = ""
+
+    @field_validator("recipe")
+    @classmethod
+    def _names_what_is_read(cls, recipe: dict[str, Any]) -> dict[str, Any]:
+        method = recipe.get("method")
+        if not {"backbone", "data", "method"} <= recipe.keys() or not isinstance(method, dict) or "name" not in method:
+            raise ValueError("its recipe names no backbone, data and method")
+        return recipe
 
     @property
     def method(self) -> Mapping[str, Any]:

@@ -23,11 +23,11 @@ from hftl.intervals import LEVEL, Difference, Interval, difference
 from hftl.methods import Full, Head, LoRA, Partial
 from hftl.recipes import Recipe
 from hftl.runs.again import RecipeLike, as_recipe, reference_of
+from hftl.scored import Score, scored
 from hftl.scout.answer import Answer
 from hftl.scout.audit import audit
 from hftl.scout.curve import curve
 from hftl.scout.layers import layers
-from hftl.scout.probe import Score, scored
 from hftl.scout.rank import cheapest_of_best, rank
 from hftl.scout.stored import Reader, reading, training_part
 from hftl.scout.transfer import transfer

@@ -22,11 +22,11 @@ from hftl.metrics.resampled import resampled_metric
 from hftl.recipes import Recipe
 from hftl.rowrefs import said_digest
 from hftl.runs.again import RecipeLike, as_recipe
+from hftl.scored import scored
 from hftl.scout.answer import Answer
 from hftl.scout.copies import Copies, CopyOf, copies_by_split, find_copies, groups_of_copies, nearest
 from hftl.scout.findings import Finding
 from hftl.scout.oddities import ClassPair, far_rows, one_class_in_two_names, pairs_of_one_name
-from hftl.scout.probe import scored
 from hftl.scout.stored import reading, split_matrix
 from hftl.scout.suspects import confident_learning, large_residuals, wrong_in_each_label
 from hftl.tasks import Task
@@ -72,6 +72,8 @@ class Audit(Answer):
         notes: what could not be asked, and why.
         advice: one sentence.
         seconds: after features were there.
+        data: the rows, for whoever shows them.
+        modality: what they are: ``image``, ``text``, …
     """
 
     table: ClassVar[str] = "findings"
@@ -86,6 +88,8 @@ class Audit(Answer):
     notes: list[str]
     advice: str
     seconds: float = field(compare=False)
+    data: Data = field(repr=False, compare=False)
+    modality: str = field(repr=False, compare=False)
 
 
 def audit(
@@ -151,6 +155,8 @@ def audit(
         notes,
         _first_thing(findings, labels, leak),
         round(time.monotonic() - started, 3),
+        rows.data,
+        target.backbone.modality,
     )
 
 
@@ -201,9 +207,12 @@ class _Rows:
 
     def name(self, row: int) -> tuple[str, str]:
         """Split and name of a row."""
-        split = int(self.split_of[row])
-        start = int(np.searchsorted(self.split_of, split))
-        return self.splits[split].name, self.splits[split].inputs.name(row - start)
+        split = self.splits[int(self.split_of[row])]
+        return split.name, split.inputs.name(self.place(row))
+
+    def place(self, row: int) -> int:
+        """A row's place in its split."""
+        return row - int(np.searchsorted(self.split_of, self.split_of[row]))
 
     def label(self, row: int) -> str:
         """A row's label for a person."""
@@ -218,7 +227,9 @@ class _Rows:
         split, name = self.name(row)
         other_split, other_row = ("", "") if other is None else self.name(other)
         digest = said_digest(self.digests[row].tobytes())
-        return Finding(kind, split, name, self.label(row), why, other_split, other_row, suggested, score, digest)
+        at, other_at = self.place(row), None if other is None else self.place(other)
+        label = self.label(row)
+        return Finding(kind, split, name, label, why, other_split, other_row, suggested, score, digest, at, other_at)
 
 
 def _judged(notes: list[str], what: str, ask: Callable[[], T]) -> T | None:

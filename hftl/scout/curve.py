@@ -12,14 +12,16 @@ from hftl.errors import DataError
 from hftl.heads import fit_linear
 from hftl.intervals import LEVEL, RESAMPLES, Array, Interval, difference, percentiles
 from hftl.runs.again import RecipeLike, as_recipe
+from hftl.scored import Score, scored
 from hftl.scout.answer import Answer
-from hftl.scout.probe import Score, scored
 from hftl.scout.stored import TrainingRows, reading
 from hftl.tasks import Task
 
 HELD_OUT = 0.2
 # Sizes of training sets: each next one is this share of the one before, down to so many rows, and so many a class.
 STEP, MOST_SIZES, FEWEST_SIZES = 0.5**0.5, 8, 4
+# At how many sizes the answer says what the law gives.
+FITTED_POINTS = 25
 FEWEST_ROWS, FEWEST_OF_A_CLASS = 16, 2
 # Exponents of the power law that are tried.
 _EXPONENTS = np.geomspace(0.05, 2.0, 80)
@@ -54,6 +56,7 @@ class Curve(Answer):
         limit: what the fitted law tends to with endless labels.
         doubled: what twice the labels would bring, in units of the metric; None where the data cannot tell.
         predicted: what the law fitted without the largest size says of it.
+        fitted: what the fitted law says of so many rows, up to twice as many as there are; empty where none is fitted.
         why_not: why the data cannot tell; empty where they can.
         advice: one sentence.
     """
@@ -68,6 +71,7 @@ class Curve(Answer):
     doubled: Interval | None
     predicted: float | None
     why_not: str
+    fitted: list[CurvePoint]
     advice: str
 
 
@@ -181,6 +185,7 @@ def _answer(known: TrainingRows, sizes: list[int], scores: list[list[Score]]) ->
     means = values.mean(1)
     points = [CurvePoint(n, percentiles(float(v), d)) for n, v, d in zip(sizes, means, draws, strict=True)]
     limit, gained, predicted, why_not = None, None, None, ""
+    fitted: list[CurvePoint] = []
     rise = difference(float(means[-1] - means[0]), draws[-1] - draws[0])
     if len(sizes) < FEWEST_SIZES:
         why_not = f"{len(sizes)} sizes of training sets are too few for a curve"
@@ -192,6 +197,8 @@ def _answer(known: TrainingRows, sizes: list[int], scores: list[list[Score]]) ->
         at = [law_at(laws, n) for n in (rows, 2 * rows)]
         gain = at[1] - at[0]
         limit = percentiles(float(laws[0, 0]), laws[1:, 0])
+        drawn_at = np.unique(np.geomspace(sizes[0], 2 * rows, FITTED_POINTS).round().astype(int)).tolist()
+        fitted = [CurvePoint(n, _said_by(laws, n)) for n in drawn_at]
         gained = percentiles(float(gain[0]), gain[1:])
         earlier = fitted_laws(np.array(sizes[:-1]), means[None, :-1], noise[:-1])
         predicted = float(law_at(earlier, sizes[-1])[0])
@@ -200,9 +207,8 @@ def _answer(known: TrainingRows, sizes: list[int], scores: list[list[Score]]) ->
                 f"twice the labels could bring anything from {100 * gained.low:+.1f} to {100 * gained.high:+.1f} points"
             )
             gained = None
-    return Curve(
-        metric, rows, seeds, points, limit, gained, predicted, why_not, _advised_labels(metric, rows, gained, why_not)
-    )
+    advice = _advised_labels(metric, rows, gained, why_not)
+    return Curve(metric, rows, seeds, points, limit, gained, predicted, why_not, fitted, advice)
 
 
 def fitted_laws(sizes: Array, scores: Array, noise: Array) -> Array:
@@ -240,6 +246,12 @@ def law_at(laws: Array, rows: float) -> Array:
     """What laws (m, 3) say of so many rows: float64 (m,)."""
     value: Array = laws[:, 0] - laws[:, 1] * float(rows) ** -laws[:, 2]
     return value
+
+
+def _said_by(laws: Array, rows: int) -> Interval:
+    """What the first law says of so many rows, with the interval of the others."""
+    value = law_at(laws, rows)
+    return percentiles(float(value[0]), value[1:])
 
 
 def _advised_labels(metric: str, rows: int, doubled: Interval | None, why_not: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,6 +28,8 @@ class Finding:
         suggested: the label that it rather has; empty where nothing says so.
         score: how sure this is, within one kind of finding the higher the surer.
         digest: of the row's content, as ``--drop`` compares it.
+        at: its place in its split.
+        other_at: that row's place in its split; None where there is none.
     """
 
     finding: str
@@ -40,6 +42,8 @@ class Finding:
     suggested: str
     score: float
     digest: str
+    at: int = field(default=-1, repr=False)
+    other_at: int | None = field(default=None, repr=False)
 
 
 def write_findings(findings: Sequence[Finding], path: Path) -> None:

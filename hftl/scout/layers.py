@@ -26,9 +26,10 @@ from hftl.onednn import speed_up
 from hftl.plugins.spec import BackboneSpec
 from hftl.recipes import Recipe
 from hftl.runs.again import RecipeLike, as_recipe, reference_of
+from hftl.scored import Score
 from hftl.scout.answer import Answer
 from hftl.scout.cost import measured_once
-from hftl.scout.probe import Score, compare, probe_rows
+from hftl.scout.probe import ahead_by, probe_rows
 from hftl.scout.stored import Reader, TrainingRows, reading, training_part
 from hftl.terminal import Terminal
 
@@ -160,7 +161,7 @@ def layers(
         known = {depth: asked.rows(own, depth) for depth in depths}
         scores = {depth: probe_rows(rows, folds) for depth, rows in known.items()}
         best = max(depths, key=lambda depth: (scores[depth].interval.value, -depth))
-        same = {depth: compare(scores[best], scores[depth]).p >= 1 - LEVEL for depth in depths}
+        same = {depth: ahead_by(scores[best], scores[depth]).p >= 1 - LEVEL for depth in depths}
         enough = scores[best].interval.value - MOST_LOST
         chosen = min(depth for depth in depths if same[depth] and scores[depth].interval.value >= enough)
         curve = [
@@ -217,7 +218,7 @@ def _together(known: Mapping[int, TrainingRows], depths: Sequence[int], best: Sc
     rows = known[depths[0]]
     features = torch.cat([known[depth].features for depth in depths], 1)
     score = probe_rows(replace(rows, features=features), folds)
-    return Together(list(depths), score.interval, compare(score, best))
+    return Together(list(depths), score.interval, ahead_by(score, best))
 
 
 def times_as_fast(short: TrainingRows, whole: TrainingRows) -> float:

@@ -14,10 +14,11 @@ from hftl.plugins.registry import backbone_claims, find
 from hftl.plugins.spec import BackboneOptions
 from hftl.recipes import Recipe
 from hftl.runs.again import RecipeLike, as_recipe, reference_of
+from hftl.scored import Score
 from hftl.scout.answer import Answer
 from hftl.scout.cost import parameters, rows_per_second
 from hftl.scout.measures import HScore, h_score, log_evidence
-from hftl.scout.probe import Score, neighbour_probe, probe_rows, tied_groups
+from hftl.scout.probe import neighbour_probe, probe_rows, tied_groups
 from hftl.scout.stored import TrainingRows, reading
 from hftl.wording import named_error
 

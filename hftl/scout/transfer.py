@@ -19,16 +19,17 @@ from hftl.intervals import (
     Array,
     Difference,
     Interval,
+    at_least_by_chance,
     difference,
     holm,
     percentiles,
     resamples,
 )
-from hftl.metrics.resampled import resampled_metric
 from hftl.runs.again import RecipeLike, as_recipe
+from hftl.scored import Score, each_output, scored, telling_rows
 from hftl.scout.answer import Answer
 from hftl.scout.plain import image_features, text_scores
-from hftl.scout.probe import Score, probe_rows, scored
+from hftl.scout.probe import probe_rows
 from hftl.scout.stored import TrainingRows, reading, training_part
 from hftl.tasks import Task
 
@@ -224,18 +225,22 @@ def _by_output(known: TrainingRows, pretrained: Score, rivals: Sequence[Score]) 
 
     def measured(times: Array) -> tuple[Array, Array]:
         """The pretrained backbone's and the rivals' mean, (b, C) each."""
-        ours = _each_output(known.task, pretrained.scores, labels, times)
-        return ours, np.mean([_each_output(known.task, rival.scores, labels, times) for rival in rivals], axis=0)
+        ours = each_output(known.task, pretrained.scores, labels, times)
+        return ours, np.mean([each_output(known.task, rival.scores, labels, times) for rival in rivals], axis=0)
 
     (ours,), (theirs,) = measured(np.ones((1, len(labels))))
     drawn = [measured(times) for times in resamples(len(labels), seed=known.seed)]
     draws = np.concatenate([one - other for one, other in drawn])
     occurring = [k for k in range(len(ours)) if np.isfinite(ours[k])]
+    # The draw of the rival that does most like the pretrained backbone tells least.
+    each_telling = [telling_rows(known.task, pretrained.scores, rival.scores, labels) for rival in rivals]
+    telling = np.min(each_telling, axis=0).tolist()
     gains = {}
     for k in occurring:
         value = float(ours[k] - theirs[k])
         # A sample without a row of the class says nothing of it.
-        gains[k] = difference(value, np.where(np.isfinite(draws[:, k]), draws[:, k], value), spread=SPREAD_OF_HEADS)
+        drawn_gains = np.where(np.isfinite(draws[:, k]), draws[:, k], value)
+        gains[k] = at_least_by_chance(difference(value, drawn_gains, spread=SPREAD_OF_HEADS), telling[k])
     adjusted = dict(zip(occurring, holm([gains[k].p for k in occurring]), strict=True))
     names, blind = known.data.label_names, _blind(known.task, labels, len(ours))
     outputs = [
@@ -243,19 +248,6 @@ def _by_output(known: TrainingRows, pretrained: Score, rivals: Sequence[Score]) 
         for k in occurring
     ]
     return sorted(outputs, key=lambda each: each.gain.value)
-
-
-def _each_output(task: Task, scores: np.ndarray, labels: np.ndarray, times: Array) -> Array:
-    """F1 of each class, or the metric of each label or target: float64 (b, C), NaN where a sample has no row."""
-    if task.is_exclusive:
-        classes = np.arange(scores.shape[1])
-        member, named = labels[:, None] == classes, scores.argmax(1)[:, None] == classes
-        hits, sums = (member & named).astype(np.float64), member.astype(np.float64) + named
-        drawn = times @ member.astype(np.float64)
-        f1: Array = np.where(drawn > 0, 2 * (times @ hits) / np.maximum(times @ sums, 1e-300), np.nan)
-        return f1
-    columns = [resampled_metric(task, scores[:, [k]], labels[:, [k]], times) for k in range(scores.shape[1])]
-    return np.stack(columns, axis=1)
 
 
 def _blind(task: Task, labels: np.ndarray, outputs: int) -> Array:
