@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,15 @@ from hftl.export.card import write_card
 from hftl.export.proof import Evidence, prove_exports
 from hftl.export.trained import Exported, Trained
 from hftl.finetune.rows import without_bad_rows
+from hftl.finished import Run
 from hftl.frozen.features import StoredFeatures, matrix_of
 from hftl.frozen.head import train_head
-from hftl.frozen.matrix import FeatureMatrix
+from hftl.frozen.matrix import Features
 from hftl.frozen.recipe import inputs_of, probe_of, stored_features, view_of
 from hftl.frozen.view import Pooling
 from hftl.hub.client import staying_offline
 from hftl.methods import Head
+from hftl.metric_functions import add_own_metrics
 from hftl.metrics import evaluate_predictions
 from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
 from hftl.plugins.registry import add_metrics
@@ -35,6 +37,7 @@ from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.recipes import Recipe
 from hftl.report.collect import collect
 from hftl.report.collected import COLLECTED, Collected
+from hftl.runs.again import RecipeLike, as_recipe
 from hftl.runs.console import print_bad_rows, print_results, quiet_libraries
 from hftl.runs.folder import RunFolder, writing
 from hftl.runs.judgement import judgements
@@ -47,23 +50,10 @@ from hftl.wording import named_error
 NO_FEATURES = {"rows": 0, "computed": 0, "reused": 0}
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        folder: where everything is.
-        metrics: what ``metrics.json`` holds.
-    """
-
-    folder: Path
-    metrics: dict[str, Any]
-
-
 def run(
-    recipe: Recipe,
+    recipe: RecipeLike,
     *,
-    name: str = "recipe",
+    name: str | None = None,
     out: str | Path | None = None,
     offline: bool = False,
     allow_pickle: bool = False,
@@ -76,8 +66,8 @@ def run(
     """Do what a recipe says.
 
     Args:
-        recipe: what to do.
-        name: the recipe's name, for the folder ``runs/<name>/<time>``.
+        recipe: what to do: a `Recipe`, or one that `hftl run` finds (a Python file, a name, a run to do again).
+        name: the recipe's name, for the folder ``runs/<name>/<time>``; None for its own.
         out: another folder to write to.
         offline: use only what is on this machine.
         allow_pickle: read a backbone's weights that are there only as a pickle, as nothing but tensors.
@@ -99,6 +89,8 @@ def run(
         Interrupted: fine-tuning was asked to stop; its state is saved.
     """
     started = time.monotonic()
+    recipe, own_name = as_recipe(recipe)
+    name = name or own_name
     main = start_processes().is_main_process
     say = Terminal(quiet=quiet or not main)
     with quiet_libraries(), staying_offline(offline), ExitStack() as held:
@@ -138,7 +130,7 @@ def run(
             if note not in said:
                 # What only the model's weights tell, where they were read.
                 say.print(f"          {note}")
-        metrics = measure(folder, trained, features, data)
+        metrics = measure(recipe, folder, trained, features, data, say)
         if thresholds := trained.report.get("thresholds"):
             # A field of our own in config.json: whoever loads the model decides as the run did.
             target.config.thresholds = thresholds
@@ -159,11 +151,11 @@ def run(
     print_results(say, metrics, folder.path, page)
     for line in judgements(metrics, data.task):
         say.print(line)
-    return Run(folder.path, metrics.as_json())
+    return Run(folder.path)
 
 
-def compute_features(
-    recipe: Recipe,
+def features(
+    recipe: RecipeLike,
     *,
     pooling: Pooling | None = None,
     also: Sequence[Pooling] = (),
@@ -171,11 +163,11 @@ def compute_features(
     allow_pickle: bool = False,
     quiet: bool = False,
     on_bad_row: str = "error",
-) -> FeatureMatrix:
+) -> Features:
     """Compute what is missing of a recipe's features and return all of them, without training.
 
     Args:
-        recipe: the backbone and the data.
+        recipe: the backbone and the data; as of `run`.
         pooling: ``"native"``, ``"mean"`` or ``"cls"``; None for the recipe's own.
         also: other poolings to store from the same pass.
         offline: use only what is on this machine.
@@ -187,14 +179,15 @@ def compute_features(
         UserError: the recipe, its data or its backbone cannot be used.
         StoreError: features cannot be stored.
     """
+    recipe, _ = as_recipe(recipe)
     say = Terminal(quiet=quiet or not start_processes().is_main_process)
     own = view_of(recipe)
     views = [replace(own, pooling=each) for each in (pooling or own.pooling, *also)]
     with quiet_libraries(), staying_offline(offline):
         with met_everywhere():
             spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
-        features = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
-    return matrix_of(features, data)
+        stored = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
+    return matrix_of(stored, data)
 
 
 # The steps of a run, in the order in which they are taken.
@@ -319,7 +312,9 @@ def start_of(head: Trained, data: Data, say: Terminal) -> dict[str, torch.Tensor
     return head.parameters
 
 
-def measure(folder: RunFolder, trained: Trained, features: StoredFeatures | None, data: Data) -> Metrics:
+def measure(
+    recipe: Recipe, folder: RunFolder, trained: Trained, features: StoredFeatures | None, data: Data, say: Terminal
+) -> Metrics:
     """Metrics on the test split and what training reports; predictions go to ``predictions.parquet``."""
     for step in trained.report.get("path", []):
         folder.log("strength", **step)
@@ -330,6 +325,8 @@ def measure(folder: RunFolder, trained: Trained, features: StoredFeatures | None
     thresholds = trained.report.get("thresholds")
     values = evaluate_predictions(task, logits.numpy(), test.labels, data.label_names, thresholds)
     add_metrics(values, logits.numpy(), test.labels, task)
+    for problem in add_own_metrics(values, recipe.metrics, logits.numpy(), test.labels, task, thresholds):
+        say.print(f"          {problem}")
     folder.log("eval", **{name: value for name, value in values.items() if isinstance(value, float)})
     names = [test.inputs.name(i) for i in range(len(test))]
     scores = task.scores(logits).numpy()

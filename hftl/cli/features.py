@@ -49,12 +49,12 @@ def features(
         say(str(made))
         return
 
-    from hftl.frozen.matrix import check_format, write_features
-    from hftl.pipeline import compute_features
+    from hftl.frozen.matrix import check_format
+    from hftl.pipeline import features as do
 
     if export is not None:
         check_format(export)
-    matrix = compute_features(
+    computed = do(
         made,
         pooling=first,
         also=also,
@@ -64,8 +64,8 @@ def features(
         on_bad_row=on_bad_row,
     )
     if export is not None:
-        rows, width = matrix.features.shape
-        written = " and ".join(str(path) for path in write_features(matrix, export))
+        rows, width = computed.matrix.shape
+        written = " and ".join(str(path) for path in computed.write(export))
         if not quiet:
             say(f"wrote     {rows:,} × {width:,} float32 to {written}")
 

@@ -25,7 +25,7 @@ from hftl.wording import listing, one_line, plural
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
-def read_tables(files: Sequence[Path], root: Path) -> RawData:
+def read_tables(files: Sequence[Path], root: Path, splits: Sequence[SplitName] = ()) -> RawData:
     """Read one file, or the files of a folder, as a source; each split is read when it is asked for.
 
     One file is the training split. Of several, the file's name (``test.csv``, ``train-00000-of-00002.parquet``), or
@@ -34,12 +34,15 @@ def read_tables(files: Sequence[Path], root: Path) -> RawData:
     Args:
         files: the files, sorted.
         root: the folder that names of files and relative paths inside them start from.
+        splits: the split of each file, where somebody said it.
 
     Raises:
         DataError: the files are of different kinds. Asked for a split: a file of it cannot be read, or its files have
             different columns.
     """
     grouped, notes = _by_split(files, root)
+    if splits:
+        grouped, notes = {split: [file] for split, file in zip(splits, files, strict=True)}, []
     used = [file for members in grouped.values() for file in members]
     as_text = {file.suffix.lower() in (".csv", ".tsv") for file in used}
     if len(as_text) > 1:

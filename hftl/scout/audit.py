@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from hftl.intervals import Difference, Interval, difference, resamples
 from hftl.metrics.resampled import resampled_metric
 from hftl.recipes import Recipe
 from hftl.rowrefs import said_digest
+from hftl.runs.again import RecipeLike, as_recipe
 from hftl.scout.answer import Answer
 from hftl.scout.copies import CopyOf, copies_by_split, find_copies, nearest
 from hftl.scout.findings import Finding
@@ -55,7 +56,7 @@ class LeakEffect:
     gain: Difference
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Audit(Answer):
     """What was found in the data.
 
@@ -73,6 +74,8 @@ class Audit(Answer):
         seconds: after features were there.
     """
 
+    table: ClassVar[str] = "findings"
+
     rows: dict[str, int]
     findings: list[Finding]
     counts: dict[str, int]
@@ -86,7 +89,7 @@ class Audit(Answer):
 
 
 def audit(
-    recipe: Recipe,
+    recipe: RecipeLike,
     *,
     offline: bool = False,
     allow_pickle: bool = False,
@@ -99,7 +102,7 @@ def audit(
     looked at and corrected: a test without the rows that are hard for a head flatters it.
 
     Args:
-        recipe: the data, and the backbone whose features are compared.
+        recipe: the data, and the backbone whose features are compared; as of `hftl.run`.
         offline: use only what is on this machine.
         allow_pickle: read weights that are there only as a pickle, as nothing but tensors.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
@@ -109,6 +112,7 @@ def audit(
         UserError: the recipe, its data or its backbone cannot be used.
         StoreError: features cannot be stored.
     """
+    recipe, _ = as_recipe(recipe)
     with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
         spec, target, data = reader.inputs(recipe)
         features = stored_features(

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from accelerate import PartialState
@@ -23,6 +24,7 @@ from hftl.intervals import LEVEL, Difference, Interval
 from hftl.onednn import speed_up
 from hftl.plugins.spec import BackboneSpec
 from hftl.recipes import Recipe
+from hftl.runs.again import RecipeLike, as_recipe, reference_of
 from hftl.scout.answer import Answer
 from hftl.scout.cost import measured_once
 from hftl.scout.probe import Score, compare, probe_rows
@@ -71,7 +73,7 @@ class Together:
     gain: Difference
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Layers(Answer):
     """A probe for each depth of a backbone.
 
@@ -91,6 +93,8 @@ class Layers(Answer):
         together: one head on the depths that were asked for; None where none were.
     """
 
+    table: ClassVar[str] = "depths"
+
     metric: str
     rows: int
     folds: int
@@ -105,12 +109,12 @@ class Layers(Answer):
 
 
 def layers(
-    recipe: Recipe,
+    recipe: RecipeLike,
     *,
     together: Sequence[int] = (),
     subset: int | None = None,
     folds: int = 5,
-    name: str = "RECIPE",
+    name: str | None = None,
     offline: bool = False,
     allow_pickle: bool = False,
     on_bad_row: str = "error",
@@ -122,11 +126,11 @@ def layers(
     Nadeau & Bengio. The features of all rows stay in the store, so that a run at any depth computes none of them again.
 
     Args:
-        recipe: the backbone, the data, and what its head reads; its own depth does not matter.
+        recipe: the backbone, the data, and what its head reads; its own depth does not matter; as of `hftl.run`.
         together: depths whose features are probed side by side as well.
         subset: use, and compute, only about so many training rows, stratified.
         folds: of the cross-validation.
-        name: the recipe's name, for the commands.
+        name: the recipe's name, for the commands; None for what was given, or RECIPE.
         offline: use only what is on this machine.
         allow_pickle: read a backbone's weights that are there only as a pickle, as nothing but tensors.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
@@ -136,6 +140,8 @@ def layers(
         UserError: the recipe or its data cannot be used, or the backbone has no depths.
         CutError: a depth cannot be read from the whole model's pass.
     """
+    name = name or reference_of(recipe)
+    recipe, _ = as_recipe(recipe)
     recipe = recipe.model_copy(update={"depth": None})
     with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
         spec, target, data = reader.inputs(recipe)

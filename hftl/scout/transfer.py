@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from hftl.intervals import (
     spread_of_folds,
 )
 from hftl.metrics.resampled import resampled_metric
-from hftl.recipes import Recipe
+from hftl.runs.again import RecipeLike, as_recipe
 from hftl.scout.answer import Answer
 from hftl.scout.plain import image_features, text_scores
 from hftl.scout.probe import Score, probe_rows, scored
@@ -70,7 +71,7 @@ class OutputTransfer:
     gain: Difference
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Transfer(Answer):
     """Whether the transfer is positive.
 
@@ -88,6 +89,8 @@ class Transfer(Answer):
         advice: one sentence.
     """
 
+    table: ClassVar[str] = "rivals"
+
     verdict: str
     metric: str
     rows: int
@@ -101,7 +104,7 @@ class Transfer(Answer):
 
 
 def transfer(
-    recipe: Recipe,
+    recipe: RecipeLike,
     *,
     subset: int | None = None,
     folds: int = 5,
@@ -118,7 +121,7 @@ def transfer(
     like all others.
 
     Args:
-        recipe: the backbone and the data.
+        recipe: the backbone and the data; as of `hftl.run`.
         subset: use only about so many training rows, stratified.
         folds: of the cross-validation.
         seeds: how many twins with random weights.
@@ -131,6 +134,7 @@ def transfer(
         UserError: the recipe, its data or its backbone cannot be used.
         CutError: the backbone cannot be cut exactly.
     """
+    recipe, _ = as_recipe(recipe)
     with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
         spec, target, data = reader.inputs(recipe)
         part = training_part(data, subset, recipe.seed)
