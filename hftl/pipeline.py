@@ -37,6 +37,7 @@ from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.recipes import Recipe
 from hftl.report.collect import collect
 from hftl.report.collected import COLLECTED, Collected
+from hftl.report.page import write_report
 from hftl.runs.again import RecipeLike, as_recipe
 from hftl.runs.console import print_bad_rows, print_results, quiet_libraries
 from hftl.runs.folder import RunFolder, writing
@@ -360,9 +361,6 @@ def finish(
 def written_report(folder: RunFolder, gather: Callable[[], Collected], say: Terminal) -> Path | None:
     """The page of a run that is finished; None where it cannot be made, which is said and costs the run nothing."""
     try:
-        # Brought only here: matplotlib takes more than half a second to import.
-        from hftl.report.page import write_report
-
         folder.write_json(COLLECTED, gather().model_dump(mode="json"))
         return write_report(folder.path)
     except Exception as error:
