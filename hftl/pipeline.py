@@ -361,9 +361,6 @@ def finish(
 def written_report(folder: RunFolder, gather: Callable[[], Collected], say: Terminal) -> Path | None:
     """The page of a run that is finished; None where it cannot be made, which is said and costs the run nothing."""
     try:
-        # Brought only here: matplotlib takes more than half a second to import.
-        from hftl.report.page import write_report
-
         folder.write_json(COLLECTED, gather().model_dump(mode="json"))
         return write_report(folder.path)
     except Exception as error:

@@ -169,7 +169,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patched.setenv("HFTL_CACHE", str(folder / "cache"))
         recipe = hftl.Recipe(backbone="hftl/glyph-vit-tiny", data="sample:digits")
         hftl.run(recipe, out=folder / "run", quiet=True)
-        matrix = hftl.compute_features(recipe, quiet=True)
+        matrix = hftl.features(recipe, quiet=True)
     np.savez(folder / "features.npz", train=matrix.of("train")[0], test=matrix.of("test")[0])
     return folder
 
@@ -485,6 +485,15 @@ def test_without_a_report_nothing_of_it_is_written(cli: Cli, tmp_path: Path):
     assert not list((tmp_path / "run").glob("report.*"))
     assert "report" not in cli.out
     assert "No map: the run kept no report.json" in Page(write_report(tmp_path / "run")).text
+
+
+def test_matplotlib_is_brought_by_a_page_alone():
+    import subprocess
+    import sys
+
+    code = "import sys, hftl.pipeline, hftl.cli.report; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_a_report_that_cannot_be_written_does_not_cost_the_run(cli: Cli, tmp_path: Path):

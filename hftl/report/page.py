@@ -12,7 +12,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from hftl.report.collected import in_words
-from hftl.report.sections import RunPage
 from hftl.runs.folder import RunFolder, writing
 from hftl.store.files import write_file
 from hftl.wording import plain, plural, printable
@@ -33,6 +32,9 @@ def write_report(folder: Path) -> Path:
         UserError: no finished run is there.
         HftlError: the folder is damaged, or the page cannot be written.
     """
+    # Brought only here: matplotlib takes more than half a second to import.
+    from hftl.report.sections import RunPage
+
     run = RunFolder.open(folder)
     text = render("run.html.jinja", **RunPage(run).facts())
     with writing(folder / REPORT):
