@@ -86,7 +86,7 @@ def test_errors_of_the_system_and_of_ours_are_one_line_with_the_status_that_fits
         (["push"], "Missing argument 'run'; see `hftl push --help`"),
         (["backbones", "--modaliti", "image"], "No such option: --modaliti"),
         (["bacbones"], "No such command 'bacbones'. Did you mean 'backbones'?"),
-        (["run", "x", "--num-processes", "many"], "Invalid value for '--num-processes'"),
+        (["run", "--num-processes", "many"], "Invalid value for '--num-processes'"),
         (["cache", "clean"], "No such command 'clean'"),
     ],
 )

@@ -37,8 +37,8 @@ from hftl.cli import (
     run,
     transfer,
 )
+from hftl.cli.flags import RecipeCommand
 from hftl.cli.launch import is_first_process
-from hftl.cli.questions import TAKES_FLAGS
 from hftl.cli.stopping import STATUS, StopOnce
 from hftl.errors import HftlError, UserError
 from hftl.wording import named_error, plain, printable
@@ -64,14 +64,14 @@ def build_app() -> typer.Typer:
         name="hftl", help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
     )
     app.callback()(options)
-    app.command("run", context_settings=TAKES_FLAGS)(run.run)
-    app.command("features", context_settings=TAKES_FLAGS)(features.features)
-    app.command("rank", context_settings=TAKES_FLAGS)(rank.rank)
-    app.command("layers", context_settings=TAKES_FLAGS)(layers.layers)
-    app.command("audit", context_settings=TAKES_FLAGS)(audit.audit)
-    app.command("transfer", context_settings=TAKES_FLAGS)(transfer.transfer)
-    app.command("curve", context_settings=TAKES_FLAGS)(curve.curve)
-    app.command("advise", context_settings=TAKES_FLAGS)(advise.advise)
+    app.command("run", cls=RecipeCommand)(run.run)
+    app.command("features", cls=RecipeCommand)(features.features)
+    app.command("rank", cls=RecipeCommand)(rank.rank)
+    app.command("layers", cls=RecipeCommand)(layers.layers)
+    app.command("audit", cls=RecipeCommand)(audit.audit)
+    app.command("transfer", cls=RecipeCommand)(transfer.transfer)
+    app.command("curve", cls=RecipeCommand)(curve.curve)
+    app.command("advise", cls=RecipeCommand)(advise.advise)
     app.command("predict")(predict.predict)
     app.command("evaluate")(evaluate.evaluate)
     app.command("push")(push.push)

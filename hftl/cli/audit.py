@@ -17,6 +17,7 @@ from hftl.cli.questions import (
     OnBadRow,
     Quiet,
     RecipeArgument,
+    Show,
     asked_recipe,
     print_answer,
 )
@@ -30,11 +31,12 @@ SHOWN = 10
 
 def audit(
     context: typer.Context,
-    recipe: RecipeArgument,
+    recipe: RecipeArgument = None,
     export: Annotated[
         Path | None, typer.Option(metavar="FILE.csv", help="Also write all findings, to edit for `hftl run --drop`.")
     ] = None,
     change: Change = None,
+    show: Show = False,
     on_bad_row: OnBadRow = "error",
     allow_pickle: AllowPickle = False,
     offline: Offline = False,
@@ -48,8 +50,9 @@ def audit(
     from hftl.scout.audit import audit as do
     from hftl.scout.findings import write_findings
 
+    asked = asked_recipe(context, recipe, change, show=show)
     answer = do(
-        asked_recipe(context, recipe, change),
+        asked.recipe,
         offline=offline,
         allow_pickle=allow_pickle,
         on_bad_row=on_bad_row,

@@ -14,6 +14,7 @@ from hftl.cli.questions import (
     OnBadRow,
     Quiet,
     RecipeArgument,
+    Show,
     Subset,
     asked_recipe,
     print_answer,
@@ -22,10 +23,11 @@ from hftl.cli.questions import (
 
 def curve(
     context: typer.Context,
-    recipe: RecipeArgument,
+    recipe: RecipeArgument = None,
     subset: Subset = None,
     seeds: Annotated[int, typer.Option(min=2, help="Draws of held-out and training rows.")] = 5,
     change: Change = None,
+    show: Show = False,
     on_bad_row: OnBadRow = "error",
     allow_pickle: AllowPickle = False,
     offline: Offline = False,
@@ -38,9 +40,9 @@ def curve(
     """
     from hftl.scout.curve import curve as do
 
-    made = asked_recipe(context, recipe, change)
+    asked = asked_recipe(context, recipe, change, show=show)
     answer = do(
-        made,
+        asked.recipe,
         seeds=seeds,
         subset=subset,
         offline=offline,

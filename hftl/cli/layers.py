@@ -14,6 +14,7 @@ from hftl.cli.questions import (
     OnBadRow,
     Quiet,
     RecipeArgument,
+    Show,
     Subset,
     asked_recipe,
     print_answer,
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
 
 def layers(
     context: typer.Context,
-    recipe: RecipeArgument,
+    recipe: RecipeArgument = None,
     together: Annotated[
         str | None, typer.Option("--layers", metavar="K,L,M", help="Also probe these depths side by side.")
     ] = None,
     subset: Subset = None,
     change: Change = None,
+    show: Show = False,
     on_bad_row: OnBadRow = "error",
     allow_pickle: AllowPickle = False,
     offline: Offline = False,
@@ -43,11 +45,12 @@ def layers(
     """
     from hftl.scout.layers import layers as do
 
+    asked = asked_recipe(context, recipe, change, show=show)
     answer = do(
-        asked_recipe(context, recipe, change),
+        asked.recipe,
         together=_depths(together or ""),
         subset=subset,
-        name=recipe,
+        name=asked.command("depth", "method"),
         offline=offline,
         allow_pickle=allow_pickle,
         on_bad_row=on_bad_row,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
+from typing import Any, TextIO
 
 from hftl.wording import plain, printable
 
@@ -33,9 +35,27 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: 
     terminal.print(table)
 
 
+@contextmanager
+def answering(*, as_json: bool) -> Iterator[None]:
+    """Let whatever is printed go to standard error, if standard output is for an answer in JSON alone."""
+    if not as_json or _answers.get() is not None:
+        yield
+        return
+    before = _answers.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _answers.reset(before)
+
+
+# Where answers go while standard output is redirected.
+_answers: ContextVar[TextIO | None] = ContextVar("answers", default=None)
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON, in which what a terminal could obey is escaped."""
-    print(json.dumps(value, indent=2, default=str))
+    print(json.dumps(value, indent=2, default=str), file=_answers.get() or sys.stdout, flush=True)
 
 
 def say(line: str, *, error: bool = False) -> None:

@@ -15,6 +15,7 @@ from hftl.cli.questions import (
     OnBadRow,
     Quiet,
     RecipeArgument,
+    Show,
     Subset,
     asked_recipe,
     print_answer,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 def rank(
     context: typer.Context,
-    recipe: RecipeArgument,
+    recipe: RecipeArgument = None,
     backbones: Annotated[
         str | None, typer.Option(metavar="A,B,C", help="Registered names, Hub ids or folders, separated by commas.")
     ] = None,
@@ -35,6 +36,7 @@ def rank(
     ] = False,
     subset: Subset = None,
     change: Change = None,
+    show: Show = False,
     on_bad_row: OnBadRow = "error",
     allow_pickle: AllowPickle = False,
     offline: Offline = False,
@@ -49,14 +51,15 @@ def rank(
     from hftl.scout.rank import rank as do
     from hftl.scout.rank import registered_alike
 
-    made = asked_recipe(context, recipe, change)
+    asked = asked_recipe(context, recipe, change, show=show)
     if every == (backbones is not None):
         raise RecipeError("say which backbones to rank: --backbones A,B,C, or --all")
+    named = [name.strip() for name in (backbones or "").split(",") if name.strip()]
     answer = do(
-        made,
-        registered_alike(made) if every else [name.strip() for name in (backbones or "").split(",") if name.strip()],
+        asked.recipe,
+        registered_alike(asked.recipe) if every else named,
         subset=subset,
-        name=recipe,
+        name=asked.command("backbone"),
         offline=offline,
         allow_pickle=allow_pickle,
         on_bad_row=on_bad_row,

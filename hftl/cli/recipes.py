@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from hftl.cli.output import show
+from hftl.cli.questions import AsJson, Quiet
 
 
-def recipes(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def recipes(as_json: AsJson = False, _quiet: Quiet = False) -> None:
     """List registered recipes, and the recipe files in this folder and in ./recipes."""
+    show(known_recipes(), ["recipe", "what"], as_json=as_json)
+
+
+def known_recipes() -> list[dict[str, str]]:
+    """Each recipe that is registered or at hand, and a line about it."""
     from hftl.recipes import recipe_claims, recipe_conflict
 
     rows = [
@@ -23,7 +26,7 @@ def recipes(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
         text = path.read_text(encoding="utf-8", errors="replace")
         if "@recipe" in text:
             rows.append({"recipe": str(path), "what": _summary(text)})
-    show(rows, ["recipe", "what"], as_json=as_json)
+    return rows
 
 
 def _summary(text: str) -> str:

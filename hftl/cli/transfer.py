@@ -14,6 +14,7 @@ from hftl.cli.questions import (
     OnBadRow,
     Quiet,
     RecipeArgument,
+    Show,
     Subset,
     asked_recipe,
     print_answer,
@@ -25,10 +26,11 @@ MOST_OUTPUTS = 10
 
 def transfer(
     context: typer.Context,
-    recipe: RecipeArgument,
+    recipe: RecipeArgument = None,
     subset: Subset = None,
     seeds: Annotated[int, typer.Option(min=1, help="Twins with random weights.")] = 3,
     change: Change = None,
+    show: Show = False,
     on_bad_row: OnBadRow = "error",
     allow_pickle: AllowPickle = False,
     offline: Offline = False,
@@ -41,9 +43,9 @@ def transfer(
     """
     from hftl.scout.transfer import transfer as do
 
-    made = asked_recipe(context, recipe, change)
+    asked = asked_recipe(context, recipe, change, show=show)
     answer = do(
-        made,
+        asked.recipe,
         subset=subset,
         seeds=seeds,
         offline=offline,

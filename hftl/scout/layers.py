@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -126,7 +125,7 @@ def layers(
         together: depths whose features are probed side by side as well.
         subset: use, and compute, only about so many training rows, stratified.
         folds: of the cross-validation.
-        name: the recipe's name, for the commands.
+        name: the recipe as it is written behind ``hftl run``, for the commands.
         offline: use only what is on this machine.
         allow_pickle: read a backbone's weights that are there only as a pickle, as nothing but tensors.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
@@ -178,12 +177,11 @@ def layers(
             speedup = measured_once(what, lambda: times_as_fast(short, whole))
     metric = whole.task.metric
     advice = _sentence(curve, best, chosen, metric, speedup)
-    commands = [["hftl", "run", name, "--depth", str(chosen)]]
+    commands = [f"hftl run {name} --depth {chosen}"]
     if chosen < len(curve):
-        commands.append(["hftl", "run", name, "--method", "partial", "--set", f"method.freeze={chosen}"])
-    shown = [shlex.join(command) for command in commands]
+        commands.append(f"hftl run {name} --method partial --freeze {chosen}")
     return Layers(
-        metric, len(whole.split), folds, curve, best, chosen, pooled, round(speedup, 3), advice, shown, side_by_side
+        metric, len(whole.split), folds, curve, best, chosen, pooled, round(speedup, 3), advice, commands, side_by_side
     )
 
 

@@ -105,7 +105,7 @@ def rank(
         backbones: references.
         subset: use only about so many training rows, stratified.
         folds: of the cross-validation.
-        name: the recipe's name, for the command.
+        name: the recipe as it is written behind ``hftl run``, for the command.
         offline: use only what is on this machine.
         allow_pickle: read weights that are there only as a pickle, as nothing but tensors.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
@@ -184,7 +184,7 @@ def cheapest_of_best(ranked: Sequence[RankedBackbone]) -> RankedBackbone:
 def _advised_backbone(ranked: Sequence[RankedBackbone], metric: str, name: str) -> tuple[str, str]:
     chosen = cheapest_of_best(ranked)
     equals = [each for each in ranked if each.group == chosen.group]
-    command = shlex.join(["hftl", "run", name, "--backbone", chosen.backbone])
+    command = f"hftl run {name} {shlex.join(['--backbone', chosen.backbone])}"
     if len(ranked) == 1:
         return f"{chosen.backbone} is the only one that could be ranked: {metric} {chosen.probe}.", command
     if len(equals) == 1:
