@@ -285,9 +285,12 @@ def changed(made: Recipe, changes: Mapping[str, Any]) -> Recipe:
         RecipeError: a field does not exist or a value does not fit.
     """
     values: dict[str, Any] = {name: getattr(made, name) for name in Recipe.model_fields}
-    method = changes.get("method", made.method.name)
+    # Its class is called LoRA, and its name lora.
+    method = str(changes.get("method", made.method.name)).lower()
     if method not in METHODS:
-        raise RecipeError(f"no method is called {method!r}; the methods are: {', '.join(METHODS)}")
+        raise RecipeError(
+            f"no method is called {method!r}{did_you_mean(method, METHODS)}; the methods are: {', '.join(METHODS)}"
+        )
     values["method"] = dict(made.method) if method == made.method.name else {"name": method}
     for name, value in changes.items():
         if name == "method":

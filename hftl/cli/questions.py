@@ -86,7 +86,8 @@ def asked_recipe(context: typer.Context, ref: str | None, change: Sequence[str] 
     if show:
         from hftl.runs.source import recipe_source
 
-        say(recipe_source(made, name, every_field=True))
+        for line in recipe_source(made, name, every_field=True).splitlines():
+            say(line)
         raise typer.Exit
     flags = {name: words_of(name, value) for name, value in {**own, **flagged}.items()}
     flags |= {name: ["--set", f"{name}={value}"] for name, value in stated.items()}
@@ -113,7 +114,7 @@ def _of_flags(fields: Mapping[str, Any]) -> Recipe:
 
 def _name_of(data: str, backbone: str) -> str:
     """A name for the folder of runs of some data on a backbone: ``reviews-minilm-l6``."""
-    parts = [PurePath(reference.partition("@")[0]).name for reference in (data, backbone)]
+    parts = [PurePath(ref.removeprefix("sample:").partition("@")[0]).name for ref in (data, backbone)]
     bare = [re.sub(r"\.(csv|tsv|jsonl?|parquet)$", "", part) for part in parts]
     return re.sub(r"[^\w.-]+", "-", "-".join(bare)).strip("-.") or "recipe"
 
