@@ -31,6 +31,7 @@ from hftl.metrics import evaluate_predictions
 from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
 from hftl.plugins.registry import add_metrics
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
+from hftl.progress import Progress
 from hftl.recipes import Recipe
 from hftl.runs.console import print_bad_rows, print_results, quiet_libraries
 from hftl.runs.folder import RunFolder, writing
@@ -122,7 +123,7 @@ def run(
         fitting = time.monotonic()
         if isinstance(recipe.method, Head):
             # A head takes seconds, so one process solves it and the others are done.
-            trained = solved_head(recipe, target, features, data) if folder else None
+            trained = solved_head(recipe, target, features, data, say) if folder else None
         else:
             trained = finetuned(recipe, target, features, data, folder, say, resume=resume, track=track)
         if folder is None or trained is None:
@@ -254,10 +255,11 @@ def starting_features(
         return None
 
 
-def solved_head(recipe: Recipe, target: Target, features: StoredFeatures | None, data: Data) -> Trained:
+def solved_head(recipe: Recipe, target: Target, features: StoredFeatures | None, data: Data, say: Terminal) -> Trained:
     """The head, trained on the features."""
     assert features is not None
-    return train_head(probe_of(recipe), target, features, data, seed=recipe.seed, device=PartialState().device)
+    with Progress("head", quiet=say.quiet):
+        return train_head(probe_of(recipe), target, features, data, seed=recipe.seed, device=PartialState().device)
 
 
 def finetuned(
@@ -276,7 +278,7 @@ def finetuned(
     from hftl.finetune.train import finetune
 
     assert not isinstance(recipe.method, Head)
-    head: Trained | None = on_main(lambda: solved_head(recipe, target, features, data)) if features else None
+    head: Trained | None = on_main(lambda: solved_head(recipe, target, features, data, say)) if features else None
     trained = finetune(
         recipe.method,
         target,
@@ -289,6 +291,7 @@ def finetuned(
         track=track,
         log=folder.log if folder else _log_nothing,
         say=say.print,
+        quiet=say.quiet,
     )
     if head and "baselines" in head.report:
         # What costs nothing on these features stands beside what fine-tuning made of them.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from hftl.wording import shortened
 
@@ -60,6 +62,14 @@ def values_of(flag: FlagOfField) -> Callable[[str], list[tuple[str, str]]] | Non
     if flag.choices:
         return lambda incomplete: _starting([(choice, "") for choice in flag.choices], incomplete)
     return None
+
+
+ModelArgument = Annotated[
+    str, typer.Argument(help="A run's folder, a model's folder, or a Hub id.", autocompletion=run_folders)
+]
+DataOption = Annotated[
+    str, typer.Option(help="Hub data set[:config], folder, file, or sample:NAME.", autocompletion=sample_names)
+]
 
 
 def _starting(offered: list[tuple[str, str]], incomplete: str) -> list[tuple[str, str]]:

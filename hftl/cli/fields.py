@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from hftl.methods import METHODS
+from hftl.methods import METHODS, Head
 from hftl.recipes import Recipe, is_boolean
 from hftl.wording import printable
 
@@ -131,8 +131,8 @@ def _words_of_defaults(defaults: Mapping[str, Any]) -> str:
 
 
 def _words_of_default(value: Any) -> str:
-    if hasattr(value, "name") and isinstance(value, BaseModel):
-        return str(value.name)
+    if isinstance(value, Head):
+        return value.name
     # A required field has pydantic's mark, an empty collection nothing to show.
     if isinstance(value, bool):
         return str(value).lower()

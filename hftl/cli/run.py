@@ -90,7 +90,7 @@ def run(
         raise Interrupted(f"{stopped}; to go on: {line_to_resume()}") from stopped
     if done is None:
         return
-    url = _push(done.folder, push, public, quiet=quiet or as_json) if push is not None else None
+    url = _push(done.folder, push, public, quiet=quiet) if push is not None else None
     if as_json:
         print_json(_answer(done.folder, url))
 
@@ -112,7 +112,7 @@ def _push(folder: Path, repo_id: str, public: bool, *, quiet: bool) -> str:
     from hftl.export.push import push
 
     try:
-        pushed = push(folder, repo_id, public=public)
+        pushed = push(folder, repo_id, public=public, quiet=quiet)
     except HftlError as error:
         later = shlex.join(["hftl", "push", str(folder), repo_id, *(["--public"] if public else [])])
         raise type(error)(f"{error} (the run is finished; to push it later: {later})") from error

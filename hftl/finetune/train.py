@@ -38,6 +38,7 @@ from hftl.foreign import forget_precision
 from hftl.methods import FineTune, LoRA, Partial
 from hftl.onednn import speed_up
 from hftl.parallel import Process, broadcast, broadcast_tensors, on_main
+from hftl.progress import Progress
 from hftl.store.shard import Digests
 from hftl.wording import one_line
 
@@ -77,6 +78,7 @@ def finetune(
     track: Sequence[str] = (),
     log: Callable[..., None] = lambda *_, **__: None,
     say: Callable[[str], None] = lambda _: None,
+    quiet: bool = True,
 ) -> Trained:
     """Train a model by any of the three methods; every process calls it.
 
@@ -93,6 +95,7 @@ def finetune(
         track: trackers of accelerate to log to as well.
         log: takes an event's name and its values.
         say: takes a line for a person.
+        quiet: show no progress.
 
     Raises:
         Interrupted: SIGTERM or SIGINT came; the state is saved.
@@ -138,9 +141,10 @@ def finetune(
         say(f"resume    from step {loop.state.step} of {loop.total}")
         log("resume", step=loop.state.step, of=loop.total)
     before = loop.state.step
-    loop.run()
+    loop.run(quiet=quiet)
     keep_best(loop)
-    logits = logits_of(accelerator, engine.unsynchronised, test, loop.rows.micro_batch, is_spread=engine.is_spread)
+    with Progress("test", quiet=quiet):
+        logits = logits_of(accelerator, engine.unsynchronised, test, loop.rows.micro_batch, is_spread=engine.is_spread)
     for tracker in accelerator.trackers:
         # Not accelerator.end_training, which also ends the processes' group while the model still holds on to it.
         tracker.finish()

@@ -23,7 +23,8 @@ def judgements(metrics: Metrics, task: Task) -> list[str]:
         metrics: what came out of a run.
         task: what its labels are.
     """
-    return [*_below_baselines(metrics, task), *_below_start(metrics.finetune or {})]
+    finetune = metrics.finetune or {}
+    return [*_below_baselines(metrics, task), *_below_start(finetune), *_from_start(finetune, task)]
 
 
 def _below_baselines(metrics: Metrics, task: Task) -> list[str]:
@@ -53,6 +54,22 @@ def _below_start(finetune: Mapping[str, Any]) -> list[str]:
         return [f"start     kept, because no epoch was better on the {split} split; {advice}"]
     worse = ", ".join(f"{name} from {_value(start[name])} to {_value(kept[name])}" for name in start["better_in"])
     return [f"start     better than the result on the {split} split: {worse}; {advice}"] if worse else []
+
+
+def _from_start(finetune: Mapping[str, Any], task: Task) -> list[str]:
+    """From the start to the epoch that is kept: the last line, so that nobody has to look for it."""
+    start, history = finetune.get("start"), finetune.get("epochs")
+    if not start or not history:
+        return []
+    kept, name = finetune["kept_epoch"], task.metric
+    before, after = start[name], history[kept][name]
+    if before is None or after is None:
+        how = "not to be compared"
+    else:
+        how = "better" if after > before else "worse" if after < before else "the same"
+    which = f"epoch {kept} of {len(history) - 1}" if kept else "the start itself, epoch 0"
+    said = f"{name} {_value(before)} → {_value(after)} on the {start['split']} split: {how}"
+    return [f"epochs    start → {which}: {said}"]
 
 
 def _value(value: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from hftl.methods import Options
@@ -73,16 +74,16 @@ def spelt(value: Any, depth: int = 0, before: int = 0, *, every_field: bool = Fa
     """
     if isinstance(value, RowRef):
         value = {"split": value.split, "row": value.row, "digest": value.digest}
-    deeper = {"depth": depth + 1, "every_field": every_field}
+    deeper = partial(spelt, depth=depth + 1, every_field=every_field)
     if isinstance(value, Options):
         names = [name for name in type(value).model_fields if name != "name"]
         names = [name for name in names if every_field or _is_stated(value, name)]
-        parts = [f"{name}={spelt(getattr(value, name), before=len(name) + 2, **deeper)}" for name in names]
+        parts = [f"{name}={deeper(getattr(value, name), before=len(name) + 2)}" for name in names]
         opening, closing = f"{type(value).__name__}(", ")"
     elif isinstance(value, (list, tuple)):
-        parts, opening, closing = [spelt(each, **deeper) for each in value], "[", "]"
+        parts, opening, closing = [deeper(each) for each in value], "[", "]"
     elif isinstance(value, dict):
-        parts = [f"{spelt(key)}: {spelt(each, **deeper)}" for key, each in value.items()]
+        parts = [f"{spelt(key)}: {deeper(each)}" for key, each in value.items()]
         opening, closing = "{", "}"
     else:
         return _word(value)

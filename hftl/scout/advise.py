@@ -204,7 +204,15 @@ def _trials(
         with tempfile.TemporaryDirectory(prefix="hftl-advise-") as folder:
             try:
                 check(method, target, Path(folder))
-                trained = finetune(method, target, trial, start=head.parameters, seed=recipe.seed, folder=Path(folder))
+                trained = finetune(
+                    method,
+                    target,
+                    trial,
+                    start=head.parameters,
+                    seed=recipe.seed,
+                    folder=Path(folder),
+                    quiet=reader.quiet,
+                )
             except Interrupted:
                 raise
             except HftlError as error:

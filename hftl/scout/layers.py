@@ -21,6 +21,7 @@ from hftl.frozen.view import Pooling, View
 from hftl.intervals import LEVEL, Difference, Interval
 from hftl.onednn import speed_up
 from hftl.plugins.spec import BackboneSpec
+from hftl.progress import counted
 from hftl.recipes import Recipe
 from hftl.scout.answer import Answer
 from hftl.scout.cost import measured_once
@@ -150,7 +151,8 @@ def layers(
         stored_features(spec, target, kept, every, reader.say, on_bad_row=on_bad_row, quiet=reader.quiet)
         asked = _Asked(recipe, spec, target, training_part(data, subset, recipe.seed), reader)
         known = {depth: asked.rows(own, depth) for depth in depths}
-        scores = {depth: probe_rows(rows, folds) for depth, rows in known.items()}
+        probed = counted("layers", list(known.items()), unit="depths", quiet=reader.quiet)
+        scores = {depth: probe_rows(rows, folds) for depth, rows in probed}
         best = max(depths, key=lambda depth: (scores[depth].interval.value, -depth))
         same = {depth: compare(scores[best], scores[depth], folds).p >= 1 - LEVEL for depth in depths}
         enough = scores[best].interval.value - MOST_LOST

@@ -11,6 +11,7 @@ from hftl.errors import HftlError, RecipeError
 from hftl.intervals import Interval
 from hftl.plugins.registry import backbone_claims, find
 from hftl.plugins.spec import BackboneOptions
+from hftl.progress import counted
 from hftl.recipes import Recipe
 from hftl.scout.answer import Answer
 from hftl.scout.cost import parameters, rows_per_second
@@ -121,7 +122,7 @@ def rank(
     failed: list[FailedBackbone] = []
     metric, rows = "", 0
     with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
-        for reference in asked:
+        for reference in counted("rank", asked, unit="backbones", quiet=reader.quiet):
             try:
                 known = reader.training(recipe.model_copy(update={"backbone": reference}), subset)
                 metric, rows = known.task.metric, len(known.split)

@@ -24,6 +24,7 @@ from hftl.intervals import (
     spread_of_folds,
 )
 from hftl.metrics.resampled import resampled_metric
+from hftl.progress import counted
 from hftl.recipes import Recipe
 from hftl.scout.answer import Answer
 from hftl.scout.plain import image_features, text_scores
@@ -140,8 +141,9 @@ def transfer(
         notes = []
         try:
             twins = [Target(Untrained(target.backbone, recipe.seed + i), target.config) for i in range(seeds)]
-            made = [reader.rows(recipe, spec, twin, part) for twin in twins]
-            rivals[f"random weights, {seeds} times"] = [probe_rows(twin, folds) for twin in made]
+            drawn = counted("random weights", twins, unit="twins", quiet=reader.quiet)
+            made = [probe_rows(reader.rows(recipe, spec, twin, part), folds) for twin in drawn]
+            rivals[f"random weights, {seeds} times"] = made
         except (BackboneError, CutError) as error:
             notes.append(f"not compared with random weights: {error}")
         if plain := _without_network(known, folds):
