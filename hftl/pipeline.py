@@ -41,6 +41,7 @@ from hftl.runs.record import Metrics, RunRecord
 from hftl.scout.layers import layers
 from hftl.terminal import Terminal
 
+SKIPPED = "skipped.json"
 NO_FEATURES = {"rows": 0, "computed": 0, "reused": 0}
 
 
@@ -119,7 +120,7 @@ def run(
                 folder.log("features", **features.counts, space=features.space.id)
         elif on_bad_row == "skip":
             data, bad = without_bad_rows(target.backbone, data)
-            print_bad_rows(say, bad)
+            print_bad_rows(say, bad, SKIPPED)
         fitting = time.monotonic()
         if isinstance(recipe.method, Head):
             # A head takes seconds, so one process solves it and the others are done.
@@ -245,7 +246,9 @@ def starting_features(
         CutError: the backbone cannot be cut exactly, and the method is a head.
     """
     try:
-        return stored_features(spec, target, data, [view_of(recipe)], say, on_bad_row=on_bad_row, quiet=quiet)
+        return stored_features(
+            spec, target, data, [view_of(recipe)], say, on_bad_row=on_bad_row, quiet=quiet, listed=SKIPPED
+        )
     except CutError as error:
         if isinstance(recipe.method, Head):
             raise
@@ -339,7 +342,7 @@ def finish(
     for each in exported:
         write_card(each.folder, record, metrics, each.library)
     if bad:
-        folder.write_json("skipped.json", [{"row": row.row, "why": row.why} for row in bad])
+        folder.write_json(SKIPPED, [{"row": row.row, "why": row.why} for row in bad])
     metrics = metrics.model_copy(update={"files": folder.seal([each.folder for each in exported])})
     # Last, because where metrics.json stands a run is complete.
     folder.write_metrics(metrics)

@@ -12,7 +12,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -47,6 +48,7 @@ HOME_PAGE = "https://pypi.org/project/hftl/"
 # What a shell says of a program that SIGPIPE ended, which is what happens to other programs there.
 STATUS_OF_CLOSED_PIPE = 141
 SECONDS_TO_SAY = 1.0
+NOISE = ("HFTL_DEBUG", "TORCH_CPP_LOG_LEVEL", "HF_HUB_DISABLE_PROGRESS_BARS")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # A path that the user gave is wrong; a disk that breaks is nobody's input.
 OF_A_PATH = (
@@ -93,7 +95,9 @@ def print_version(asked: bool) -> None:
 
 
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error, and what other libraries report.")
+    ] = False,
     # A callback of its own, because a group without a command prints its help before it runs.
     version: Annotated[
         bool,
@@ -113,8 +117,31 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that has no sign for a character shows a mark instead of ending the command.
             stream.reconfigure(errors="replace")
-    with StopOnce() as stop:
+    with StopOnce() as stop, noise_of_libraries(sys.argv[1:]):
         sys.exit(guarded(sys.argv[1:], stop))
+
+
+@contextlib.contextmanager
+def noise_of_libraries(arguments: Sequence[str]) -> Iterator[None]:
+    """Let other libraries' warnings and bars be seen with ``--debug`` alone, and bars not with ``--quiet``."""
+    before, environment = warnings.showwarning, dict(os.environ)
+    if "--debug" in arguments:
+        os.environ["HFTL_DEBUG"] = "1"
+    elif not sys.warnoptions:
+        # A warning is for whoever writes Python; one that was made an error stays one.
+        warnings.showwarning = lambda *_, **__: None
+        # What torch's own code prints cannot be told later.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if "--quiet" in arguments or "--json" in arguments:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+        for name in NOISE:
+            os.environ.pop(name, None)
+            if name in environment:
+                os.environ[name] = environment[name]
 
 
 def guarded(arguments: Sequence[str], stop: StopOnce) -> int:

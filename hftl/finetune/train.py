@@ -262,7 +262,10 @@ def with_validation(data: Data, method: FineTune, seed: int, say: Callable[[str]
         say("epochs    the best by the validation split is kept")
         return data, True
     if method.patience is None:
-        say("epochs    no validation split: the last epoch is kept, and the test split chooses nothing")
+        say(
+            "epochs    no validation split (--validation-size makes one): the last epoch is kept, and the test split "
+            "chooses nothing"
+        )
         return data, False
     stays, drawn = hold_out(data.train.labels, data.task, SET_ASIDE, seed)
     say(f"epochs    {len(drawn):,} training rows set aside to choose the epoch, seed {seed}")

@@ -12,6 +12,7 @@ from hftl.backbones.matching import data_for
 from hftl.backbones.protocol import Target
 from hftl.data import Data
 from hftl.data.drop import without_rows
+from hftl.data.limit import limited
 from hftl.errors import RecipeError
 from hftl.frozen.features import StoredFeatures, features_of
 from hftl.frozen.view import View
@@ -40,9 +41,12 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
         label_separator=recipe.label_separator,
         seed=recipe.seed,
         test_size=recipe.test_size,
+        validation_size=recipe.validation_size,
     )
     if recipe.drop:
         data = without_rows(data, recipe.drop)
+    if recipe.limit:
+        data = limited(data, recipe.limit, recipe.seed)
     pooling = probe_of(recipe).pooling
     if pooling != "native" and backbone.wants != "text":
         raise RecipeError(f"pooling={pooling!r}: only a head on texts can be exported with it; leave pooling out")
@@ -74,8 +78,9 @@ def stored_features(
     *,
     on_bad_row: str,
     quiet: bool,
+    listed: str = "",
 ) -> StoredFeatures:
-    """The features of all rows, computed where they are missing."""
+    """The features of all rows, computed where they are missing; ``listed`` is the file that will list bad rows."""
     store = FeatureStore(cache_root())
     features = features_of(store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet)
     print_features(say, features.counts)
@@ -83,5 +88,5 @@ def stored_features(
         say.print(
             "          padding changes this model's numbers: rows ran, and are to be run, in batches of equal length"
         )
-    print_bad_rows(say, features.bad)
+    print_bad_rows(say, features.bad, listed)
     return features
