@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hftl.cli.at_hand import known_recipes
 from hftl.wording import shortened
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ LONGEST = 60
 
 def recipe_names(incomplete: str) -> list[tuple[str, str]]:
     """Recipe files at hand, registered recipes, and runs to do again."""
-    from hftl.cli.recipes import known_recipes
-
     named = [(row["recipe"], row["what"]) for row in known_recipes()]
     return _starting([*named, *run_folders("")], incomplete)
 
