@@ -48,6 +48,7 @@ HOME_PAGE = "https://pypi.org/project/hftl/"
 # What a shell says of a program that SIGPIPE ended, which is what happens to other programs there.
 STATUS_OF_CLOSED_PIPE = 141
 SECONDS_TO_SAY = 1.0
+COMPLETION = "_HFTL_COMPLETE"
 NOISE = ("HFTL_DEBUG", "TORCH_CPP_LOG_LEVEL", "HF_HUB_DISABLE_PROGRESS_BARS")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # A path that the user gave is wrong; a disk that breaks is nobody's input.
@@ -62,9 +63,7 @@ heads are solved exactly, and what comes out loads with plain transformers."""
 
 def build_app() -> typer.Typer:
     """The command line with the commands of all loaded plugins."""
-    app = typer.Typer(
-        name="hftl", help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
-    )
+    app = typer.Typer(name="hftl", help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback()(options)
     app.command("run", cls=RecipeCommand)(run.run)
     app.command("features", cls=RecipeCommand)(features.features)
@@ -189,6 +188,9 @@ def is_met_everywhere(error: BaseException) -> bool:
 def invoke(arguments: list[str]) -> int:
     """Run a command without typer's own handling of what goes wrong; its exit status."""
     command = typer.main.get_command(build_app())
+    if COMPLETION in os.environ:
+        # A shell asks what may stand next.
+        return int(command.main(arguments, prog_name="hftl") or 0)
     try:
         with command.make_context("hftl", arguments) as context:
             command.invoke(context)
