@@ -37,7 +37,7 @@ class Progress:
 
     Args:
         what: what is being done, such as ``"features"``.
-        total: how much there is to do; 0 for one thing, which progress inside it tells of.
+        total: how much there is to do; None where nobody knows; 0 for one thing, which progress inside it tells of.
         quiet: print nothing (``--quiet``, or a process other than the main one); None to be seen only inside another.
         unit: what is counted.
         done: how much of it was done before, by a run that was stopped.
@@ -47,7 +47,7 @@ class Progress:
     def __init__(
         self,
         what: str,
-        total: int = 0,
+        total: int | None = 0,
         *,
         quiet: bool | None = False,
         unit: str = "rows",
@@ -83,7 +83,7 @@ class Progress:
         with suppress(ValueError):
             _open.remove(self)
         seconds = time.monotonic() - self._begin[0]
-        if kind is None and seconds >= SHOWN_AFTER and self.total and not self.is_inner:
+        if kind is None and seconds >= SHOWN_AFTER and self.total != 0 and not self.is_inner:
             self._line.say(f"{self.what}: {self._amount(self.done)} in {said_seconds(seconds)} ({self.rate})")
         if not _open:
             self._line.end()
@@ -144,10 +144,10 @@ class Progress:
 
     def words(self) -> str:
         """How far it is, on one line."""
-        if not self.total:
+        if self.total == 0:
             return self.what
-        parts = [f"{self.what}: {self._amount(self.done, of=True)}"]
-        if (left := self.seconds_left) is not None and self.done < self.total:
+        parts = [f"{self.what}: {self._amount(self.done, of=self.total is not None)}"]
+        if (left := self.seconds_left) is not None and self.done < (self.total or 0):
             parts.append(f"{said_seconds(left)} left")
         if self.unit in ("rows", "bytes"):
             parts.append(self.rate)
@@ -155,7 +155,7 @@ class Progress:
 
     def _amount(self, count: int, *, of: bool = False) -> str:
         if self.unit == "bytes":
-            return f"{count / 1e6:,.1f}{f' of {self.total / 1e6:,.1f}' if of else ''} MB"
+            return f"{count / 1e6:,.1f}{f' of {(self.total or 0) / 1e6:,.1f}' if of else ''} MB"
         return f"{count:,}{f' of {self.total:,}' if of else ''} {self.unit}"
 
 
@@ -182,8 +182,8 @@ class _Line:
         self.shown = time.monotonic()
 
     def show(self, levels: list[Progress]) -> None:
-        innermost = levels[-1]
-        if self._is_due(SECONDS_BETWEEN_LINES) and (len(levels) > 1 or innermost.done < innermost.total):
+        # What is done is said once, at its end.
+        if levels[-1].done != levels[-1].total and self._is_due(SECONDS_BETWEEN_LINES):
             self.say(_words(levels))
 
     def say(self, line: str) -> None:

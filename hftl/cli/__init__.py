@@ -42,14 +42,14 @@ from hftl.cli.flags import RecipeCommand
 from hftl.cli.launch import is_first_process
 from hftl.cli.stopping import STATUS, StopOnce
 from hftl.errors import HftlError, UserError
-from hftl.wording import named_error, plain, printable
+from hftl.wording import DEBUG, named_error, plain, printable
 
 HOME_PAGE = "https://pypi.org/project/hftl/"
 # What a shell says of a program that SIGPIPE ended, which is what happens to other programs there.
 STATUS_OF_CLOSED_PIPE = 141
 SECONDS_TO_SAY = 1.0
 COMPLETION = "_HFTL_COMPLETE"
-NOISE = ("HFTL_DEBUG", "TORCH_CPP_LOG_LEVEL", "HF_HUB_DISABLE_PROGRESS_BARS")
+NOISE = (DEBUG, "TORCH_CPP_LOG_LEVEL", "HF_HUB_DISABLE_PROGRESS_BARS")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # A path that the user gave is wrong; a disk that breaks is nobody's input.
 OF_A_PATH = (
@@ -125,7 +125,7 @@ def noise_of_libraries(arguments: Sequence[str]) -> Iterator[None]:
     """Let other libraries' warnings and bars be seen with ``--debug`` alone, and bars not with ``--quiet``."""
     before, environment = warnings.showwarning, dict(os.environ)
     if "--debug" in arguments:
-        os.environ["HFTL_DEBUG"] = "1"
+        os.environ[DEBUG] = "1"
     elif not sys.warnoptions:
         # A warning is for whoever writes Python; one that was made an error stays one.
         warnings.showwarning = lambda *_, **__: None

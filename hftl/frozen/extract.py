@@ -350,10 +350,10 @@ class _Extraction:
 
     def _preview(self, progress: Progress) -> None:
         """Say what the whole will cost, before most of it is done."""
-        left = progress.seconds_left
+        left, total = progress.seconds_left, progress.total or 0
         if left is not None and left >= PREVIEW_FROM:
-            size = self.bytes / progress.done * progress.total / 1e6
-            progress.say(f"features: {progress.total:,} rows to compute, about {left:,.0f} s and {size:,.1f} MB")
+            size = self.bytes / progress.done * total / 1e6
+            progress.say(f"features: {total:,} rows to compute, about {left:,.0f} s and {size:,.1f} MB")
 
     # ── batches ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hftl.metrics.base import Array
+from hftl.metrics.values import Array
 from hftl.tasks import Task
 
 

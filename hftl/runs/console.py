@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,10 +16,8 @@ from hftl.data import Data
 from hftl.errors import BadRowError
 from hftl.runs.record import Metrics
 from hftl.terminal import Terminal
-from hftl.wording import plural, printable
+from hftl.wording import is_debugging, plural, printable
 
-# Where the command line says that nothing is to be silent.
-DEBUG = "HFTL_DEBUG"
 # Rows that are named where no file lists them.
 NAMED = 3
 NOISY = (
@@ -94,22 +91,25 @@ def quiet_libraries() -> Iterator[None]:
 
     Errors are shown. With ``--debug`` everything is.
     """
-    if os.environ.get(DEBUG):
+    if is_debugging():
         yield
         return
-    import datasets
+    # Not imported for this: who predicts from files does without it for a second of CPU time.
+    datasets = sys.modules.get("datasets")
     from huggingface_hub import utils as hub
     from transformers.utils import logging as transformers_logging
 
     loggers = [logging.getLogger(name) for name in NOISY]
     levels = [logger.level for logger in loggers]
-    bars, data_bars = transformers_logging.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
+    bars = transformers_logging.is_progress_bar_enabled()
+    data_bars = datasets and not datasets.are_progress_bars_disabled()
     # Downloads are long, and a bar tells of them; in a log file it would be many lines.
     downloads = not (sys.stderr.isatty() or hub.are_progress_bars_disabled())  # type: ignore[attr-defined]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    if datasets and data_bars:
+        datasets.disable_progress_bars()
     if downloads:
         hub.disable_progress_bars()  # type: ignore[attr-defined]
     try:
@@ -119,7 +119,7 @@ def quiet_libraries() -> Iterator[None]:
             logger.setLevel(level)
         if bars:
             transformers_logging.enable_progress_bar()
-        if data_bars:
+        if datasets and data_bars:
             datasets.enable_progress_bars()
         if downloads:
             hub.enable_progress_bars()  # type: ignore[attr-defined]
