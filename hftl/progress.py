@@ -26,6 +26,9 @@ ROOM_FOR_A_BAR = 100
 
 Item = TypeVar("Item")
 
+# What is fast enough for a number of them in a second to say something.
+RATED = ("rows", "bytes")
+
 _open: list[Progress] = []
 
 
@@ -84,7 +87,8 @@ class Progress:
             _open.remove(self)
         seconds = time.monotonic() - self._begin[0]
         if kind is None and seconds >= SHOWN_AFTER and self.total != 0 and not self.is_inner:
-            self._line.say(f"{self.what}: {self._amount(self.done)} in {said_seconds(seconds)} ({self.rate})")
+            speed = f" ({self.rate})" if self.unit in RATED else ""
+            self._line.say(f"{self.what}: {self._amount(self.done)} in {said_seconds(seconds)}{speed}")
         if not _open:
             self._line.end()
         self._line = None
@@ -149,7 +153,7 @@ class Progress:
         parts = [f"{self.what}: {self._amount(self.done, of=self.total is not None)}"]
         if (left := self.seconds_left) is not None and self.done < (self.total or 0):
             parts.append(f"{said_seconds(left)} left")
-        if self.unit in ("rows", "bytes"):
+        if self.unit in RATED:
             parts.append(self.rate)
         return ", ".join([*parts, *([self.note] if self.note else [])])
 
@@ -230,6 +234,7 @@ class _LiveLine(_Line):
         # What a program reads of standard output must not be drawn on the terminal instead.
         live = Live(*columns, console=console, transient=True, expand=True, redirect_stdout=sys.stdout.isatty())
         live.start()
+        Terminal.redrawing = console
         return live
 
     def say(self, line: str) -> None:
@@ -240,6 +245,9 @@ class _LiveLine(_Line):
 
     def end(self) -> None:
         if self.live is not None:
+            from hftl.terminal import Terminal
+
+            Terminal.redrawing = None
             self.live.stop()
             self.live = None
 

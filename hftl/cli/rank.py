@@ -72,8 +72,8 @@ def rank(
 def _table(answer: Ranking) -> list[dict[str, Any]]:
     return [
         {
-            "group": each.group,
             "backbone": each.backbone,
+            "group": each.group,
             answer.metric: str(each.probe),
             "k-NN": f"{each.knn.value:.3f}",
             "LogME": f"{each.log_evidence:.3f}",
