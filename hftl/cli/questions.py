@@ -39,7 +39,7 @@ AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read weights that are only a pickle, as nothing but tensors.")
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but the answer and errors.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the answer and errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON, and all else on standard error.")]
 
 
