@@ -135,6 +135,9 @@ def run(
                 # What only the model's weights tell, where they were read.
                 say.print(f"          {note}")
         metrics = measure(folder, trained, features, data)
+        if thresholds := trained.report.get("thresholds"):
+            # A field of our own in config.json: whoever loads the model decides as the run did.
+            target.config.thresholds = thresholds
         with writing(folder.path):
             written = trained.export(folder.model)
         exported = prove_exports(written, target, evidence_of(recipe, features, data, trained), say.print)
@@ -318,11 +321,13 @@ def measure(folder: RunFolder, trained: Trained, features: StoredFeatures | None
     if task.is_exclusive and "baselines" not in trained.report:
         frequent = np.bincount(data.train.labels).argmax()
         trained.report["baselines"] = {"majority": float((test.labels == frequent).mean())}
-    values = evaluate_predictions(task, logits.numpy(), test.labels, data.label_names)
+    thresholds = trained.report.get("thresholds")
+    values = evaluate_predictions(task, logits.numpy(), test.labels, data.label_names, thresholds)
     add_metrics(values, logits.numpy(), test.labels, task)
     folder.log("eval", **{name: value for name, value in values.items() if isinstance(value, float)})
     names = [test.inputs.name(i) for i in range(len(test))]
-    folder.write_predictions(task, names, test.labels, task.scores(logits).numpy(), data.label_names)
+    scores = task.scores(logits).numpy()
+    folder.write_predictions(task, names, test.labels, scores, data.label_names, thresholds)
     counts: dict[str, Any] = {**features.counts, "space": features.space.id} if features else {**NO_FEATURES}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True

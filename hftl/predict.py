@@ -108,7 +108,8 @@ def evaluate(
         for note in read.notes:
             say.print(f"          {note}")
         logits = _split_logits(loaded, read.split, quiet)
-    return evaluate_predictions(loaded.task, logits.numpy(), read.split.labels, loaded.label_names)
+    labels = read.split.labels
+    return evaluate_predictions(loaded.task, logits.numpy(), labels, loaded.label_names, loaded.thresholds)
 
 
 def load(model: str | Path, *, offline: bool = False) -> LoadedModel:
@@ -170,7 +171,7 @@ def _predict_rows(model: LoadedModel, rows: Sequence[InputRow], on_bad_row: str)
 def _answers(model: LoadedModel, scores: np.ndarray) -> Iterator[dict[str, Any]]:
     """What is said of each row of scores (n, C)."""
     task = model.task
-    for label, row in zip(task.predicted(scores, model.label_names), scores.tolist(), strict=True):
+    for label, row in zip(task.predicted(scores, model.label_names, model.thresholds), scores.tolist(), strict=True):
         # One target is a number, not a list of one.
         plain = label[0] if not task.has_classes and len(label) == 1 else label
         named = dict(zip(model.label_names, row, strict=True))

@@ -109,11 +109,19 @@ class Task(str, Enum):
         )
         return apply()
 
-    def predicted(self, scores: np.ndarray, names: Sequence[str]) -> list[Any]:
-        """What is predicted for each row of scores (n, C): a name, a list of names, or a list of C numbers."""
+    def predicted(
+        self, scores: np.ndarray, names: Sequence[str], thresholds: Sequence[float] | None = None
+    ) -> list[Any]:
+        """What is predicted for each row of scores (n, C): a name, a list of names, or a list of C numbers.
+
+        Args:
+            scores: as `scores` gives them.
+            names: of the C outputs.
+            thresholds: of several labels, one each, above which a label is predicted; None for 0.5.
+        """
         name: Callable[[], list[Any]] = self.case(
             single_label=lambda: [names[i] for i in scores.argmax(1)],
-            multi_label=lambda: _names_of(scores > 0.5, names),
+            multi_label=lambda: _names_of(scores > (0.5 if thresholds is None else thresholds), names),
             regression=scores.tolist,
         )
         return name()

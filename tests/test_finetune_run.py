@@ -11,16 +11,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
 from finetune import small
+from peft import AutoPeftModelForSequenceClassification, PeftModel
+from PIL import Image
 from runs import Cli
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast, pipeline
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
 
 from hftl.backbones.protocol import Target
 from hftl.backbones.source import local_source
@@ -58,6 +68,7 @@ def events(run: Path, name: str) -> list[dict[str, Any]]:
     return [event for event in found if event["event"] == name]
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
 @pytest.mark.parametrize(
     "flags",
     [["--epochs", "3"], ["--method", "partial", "--freeze", "1"], ["--method", "lora", "--lr", "1e-3", "--r", "2"]],
@@ -85,6 +96,17 @@ def test_a_run_leaves_a_model_that_predicts_as_it_says(
         best = classify(str(tmp_path / "pictures" / row["row"]))[0]
         assert best["label"] == row["prediction"]
         assert best["score"] == pytest.approx(row["score"], abs=1e-4)
+    if "lora" in flags:
+        pictures = [Image.open(tmp_path / "pictures" / row["row"]).convert("RGB") for row in table]
+        batch = AutoImageProcessor.from_pretrained(out / "adapter")(pictures, return_tensors="pt")
+        # transformers finds the base model by the adapter, but takes the labels from that one's configuration.
+        names = dict(enumerate(small.CLASSES))
+        by_name = AutoModelForImageClassification.from_pretrained(out / "adapter", id2label=names)
+        base = AutoModelForImageClassification.from_pretrained(tmp_path / "base", id2label=names)
+        for model in (by_name, PeftModel.from_pretrained(base, out / "adapter")):
+            with torch.no_grad():
+                scores = model.eval()(**batch).logits.softmax(1).numpy()
+            np.testing.assert_allclose(scores, [row["scores"] for row in table], atol=1e-4)
 
 
 def test_a_run_that_is_told_to_stop_says_how_to_go_on_and_does(
@@ -171,6 +193,7 @@ def text_backbone(folder: Path) -> TextBackbone:
     return TextBackbone(local_source(folder), None)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
 def test_texts_of_all_lengths_keep_their_logits(tmp_path: Path) -> None:
     backbone = text_backbone(tmp_path / "bert")
     random = torch.Generator().manual_seed(0)
@@ -193,6 +216,11 @@ def test_texts_of_all_lengths_keep_their_logits(tmp_path: Path) -> None:
     for text, logits in zip(texts, trained.logits, strict=True):
         scores = {found["label"]: found["score"] for found in classify([text])[0]}
         assert [scores["even"], scores["odd"]] == pytest.approx(logits.softmax(0).tolist(), abs=1e-5)
+    batch = AutoTokenizer.from_pretrained(tmp_path / "adapter")(texts, padding=True, return_tensors="pt")
+    for kind in (AutoModelForSequenceClassification, AutoPeftModelForSequenceClassification):
+        with torch.no_grad():
+            logits = kind.from_pretrained(tmp_path / "adapter", id2label=config.id2label).eval()(**batch).logits
+        torch.testing.assert_close(logits, trained.logits, atol=1e-5, rtol=1e-4)
     adapter = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == backbone.base_reference == str(tmp_path / "bert")
     assert adapter["modules_to_save"] == ["classifier"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import torch.nn.functional as F
 from finetune import small
 from peft import PeftModel
 from safetensors.torch import load_file
+from sklearn.metrics import f1_score
 from transformers import AutoModelForImageClassification
 
 from hftl.backbones.protocol import Target
 from hftl.backbones.source import local_source
 from hftl.backbones.text import TextBackbone
 from hftl.backbones.vision import ImageBackbone
-from hftl.data import Data
+from hftl.data import Data, Split
 from hftl.errors import BackboneError, HftlError, RecipeError, UserError
 from hftl.export.trained import Trained
 from hftl.finetune import auto, train
@@ -31,6 +33,7 @@ from hftl.finetune.resume import settings
 from hftl.finetune.rows import Encoder
 from hftl.finetune.train import build, finetune
 from hftl.methods import FineTune, Full, LoRA, Partial
+from hftl.tasks import Task
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 QUICK: dict[str, Any] = {"epochs": 2, "lr": 3e-3, "batch_size": 8, "warmup": 0.0}
@@ -222,6 +225,33 @@ def test_the_best_epoch_by_validation_is_kept(
     assert trained.report["kept_epoch"] == 2
     assert all(torch.equal(kept[name], value) for name, value in of_epoch_2.items())
     assert any("best by the validation split" in line for line in said)
+
+
+def test_thresholds_of_several_labels_are_chosen_on_the_validation_split(
+    backbone: ImageBackbone, tmp_path: Path
+) -> None:
+    data = small.picture_data(26, 9, 8)
+    data = replace(data, task=Task.MULTI_LABEL, **{name: several(getattr(data, name)) for name in data.sizes()})
+
+    trained = run(Full(**QUICK | {"epochs": 1}), backbone, data, tmp_path)
+
+    assert data.validation is not None
+    trained.export(tmp_path / "model")
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "model").eval()
+    files = [data.validation.inputs[i] for i in range(len(data.validation))]
+    rows = backbone.encode(files, [str(i) for i in range(len(files))])
+    with torch.no_grad():
+        scores = model(**backbone.collate(rows)).logits.sigmoid().numpy()
+    for label, threshold in enumerate(trained.report["thresholds"]):
+        truth, cuts = data.validation.labels[:, label], [0.0, *scores[:, label]]
+        best = max(f1_score(truth, scores[:, label] > cut, zero_division=0) for cut in cuts)
+        assert f1_score(truth, scores[:, label] > threshold, zero_division=0) == pytest.approx(best)
+    assert "thresholds" not in run(Full(**QUICK), backbone, replace(data, validation=None), tmp_path / "no").report
+
+
+def several(split: Split) -> Split:
+    """Class numbers as labels that a row may have several of: its own and those above."""
+    return replace(split, labels=(split.labels[:, None] <= np.arange(3)).astype(np.float32))
 
 
 def test_the_last_epoch_is_kept_where_nothing_may_choose(

@@ -15,11 +15,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from hftl.heads import HeadFit, fit_linear
+from hftl.heads import HeadFit, cross_validate, fit_linear
 from hftl.heads import objective as objective_module
 from hftl.heads.calibration import fit_temperature, reliability
 from hftl.heads.folds import stratified_folds
 from hftl.heads.selection import best_thresholds
+from hftl.tasks import Task
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -156,6 +157,22 @@ def test_tuned_thresholds_raise_f1_on_held_out_rows() -> None:
     assert report["f1_macro_at_thresholds"] > report["f1_macro_at_half"]
     assert len(report["thresholds"]) == 4
     assert all(0 < threshold < 1 for threshold in report["thresholds"])
+
+
+def test_a_solved_head_brings_what_its_folds_say_of_the_rows_they_had_not_seen() -> None:
+    x, y = multi_label_set()
+    held_out = fit_linear(x, y, task="multi_label", num_labels=4).held_out
+    again = cross_validate(x, y, task=Task.MULTI_LABEL, num_labels=4)
+    assert held_out is not None
+    assert torch.equal(held_out.rows, again.rows)
+    torch.testing.assert_close(held_out.logits, again.logits)
+    # Rows of weight zero are left out, and the others keep their numbers.
+    classes = torch.arange(len(x)) % 3
+    some = fit_linear(x, classes, task="single_label", num_labels=3, class_weight=[1.0, 0.0, 1.0]).held_out
+    assert some is not None
+    assert torch.equal(some.rows, torch.nonzero(classes != 1).flatten())
+    given = fit_linear(x, y, task="multi_label", num_labels=4, validation=(x, y))
+    assert given.held_out is None
 
 
 def test_best_thresholds_equal_a_search_over_all_cuts() -> None:

@@ -93,6 +93,21 @@ def test_multi_label_agrees_with_scikit_learn() -> None:
     assert result["per_class"]["c"]["recall"] == pytest.approx(sk.recall_score(labels[:, 2], predicted[:, 2]))
 
 
+def test_several_labels_are_decided_by_a_threshold_each() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random((50, 3)) < 0.4).astype(np.float32)
+    logits = rng.normal(size=(50, 3)).astype(np.float32)
+    thresholds = [0.2, 0.5, 0.9]
+    result = evaluate_predictions("multi_label", logits, labels, ["a", "b", "c"], thresholds)
+    decided = 1 / (1 + np.exp(-logits.astype(np.float64))) > thresholds
+    assert result["f1_macro"] == pytest.approx(sk.f1_score(labels, decided, average="macro", zero_division=0))
+    assert result["subset_accuracy"] == pytest.approx((decided == labels).all(1).mean())
+    assert [result["per_class"][name]["threshold"] for name in "abc"] == thresholds
+    plain = evaluate_predictions("multi_label", logits, labels, ["a", "b", "c"])
+    assert result["at_half"] == {name: plain[name] for name in ("subset_accuracy", "f1_micro", "f1_macro")}
+    assert result["map"] == plain["map"]
+
+
 def test_multi_label_with_labels_that_never_occur() -> None:
     logits = np.array([[2.0, -1.0, -3.0], [-2.0, -1.0, 3.0]], dtype=np.float32)
     labels = np.array([[1, 0, 0], [0, 0, 0]], dtype=np.float32)

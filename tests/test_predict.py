@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from runs import Cli, metrics, predictions
 from test_run import write_recipe
 
 import hftl
-from hftl.errors import DataError
+from hftl.errors import DataError, UserError
 from hftl.export.loaded import LoadedModel, unique_names
 from hftl.tasks import Task
 
@@ -134,6 +135,16 @@ def test_outputs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert list(row["scores"]) == ["crane (0)", "dog", "crane (2)", "cat"]
     assert sum(row["scores"].values()) == pytest.approx(1, abs=1e-5)
     assert unique_names(["a", "b"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize("stated", [[0.5], [0.2, 1.5], ["0.2", "0.3"], 0.5], ids=str)
+def test_thresholds_that_are_none_are_refused(tmp_path: Path, stated: Any) -> None:
+    model = tiny.model("bert", num_labels=2)
+    model.config.problem_type, model.config.thresholds = "multi_label_classification", stated
+    model.save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match="write 2 numbers from 0 to 1"):
+        hftl.load(tmp_path / "model")
 
 
 def test_one_output_without_a_problem_type_is_no_softmax_of_one_number(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import tiny
 import transformers
 from PIL import Image
 from runs import RECIPES, metrics, predictions
+from sklearn.metrics import f1_score
 
 from hftl import samples
 from hftl.backbones import vision
@@ -160,10 +161,26 @@ def test_other_tasks_give_the_same_numbers_in_plain_transformers(cli, tmp_path: 
         assert model.config.problem_type == "multi_label_classification"
         np.testing.assert_allclose(np.array(mine["scores"]), logits.sigmoid().numpy(), atol=1e-5)
         assert metrics(Path("run"))["head"]["calibration"]["folded"]
+        assert_decided_by_thresholds(cli, model.config, mine, held)
     else:
         assert model.config.problem_type == "regression"
         found = np.array(mine["prediction"]).reshape(logits.shape)
         np.testing.assert_allclose(found, logits.numpy(), atol=1e-5)
+
+
+def assert_decided_by_thresholds(cli, config, mine: dict[str, list], texts: list[str]) -> None:
+    """File, metrics, `predict` and `evaluate` decide by the thresholds that the model's own files state."""
+    report = metrics(Path("run"))
+    assert config.thresholds == report["head"]["thresholds"]
+    names = [config.id2label[number] for number in range(len(config.id2label))]
+    decided = np.array(mine["scores"]) > config.thresholds
+    assert mine["prediction"] == [[n for n, there in zip(names, row, strict=True) if there] for row in decided]
+    truth = np.array([[n in labels for n in names] for labels in mine["label"]])
+    assert report["eval"]["f1_macro"] == pytest.approx(f1_score(truth, decided, average="macro", zero_division=0))
+    at_half = f1_score(truth, np.array(mine["scores"]) > 0.5, average="macro", zero_division=0)
+    assert report["eval"]["at_half"]["f1_macro"] == pytest.approx(at_half)
+    lines = cli.ok("predict", "run", *texts[:5], "--json").splitlines()
+    assert [json.loads(line)["label"] for line in lines] == mine["prediction"][:5]
 
 
 def test_a_head_on_two_tokens_of_an_image(cli, tmp_path: Path):

@@ -155,7 +155,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "shorter": backbone.identity.get("depth", {}).get("config", {}),
         "problem_type": task.problem_type,
         "example": _example(tag, task, len(names), len(columns.get("inputs", ()))),
-        "reading": "[labels[row.argmax()] for row in logits]" if task.has_classes else "logits",
+        "reading": _reading(task),
         "outputs": "Labels" if task.has_classes else "Targets",
         "task": task.words,
         "label_names": names,
@@ -166,6 +166,8 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "notes": [_at_home(note, made) for note in data.notes],
         "scores": {name: value for name, value in computed.items() if value is None or isinstance(value, (int, float))},
         **_by_class(computed, names),
+        "at_half": computed.get("at_half"),
+        "thresholds": "at_half" in computed,
         "calibration": report.get("calibration"),
         "settings": _settings(made, report),
         "recipe": _recipe(made),
@@ -207,6 +209,15 @@ def _example(tag: str, task: Task, labels: int, inputs: int) -> str:
         return '"photo.jpg"' if task.is_exclusive else f'"photo.jpg", top_k={labels}'
     text = '{"text": "some text", "text_pair": "another text"}' if inputs == 2 else '"some text"'
     return f"{text}, {'' if task.is_exclusive else 'top_k=None, '}truncation=True"
+
+
+def _reading(task: Task) -> str:
+    """What a person does with the logits that an encoder gives."""
+    return task.case(
+        single_label="[labels[row.argmax()] for row in logits]",
+        multi_label="[{labels[i]: 1 / (1 + exp(-x)) for i, x in enumerate(row)} for row in logits]",
+        regression="logits",
+    )
 
 
 def _by_class(computed: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from hftl.plugins.spec import BackboneOptions
 from hftl.runs.folder import RunFolder
 from hftl.runs.record import RunRecord
 from hftl.tasks import Task
-from hftl.wording import listing, named_error
+from hftl.wording import listing, named_error, one_line
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class LoadedModel:
         task: what its outputs are.
         device: where it runs.
         run: the run that exported it; None where the model stands alone.
+        thresholds: of several labels, the probability of each above which it is predicted; None for 0.5.
     """
 
     backbone: Backbone
@@ -44,6 +45,7 @@ class LoadedModel:
     task: Task
     device: torch.device
     run: RunFolder | None = None
+    thresholds: list[float] | None = None
 
     @cached_property
     def record(self) -> RunRecord | None:
@@ -104,7 +106,8 @@ class LoadedModel:
             )
         names = unique_names([config.id2label[i] for i in range(config.num_labels)])
         task = Task.of_problem_type(config.problem_type, len(names))
-        return cls(backbone, network.to(device), names, task, device, run)
+        thresholds = checked_thresholds(getattr(config, "thresholds", None), len(names), where)
+        return cls(backbone, network.to(device), names, task, device, run, thresholds)
 
     def logits(self, encoded: Sequence[Encoded]) -> torch.Tensor:
         """Logits (n, C) of encoded rows, float32 on the CPU: of each what the model gives for it alone.
@@ -164,6 +167,27 @@ def run_of(path: Path) -> RunFolder | None:
     if path.name == RunFolder(path.parent).model.name and RunFolder.is_run(path.parent):
         return RunFolder.open(path.parent)
     return None
+
+
+def checked_thresholds(stated: Any, labels: int, where: str) -> list[float] | None:
+    """The thresholds that a configuration states, if any.
+
+    Raises:
+        BackboneError: they are not one probability for each label.
+    """
+    if stated is None:
+        return None
+    if not isinstance(stated, list) or len(stated) != labels or not all(is_probability(each) for each in stated):
+        raise BackboneError(
+            f"{where}: thresholds in its config.json are {one_line(stated, 60)}; write {labels} numbers from 0 to 1, "
+            "one for each label, or remove them"
+        )
+    return [float(each) for each in stated]
+
+
+def is_probability(value: Any) -> bool:
+    """Whether a value from a JSON file is a number from 0 to 1."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def unique_names(names: Sequence[str]) -> list[str]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hftl.heads import HeldOutLogits
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -35,6 +37,7 @@ class Trained:
             To be called once, on the main process.
         parameters: the head's parameters by the model's names, for fine-tuning to start from; empty where the model's
             own class has no place for them.
+        held_out: what heads that had not seen them say of the training rows, where folds chose a linear head.
     """
 
     logits: Tensor
@@ -42,3 +45,4 @@ class Trained:
     report: dict[str, Any]
     export: Callable[[Path], list[Exported]]
     parameters: dict[str, Tensor] = field(default_factory=dict)
+    held_out: HeldOutLogits | None = None

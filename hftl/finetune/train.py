@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from hftl.finetune.memory import peak_memory_bytes
 from hftl.finetune.resume import flat_settings, resumed, settings
 from hftl.finetune.rows import Encoder, TrainRows
 from hftl.foreign import forget_precision
+from hftl.heads.selection import threshold_report
 from hftl.methods import FineTune, LoRA, Partial
 from hftl.onednn import speed_up
 from hftl.parallel import Process, broadcast, broadcast_tensors, on_main
@@ -143,14 +145,18 @@ def finetune(
     before = loop.state.step
     loop.run(quiet=quiet)
     keep_best(loop)
+    judge = partial(logits_of, accelerator, engine.unsynchronised, is_spread=engine.is_spread)
+    tuned: dict[str, Any] = {}
     with Progress("test", quiet=quiet):
-        logits = logits_of(accelerator, engine.unsynchronised, test, loop.rows.micro_batch, is_spread=engine.is_spread)
+        logits = judge(test, loop.rows.micro_batch)
+        if chooses and data.task.link == "sigmoid":
+            tuned = threshold_report(judge(watched, loop.rows.micro_batch), torch.from_numpy(watched.split.labels))
     for tracker in accelerator.trackers:
         # Not accelerator.end_training, which also ends the processes' group while the model still holds on to it.
         tracker.finish()
     if loop.engine.is_spread:
         built = unsharded(loop, target, seed)
-    report = report_of(loop, built, time.monotonic() - started, before)
+    report = report_of(loop, built, time.monotonic() - started, before) | tuned
     return Trained(logits, "finetune", report, lambda folder: export(built, target, folder))
 
 

@@ -92,9 +92,9 @@ class _Job:
             fit.report["baselines"] = baselines(vectors["train"], labels["train"], vectors["test"], labels["test"])
         logits = fit.logits(vectors["test"]).cpu()
         if cut.kind == "pooled":
-            return Trained(logits, "head", fit.report, self._export_pooled([Dense(weight, bias)]))
+            return Trained(logits, "head", fit.report, self._export_pooled([Dense(weight, bias)]), {}, fit.held_out)
         parameters = fold(cut, weight, bias)
-        return Trained(logits, "head", fit.report, self._export(parameters), parameters)
+        return Trained(logits, "head", fit.report, self._export(parameters), parameters, fit.held_out)
 
     def perceptron(self, hidden: int) -> Trained:
         """One hidden layer on pooled tokens, trained with AdamW."""

@@ -6,8 +6,8 @@
 """
 
 from hftl.heads.baselines import baselines, neighbour_scores
-from hftl.heads.cross_validation import HeldOutLogits, cross_validate
-from hftl.heads.fit import HeadFit
+from hftl.heads.cross_validation import cross_validate
+from hftl.heads.fit import HeadFit, HeldOutLogits
 from hftl.heads.linear import fit_linear
 from hftl.heads.mlp import fit_mlp, mlp_logits
 from hftl.heads.native import NativeFit, fit_native

@@ -1,33 +1,18 @@
 """What an exact linear head says of rows that it has not seen: cross-validation over the training rows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from hftl.errors import DataError
 from hftl.heads.checks import check_features, check_labels, loss_weights
-from hftl.heads.fit import LinearOptions
+from hftl.heads.fit import HeldOutLogits, LinearOptions
 from hftl.heads.folds import task_folds
 from hftl.heads.logistic import held_out_logistic
 from hftl.heads.ridge import fit_ridge
 from hftl.tasks import ClassWeight, Task
-
-
-@dataclass(frozen=True)
-class HeldOutLogits:
-    """Logits of rows, each by a head that was solved without the row.
-
-    Attributes:
-        rows: (m,) int64, the rows that were held out once; all but those of classes with a single row.
-        logits: (m, num_labels) float32 after the temperature; a regression's predicted targets.
-        strength: the L2 strength; None for a regression, where each fold chooses its own.
-    """
-
-    rows: Tensor
-    logits: Tensor
-    strength: float | None
 
 
 def cross_validate(
@@ -67,7 +52,7 @@ def cross_validate(
     path = None if strengths is None else sorted(map(float, strengths), reverse=True)
     options = LinearOptions(task, num_labels, path, folds, "best", True, bias, True, 1e-10, seed)
     if task.has_classes:
-        return HeldOutLogits(*held_out_logistic(features, labels, weights, options))
+        return held_out_logistic(features, labels, weights, options)
     return _ridge(features, labels, options)
 
 

@@ -26,6 +26,21 @@ class LinearOptions:
 
 
 @dataclass(frozen=True)
+class HeldOutLogits:
+    """Logits of rows, each by a head that was solved without the row.
+
+    Attributes:
+        rows: (m,) int64, the rows that were held out once; all but those of classes with a single row.
+        logits: (m, num_labels) float32 after the temperature; a regression's predicted targets.
+        strength: the L2 strength; None for a regression, where each fold chooses its own.
+    """
+
+    rows: Tensor
+    logits: Tensor
+    strength: float | None
+
+
+@dataclass(frozen=True)
 class HeadFit:
     """A solved linear head: ``logits = x @ weight.T + bias`` on raw features.
 
@@ -33,11 +48,14 @@ class HeadFit:
         weight: (num_labels, dim) float32, standardisation and temperature folded in.
         bias: (num_labels,) float32.
         report: what ``metrics.json`` tells about the head; plain JSON values.
+        held_out: what the folds' heads at the chosen strength say of the training rows; None for a regression, and
+            where nothing, or a validation split, chose the strength.
     """
 
     weight: Tensor
     bias: Tensor
     report: dict[str, Any]
+    held_out: HeldOutLogits | None = None
 
     def logits(self, features: Tensor) -> Tensor:
         """Apply the head to raw features (n, dim): (n, num_labels) float32."""

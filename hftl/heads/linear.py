@@ -1,6 +1,7 @@
 """Linear heads on cached features, solved exactly: the one entry for every kind of task."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -93,7 +94,10 @@ def fit_linear(
         )
     head.report["task"] = task
     head.report["rows_of_zero_weight"] = int((~used).sum())
-    return head
+    if head.held_out is None or bool(used.all()):
+        return head
+    rows = torch.nonzero(used).flatten()[head.held_out.rows]
+    return replace(head, held_out=replace(head.held_out, rows=rows))
 
 
 def _check_validation(

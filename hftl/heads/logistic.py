@@ -14,11 +14,11 @@ from torch import Tensor
 from hftl.errors import ConvergenceError, DataError
 from hftl.heads.basis import Basis, default_strengths, fit_basis
 from hftl.heads.calibration import calibration_report
-from hftl.heads.fit import HeadFit, LinearOptions
+from hftl.heads.fit import HeadFit, HeldOutLogits, LinearOptions
 from hftl.heads.folds import task_folds
 from hftl.heads.objective import EVERY_ROW, NO_FOLD, FoldRows, Objective
 from hftl.heads.path import Candidate, HeldOut, held_out_logits, solve, walk
-from hftl.heads.selection import best_thresholds, choose, f1_scores
+from hftl.heads.selection import choose, threshold_report
 from hftl.tasks import Link
 
 # The bias of a class that has no training row: its probability is zero, and the number fits into float16.
@@ -82,18 +82,19 @@ def fit_logistic(
     }
     if problem.link == "softmax" and validation is None:
         report["classes_of_one_row"] = learnable.index[problem.labels[problem.folds == NO_FOLD]].sort().values.tolist()
+    held_out = None
     if chosen is not None:
-        report |= _held_out_report(problem, chosen, options)
+        judged = _held_out(problem, chosen, options.num_labels)
+        report |= _held_out_report(problem, chosen, judged.logits, options)
+        held_out = judged if validation is None else None
     full_weight = torch.zeros(options.num_labels, weight.shape[1], dtype=torch.float64, device=labels.device)
     full_weight[learnable.index] = weight
     full_bias = learnable.bias.clone()
     full_bias[learnable.index] = bias
-    return HeadFit(full_weight.float(), full_bias.float(), report)
+    return HeadFit(full_weight.float(), full_bias.float(), report, held_out)
 
 
-def held_out_logistic(
-    features: Tensor, labels: Tensor, weights: Tensor, options: LinearOptions
-) -> tuple[Tensor, Tensor, float]:
+def held_out_logistic(features: Tensor, labels: Tensor, weights: Tensor, options: LinearOptions) -> HeldOutLogits:
     """Logits of training rows by heads that have not seen them, at the strength that these folds choose.
 
     Args:
@@ -102,10 +103,6 @@ def held_out_logistic(
         weights: (n, 1) or (n, num_labels) float64, no row of zeros.
         options: what to solve, and how to choose.
 
-    Returns:
-        The rows that are in a fold, int64 (m,); their logits, float32 (m, num_labels), in which what has no training
-        row stands at its constant; and the strength.
-
     Raises:
         DataError: the labels say nothing that could be learnt, or no class has two rows.
     """
@@ -113,10 +110,7 @@ def held_out_logistic(
     chosen, _ = _choose_strength(problem, options)
     if chosen is None:
         raise DataError("labels: no class has two rows, so no row can be held out")
-    learnt = held_out_logits(_folded(problem, chosen), chosen.heads, problem.held_out) / chosen.temperature
-    logits = problem.learnable.bias.float().repeat(len(learnt), 1)
-    logits[:, problem.learnable.index] = learnt
-    return problem.held_out.index, logits, chosen.strength
+    return _held_out(problem, chosen, options.num_labels)
 
 
 @dataclass(frozen=True)
@@ -247,24 +241,23 @@ def _best_constant(labels: Tensor, weights: Tensor, loss: Link, outputs: int) ->
     return ((weights * labels).sum(0) / weights.expand(-1, outputs).sum(0)).logit()
 
 
-def _folded(problem: _Problem, chosen: Candidate) -> Objective:
-    """The chosen strength's objective on every fold."""
-    return Objective(problem.rows, problem.link, problem.outputs, chosen.strength, torch.unique(problem.held_out.folds))
+def _held_out(problem: _Problem, chosen: Candidate, num_labels: int) -> HeldOutLogits:
+    """Logits of the rows in folds, after the temperature; what has no training row stands at its constant."""
+    folds = torch.unique(problem.held_out.folds)
+    objective = Objective(problem.rows, problem.link, problem.outputs, chosen.strength, folds)
+    learnt = held_out_logits(objective, chosen.heads, problem.held_out) / chosen.temperature
+    logits = problem.learnable.bias.float().expand(len(learnt), num_labels).clone()
+    logits[:, problem.learnable.index] = learnt
+    return HeldOutLogits(problem.held_out.index, logits, chosen.strength)
 
 
-def _held_out_report(problem: _Problem, chosen: Candidate, options: LinearOptions) -> dict[str, Any]:
+def _held_out_report(problem: _Problem, chosen: Candidate, judged: Tensor, options: LinearOptions) -> dict[str, Any]:
     """What rows that were not seen say of the chosen strength: calibration and, for labels, thresholds."""
-    logits = held_out_logits(_folded(problem, chosen), chosen.heads, problem.held_out)
-    targets = problem.held_out.targets
+    logits, targets = judged[:, problem.learnable.index], problem.held_out.targets
     report: dict[str, Any] = {}
     if options.calibrate:
-        measured = calibration_report(logits, targets, chosen.temperature, problem.link)
+        measured = calibration_report(logits * chosen.temperature, targets, chosen.temperature, problem.link)
         report["calibration"] = {**measured, "folded": True}
     if problem.link == "sigmoid":
-        thresholds, f1 = best_thresholds((logits / chosen.temperature).sigmoid(), targets)
-        tuned = torch.full_like(problem.learnable.bias, 0.5)
-        tuned[problem.learnable.index] = thresholds
-        report["thresholds"] = tuned.tolist()
-        report["f1_macro_at_half"] = float(f1_scores(logits > 0, targets).mean())
-        report["f1_macro_at_thresholds"] = float(f1.mean())
+        report |= threshold_report(logits, targets, problem.learnable.index, options.num_labels)
     return report

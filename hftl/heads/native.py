@@ -19,6 +19,7 @@ from hftl.errors import ConvergenceError, DataError
 from hftl.heads.calibration import calibration_report, fit_temperature
 from hftl.heads.checks import check_labels, loss_weights
 from hftl.heads.folds import random_folds, rarest_label_folds, stratified_folds
+from hftl.heads.selection import threshold_report
 from hftl.progress import counted
 from hftl.tasks import ClassWeight, Link, Task
 
@@ -155,13 +156,16 @@ def fit_native(
         "stacked": search.stacked,
         "parameters": sum(value.numel() for value in params.values()),
     }
+    judged, loss = best.logits, task.link
     if task.has_classes and calibrate:
-        loss = task.link
         temperature = _temperature(best.logits, judging, loss)
         scaled = _scaled(forward, refitted, judging, temperature, num_labels)
         measured = calibration_report(best.logits, judging.labels, temperature, loss)
         report["calibration"] = {**measured, "folded": scaled is not None}
-        refitted = scaled or refitted
+        if scaled:
+            refitted, judged = scaled, judged / temperature
+    if loss == "sigmoid":
+        report |= threshold_report(judged, judging.labels)
     return NativeFit(refitted, report)
 
 

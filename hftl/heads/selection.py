@@ -1,6 +1,6 @@
 """How one strength is chosen from a path, and how the thresholds of a multi-label head are tuned."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -63,6 +63,29 @@ def best_thresholds(probabilities: Tensor, targets: Tensor) -> tuple[Tensor, Ten
     best, cut = f1.max(0)
     threshold = (ordered.gather(0, cut[None]) + below.gather(0, cut[None]))[0] / 2
     return torch.where(positives > 0, threshold, 0.5), torch.where(positives > 0, best, 0.0)
+
+
+def threshold_report(
+    logits: Tensor, targets: Tensor, index: Tensor | None = None, num_labels: int = 0
+) -> dict[str, Any]:
+    """The thresholds of labels on held-out rows, and what they are worth there.
+
+    Args:
+        logits: (n, labels) of rows that were not trained on.
+        targets: (n, labels) zeros and ones.
+        index: (labels,) which of ``num_labels`` these are; the others keep 0.5. None where they are all.
+        num_labels: how many there are.
+    """
+    thresholds, f1 = best_thresholds(logits.sigmoid(), targets)
+    if index is not None:
+        every = torch.full((num_labels,), 0.5, dtype=thresholds.dtype, device=thresholds.device)
+        every[index] = thresholds
+        thresholds = every
+    return {
+        "thresholds": thresholds.tolist(),
+        "f1_macro_at_half": float(f1_scores(logits > 0, targets).mean()),
+        "f1_macro_at_thresholds": float(f1.mean()),
+    }
 
 
 def f1_scores(predicted: Tensor, targets: Tensor) -> Tensor:

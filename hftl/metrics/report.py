@@ -8,7 +8,7 @@ predicts needs neither.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,13 @@ MOST_CLASSES_IN_CONFUSION = 256
 _BLOCK_NUMBERS = 1 << 20
 
 
-def evaluate_predictions(task: Task | str, logits: Array, labels: Array, label_names: Sequence[str]) -> dict[str, Any]:
+def evaluate_predictions(
+    task: Task | str,
+    logits: Array,
+    labels: Array,
+    label_names: Sequence[str],
+    thresholds: Sequence[float] | None = None,
+) -> dict[str, Any]:
     """Compare predictions with labels.
 
     Args:
@@ -30,6 +36,7 @@ def evaluate_predictions(task: Task | str, logits: Array, labels: Array, label_n
         logits: float ``(n, C)``: what the model returns; for a regression the predicted targets.
         labels: as `hftl.data.Split` has them: ``(n,)`` class numbers, or ``(n, C)``.
         label_names: names of the C classes or targets.
+        thresholds: of several labels, the probability of each above which it is predicted; None for 0.5.
 
     Returns:
         Values that JSON knows; a number that is undefined (a correlation with a constant) is ``None``.
@@ -37,8 +44,9 @@ def evaluate_predictions(task: Task | str, logits: Array, labels: Array, label_n
         - single_label: ``accuracy``, ``f1_macro``, ``f1_weighted``, ``log_loss`` (natural logarithm, mean over rows),
           ``per_class`` (precision, recall, F1, support) and ``confusion`` (row: label, column: prediction; up to 256
           classes).
-        - multi_label, a label being predicted where its logit is above 0: ``subset_accuracy``, ``f1_micro``,
-          ``f1_macro``, ``map``, ``log_loss`` (mean over rows and labels) and ``per_class``.
+        - multi_label, a label being predicted where its probability is above its threshold: ``subset_accuracy``,
+          ``f1_micro``, ``f1_macro``, ``map``, ``log_loss`` (mean over rows and labels) and ``per_class``. Where
+          thresholds are given, ``per_class`` has each, and ``at_half`` the first three for a threshold of 0.5.
         - regression: ``mse``, ``rmse``, ``mae``, ``r2``, ``pearson``, ``spearman``, and with several targets
           ``per_target``.
 
@@ -50,8 +58,13 @@ def evaluate_predictions(task: Task | str, logits: Array, labels: Array, label_n
         raise ValueError("there are no predictions to evaluate")
     logits = np.asarray(logits)
     _refuse_non_finite(logits)
-    report = Task(task).case(single_label=_single_label, multi_label=_multi_label, regression=_regression)
-    result: dict[str, Any] = to_plain(report(logits, np.asarray(labels), list(label_names)))
+    labels, names = np.asarray(labels), list(label_names)
+    report: Callable[[], Result] = Task(task).case(
+        single_label=lambda: _single_label(logits, labels, names),
+        multi_label=lambda: _multi_label(logits, labels, names, thresholds),
+        regression=lambda: _regression(logits, labels, names),
+    )
+    result: dict[str, Any] = to_plain(report())
     return result
 
 
@@ -96,33 +109,64 @@ def _single_label(logits: Array, labels: Array, label_names: list[str]) -> Resul
     return result
 
 
-def _multi_label(logits: Array, labels: Array, label_names: list[str]) -> Result:
+def _multi_label(logits: Array, labels: Array, label_names: list[str], thresholds: Sequence[float] | None) -> Result:
+    from scipy.special import logit
+
     from hftl.metrics.classification import MeanAveragePrecision
 
-    right, total = 0, 0.0
-    hits, said, there = (np.zeros(len(label_names), np.int64) for _ in range(3))
+    # Logits as they are: 0 is what a probability of 0.5 is, without rounding.
+    cuts = np.zeros(len(label_names)) if thresholds is None else logit(np.asarray(thresholds, np.float64))
+    total = 0.0
+    decided, at_half = _Decisions(len(label_names)), _Decisions(len(label_names))
     for rows in _blocks_of_rows(logits):
         scores, truth = logits[rows].astype(np.float64), labels[rows] > 0
-        positive = scores > 0
-        right += int((positive == truth).all(axis=1).sum())
-        hits += (positive & truth).sum(axis=0)
-        said += positive.sum(axis=0)
-        there += truth.sum(axis=0)
+        decided.count(scores > cuts, truth)
+        at_half.count(scores > 0, truth)
         # -log sigmoid(x) where the label is 1, -log sigmoid(-x) where it is 0; logaddexp does not overflow.
         total += float(np.logaddexp(0, np.where(truth, -scores, scores)).sum())
-    f1 = _ratio(2 * hits, said + there)
-    columns = (_ratio(hits, said), _ratio(hits, there), f1, there)
-    return {
-        "subset_accuracy": right / len(labels),
-        "f1_micro": float(_ratio(2 * hits.sum(), said.sum() + there.sum())),
-        "f1_macro": float(f1.mean()),
+    columns = {**decided.per_label(), **({} if thresholds is None else {"threshold": np.asarray(thresholds)})}
+    result = {
+        **decided.scores(),
         **MeanAveragePrecision().of(logits, labels),
         "log_loss": total / labels.size,
         "per_class": {
-            name: dict(zip(("precision", "recall", "f1", "support"), (column[k] for column in columns), strict=True))
-            for k, name in enumerate(_keys(label_names))
+            name: {column: values[k] for column, values in columns.items()} for k, name in enumerate(_keys(label_names))
         },
     }
+    return result if thresholds is None else {**result, "at_half": at_half.scores()}
+
+
+class _Decisions:
+    """Counts of what was predicted of several labels, and what was true."""
+
+    def __init__(self, labels: int) -> None:
+        self.rows = self.right = 0
+        self.hits, self.said, self.there = (np.zeros(labels, np.int64) for _ in range(3))
+
+    def count(self, positive: Array, truth: Array) -> None:
+        """Add rows (n, labels) of what was predicted and what is true."""
+        self.rows += len(truth)
+        self.right += int((positive == truth).all(axis=1).sum())
+        self.hits += (positive & truth).sum(axis=0)
+        self.said += positive.sum(axis=0)
+        self.there += truth.sum(axis=0)
+
+    @property
+    def f1(self) -> Array:
+        return _ratio(2 * self.hits, self.said + self.there)
+
+    def scores(self) -> Result:
+        """One number each over all labels."""
+        return {
+            "subset_accuracy": self.right / self.rows,
+            "f1_micro": float(_ratio(2 * self.hits.sum(), self.said.sum() + self.there.sum())),
+            "f1_macro": float(self.f1.mean()),
+        }
+
+    def per_label(self) -> dict[str, Array]:
+        """(labels,) precision, recall, F1 and support."""
+        precision, recall = _ratio(self.hits, self.said), _ratio(self.hits, self.there)
+        return {"precision": precision, "recall": recall, "f1": self.f1, "support": self.there}
 
 
 def _keys(names: list[str]) -> list[str]:

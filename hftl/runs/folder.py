@@ -182,7 +182,13 @@ class RunFolder:
         return stamps
 
     def write_predictions(
-        self, task: Task, rows: Sequence[str], labels: np.ndarray, scores: np.ndarray, label_names: Sequence[str]
+        self,
+        task: Task,
+        rows: Sequence[str],
+        labels: np.ndarray,
+        scores: np.ndarray,
+        label_names: Sequence[str],
+        thresholds: Sequence[float] | None = None,
     ) -> None:
         """Write ``predictions.parquet``, one line for each row of the test split.
 
@@ -195,11 +201,12 @@ class RunFolder:
             labels: (n,) class numbers, or (n, C).
             scores: (n, C) float32, as `hftl.tasks.Task.scores` gives them.
             label_names: names of the C classes or targets.
+            thresholds: of several labels; see `hftl.tasks.Task.predicted`.
         """
         columns: dict[str, Any] = {
             "row": list(rows),
             "label": task.truth(labels, label_names),
-            "prediction": task.predicted(scores, label_names),
+            "prediction": task.predicted(scores, label_names, thresholds),
         }
         if task.is_exclusive:
             columns["score"] = scores.max(1)

@@ -91,6 +91,7 @@ def start(world: int, work: Callable[[], None], machines: int = 1) -> list[int]:
                     if "ACCELERATE_USE_DEEPSPEED" not in os.environ:
                         os.environ["ACCELERATE_USE_CPU"] = "true"
                 refuse_pickles()
+                faulthandler.enable()
                 faulthandler.dump_traceback_later(TIMEOUT - 15, exit=False)
                 work()
                 code = 0
