@@ -24,7 +24,7 @@ def judgements(metrics: Metrics, task: Task) -> list[str]:
         task: what its labels are.
     """
     finetune = metrics.finetune or {}
-    return [*_below_baselines(metrics, task), *_below_start(finetune), *_from_start(finetune, task)]
+    return [*_below_baselines(metrics, task), *_below_start(finetune, task), *_from_start(finetune, task)]
 
 
 def _below_baselines(metrics: Metrics, task: Task) -> list[str]:
@@ -44,14 +44,16 @@ def _below_baselines(metrics: Metrics, task: Task) -> list[str]:
     ]
 
 
-def _below_start(finetune: Mapping[str, Any]) -> list[str]:
+def _below_start(finetune: Mapping[str, Any], task: Task) -> list[str]:
     start, history = finetune.get("start"), finetune.get("epochs")
     if not start or not history:
         return []
     split, advice = start["split"], "lower --lr, or use --method head"
     kept = history[finetune["kept_epoch"]]
     if finetune["kept_epoch"] == 0:
-        return [f"start     kept, because no epoch was better on the {split} split; {advice}"]
+        others = [epoch[task.metric] for epoch in history[1:] if epoch[task.metric] is not None]
+        best = f": {task.metric} {_value(kept[task.metric])}, then {_value(max(others))} at best" if others else ""
+        return [f"start     kept, because no epoch was better on the {split} split{best}; {advice}"]
     worse = ", ".join(f"{name} from {_value(start[name])} to {_value(kept[name])}" for name in start["better_in"])
     return [f"start     better than the result on the {split} split: {worse}; {advice}"] if worse else []
 
@@ -59,7 +61,7 @@ def _below_start(finetune: Mapping[str, Any]) -> list[str]:
 def _from_start(finetune: Mapping[str, Any], task: Task) -> list[str]:
     """From the start to the epoch that is kept: the last line, so that nobody has to look for it."""
     start, history = finetune.get("start"), finetune.get("epochs")
-    if not start or not history:
+    if not start or not history or not finetune["kept_epoch"]:
         return []
     kept, name = finetune["kept_epoch"], task.metric
     before, after = start[name], history[kept][name]
@@ -67,9 +69,8 @@ def _from_start(finetune: Mapping[str, Any], task: Task) -> list[str]:
         how = "not to be compared"
     else:
         how = "better" if after > before else "worse" if after < before else "the same"
-    which = f"epoch {kept} of {len(history) - 1}" if kept else "the start itself, epoch 0"
     said = f"{name} {_value(before)} → {_value(after)} on the {start['split']} split: {how}"
-    return [f"epochs    start → {which}: {said}"]
+    return [f"epochs    start → epoch {kept} of {len(history) - 1}: {said}"]
 
 
 def _value(value: float | None) -> str:
