@@ -17,6 +17,16 @@ from hftl.data import load_data
 from hftl.data.limit import limited
 from hftl.recipes import find_recipe
 
+LIVE = """
+import datasets
+from hftl import Recipe, recipe
+
+@recipe
+def live() -> Recipe:
+    rows = datasets.Dataset.from_dict({"text": ["a"], "label": ["b"]})
+    return Recipe(backbone="b", data=datasets.DatasetDict(train=rows))
+"""
+
 
 def table(path: Path, rows: int = 200) -> Path:
     """Texts of three classes of very different size, the last of which has two rows."""
@@ -138,6 +148,8 @@ def test_what_only_python_had_is_said_to_be_missing(cli: Cli, tmp_path: Path):
     hftl.run(recipe, out="run", name='"""; import os', quiet=True)
     said = cli.ok("new", "recipe", "--from", "run")
     assert "the run was given <DatasetDict> in Python, which a file cannot name: fill it in" in said
+    (tmp_path / "live.py").write_text(LIVE)
+    assert 'data="<DatasetDict>",' in cli.ok("run", "live.py", "--show")
     (file,) = tmp_path.glob("*import_os.py")
     assert "# fill in: the run had them from Python" in file.read_text()
     assert find_recipe(str(file))().seed == 0

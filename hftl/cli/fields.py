@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from hftl.methods import METHODS, Head
 from hftl.recipes import Recipe, is_boolean
+from hftl.rowrefs import RowRef
 from hftl.wording import printable
 
 WORDS_OF_TYPES = {int: "INT", float: "FLOAT", str: "TEXT", bool: "BOOL", dict: "JSON", Any: "TEXT"}
@@ -133,11 +134,11 @@ def _words_of_defaults(defaults: Mapping[str, Any]) -> str:
 def _words_of_default(value: Any) -> str:
     if isinstance(value, Head):
         return value.name
-    # A required field has pydantic's mark, an empty collection nothing to show.
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
+    # A required field has pydantic's mark, an empty collection nothing to show.
     return printable(value) if isinstance(value, (str, int, list, Enum)) else ""
 
 
@@ -162,7 +163,7 @@ def _words_of_type(annotation: Any) -> str:
         return "|".join(dict.fromkeys(_words_of_type(part) for part in parts))
     if get_origin(annotation) is list:
         return "A,B,…"
-    if get_origin(annotation) is tuple:
+    if get_args(annotation)[:1] == (RowRef,):
         # Rows are named in a file.
         return "FILE.csv"
     return WORDS_OF_TYPES.get(get_origin(annotation) or annotation, "VALUE")

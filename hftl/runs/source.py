@@ -82,7 +82,8 @@ def spelt(value: Any, depth: int = 0, before: int = 0, *, every_field: bool = Fa
         opening, closing = f"{type(value).__name__}(", ")"
     elif isinstance(value, (list, tuple)):
         parts, opening, closing = [deeper(each) for each in value], "[", "]"
-    elif isinstance(value, dict):
+    # Not a data set of `datasets`, which is a dict too.
+    elif type(value) is dict:
         parts = [f"{spelt(key)}: {deeper(each)}" for key, each in value.items()]
         opening, closing = "{", "}"
     else:
@@ -94,9 +95,13 @@ def spelt(value: Any, depth: int = 0, before: int = 0, *, every_field: bool = Fa
 
 
 def _word(value: object) -> str:
-    """A value without parts, with the quotes that formatters prefer."""
-    if isinstance(value, Verbatim) or not isinstance(value, str):
-        return str(value) if isinstance(value, Verbatim) else repr(value)
+    """A value without parts, with the quotes that formatters prefer; what only Python has by its type."""
+    if isinstance(value, Verbatim):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float)):
+        return repr(value)
+    if not isinstance(value, str):
+        return f'"<{type(value).__name__}>"'
     text = repr(str(value))
     return f'"{text[1:-1]}"' if text[0] == "'" and not set("\"'") & set(value) else text
 
