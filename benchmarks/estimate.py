@@ -40,9 +40,8 @@ def main() -> None:
     for share in SHARES:
         at, said, rows = min(seen, key=lambda each: abs(each[0] - start - share * (end - start)))
         was, by_rows = end - at, (at - start) / rows * (1 - rows)
-        print(
-            f"after {share:.0%} of {end - start:.0f} s: {(said or 0) / was:.2f} of what it was, by rows {by_rows / was:.2f}"
-        )
+        told = f"{(said or 0) / was:.2f} of what it was, by rows {by_rows / was:.2f}"
+        print(f"after {share:.0%} of {end - start:.0f} s: {told}")
 
 
 if __name__ == "__main__":
