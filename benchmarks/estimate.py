@@ -35,7 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         os.environ["HFTL_CACHE"] = cache
         recipe = hftl.Recipe(backbone=options.backbone, data=options.data, limit=options.limit)
-        hftl.compute_features(recipe, quiet=True)
+        hftl.features(recipe, quiet=True)
     start, end = seen[0][0], seen[-1][0]
     for share in SHARES:
         at, said, rows = min(seen, key=lambda each: abs(each[0] - start - share * (end - start)))

@@ -1,6 +1,8 @@
 """The scout's claims, measured: coverage of its intervals, false differences, seconds and memory of its answers.
 
-python benchmarks/scout.py coverage            200 simulated problems whose truth is known (about five minutes)
+python benchmarks/scout.py coverage            200 simulated problems whose truth is known (minutes)
+python benchmarks/scout.py threads             small heads, as they are solved and by two threads
+python benchmarks/scout.py memory [DATA]       peak memory of each answer on stored features
 python benchmarks/scout.py seconds [DATA]      each answer on stored features (2,000 rows; audit: all)
 """
 
@@ -27,45 +29,57 @@ from transformers import AutoConfig, AutoModelForImageClassification
 import hftl
 from hftl import samples
 from hftl.heads import fit_linear
+from hftl.heads import threads as heads_threads
+from hftl.metrics.resampled import resampled_metric
 from hftl.scout.probe import compare, linear_probe
 from hftl.tasks import Task
 
-CLASSES, FRESH = 3, 20_000
+FRESH = 20_000
 
 
-def drawn(rows: int, means: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gaussian classes around their means."""
-    labels = torch.randint(0, len(means), (rows,), generator=generator)
-    return means[labels] + torch.randn(rows, means.shape[1], generator=generator), labels
+def drawn(rows: int, classes: int, means: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    """Gaussian classes around their means, seen by two backbones; without classes one number of the first one's."""
+    labels = torch.randint(0, max(classes, 1), (rows,), generator=generator)
+    one, other = (means[labels] + torch.randn(rows, means.shape[1], generator=generator) for _ in range(2))
+    if classes:
+        return one, other, labels
+    return one, other, one @ means[0, :, None] + torch.randn(rows, 1, generator=generator)
 
 
-def coverage(problems: int, rows: int, width: int) -> None:
-    """How often the interval holds the head's accuracy on fresh rows, and equal backbones are called different."""
+def coverage(problems: int, rows: int, width: int, classes: int) -> None:
+    """How often the interval holds the score of the run's head on fresh rows, and equal backbones are called different.
+
+    Two backbones see the same classes, each under noise of its own, so neither is better.
+    """
     # The classes are as far apart in any number of dimensions.
-    apart = 0.6 * (20 / width) ** 0.5
-    held, widths, different, naive = 0, [], 0, 0
+    apart, task = 0.6 * (20 / width) ** 0.5, Task.SINGLE_LABEL if classes else Task.REGRESSION
+    held: list[bool] = []
+    widths, errors, p_values, plain = [], [], [], []
     for seed in range(problems):
         generator = torch.Generator().manual_seed(seed)
-        means = apart * torch.randn(CLASSES, width, generator=generator)
-        features, labels = drawn(rows, means, generator)
-        fresh, truth = drawn(FRESH, means, generator)
-        # A second backbone of the same worth: the same classes under noise of its own.
-        twin = means[labels] + torch.randn(rows, width, generator=generator)
-        options = {"task": Task.SINGLE_LABEL, "num_labels": CLASSES, "folds": 5, "seed": seed}
-        one, other = linear_probe(features, labels, **options), linear_probe(twin, labels, **options)
-        head = fit_linear(features, labels, task="single_label", num_labels=CLASSES, calibrate=False, seed=seed)
-        accuracy = float((head.logits(fresh).argmax(1) == truth).double().mean())
-        held += one.interval.low <= accuracy <= one.interval.high
-        widths.append(one.interval.high - one.interval.low)
-        different += compare(one, other, 5).p < 0.05
-        plain = one.draws - other.draws
-        naive += np.quantile(plain, 0.025) > 0 or np.quantile(plain, 0.975) < 0
-    print(f"{problems} problems of {rows} rows, {width} features, {CLASSES} classes")
-    print(
-        f"95 % interval holds the accuracy on fresh rows     {held / problems:.1%} (mean width {np.mean(widths):.3f})"
-    )
-    print(f"equal backbones called different                   {different / problems:.1%}")
-    print(f"the same without the correction for shared folds   {naive / problems:.1%}")
+        means = apart * torch.randn(max(classes, 1), width, generator=generator)
+        *known, labels = drawn(rows, classes, means, generator)
+        *fresh, truth = drawn(FRESH, classes, means, generator)
+        how = {"task": task, "num_labels": max(classes, 1), "seed": seed}
+        scores = []
+        for features, unseen in list(zip(known, fresh, strict=True))[: 2 if classes else 1]:
+            scores.append(linear_probe(features, labels, folds=5, **how))
+            logits = fit_linear(features, labels, **how).logits(unseen)
+            value = resampled_metric(task, logits.numpy(), truth.numpy(), np.ones((1, FRESH)))[0]
+            interval = scores[-1].interval
+            held.append(interval.low <= value <= interval.high)
+            widths.append(interval.high - interval.low)
+            errors.append(interval.value - value)
+        if classes:
+            p_values.append(compare(*scores).p)
+            low, high = np.quantile(scores[0].draws - scores[1].draws, [0.025, 0.975])
+            plain.append(low > 0 or high < 0)
+    print(f"{problems} problems of {rows} rows, {width} features, {classes or 'no'} classes")
+    print(f"95 % interval holds the score on fresh rows       {np.mean(held):.1%} (mean width {np.mean(widths):.3f})")
+    print(f"score above that on fresh rows                    {np.mean(errors):+.4f}")
+    if classes:
+        print(f"equal backbones called different                  {np.mean(np.array(p_values) < 0.05):.1%}")
+        print(f"the same by the rows alone                        {np.mean(plain):.1%}")
 
 
 def seconds(data: str, backbone: str, pooling: str) -> None:
@@ -92,7 +106,13 @@ def seconds(data: str, backbone: str, pooling: str) -> None:
 
 
 def memory(data: str, backbone: str, pooling: str) -> None:
-    """Peak memory of an answer on all rows above that of a process which has answered once, each in a process."""
+    """Peak memory of an answer on all stored rows above that of a process which has answered once."""
+    recipe = hftl.Recipe(backbone=backbone, data=data, method=hftl.Head(pooling=pooling))
+    stored = hftl.compute_features(recipe, quiet=True).of("train")[0]
+    print(
+        f"features of the training rows: {stored.nbytes / 2**20:.0f} MB, {torch.get_num_threads()} threads", flush=True
+    )
+    hftl.transfer(recipe, seeds=1, subset=200, quiet=True)
     for name in ("rank", "audit", "transfer", "curve"):
         code = f"""
 import resource, hftl
@@ -100,9 +120,26 @@ recipe = hftl.Recipe(backbone={backbone!r}, data={data!r}, method=hftl.Head(pool
 hftl.rank(recipe, [recipe.backbone], subset=200, quiet=True)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 hftl.{name}(recipe, {"[recipe.backbone], " if name == "rank" else ""}quiet=True)
-print("{name}: +", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, "MB")
+print("{name}: +", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, "MB", flush=True)
 """
         subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def threads() -> None:
+    """How much longer small cross-validations take with two threads at every product than as they are solved."""
+    torch.set_num_threads(2)
+    worth = heads_threads.WORTH_THREADS
+    for rows, width, classes in ((100, 20, 3), (300, 20, 3), (300, 192, 10)):
+        features, _, labels = drawn(rows, classes, torch.randn(classes, width), torch.Generator().manual_seed(0))
+        taken: dict[str, list[float]] = {"as it is": [], "two threads": []}
+        for _ in range(3):
+            for name, least in (("as it is", worth), ("two threads", 0)):
+                heads_threads.WORTH_THREADS = least
+                how = {"task": Task.SINGLE_LABEL, "num_labels": classes, "folds": 5, "seed": 0}
+                taken[name].append(timed(lambda f=features, y=labels, h=how: linear_probe(f, y, **h)))
+        ratios = [two / one for one, two in zip(*taken.values(), strict=True)]
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        print(f"{rows} x {width}: two threads take {np.median(ratios):.2f} times as long ({spread})", flush=True)
 
 
 def noise() -> None:
@@ -143,9 +180,7 @@ def agreement(data: str, backbone: str, pooling: str) -> None:
         print(f"depth {one.depth:2}   all rows {one.probe}   a quarter {other.probe}")
     pairs = [(one, other) for one, other in itertools.combinations(range(len(whole.depths)), 2)]
     sure = [
-        (one, other)
-        for one, other in pairs
-        if compare(whole.depths[one].score, whole.depths[other].score, whole.folds).p < 0.05
+        (one, other) for one, other in pairs if compare(whole.depths[one].score, whole.depths[other].score).p < 0.05
     ]
     thirds = [pair for pair in pairs if all((k + 1) % 3 == 0 for k in pair)]
     for what, chosen in (
@@ -170,19 +205,21 @@ def timed(work: Callable[[], object]) -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["coverage", "seconds", "memory", "noise", "agreement"])
+    parser.add_argument("what", choices=["coverage", "seconds", "memory", "threads", "noise", "agreement"])
     parser.add_argument("data", nargs="?", default="sample:digits")
     parser.add_argument("--backbone", default="hftl/glyph-vit-tiny")
     parser.add_argument("--pooling", default="native")
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--width", type=int, default=20)
+    parser.add_argument("--classes", type=int, default=3, help="of the simulated problems; 0 for a regression")
     asked = parser.parse_args()
     answers = {
-        "coverage": lambda: coverage(asked.problems, asked.rows, asked.width),
+        "coverage": lambda: coverage(asked.problems, asked.rows, asked.width, asked.classes),
         "memory": lambda: memory(asked.data, asked.backbone, asked.pooling),
         "seconds": lambda: seconds(asked.data, asked.backbone, asked.pooling),
         "noise": noise,
+        "threads": threads,
         "agreement": lambda: agreement(asked.data, asked.backbone, asked.pooling),
     }
     answers[asked.what]()

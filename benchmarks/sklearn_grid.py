@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hftl import Head, Recipe, compute_features, run
+from hftl import Head, Recipe, features, run
 
 STRENGTHS = [0.001, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 1000]
 
@@ -42,9 +42,9 @@ def jobs(data: Path) -> dict[str, Recipe]:
 
 def best_of_grid(recipe: Recipe) -> tuple[float, float]:
     """The best accuracy on the test split, and the strength that gives it."""
-    matrix = compute_features(recipe, quiet=True)
-    train, labels = (value.numpy() for value in matrix.of("train"))
-    test, truth = (value.numpy() for value in matrix.of("test"))
+    matrix = features(recipe, quiet=True)
+    train, labels = matrix.of("train")
+    test, truth = matrix.of("test")
     found = []
     for strength in STRENGTHS:
         for scaled in (True, False):

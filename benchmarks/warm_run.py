@@ -20,16 +20,16 @@ import pyarrow.csv
 import transformers
 from extract_images import jpegs
 
-from hftl import Head, Recipe, compute_features
+from hftl import Head, Recipe, features
 
 
 def warm(recipe: Recipe) -> float:
-    compute_features(recipe, quiet=True)
+    features(recipe, quiet=True)
     # A file that was just written is not yet trusted to stay as it is; the next run knows it by its time.
     time.sleep(3)
-    compute_features(recipe, quiet=True)
+    features(recipe, quiet=True)
     started = time.perf_counter()
-    compute_features(recipe, quiet=True)
+    features(recipe, quiet=True)
     return time.perf_counter() - started
 
 

@@ -5,6 +5,7 @@ Importing hftl imports neither torch nor transformers: its public names are brou
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from hftl.backbones.source import Source
     from hftl.backbones.text import TextBackbone
     from hftl.backbones.vision import ImageBackbone
+    from hftl.convert import OnnxModel, to_onnx
     from hftl.errors import (
         BackboneError,
         BadRowError,
@@ -30,15 +32,15 @@ if TYPE_CHECKING:
         StoreError,
         UserError,
     )
-    from hftl.export.loaded import LoadedModel
     from hftl.export.push import push
-    from hftl.frozen.matrix import FeatureMatrix, write_features
+    from hftl.finished import Run
+    from hftl.frozen.matrix import Features
     from hftl.hub.commit import Pushed
     from hftl.methods import Full, Head, LoRA, Partial
-    from hftl.pipeline import Run, compute_features, run
+    from hftl.pipeline import features, run
     from hftl.plugins.hookspecs import hookimpl
     from hftl.plugins.spec import BackboneOptions, BackboneSpec
-    from hftl.predict import evaluate, load, predictions
+    from hftl.predict import Model, evaluate, load
     from hftl.recipes import Recipe, recipe
     from hftl.scout.advise import Advice, advise
     from hftl.scout.audit import Audit, audit
@@ -47,6 +49,10 @@ if TYPE_CHECKING:
     from hftl.scout.rank import Ranking, rank
     from hftl.scout.transfer import Transfer, transfer
     from hftl.tasks import Task
+
+# In a notebook without ipywidgets the libraries below would begin with tqdm's advice to install them; what hftl draws
+# itself needs none.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 _HOME = {
     "Advice": "hftl.scout.advise",
@@ -61,7 +67,7 @@ _HOME = {
     "CutError": "hftl.errors",
     "DataError": "hftl.errors",
     "Encoded": "hftl.backbones.protocol",
-    "FeatureMatrix": "hftl.frozen.matrix",
+    "Features": "hftl.frozen.matrix",
     "Full": "hftl.methods",
     "Head": "hftl.methods",
     "HftlError": "hftl.errors",
@@ -70,7 +76,8 @@ _HOME = {
     "Interrupted": "hftl.errors",
     "Layers": "hftl.scout.layers",
     "LoRA": "hftl.methods",
-    "LoadedModel": "hftl.export.loaded",
+    "Model": "hftl.predict",
+    "OnnxModel": "hftl.convert",
     "Partial": "hftl.methods",
     "PluginError": "hftl.errors",
     "PretrainedBackbone": "hftl.backbones.pretrained",
@@ -78,7 +85,7 @@ _HOME = {
     "Ranking": "hftl.scout.rank",
     "Recipe": "hftl.recipes",
     "RecipeError": "hftl.errors",
-    "Run": "hftl.pipeline",
+    "Run": "hftl.finished",
     "Source": "hftl.backbones.source",
     "StoreError": "hftl.errors",
     "Task": "hftl.tasks",
@@ -87,19 +94,18 @@ _HOME = {
     "UserError": "hftl.errors",
     "advise": "hftl.scout.advise",
     "audit": "hftl.scout.audit",
-    "compute_features": "hftl.pipeline",
     "curve": "hftl.scout.curve",
     "evaluate": "hftl.predict",
+    "features": "hftl.pipeline",
     "hookimpl": "hftl.plugins.hookspecs",
     "layers": "hftl.scout.layers",
     "load": "hftl.predict",
-    "predictions": "hftl.predict",
     "push": "hftl.export.push",
     "rank": "hftl.scout.rank",
     "recipe": "hftl.recipes",
     "run": "hftl.pipeline",
+    "to_onnx": "hftl.convert",
     "transfer": "hftl.scout.transfer",
-    "write_features": "hftl.frozen.matrix",
 }
 
 __all__ = [
@@ -115,7 +121,7 @@ __all__ = [
     "CutError",
     "DataError",
     "Encoded",
-    "FeatureMatrix",
+    "Features",
     "Full",
     "Head",
     "HftlError",
@@ -124,7 +130,8 @@ __all__ = [
     "Interrupted",
     "Layers",
     "LoRA",
-    "LoadedModel",
+    "Model",
+    "OnnxModel",
     "Partial",
     "PluginError",
     "PretrainedBackbone",
@@ -141,23 +148,24 @@ __all__ = [
     "UserError",
     "advise",
     "audit",
-    "compute_features",
     "curve",
     "evaluate",
+    "features",
     "hookimpl",
     "layers",
     "load",
-    "predictions",
     "push",
     "rank",
     "recipe",
     "run",
+    "to_onnx",
     "transfer",
-    "write_features",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "sklearn":
+        return import_module("hftl.sklearn")
     if name not in _HOME:
         raise AttributeError(f"module 'hftl' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

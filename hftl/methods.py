@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import Self
 
+Pooling = Literal["native", "mean", "cls", "cls+mean", "pooler"]
+
 
 class Options(BaseModel):
     """A set of named options that refuses names it does not know."""
@@ -19,8 +21,9 @@ class Head(Options):
 
     Attributes:
         pooling: what of the backbone the head reads: ``"native"`` for what the model's own head reads (exported in
-            the model's own class), or the ``"mean"`` or first (``"cls"``) token of its last layer (texts: exported
-            for sentence-transformers).
+            the model's own class), or the ``"mean"`` or first (``"cls"``) token of its last layer; for pictures also
+            ``"cls+mean"``, both behind each other, and ``"pooler"``, the base model's own pooled output. Texts are
+            then exported for sentence-transformers, pictures as the base model with the head beside it.
         hidden: units of one hidden layer (GELU), trained with AdamW instead of solved; None for a linear head. Only the
             format of sentence-transformers has a place for it, so it goes with ``"mean"`` or ``"cls"``.
         strengths: L2 strengths to choose from, any order; None for a path of 20.
@@ -33,7 +36,7 @@ class Head(Options):
     """
 
     name: Literal["head"] = "head"
-    pooling: Literal["native", "mean", "cls"] = "native"
+    pooling: Pooling = "native"
     hidden: int | None = Field(default=None, ge=1)
     strengths: list[float] | None = Field(default=None, min_length=1)
     folds: int = Field(default=5, ge=2)
@@ -51,7 +54,7 @@ class Head(Options):
 
     @model_validator(mode="after")
     def _hidden_layer_has_a_place(self) -> Self:
-        if self.hidden and self.pooling == "native":
+        if self.hidden and self.pooling not in ("mean", "cls"):
             raise ValueError("hidden goes with pooling='mean' or 'cls': the model's own class has no hidden layer")
         return self
 
@@ -90,6 +93,7 @@ class FineTune(Options):
         trivial_augment: change a picture by one random operation of random strength (Müller & Hutter 2021).
         mixup: parameter of mixup's Beta distribution (0.2 is usual); 0 for off.
         cutmix: parameter of CutMix's Beta distribution (1 is usual); 0 for off.
+        pooling: of pictures: what of the base model the head reads, as of `Head`.
     """
 
     epochs: int = Field(default=3, ge=1)
@@ -118,6 +122,7 @@ class FineTune(Options):
     trivial_augment: bool = False
     mixup: float = Field(default=0.0, ge=0)
     cutmix: float = Field(default=0.0, ge=0)
+    pooling: Pooling = "native"
 
     @model_validator(mode="after")
     def _head_lr_is_relative(self) -> Self:
@@ -128,7 +133,7 @@ class FineTune(Options):
     @property
     def probe(self) -> Head:
         """How the head is solved that training starts from."""
-        return Head(class_weight=self.class_weight)
+        return Head(class_weight=self.class_weight, pooling=self.pooling)
 
 
 class Full(FineTune):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,23 @@ from hftl.export.card import write_card
 from hftl.export.proof import Evidence, prove_exports
 from hftl.export.trained import Exported, Trained
 from hftl.finetune.rows import without_bad_rows
+from hftl.finished import Run
 from hftl.frozen.features import StoredFeatures, matrix_of
 from hftl.frozen.head import train_head
-from hftl.frozen.matrix import FeatureMatrix
+from hftl.frozen.matrix import Features
 from hftl.frozen.recipe import inputs_of, probe_of, stored_features, view_of
-from hftl.frozen.view import Pooling
 from hftl.hub.client import staying_offline
-from hftl.methods import Head
+from hftl.methods import Head, Pooling
+from hftl.metric_functions import add_own_metrics
 from hftl.metrics import evaluate_predictions
 from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
 from hftl.plugins.registry import add_metrics
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.progress import Progress
 from hftl.recipes import Recipe
+from hftl.report.collect import collect
+from hftl.report.collected import COLLECTED, Collected
+from hftl.runs.again import RecipeLike, as_recipe
 from hftl.runs.console import print_bad_rows, print_results, quiet_libraries
 from hftl.runs.folder import RunFolder, writing
 from hftl.runs.judgement import judgements
@@ -40,28 +45,16 @@ from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
 from hftl.scout.layers import layers
 from hftl.terminal import Terminal
+from hftl.wording import named_error
 
 SKIPPED = "skipped.json"
 NO_FEATURES = {"rows": 0, "computed": 0, "reused": 0}
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        folder: where everything is.
-        metrics: what ``metrics.json`` holds.
-    """
-
-    folder: Path
-    metrics: dict[str, Any]
-
-
 def run(
-    recipe: Recipe,
+    recipe: RecipeLike,
     *,
-    name: str = "recipe",
+    name: str | None = None,
     out: str | Path | None = None,
     offline: bool = False,
     allow_pickle: bool = False,
@@ -69,12 +62,13 @@ def run(
     on_bad_row: str = "error",
     resume: bool = False,
     track: Sequence[str] = (),
+    report: bool = True,
 ) -> Run | None:
     """Do what a recipe says.
 
     Args:
-        recipe: what to do.
-        name: the recipe's name, for the folder ``runs/<name>/<time>``.
+        recipe: what to do: a `Recipe`, or one that `hftl run` finds (a Python file, a name, a run to do again).
+        name: the recipe's name, for the folder ``runs/<name>/<time>``; None for its own.
         out: another folder to write to.
         offline: use only what is on this machine.
         allow_pickle: read a backbone's weights that are there only as a pickle, as nothing but tensors.
@@ -85,6 +79,7 @@ def run(
             unfinished run.
         track: trackers of accelerate that fine-tuning logs to as well: ``tensorboard``, ``trackio``, ``wandb``,
             ``mlflow``.
+        report: write ``report.html`` into the run's folder at the end.
 
     Returns:
         The finished run; None on every process but the main one.
@@ -95,6 +90,8 @@ def run(
         Interrupted: fine-tuning was asked to stop; its state is saved.
     """
     started = time.monotonic()
+    recipe, own_name = as_recipe(recipe)
+    name = name or own_name
     main = start_processes().is_main_process
     say = Terminal(quiet=quiet or not main)
     with quiet_libraries(), staying_offline(offline), ExitStack() as held:
@@ -134,7 +131,7 @@ def run(
             if note not in said:
                 # What only the model's weights tell, where they were read.
                 say.print(f"          {note}")
-        metrics = measure(folder, trained, features, data)
+        metrics = measure(recipe, folder, trained, features, data, say)
         if thresholds := trained.report.get("thresholds"):
             # A field of our own in config.json: whoever loads the model decides as the run did.
             target.config.thresholds = thresholds
@@ -148,14 +145,18 @@ def run(
         }
         metrics = metrics.model_copy(update={"seconds": seconds})
         metrics = finish(folder, exported, record, metrics, bad)
-    print_results(say, metrics, folder.path)
+        page = None
+        if report:
+            shown = partial(collect, data, features, trained, target.backbone.modality, recipe.seed)
+            page = written_report(folder, shown, say)
+    print_results(say, metrics, folder.path, page)
     for line in judgements(metrics, data.task):
         say.print(line)
-    return Run(folder.path, metrics.as_json())
+    return Run(folder.path)
 
 
-def compute_features(
-    recipe: Recipe,
+def features(
+    recipe: RecipeLike,
     *,
     pooling: Pooling | None = None,
     also: Sequence[Pooling] = (),
@@ -163,11 +164,11 @@ def compute_features(
     allow_pickle: bool = False,
     quiet: bool = False,
     on_bad_row: str = "error",
-) -> FeatureMatrix:
+) -> Features:
     """Compute what is missing of a recipe's features and return all of them, without training.
 
     Args:
-        recipe: the backbone and the data.
+        recipe: the backbone and the data; as of `run`.
         pooling: ``"native"``, ``"mean"`` or ``"cls"``; None for the recipe's own.
         also: other poolings to store from the same pass.
         offline: use only what is on this machine.
@@ -179,14 +180,17 @@ def compute_features(
         UserError: the recipe, its data or its backbone cannot be used.
         StoreError: features cannot be stored.
     """
+    recipe, _ = as_recipe(recipe)
     say = Terminal(quiet=quiet or not start_processes().is_main_process)
     own = view_of(recipe)
     views = [replace(own, pooling=each) for each in (pooling or own.pooling, *also)]
     with quiet_libraries(), staying_offline(offline):
         with met_everywhere():
             spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
-        features = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
-    return matrix_of(features, data)
+        if views != [own] and target.backbone.wants != "text":
+            raise RecipeError("pictures have one pooling, which the recipe states: give --set method.pooling=mean")
+        stored = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
+    return matrix_of(stored, data)
 
 
 # The steps of a run, in the order in which they are taken.
@@ -299,9 +303,11 @@ def finetuned(
         say=say.print,
         quiet=say.quiet,
     )
-    if head and "baselines" in head.report:
-        # What costs nothing on these features stands beside what fine-tuning made of them.
-        trained.report["baselines"] = head.report["baselines"]
+    if head:
+        trained.held_out = head.held_out
+        if "baselines" in head.report:
+            # What costs nothing on these features stands beside what fine-tuning made of them.
+            trained.report["baselines"] = head.report["baselines"]
     return trained
 
 
@@ -313,7 +319,9 @@ def start_of(head: Trained, data: Data, say: Terminal) -> dict[str, torch.Tensor
     return head.parameters
 
 
-def measure(folder: RunFolder, trained: Trained, features: StoredFeatures | None, data: Data) -> Metrics:
+def measure(
+    recipe: Recipe, folder: RunFolder, trained: Trained, features: StoredFeatures | None, data: Data, say: Terminal
+) -> Metrics:
     """Metrics on the test split and what training reports; predictions go to ``predictions.parquet``."""
     for step in trained.report.get("path", []):
         folder.log("strength", **step)
@@ -324,6 +332,8 @@ def measure(folder: RunFolder, trained: Trained, features: StoredFeatures | None
     thresholds = trained.report.get("thresholds")
     values = evaluate_predictions(task, logits.numpy(), test.labels, data.label_names, thresholds)
     add_metrics(values, logits.numpy(), test.labels, task)
+    for problem in add_own_metrics(values, recipe.metrics, logits.numpy(), test.labels, task, thresholds):
+        say.print(f"          {problem}")
     folder.log("eval", **{name: value for name, value in values.items() if isinstance(value, float)})
     names = [test.inputs.name(i) for i in range(len(test))]
     scores = task.scores(logits).numpy()
@@ -352,6 +362,22 @@ def finish(
     # Last, because where metrics.json stands a run is complete.
     folder.write_metrics(metrics)
     return metrics
+
+
+def written_report(folder: RunFolder, gather: Callable[[], Collected], say: Terminal) -> Path | None:
+    """The page of a run that is finished; None where it cannot be made, which is said and costs the run nothing."""
+    try:
+        # Brought only here: matplotlib takes more than half a second to import.
+        from hftl.report.page import write_report
+
+        folder.write_json(COLLECTED, gather().model_dump(mode="json"))
+        return write_report(folder.path)
+    except Exception as error:
+        say.print(
+            f"report    not written: {named_error(error)}; the run is finished, and hftl report {folder.path} writes "
+            "what its folder tells"
+        )
+        return None
 
 
 def _log_nothing(event: str, **values: Any) -> None:

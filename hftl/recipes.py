@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from hftl.errors import HftlError, RecipeError
 from hftl.methods import METHODS, Head, Method, Options
+from hftl.metric_functions import MetricLike, check_metrics
 from hftl.plugins.manager import plugins
 from hftl.rowrefs import RowRef
 from hftl.tasks import Task
@@ -35,7 +36,8 @@ class Recipe(Options):
     Attributes:
         backbone: a registered name, a Hub id ``user/name[@revision]``, or a folder.
         data: a Hub data set ``user/name[:config][@revision]``, a folder, a file (csv, tsv, jsonl, parquet),
-            ``sample:NAME``, or a ``datasets.DatasetDict``.
+            ``sample:NAME``; or what Python holds: a pandas or polars ``DataFrame``, a ``datasets.Dataset`` or
+            ``DatasetDict``, a list of pairs (input, label), a dict of splits of these.
         method: how to train.
         task: ``"single_label"``, ``"multi_label"`` or ``"regression"``; None to infer it.
         input_columns: one column, or two for pairs of texts; None to infer.
@@ -56,6 +58,8 @@ class Recipe(Options):
         seed: of every random choice.
         drop: rows to leave out: a csv file of them, as ``hftl audit --export`` writes it, which is read at once, so
             that a run's record names the rows themselves.
+        metrics: functions that are computed beside hftl's own metrics, on the test split: ``function(y_true, y_pred)``
+            or ``function(logits, labels, task)``, told apart by these names; see `hftl.metric_functions`.
     """
 
     backbone: str
@@ -73,6 +77,7 @@ class Recipe(Options):
     limit: int | None = Field(default=None, ge=2)
     seed: int = Field(default=0, ge=0, lt=2**32)
     drop: tuple[RowRef, ...] = ()
+    metrics: tuple[MetricLike, ...] = ()
 
     @field_validator("drop", mode="before")
     @classmethod
@@ -84,15 +89,34 @@ class Recipe(Options):
 
         return read_row_refs(Path(drop).expanduser())
 
+    @field_validator("metrics")
+    @classmethod
+    def _are_metrics(cls, functions: tuple[MetricLike, ...]) -> tuple[MetricLike, ...]:
+        check_metrics(functions)
+        return functions
+
     @field_validator("data")
     @classmethod
     def _is_data(cls, data: Any) -> Any:
-        # A DatasetDict is recognised by what it is a mapping of, so that a recipe need not import datasets.
         if isinstance(data, (str, Path)):
             return str(data)
-        if hasattr(data, "column_names"):
-            return data
-        raise ValueError("data is a reference (text) or a datasets.DatasetDict")
+        # Brought only here: a recipe whose data have a reference is read without pyarrow.
+        from hftl.data.objects import kind_of
+
+        kind_of(data)
+        return data
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """The fields; of data that are no reference only what they are, because all of them fill a screen."""
+        for name, value in super().__repr_args__():
+            yield name, _Unquoted(type(value).__name__) if name == "data" and not isinstance(value, str) else value
+
+
+class _Unquoted(str):
+    """Text that `repr` shows in angle brackets."""
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
 
 
 class RecipeFunction(Generic[P]):

@@ -14,6 +14,8 @@ import tiny
 import torch
 from PIL import Image
 from runs import Cli, predictions
+from scipy.optimize import minimize
+from scipy.special import expit, softmax
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
@@ -23,10 +25,10 @@ from hftl.data.images import grey_thumbnail
 from hftl.errors import BadRowError
 from hftl.recipes import Recipe
 from hftl.scout import copies as of_copies
-from hftl.scout.copies import Neighbours, copies_by_split, find_copies, nearest
+from hftl.scout.copies import Copies, Neighbours, copies_by_split, find_copies, groups_of_copies, nearest
 from hftl.scout.oddities import far_rows, one_class_in_two_names, pairs_of_one_name
 from hftl.scout.pictures import picture_similarity
-from hftl.scout.suspects import confident_learning, large_residuals, wrong_in_each_label
+from hftl.scout.suspects import confident_learning, how_many_are_wrong, large_residuals, wrong_in_each_label
 from hftl.scout.texts import texts_of_one_word_apart
 from hftl.store.digests import digest_texts
 
@@ -73,6 +75,25 @@ def test_texts_that_differ_in_a_word_case_punctuation_or_blanks_are_near_copies(
     assert found[7][0].exact
     assert found[7][0].similarity == 1
     assert not found[1][0].exact
+
+
+def test_a_word_that_changes_the_class_carries_the_meaning_and_copies_of_copies_are_one_group():
+    texts = [
+        "how do I open my new account",
+        "how do I close my new account",  # one word, another class
+        "how do I open my first account",  # one word, the same class
+        "HOW do I open my new account?",  # case and marks, whatever the class
+        "something else is asked here today",
+    ]
+    rows = Texts([(text,) for text in texts], RowNames([("t.csv", len(texts))]))
+    nobody = Neighbours(np.zeros((5, 1), dtype=np.int64), np.full((5, 1), -1, dtype=np.float32))
+    found = find_copies([rows], digest_texts(rows.values), nobody, np.array([0, 1, 0, 2, 0]))
+    assert found.first[found.pairs].tolist() == [[0, 2], [0, 3]]
+    group = groups_of_copies(found)
+    assert group[0] == group[2] == group[3]
+    assert len({group[0], group[1], group[4]}) == 3
+    everything = Copies(np.array([0, 1, 0]), np.array([0, 1]), np.zeros((0, 2), dtype=np.int64), np.zeros(0))
+    assert groups_of_copies(everything).tolist() == [0, 1, 0]
 
 
 def test_every_pair_of_one_word_apart_is_found_as_brute_force_finds_it():
@@ -164,30 +185,22 @@ def judged(rows: int = 300, classes: int = 4, seed: int = 0) -> tuple[np.ndarray
     return probabilities, labels, flipped
 
 
-def by_the_paper(probabilities: np.ndarray, labels: np.ndarray) -> tuple[set[int], float]:
-    """Confident learning, as its paper states it, row by row."""
+def by_the_paper(probabilities: np.ndarray, labels: np.ndarray) -> set[int]:
+    """What confident learning lists, as its paper states it, row by row."""
     classes = probabilities.shape[1]
     thresholds = [probabilities[labels == j, j].mean() if (labels == j).any() else np.inf for j in range(classes)]
-    joint, off = np.zeros((classes, classes)), set()
+    off = set()
     for i, row in enumerate(probabilities):
         confident = [j for j in range(classes) if row[j] >= thresholds[j]]
-        if confident:
-            best = max(confident, key=lambda j: row[j])
-            joint[labels[i], best] += 1
-            if best != labels[i]:
-                off.add(i)
-    for j in range(classes):
-        if joint[j].sum():
-            joint[j] *= (labels == j).sum() / joint[j].sum()
-    return off, joint.sum() - np.trace(joint)
+        if confident and max(confident, key=lambda j: row[j]) != labels[i]:
+            off.add(i)
+    return off
 
 
-def test_confident_learning_lists_and_counts_what_its_paper_says():
+def test_confident_learning_lists_what_its_paper_says():
     probabilities, labels, flipped = judged()
     found = confident_learning(probabilities, labels)
-    off, wrong = by_the_paper(probabilities, labels)
-    assert set(np.flatnonzero(found.listed).tolist()) == off
-    assert found.wrong.value == pytest.approx(wrong)
+    assert set(np.flatnonzero(found.listed).tolist()) == by_the_paper(probabilities, labels)
     assert found.wrong.low < 30 < found.wrong.high
     most = np.argsort(found.score)[:30]
     assert np.isin(flipped, most).mean() > 0.9
@@ -196,15 +209,52 @@ def test_confident_learning_lists_and_counts_what_its_paper_says():
         assert found.score[i] == pytest.approx(probabilities[i, labels[i]])
 
 
-def test_the_interval_is_that_of_a_bootstrap_of_the_whole_procedure():
-    probabilities, labels, _ = judged(rows=150, seed=1)
-    rng = np.random.default_rng(5)
-    draws = []
-    for _ in range(400):
-        rows = rng.integers(0, 150, 150)
-        draws.append(by_the_paper(probabilities[rows], labels[rows])[1])
-    wrong = confident_learning(probabilities, labels).wrong
-    np.testing.assert_allclose([wrong.low, wrong.high], np.quantile(draws, [0.025, 0.975]), atol=4)
+def hard(rows: int, wrong: float, sure: float, seed: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Probabilities that are true, at the temperature of a head that knows of no wrong label; labels; and flips."""
+    rng = np.random.default_rng(seed)
+    logits = sure * rng.normal(size=(rows, 5))
+    truth = (logits + rng.gumbel(size=logits.shape)).argmax(1)
+    flipped = rng.choice(rows, round(wrong * rows), replace=False)
+    labels = truth.copy()
+    labels[flipped] = (truth[flipped] + rng.integers(1, 5, len(flipped))) % 5
+    return softmax(0.5 * logits, axis=1), labels, len(flipped)
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.05, 0.1])
+@pytest.mark.parametrize("sure", [2.0, 6.0])
+def test_the_number_of_wrong_labels_is_honest_whether_a_head_is_weak_or_strong(wrong: float, sure: float) -> None:
+    held, values = 0, []
+    for seed in range(40):
+        probabilities, labels, number = hard(400, wrong, sure, seed)
+        found = how_many_are_wrong(probabilities, labels)
+        held += found.low <= number <= found.high
+        values.append(found.value)
+    assert held >= 36
+    assert np.mean(values) == pytest.approx(400 * wrong, abs=5 if sure > 2 else 9)
+    # A weak head is wrong about a third of the rows, which confident learning would list.
+    if sure == 2 and not wrong:
+        assert (probabilities.argmax(1) != labels).mean() > 0.2
+
+
+def test_the_number_of_wrong_labels_is_the_likeliest() -> None:
+    probabilities, labels, _ = hard(300, 0.08, 3.0, 3)
+    logits = np.log(probabilities)
+
+    def surprise(given: np.ndarray) -> float:
+        own = softmax(np.exp(given[0]) * logits, axis=1)[np.arange(300), labels]
+        chance = expit(given[1])
+        return -float(np.log((1 - chance) * own + chance / 5).sum())
+
+    # It has several minima: none wrong at a high temperature is one.
+    options = {"xatol": 1e-8, "fatol": 1e-10}
+    starts = [(beta, odds) for beta in (0.0, 0.7) for odds in (-4.0, -2.0)]
+    best = min((minimize(surprise, s, method="Nelder-Mead", options=options) for s in starts), key=lambda m: m.fun)
+    found = how_many_are_wrong(probabilities, labels)
+    assert found.value == pytest.approx(300 * 0.8 * expit(best.x[1]), rel=0.02)
+    for end in (found.low, found.high):
+        odds = np.log(end / (240 - end))
+        rest = min(surprise(np.array([beta, odds])) for beta in np.linspace(-1, 2, 301))
+        assert rest - best.fun == pytest.approx(1.92, abs=0.05)
 
 
 def test_where_nothing_looks_wrong_a_few_labels_still_may_be():

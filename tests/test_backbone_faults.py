@@ -114,7 +114,7 @@ def test_weights_that_change_between_runs(refused: Run, tmp_path: Path, monkeypa
     spec = BackboneSpec("changing", "text", lambda options: Changing(hftl.Source.of(source)), plugin="faulty-plugin")
     monkeypatch.setattr("hftl.frozen.recipe.find", lambda ref: spec)
     recipe = hftl.Recipe(backbone="changing", data=str(data), method=HEAD)
-    hftl.compute_features(recipe, quiet=True)
+    hftl.features(recipe, quiet=True)
     data.write_text(data.read_text() + "a new dog,a\n")
     assert "gives a row other features than an earlier run stored" in refused(Changing)
 

@@ -115,7 +115,7 @@ SCRIPT = """
 import json, sys
 import hftl
 done = hftl.run(hftl.Recipe(backbone="stripes", data="data", method=hftl.Head(folds=2)), out="run", quiet=True)
-rows = hftl.predictions("run", ["data"])
+rows = hftl.load("run").predict("data")
 values = hftl.evaluate("run", "data", quiet=True)
 print(json.dumps([done.metrics["eval"]["accuracy"], rows[0], values["accuracy"]]))
 """

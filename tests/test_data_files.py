@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from hftl.data import Data, Files, load_data, read_lines
+from hftl.data import Data, Files, load_data
+from hftl.data.row_streams import plain_line, text_lines
 from hftl.errors import BadRowError, DataError
 
 ROWS = [("good film", "pos"), ("bad film", "neg"), ("fine", "pos"), ("awful", "neg"), ("so so", "pos"), ("no", "neg")]
@@ -90,6 +91,11 @@ def test_the_empty_name_of_a_row_number_column_is_no_blank_to_cut(tmp_path: Path
     assert read_back(load(tmp_path / "d.tsv")) == sorted(ROWS)
 
 
+def lines_of(path: Path) -> list[str]:
+    with text_lines(path, path.name) as lines:
+        return [plain_line(line) for line in lines]
+
+
 def test_lines_of_a_text_file_end_where_editors_end_them(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     lines = ["one\u2028still one", "", "two\x0c\x85", " three "]
@@ -97,14 +103,14 @@ def test_lines_of_a_text_file_end_where_editors_end_them(tmp_path: Path) -> None
         for end in ("\n", "\r\n", "\r"):
             for last in ("", end):
                 path.write_bytes((end.join(lines) + last).encode(encoding))
-                assert read_lines(path) == lines
+                assert lines_of(path) == lines
     path.write_bytes(b"a\ncaf\xe9\n")
     with pytest.raises(DataError, match=r"t\.txt line 2: not UTF-8 text \(byte 0xe9\)"):
-        read_lines(path)
+        lines_of(path)
     with pytest.raises(DataError, match=r"none\.txt: cannot be read: No such file"):
-        read_lines(tmp_path / "none.txt")
+        lines_of(tmp_path / "none.txt")
     path.write_bytes(b"")
-    assert read_lines(path) == []
+    assert lines_of(path) == []
 
 
 # ── quotes ───────────────────────────────────────────────────────────────────────────────────────────────────────────

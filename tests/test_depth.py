@@ -333,8 +333,9 @@ def test_depths_side_by_side_are_one_head_on_all_their_features(checkpoint, tmp_
     side = hftl.layers(made, together=[4, 2], quiet=True).together
     assert side is not None
     assert side.depths == [2, 4]
-    parts = [hftl.compute_features(made.model_copy(update={"depth": d}), quiet=True).of("train") for d in (2, 4)]
-    features, labels = torch.cat([part[0] for part in parts], 1), parts[0][1]
+    parts = [hftl.features(made.model_copy(update={"depth": d}), quiet=True).of("train") for d in (2, 4)]
+    features = torch.from_numpy(np.concatenate([part[0] for part in parts], axis=1))
+    labels = torch.from_numpy(parts[0][1])
     held = cross_validate(features, labels, task=hftl.Task.SINGLE_LABEL, num_labels=int(labels.max()) + 1)
     right = held.logits.argmax(1) == labels[held.rows]
     assert side.probe.value == pytest.approx(float(right.double().mean()))

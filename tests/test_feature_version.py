@@ -87,9 +87,9 @@ def computed(path: str, folder: Path) -> list[list[float]]:
     source = checkpoint(name, folder / "model")
     rows = data(folder / "data", image=name == "vit", pairs=pairs)
     recipe = hftl.Recipe(backbone=str(source), data=str(rows), input_columns=["text", "text_pair"] if pairs else None)
-    matrix = hftl.compute_features(recipe, pooling=pooling, quiet=True)  # type: ignore[arg-type]
-    order = sorted(range(len(matrix.rows)), key=lambda i: (matrix.splits[i], matrix.rows[i]))
-    values = matrix.features[order].double()
+    matrix = hftl.features(recipe, pooling=pooling, quiet=True)  # type: ignore[arg-type]
+    order = sorted(range(len(matrix)), key=lambda i: (matrix.split[i], matrix.row_names[i]))
+    values = torch.from_numpy(matrix.matrix[order]).double()
     summary = torch.cat([values[:, :VALUES], values.norm(dim=1, keepdim=True)], 1)
     return [[float(f"{value:.7g}") for value in row] for row in summary.tolist()]
 

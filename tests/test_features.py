@@ -17,7 +17,7 @@ from runs import Cli, metrics
 from safetensors import safe_open
 from test_run import write_recipe
 
-from hftl import Head, Recipe, compute_features
+from hftl import Head, Recipe, features
 from hftl.backbones import hftl_resolve_backbone
 from hftl.backbones.cut.capture import Capture
 from hftl.frozen import extract as extraction
@@ -136,9 +136,9 @@ def test_features_are_what_transformers_computes(tmp_path: Path):
     }
     for pooling, reference in expected.items():
         recipe = Recipe(backbone=str(backbone), data=str(data), method=Head(pooling=pooling))
-        matrix = compute_features(recipe, quiet=True)
-        order = [int(name.split(" row ")[1]) - 1 for name in matrix.rows]
-        torch.testing.assert_close(matrix.features, reference[order], atol=1e-5, rtol=1e-5)
+        matrix = features(recipe, quiet=True)
+        order = [int(name.split(" row ")[1]) - 1 for name in matrix.row_names]
+        torch.testing.assert_close(torch.from_numpy(matrix.matrix), reference[order], atol=1e-5, rtol=1e-5)
         assert sorted(order) == list(range(60))
 
 
@@ -213,7 +213,7 @@ def test_a_model_of_damaged_weights_is_refused(cli: Cli, tmp_path: Path):
 def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     backbone = tiny.save("vit", tmp_path / "backbone")
     recipe = Recipe(backbone=str(backbone), data=str(runs.write_images(tmp_path / "data")))
-    expected = compute_features(recipe, quiet=True).features
+    expected = torch.from_numpy(features(recipe, quiet=True).matrix)
     call, sizes = Capture.__call__, []
 
     def small_device(self, batch):
@@ -224,7 +224,7 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(Capture, "__call__", small_device)
     monkeypatch.setenv("HFTL_CACHE", str(tmp_path / "another"))
-    torch.testing.assert_close(compute_features(recipe, quiet=True).features, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.from_numpy(features(recipe, quiet=True).matrix), expected, atol=1e-5, rtol=1e-5)
     assert max(sizes) > 5
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoTokenizer
 
-from hftl import Head, Recipe, compute_features
+from hftl import Head, Recipe, features
 from hftl.backbones.protocol import Target
 from hftl.backbones.vision import ImageBackbone
 from hftl.data import Data
@@ -73,23 +73,23 @@ def test_a_hidden_layer_trained_on_the_gpu_learns() -> None:
 
 def test_features_of_pictures_are_what_transformers_computes_on_the_cpu(tmp_path: Path) -> None:
     folder, data = tiny.save("vit", tmp_path / "backbone"), runs.write_images(tmp_path / "data")
-    matrix = compute_features(Recipe(backbone=str(folder), data=str(data), method=Head()), quiet=True)
-    images = [Image.open(data / name) for name in matrix.rows]
+    matrix = features(Recipe(backbone=str(folder), data=str(data), method=Head()), quiet=True)
+    images = [Image.open(data / name) for name in matrix.row_names]
     batch = AutoImageProcessor.from_pretrained(folder)(images, return_tensors="pt")
     with torch.no_grad():
         expected = AutoModel.from_pretrained(folder).eval()(**batch).last_hidden_state[:, 0]
-    torch.testing.assert_close(matrix.features, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(matrix.matrix), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_features_of_texts_are_what_transformers_computes_on_the_cpu(tmp_path: Path) -> None:
     folder, data = tiny.save("bert", tmp_path / "backbone"), runs.write_texts(tmp_path / "data.csv", 60)
-    matrix = compute_features(Recipe(backbone=str(folder), data=str(data), method=Head()), quiet=True)
+    matrix = features(Recipe(backbone=str(folder), data=str(data), method=Head()), quiet=True)
     texts = [line.rsplit(",", 1)[0] for line in data.read_text().splitlines()[1:]]
-    chosen = [texts[int(name.split(" row ")[1]) - 1] for name in matrix.rows]
+    chosen = [texts[int(name.split(" row ")[1]) - 1] for name in matrix.row_names]
     batch = AutoTokenizer.from_pretrained(folder)(chosen, padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = AutoModel.from_pretrained(folder).eval()(**batch).pooler_output
-    torch.testing.assert_close(matrix.features, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(matrix.matrix), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])

@@ -60,10 +60,18 @@ def test_a_difference_of_nothing_is_no_difference_and_a_large_one_is_certain() -
     assert wide.high - wide.low == pytest.approx(2 * (sure.high - sure.low), rel=1e-6)
 
 
-def test_folds_spread_as_nadeau_and_bengio_say() -> None:
-    for folds in (2, 5, 10):
-        naive, corrected = 1 / folds, 1 / folds + 1 / (folds - 1)
-        assert intervals.spread_of_folds(folds) == pytest.approx((corrected / naive) ** 0.5)
+def test_a_wider_spread_widens_every_interval() -> None:
+    narrow, wide = (intervals.proportion(30, 100, spread=spread) for spread in (1.0, 2.0))
+    # Twice the spread is that of a quarter of the rows.
+    assert _ends(wide) == pytest.approx(_ends(intervals.proportion(7.5, 25)))
+    assert wide.low < narrow.low < narrow.high < wide.high
+    draws = np.random.default_rng(0).normal(size=2000)
+    once, twice = (intervals.percentiles(0.0, draws, spread=spread) for spread in (1.0, 2.0))
+    assert _ends(twice) == pytest.approx((2 * once.low, 2 * once.high))
+
+
+def _ends(interval: intervals.Interval) -> tuple[float, float]:
+    return interval.low, interval.high
 
 
 def test_holm_is_the_closed_test() -> None:

@@ -85,7 +85,7 @@ def test_a_model_of_pairs_reads_pairs(cli: Cli, pairs: Path, tmp_path: Path) -> 
     swapped = table(tmp_path / "new.csv", ["sentence2", "sentence1"], [[second, first]])
     (again,) = rows_of(cli, pairs, swapped)
     assert again["scores"] == pytest.approx(row["scores"], abs=1e-6)
-    assert hftl.predictions(pairs, [(first, second)])[0]["scores"] == pytest.approx(row["scores"], abs=1e-6)
+    assert hftl.load(pairs).predict((first, second))["scores"] == pytest.approx(row["scores"], abs=1e-6)
     assert "reads pairs of texts (sentence1 and sentence2), and 1 texts were given" in cli.refused(
         "predict", pairs, "one text"
     )
@@ -93,7 +93,7 @@ def test_a_model_of_pairs_reads_pairs(cli: Cli, pairs: Path, tmp_path: Path) -> 
     assert "lines.txt line 1: the model reads pairs of texts" in cli.refused("predict", pairs, tmp_path / "lines.txt")
     assert "no column 'sentence2'" in cli.refused("predict", pairs, table(tmp_path / "x.csv", ["sentence1"], [["a"]]))
     with pytest.raises(DataError, match="reads single texts"):
-        hftl.predictions(pairs, [("a", "b")], input_columns=["text"])
+        hftl.load(pairs).predict(("a", "b"), input_columns=["text"])
 
 
 def test_a_model_alone_reads_a_column_only_where_there_is_one(cli: Cli, tickets: Path, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_outputs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "model")
     tiny.ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
-    (row,) = hftl.predictions(tmp_path / "model", [str(tmp_path / "red.png")])
+    row = hftl.load(tmp_path / "model").predict(tmp_path / "red.png")
     assert list(row["scores"]) == ["crane (0)", "dog", "crane (2)", "cat"]
     assert sum(row["scores"].values()) == pytest.approx(1, abs=1e-5)
     assert unique_names(["a", "b"]) == ["a", "b"]
@@ -152,7 +152,7 @@ def test_one_output_without_a_problem_type_is_no_softmax_of_one_number(tmp_path:
     model.config.problem_type = None
     model.save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
-    (row,) = hftl.predictions(tmp_path / "model", ["the cat sat"])
+    row = hftl.load(tmp_path / "model").predict("the cat sat")
     from transformers import pipeline
 
     (plain,) = pipeline("text-classification", model=str(tmp_path / "model"))("the cat sat")
@@ -164,10 +164,13 @@ def test_one_output_without_a_problem_type_is_no_softmax_of_one_number(tmp_path:
 def test_a_model_is_loaded_once_and_asked_often(cli: Cli, tickets: Path) -> None:
     loaded = hftl.load(tickets)
     texts = ["the cat sat", "the dog ran"]
-    assert hftl.predictions(loaded, texts) == hftl.predictions(tickets, texts)
+    for together, text in zip(loaded.predict(texts), texts, strict=True):
+        alone = loaded.predict(text)
+        assert alone["label"] == together["label"]
+        assert alone["scores"] == pytest.approx(together["scores"], abs=1e-6)
     assert hftl.evaluate(loaded, str(tickets.parent / "tickets.csv"))["accuracy"] > 0.5
     assert metrics(tickets)["eval"]["accuracy"] > 0.5
-    assert np.isclose(sum(hftl.predictions(loaded, texts[:1])[0]["scores"].values()), 1)
+    assert np.isclose(sum(loaded.predict(texts[0])["scores"].values()), 1)
 
 
 @pytest.mark.parametrize(("architecture", "pooling"), [("bert", "native"), ("roberta", "native"), ("bert", "mean")])

@@ -197,7 +197,7 @@ def test_a_row_that_batches_refuse_runs_alone(tmp_path: Path) -> None:
     hftl.run(hftl.Recipe(backbone=str(backbone), data=str(data), method=HEAD), out=tmp_path / "run", quiet=True)
     counts = json.loads((tmp_path / "run" / "metrics.json").read_text())["features"]
     assert counts["computed"] == counts["rows"] == 45
-    answers = hftl.predictions(tmp_path / "run", [line.split(",")[0] for line in lines[1:6]])
+    answers = hftl.load(tmp_path / "run").predict([line.split(",")[0] for line in lines[1:6]])
     assert len(answers) == 5
 
 

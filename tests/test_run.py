@@ -354,8 +354,9 @@ def test_predict(cli, tmp_path: Path):
         assert by_name[name]["score"] == pytest.approx(score, abs=1e-5)
     assert "class0" in cli.ok("predict", "run/model", data / "class0" / "0.png")
     (data / "class0" / "bad.png").write_bytes(b"no image")
-    assert "bad.png" in cli.refused("predict", "run", data)
-    rows = [json.loads(line) for line in cli.ok("predict", "run", data, "--json", "--on-bad-row", "skip").splitlines()]
+    assert "bad.png" in cli.refused("predict", "run", data, "--on-bad-row", "error")
+    rows = [json.loads(line) for line in cli.ok("predict", "run", data, "--json").splitlines()]
+    assert "1 of 19 rows could not be read" in cli.err
     assert [row["label"] for row in rows if row["input"].endswith("bad.png")] == [None]
     assert "no trained head" in cli.refused("predict", backbone, data)
 

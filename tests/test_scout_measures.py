@@ -14,8 +14,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from hftl.errors import DataError
-from hftl.heads import cross_validate, neighbour_scores
-from hftl.heads.folds import stratified_folds
+from hftl.heads import cross_validate, fit_linear, neighbour_scores
+from hftl.heads.folds import stratified_folds, task_folds
 from hftl.intervals import resamples
 from hftl.metrics import evaluate_predictions
 from hftl.metrics.resampled import resampled_metric
@@ -99,6 +99,79 @@ def test_the_probe_is_scikit_learns_logistic_regression_on_the_same_folds() -> N
     assert probe.interval.value == pytest.approx((expected.argmax(1) == labels.numpy()).mean(), abs=0.02)
 
 
+def test_rows_are_judged_by_heads_that_have_seen_all_but_their_part_of_a_fold() -> None:
+    features, labels = problem(240, 12, 3, apart=0.6)
+    held = cross_validate(features, labels, task=Task.SINGLE_LABEL, num_labels=3, parts=4, seed=7)
+    coarse, fine = (stratified_folds(labels, folds, 7).numpy() for folds in (5, 20))
+    assert (fine % 5 == coarse).all()
+    # The strength is the one that a run chooses.
+    assert held.strength == fit_linear(features, labels, task="single_label", num_labels=3, seed=7).report["chosen"]
+    scaled = StandardScaler().fit_transform(features.double().numpy())
+    expected = np.zeros((240, 3))
+    for part in range(20):
+        seen = fine != part
+        model = LogisticRegression(C=1 / held.strength, tol=1e-10, max_iter=5000)
+        expected[~seen] = model.fit(scaled[seen], labels.numpy()[seen]).decision_function(scaled[~seen])
+    mine = (held.logits - held.logits.mean(1, keepdim=True)).double().numpy()
+    # But for the temperature, and for where the solver stops.
+    slope = (mine * expected).sum() / (expected**2).sum()
+    assert np.abs(mine - slope * expected).max() < 0.05 * np.abs(mine).max()
+    assert (mine.argmax(1) == expected.argmax(1)).mean() > 0.99
+
+
+def test_rows_of_a_group_are_held_out_together_and_no_class_is() -> None:
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3])
+    groups = torch.tensor([5, 5, 1, 2, 3, 4, 4, 5, 6, 6, 6, 7])
+    folds = task_folds(labels, Task.SINGLE_LABEL, 3, 0, groups)
+    for group in groups.unique():
+        assert len(folds[groups == group].unique()) == 1 or group == 5
+    # All rows of class 2 are one group, and class 3 has one row: every head trains on them.
+    assert folds[8:].tolist() == [-1, -1, -1, -1]
+    for fold in range(3):
+        assert set(labels[folds != fold].tolist()) == {0, 1, 2, 3}
+    alone = torch.arange(12)
+    assert task_folds(labels, Task.SINGLE_LABEL, 3, 0, alone).tolist() == stratified_folds(labels, 3, 0).tolist()
+
+
+def test_copies_do_not_teach_a_head_the_label_that_it_judges() -> None:
+    features = torch.randn(60, 40, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 2, (60,), generator=torch.Generator().manual_seed(1))
+    twice, of_twice = torch.cat([features, features]), torch.cat([labels, labels])
+    groups = torch.arange(60).repeat(2)
+    how = {"task": Task.SINGLE_LABEL, "num_labels": 2, "strengths": [1.0]}
+    parted, together = cross_validate(twice, of_twice, **how), cross_validate(twice, of_twice, groups=groups, **how)
+    # Labels of chance cannot be known; with the copy in sight they are.
+    assert (parted.logits.argmax(1) == of_twice).float().mean() > 0.7
+    assert (together.logits.argmax(1) == of_twice).float().mean() < 0.65
+
+
+def test_a_regression_without_groups_leaves_out_single_rows() -> None:
+    features, _ = problem(40, 4, 3)
+    targets = features[:, :1] + torch.randn(40, 1, generator=torch.Generator().manual_seed(1))
+    held = cross_validate(features, targets, task=Task.REGRESSION, num_labels=1, strengths=[3.0])
+    scaled = StandardScaler().fit_transform(features.double().numpy())
+    for row in range(40):
+        rest = np.arange(40) != row
+        model = Ridge(alpha=3.0).fit(scaled[rest], targets.numpy()[rest, 0])
+        assert float(held.logits[row]) == pytest.approx(float(model.predict(scaled[[row]])[0]), abs=1e-4)
+    grouped = cross_validate(features, targets, task=Task.REGRESSION, num_labels=1, groups=torch.arange(40) // 2)
+    assert np.corrcoef(grouped.logits[:, 0], held.logits[:, 0])[0, 1] > 0.9
+
+
+def test_the_interval_holds_the_score_of_the_head_on_all_rows() -> None:
+    held = 0
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        weights = torch.randn(15, 1, generator=generator) / 4
+        features = torch.randn(1080, 15, generator=generator)
+        targets = features @ weights + torch.randn(1080, 1, generator=generator)
+        how = {"task": Task.REGRESSION, "num_labels": 1, "seed": seed}
+        interval = linear_probe(features[:80], targets[:80], folds=5, **how).interval
+        value = r2_score(targets[80:], fit_linear(features[:80], targets[:80], **how).logits(features[80:]))
+        held += interval.low <= value <= interval.high
+    assert held >= 54
+
+
 def test_the_probe_of_a_regression_is_ridge_on_folds() -> None:
     features, _ = problem(90, 5, 3)
     targets = features[:, :2] @ torch.tensor([[1.0], [-2.0]]) + 0.1 * torch.randn(
@@ -173,9 +246,9 @@ def test_equal_backbones_share_a_group_and_a_worse_one_opens_the_next() -> None:
         linear_probe(each, labels, task=Task.SINGLE_LABEL, num_labels=4, folds=5, seed=0)
         for each in (features, turned, noisy)
     )
-    assert tied_groups([good, same, bad], 5) == [1, 1, 2]
-    assert tied_groups([good], 5) == [1]
-    assert compare(good, bad, 5).low > 0
+    assert tied_groups([good, same, bad]) == [1, 1, 2]
+    assert tied_groups([good]) == [1]
+    assert compare(good, bad).low > 0
 
 
 def test_a_law_is_found_again_and_extrapolates() -> None:

@@ -9,7 +9,13 @@ from typing import Any
 from hftl.errors import BackboneError
 
 WEIGHTS = "model.safetensors"
+ONNX = "model.onnx"
 PICKLE = "pytorch_model.bin"
+
+
+def is_onnx_folder(folder: Path) -> bool:
+    """Whether an ONNX file is a folder's model; where there are weights in safetensors, these are."""
+    return (folder / ONNX).is_file() and not any(folder.glob("*.safetensors"))
 
 
 def listed_files(model: str, index: Path) -> dict[str, Path]:

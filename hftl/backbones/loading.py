@@ -10,6 +10,7 @@ from hftl.backbones.protocol import Backbone, at_depth
 from hftl.backbones.source import Source
 from hftl.errors import BackboneError, HftlError, HubError, PluginError
 from hftl.hub.client import explain, is_outage
+from hftl.methods import Pooling
 from hftl.plugins.manager import stdout_as_stderr
 from hftl.plugins.registry import backbone_claims
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
@@ -19,13 +20,16 @@ from hftl.wording import named_error
 ATTRIBUTES = sorted({*Backbone.__annotations__, *(name for name in vars(Backbone) if not name.startswith("_"))})
 
 
-def load_backbone(spec: BackboneSpec, options: BackboneOptions, depth: int | None = None) -> Backbone:
+def load_backbone(
+    spec: BackboneSpec, options: BackboneOptions, depth: int | None = None, pooling: Pooling = "native"
+) -> Backbone:
     """Load a backbone, and pin what goes wrong inside a plugin on that plugin.
 
     Args:
         spec: which.
         options: how.
         depth: its first blocks only; None for all.
+        pooling: what a head on pictures reads; texts are pooled from the same pass, whatever is asked.
 
     Raises:
         BackboneError: the model cannot be found or used, or not at that depth.
@@ -56,7 +60,31 @@ def load_backbone(spec: BackboneSpec, options: BackboneOptions, depth: int | Non
     if backbone.commit is None and spec.name in backbone_claims():
         # Where a package keeps its files says nothing to anybody else; its registered name can be asked for again.
         backbone.name = spec.name
+    if pooling != "native" and backbone.wants != "text":
+        backbone = _pooled(backbone, pooling)
     return backbone if depth is None else at_depth(backbone, depth)
+
+
+def _pooled(backbone: Backbone, pooling: Pooling) -> Backbone:
+    """The base model of a backbone for pictures, pooled, in place of its classification class.
+
+    Raises:
+        BackboneError: it is a plugin's, whose class alone knows what its features are.
+    """
+    # Brought only here: they bring torch and transformers.
+    from hftl.backbones.bare import BareImageBackbone
+    from hftl.backbones.vision import ImageBackbone
+
+    if type(backbone) not in (ImageBackbone, BareImageBackbone):
+        raise BackboneError(
+            f"pooling={pooling!r}: {backbone.name} is a {type(backbone).__name__}, which pools by itself"
+        )
+    assert isinstance(backbone, ImageBackbone)
+    made = BareImageBackbone(backbone.source, pooling)
+    made.name = backbone.name
+    # Said now, not when the first row is read.
+    assert made.pooling
+    return made
 
 
 def missing_attributes(backbone: object) -> list[str]:

@@ -33,6 +33,7 @@ from hftl.backbones.depth import (
     prove_short,
     shorten_config,
 )
+from hftl.backbones.files import is_onnx_folder
 from hftl.backbones.source import Source
 from hftl.backbones.weights import tensor_shapes, whole_on_every_process
 from hftl.errors import BackboneError
@@ -404,7 +405,8 @@ class PretrainedBackbone:
         Raises:
             BackboneError: the configuration describes no model, or one of more layers than the weights can hold.
         """
-        check_layers(self.name, config, len(self.weight_files()))
+        if not is_onnx_folder(self.source.folder):
+            check_layers(self.name, config, len(self.weight_files()))
         try:
             with torch.device("meta"):
                 model: nn.Module = self.auto_class.from_config(copy.deepcopy(config), trust_remote_code=False)

@@ -27,6 +27,7 @@ from hftl.cli import (
     curve,
     doctor,
     evaluate,
+    export,
     features,
     layers,
     new,
@@ -35,6 +36,7 @@ from hftl.cli import (
     push,
     rank,
     recipes,
+    report,
     run,
     transfer,
 )
@@ -75,6 +77,8 @@ def build_app() -> typer.Typer:
     app.command("advise", cls=RecipeCommand)(advise.advise)
     app.command("predict")(predict.predict)
     app.command("evaluate")(evaluate.evaluate)
+    app.command("report")(report.report)
+    app.command("export")(export.export)
     app.command("push")(push.push)
     app.command("backbones")(backbones.backbones)
     app.command("recipes")(recipes.recipes)

@@ -47,12 +47,12 @@ def features(
     asked = asked_recipe(context, recipe, change, show=show)
     first, *also = _poolings(pooling) if pooling else (None,)
 
-    from hftl.frozen.matrix import check_format, write_features
-    from hftl.pipeline import compute_features
+    from hftl.frozen.matrix import check_format
+    from hftl.pipeline import features as do
 
     if export is not None:
         check_format(export)
-    matrix = compute_features(
+    computed = do(
         asked.recipe,
         pooling=first,
         also=also,
@@ -61,12 +61,12 @@ def features(
         quiet=quiet,
         on_bad_row=on_bad_row,
     )
-    written = write_features(matrix, export) if export is not None and is_first_process() else []
-    rows, width = matrix.features.shape
+    written = computed.write(export) if export is not None and is_first_process() else []
+    rows, width = computed.matrix.shape
     if written and not quiet:
         say(f"wrote     {rows:,} × {width:,} float32 to {' and '.join(map(str, written))}")
     if as_json and is_first_process():
-        splits = dict(Counter(matrix.splits))
+        splits = dict(Counter(map(str, computed.split)))
         print_json({"rows": rows, "width": width, "splits": splits, "files": [str(path) for path in written]})
 
 

@@ -39,6 +39,9 @@ def run(
     track: Annotated[
         list[str] | None, typer.Option(help="Also log fine-tuning to tensorboard, trackio, wandb or mlflow.")
     ] = None,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html into the run's folder.")
+    ] = True,
     num_processes: Annotated[int, typer.Option(min=1, help="Processes to start.")] = 1,
     push: Annotated[
         str | None, typer.Option(metavar="REPO_ID", help="Push what comes out to the Hub: user/name.")
@@ -83,6 +86,7 @@ def run(
             on_bad_row=on_bad_row,
             resume=resume,
             track=track or [],
+            report=report,
         )
     except Interrupted as stopped:
         if not is_first_process():

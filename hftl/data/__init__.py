@@ -3,7 +3,6 @@
 from hftl.data.dataset import Data, Files, Labels, RowNames, Split, Texts
 from hftl.data.evaluation import EvaluationData, load_evaluation_data
 from hftl.data.load import load_data
-from hftl.data.opening import read_lines
 
 __all__ = [
     "Data",
@@ -15,5 +14,4 @@ __all__ = [
     "Texts",
     "load_data",
     "load_evaluation_data",
-    "read_lines",
 ]

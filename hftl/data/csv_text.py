@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from dataclasses import dataclass
+from functools import cache
 
 import pyarrow as pa
 import pyarrow.csv
@@ -16,9 +17,9 @@ import pyarrow.csv
 from hftl.errors import DataError
 from hftl.wording import one_line, plural
 
-_LARGEST_ROW = 1 << 26  # 64 MiB: pyarrow wants each csv row to fit into one block
+LARGEST_ROW = 1 << 26  # 64 MiB: pyarrow wants each csv row to fit into one block
 
-_QUOTE_HINT = "put a text that holds the delimiter or a line break in double quotes, and close each quote"
+QUOTE_HINT = "put a text that holds the delimiter or a line break in double quotes, and close each quote"
 
 
 @dataclass(frozen=True)
@@ -47,27 +48,29 @@ def read_csv(text: str, name: str, *, tab: bool) -> CsvColumns:
     Raises:
         DataError: there is no header, or rows have more or fewer cells than it.
     """
-    stated, text = _stated_delimiter(text)
+    stated, text = stated_delimiter(text)
     text = text.lstrip("\r\n")
     if "\n" not in text:
         text = text.replace("\r", "\n")  # the line ends of old Macs
     header = re.split(r"\r\n|\n|\r", text, maxsplit=1)[0]
-    delimiter = stated or _delimiter_of(header, tab)
+    delimiter = stated or delimiter_of(header, tab)
     # Without pyarrow's own names, so that a name may stand twice where the column is not used.
     names = [cell.strip() for cell in next(csv.reader([header], delimiter=delimiter), [])]
-    fault = _first_bad_quote(text, delimiter) if '"' in text else None
+    fault = first_bad_quote(text, delimiter) if '"' in text else None
     if fault is None:
-        return CsvColumns(names, _cells(text, name, delimiter, len(names)), _long_texts(text, delimiter, len(names)))
+        notes = note_of_swallowed(*swallowed_lines(text, delimiter, len(names)))
+        return CsvColumns(names, _cells(text, name, delimiter, len(names)), notes)
     return _read_by_line(text, delimiter, names, fault, name)
 
 
-def _stated_delimiter(text: str) -> tuple[str | None, str]:
+def stated_delimiter(text: str) -> tuple[str | None, str]:
     """The delimiter in the first line that Excel writes, ``sep=;``, and the rest of the text."""
     line = re.match(r'"?sep=(.)"?(\r\n|\n|\r)', text, re.IGNORECASE)
     return (line[1], text[line.end() :]) if line else (None, text)
 
 
-def _delimiter_of(header: str, tab: bool) -> str:
+def delimiter_of(header: str, tab: bool) -> str:
+    """What stands between cells, by a header; a tsv file's is stated by its name."""
     if tab or ("\t" in header and "," not in header):
         return "\t"
     return ";" if ";" in header and "," not in header else ","
@@ -78,7 +81,7 @@ def _cells(text: str, name: str, delimiter: str, width: int) -> list[pa.ChunkedA
     numbers = [str(number) for number in range(width)]
     # One thread, because only then does pyarrow say which row is broken.
     blocks = pa.csv.ReadOptions(
-        use_threads=False, block_size=min(len(content) + 1, _LARGEST_ROW), column_names=numbers, skip_rows_after_names=1
+        use_threads=False, block_size=min(len(content) + 1, LARGEST_ROW), column_names=numbers, skip_rows_after_names=1
     )
     parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(numbers, pa.string()), strings_can_be_null=False)
@@ -95,13 +98,14 @@ def _csv_error(name: str, message: str) -> str:
     """Say pyarrow's error in terms of data rows; it counts the header as row 1."""
     if ragged := re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", message):
         row, expected, got = map(int, ragged.groups())
-        return f"{name} row {row - 1}: {plural(got, 'cell')}, but the header has {expected}: {_QUOTE_HINT}"
+        return f"{name} row {row - 1}: {plural(got, 'cell')}, but the header has {expected}: {QUOTE_HINT}"
     return f"{name}: cannot be read as csv: {one_line(message)}"
 
 
 # ── quotes ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@cache
 def _quoted(delimiter: str) -> re.Pattern[str]:
     """A quote at the beginning of a cell; with the rest of a well-formed cell, if it is one, as the group ``cell``."""
     mark = re.escape(delimiter)
@@ -109,7 +113,7 @@ def _quoted(delimiter: str) -> re.Pattern[str]:
     return re.compile(rf'(?:\A|(?<=[{mark}\n\r]))"(?P<cell>(?:[^"]|"")*"{blank}(?=[{mark}\n\r]|\Z))?')
 
 
-def _first_bad_quote(text: str, delimiter: str) -> int | None:
+def first_bad_quote(text: str, delimiter: str) -> int | None:
     """Where a cell begins with a quote that is not closed at the cell's end; None if every quote is."""
     at, pattern = 0, _quoted(delimiter)
     while (opening := pattern.search(text, at)) is not None:
@@ -119,22 +123,28 @@ def _first_bad_quote(text: str, delimiter: str) -> int | None:
     return None
 
 
-def _long_texts(text: str, delimiter: str, width: int) -> list[str]:
-    """Say where quoted texts hold whole lines that look like rows of their own, which a stray quote would make of them.
+def swallowed_lines(text: str, delimiter: str, width: int) -> tuple[int, str]:
+    """How many whole lines in quoted texts look like rows of their own, which a stray quote would make of them.
 
-    Nothing but a person can tell a stray quote whose partner happens to end a cell from a text of several lines.
+    Returns:
+        Their number, and the beginning of the first text that holds some.
     """
     swallowed, first = 0, ""
     if '"' not in text or width < 2:
-        return []
+        return swallowed, first
     for cell in _quoted(delimiter).finditer(text):
         # All lines but the last, the first of them with the cells before this one.
         above = text[text.rfind("\n", 0, cell.start()) + 1 : cell.end()].split("\n")[:-1]
         if above and all(line.count(delimiter) == width - 1 for line in above):
             first = first or one_line(cell[0], 40)
             swallowed += len(above)
-    lines = f"{plural(swallowed, 'line')} inside quoted texts could be rows of their own (the first: {first})"
-    return [f"{lines}: if so, a quote is not closed"] if swallowed else []
+    return swallowed, first
+
+
+def note_of_swallowed(count: int, first: str) -> list[str]:
+    """Say so, where there are such lines: only a person can tell a stray quote whose partner happens to end a cell."""
+    lines = f"{plural(count, 'line')} inside quoted texts could be rows of their own (the first: {first})"
+    return [f"{lines}: if so, a quote is not closed"] if count else []
 
 
 def _read_by_line(text: str, delimiter: str, names: list[str], fault: int, name: str) -> CsvColumns:
@@ -143,24 +153,39 @@ def _read_by_line(text: str, delimiter: str, names: list[str], fault: int, name:
     Raises:
         DataError: lines have more or fewer cells than the header, so that this is not what the file means.
     """
-    mark = re.escape(delimiter)
-    cell = re.compile(rf'(?:"((?:[^"]|"")*)"[ ]*(?=[{mark}]|\Z)|([^{mark}]*))([{mark}]|\Z)')
     lines = [line for line in re.split(r"\r\n|\n|\r", text) if line]
     fault_row = sum(bool(line) for line in re.split(r"\r\n|\n|\r", text[:fault])[:-1])
     rows: list[list[str]] = []
     for line in lines[1:]:
-        cells = []
-        for match in cell.finditer(line):
-            cells.append(match[1].replace('""', '"') if match[1] is not None else match[2])
-            if not match[3]:
-                break
+        cells = cells_of_line(line, delimiter)
         if len(cells) != len(names):
             raise DataError(
                 f"{name} row {fault_row}: a cell begins with a quote that is not closed at its end, and read as a "
                 f"letter it leaves row {len(rows) + 1} with {plural(len(cells), 'cell')} where the header has "
-                f"{len(names)}: {_QUOTE_HINT}"
+                f"{len(names)}: {QUOTE_HINT}"
             )
         rows.append(cells)
     columns = [pa.chunked_array([pa.array(values, pa.string())]) for values in zip(*rows, strict=True)]
-    note = f"{name} row {fault_row}: a quote not closed at its cell's end was read as a letter, and each line as a row"
-    return CsvColumns(names, columns or [pa.chunked_array([[]], pa.string()) for _ in names], [note])
+    columns = columns or [pa.chunked_array([[]], pa.string()) for _ in names]
+    return CsvColumns(names, columns, [note_of_letters(name, fault_row)])
+
+
+def note_of_letters(name: str, row: int) -> str:
+    """Say from which row on quotes were read as letters."""
+    return f"{name} row {row}: a quote not closed at its cell's end was read as a letter, and each line as a row"
+
+
+def cells_of_line(line: str, delimiter: str) -> list[str]:
+    """The cells of one line, where a quote that does not enclose its whole cell is a letter like any other."""
+    cells = []
+    for match in _cell_of_line(delimiter).finditer(line):
+        cells.append(match[1].replace('""', '"') if match[1] is not None else match[2])
+        if not match[3]:
+            break
+    return cells
+
+
+@cache
+def _cell_of_line(delimiter: str) -> re.Pattern[str]:
+    mark = re.escape(delimiter)
+    return re.compile(rf'(?:"((?:[^"]|"")*)"[ ]*(?=[{mark}]|\Z)|([^{mark}]*))([{mark}]|\Z)')

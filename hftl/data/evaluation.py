@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,9 +39,6 @@ from hftl.data.split_columns import SPLIT_COLUMNS, divide_by_column
 from hftl.errors import DataError
 from hftl.tasks import Task
 from hftl.wording import close_matches, did_you_mean, listing, plural
-
-if TYPE_CHECKING:
-    import datasets
 
 # What is reported on first.
 _PREFERRED: tuple[SplitName, ...] = ("test", "validation", "train")
@@ -94,7 +91,7 @@ class KnownLabels:
 
 
 def load_evaluation_data(
-    ref: str | datasets.DatasetDict | datasets.Dataset,
+    ref: Any,
     *,
     wants: Literal["text", "file"],
     task: str,

@@ -84,18 +84,9 @@ def _commit_in_cache(repo: str, revision: str) -> str:
 
 
 def from_datasets(data: datasets.DatasetDict | datasets.Dataset) -> RawData:
-    """Use a data set made in Python; a single `Dataset` is the training split.
-
-    Raises:
-        DataError: it is not a `DatasetDict` or `Dataset`.
-    """
+    """Use a data set made in Python; a single `Dataset` is the training split."""
     if isinstance(data, datasets.Dataset):
         data = datasets.DatasetDict({"train": data})
-    if not isinstance(data, datasets.DatasetDict):
-        raise DataError(
-            f"data of type {type(data).__name__} cannot be used: give a reference, a DatasetDict or a "
-            f"Dataset (of an iterable one: Dataset.from_list(list(...)))"
-        )
     return _source(data, name="", identity={"fingerprints": _fingerprints(data)})
 
 
@@ -109,7 +100,7 @@ def _source(
     chosen, others = assign_splits(data)
     if not chosen and len(data) == 1:
         chosen, others = {"train": next(iter(data))}, []
-    readers = {split: partial(_raw_split, data[key], f"{name} {key}".strip()) for split, key in chosen.items()}
+    readers = {split: partial(split_of_dataset, data[key], f"{name} {key}".strip()) for split, key in chosen.items()}
     return RawData(
         LazySplits(readers),
         notes=[*notes, *([f"ignored other splits: {listing(others)}"] if others else [])],
@@ -119,8 +110,8 @@ def _source(
     )
 
 
-def _raw_split(data: datasets.Dataset, name: str) -> RawSplit:
-    """The rows as they are stored: images and sounds stay encoded, a memory-mapped file stays on disk.
+def split_of_dataset(data: datasets.Dataset, name: str) -> RawSplit:
+    """A split's rows as they are stored: images and sounds stay encoded, a memory-mapped file stays on disk.
 
     Only a data set that was shuffled or filtered is gathered into memory. Each split is read by its own features: the
     numbers of a ClassLabel mean nothing by those of another one.

@@ -11,15 +11,20 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from hftl.errors import BadRowError
 from hftl.wording import one_line
 
 MAX_PIXELS = 89_478_485
 """Images with more pixels are refused before decoding: here Pillow begins to suspect a decompression bomb."""
+
+# What PNG holds as it is; an image of mode I would be cut to 16 bits.
+_IN_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,6 +55,27 @@ def decode_image(encoded: bytes, name: str) -> Image.Image:
     return _decoded(encoded, name)
 
 
+def is_image(value: object) -> bool:
+    """Whether a value is a picture of Pillow."""
+    return isinstance(value, Image.Image)
+
+
+def encode_image(image: Image.Image) -> bytes:
+    """A picture in memory as the bytes of a file, from which `decode_image` makes what it would of the original.
+
+    PNG where that holds the mode without loss, else TIFF. Stored, not deflated, so that the bytes, by which features
+    are kept, do not depend on Pillow's zlib. The orientation that its EXIF block states goes along.
+    """
+    buffer = io.BytesIO()
+    exif = image.getexif()
+    along: dict[str, Any] = {"exif": exif.tobytes()} if exif else {}
+    if image.mode in _IN_PNG:
+        image.save(buffer, format="PNG", compress_level=0, icc_profile=None, pnginfo=PngInfo(), **along)
+    else:
+        image.save(buffer, format="TIFF", compression="raw", **along)
+    return buffer.getvalue()
+
+
 def grey_thumbnail(encoded: bytes, name: str, side: int) -> np.ndarray:
     """What a picture looks like from afar: uint8 (side, side) grey levels, its whole area squeezed into a square.
 
@@ -68,6 +94,22 @@ def grey_thumbnail(encoded: bytes, name: str, side: int) -> np.ndarray:
     if min(image.size) < side // 2:
         raise BadRowError(name, f"a picture of {image.width} × {image.height} pixels is too small to be made smaller")
     return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX))
+
+
+def thumbnail(encoded: bytes, name: str, side: int) -> Image.Image:
+    """A picture made to fit into a square of ``side`` pixels, in RGB; a smaller one stays as it is.
+
+    Args:
+        encoded: the file's bytes.
+        name: the row's name for a person, used in the error.
+        side: pixels of the square.
+
+    Raises:
+        BadRowError: as for `decode_image`.
+    """
+    image = _decoded(encoded, name, (side, side))
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return image
 
 
 def _decoded(encoded: bytes, name: str, enough: tuple[int, int] | None = None) -> Image.Image:

@@ -85,6 +85,18 @@ def _json_lines(text: str, name: str) -> list[Any]:
     return rows
 
 
+def json_row(line: str) -> dict[str, Any] | str:
+    """The object that one line holds; or why it is none."""
+    try:
+        # A number too long for any column is as good as its digits.
+        row = json.loads(line, parse_int=lambda digits: int(digits) if len(digits) <= _MOST_DIGITS else digits)
+    except json.JSONDecodeError as error:
+        return f"not JSON: {error.msg}"
+    except RecursionError:
+        return "its lists and objects are nested too deep to be a row"
+    return row if isinstance(row, dict) else "not an object with a value for each column"
+
+
 def _loads(text: str) -> Any:
     return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _MOST_DIGITS else _LongInteger())
 

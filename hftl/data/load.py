@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from hftl.data.cells import Cells
 from hftl.data.columns import choose_columns
-from hftl.data.dataset import Data, Files, Indices, Texts
+from hftl.data.dataset import Data, Files, Indices, Split, Texts
 from hftl.data.holdout import make_splits, shared_rows
 from hftl.data.labels import EncodedLabels, encode_labels, infer_task
+from hftl.data.objects import said_of
 from hftl.data.opening import decode_text
 from hftl.data.raw import RawData, SplitName, digest
 from hftl.data.raw_labels import RawLabels, ReadLabels, Stated, label_text, read_labels
 from hftl.data.references import open_reference
 from hftl.data.split_columns import divide_by_column
-from hftl.errors import DataError
+from hftl.errors import BadRowError, DataError
+from hftl.store.digests import digest_texts
 from hftl.tasks import Task
 from hftl.wording import close_matches, did_you_mean, listing, plural
 
-if TYPE_CHECKING:
-    import datasets
-
 
 def load_data(
-    ref: str | datasets.DatasetDict | datasets.Dataset,
+    ref: Any,
     *,
     wants: Literal["text", "file"],
     suffixes: Collection[str] = (),
@@ -45,7 +45,8 @@ def load_data(
     Args:
         ref: ``user/name``, ``user/name:config`` or ``user/name@revision`` (Hub); a folder (``split/class/file``,
             ``class/split/file`` or ``class/file``); a ``.csv .tsv .jsonl .json .parquet`` file or a folder of them; a
-            folder that `datasets` saved; ``sample:NAME``; or a data set of `datasets`.
+            folder that `datasets` saved; ``sample:NAME``; a `datasets.Dataset` or ``DatasetDict``; a pandas or polars
+            ``DataFrame``; a list of pairs (input, label); or a dict of splits of these, or of files.
         wants: what the backbone takes: ``text``, or ``file`` for images and sounds.
         suffixes: suffixes of the files wanted in class folders, such as ``.jpg``; any if empty.
         input_columns: the input column, or two for a pair of texts; inferred if not given.
@@ -102,6 +103,7 @@ def load_data(
             "splits": {name: len(split) for name, split in splits.items()},
             "columns": {"inputs": list(inputs), "labels": list(labels)},
             "labels_digest": digest(*(split.labels.tobytes() for split in splits.values())),
+            **({} if isinstance(ref, str) else {"inputs_digest": _inputs_digest(splits.values())}),
         },
         set_aside=not {"test", "validation"} & rows.keys(),
     )
@@ -109,7 +111,28 @@ def load_data(
 
 def said_reference(ref: object) -> str:
     """A reference for a person."""
-    return ref if isinstance(ref, str) else f"<{type(ref).__name__}>"
+    return ref if isinstance(ref, str) else said_of(ref)
+
+
+def _inputs_digest(splits: Iterable[Split]) -> str:
+    """A digest of all inputs of data that nobody can find again by a name; paths count as they are written."""
+    parts: list[bytes] = []
+    for split in splits:
+        inputs = split.inputs
+        if isinstance(inputs, Texts):
+            parts.append(digest_texts(inputs.values).tobytes())
+        else:
+            parts += [digest(_named_content(inputs, row)).encode() for row in range(len(inputs))]
+    return digest(*parts)
+
+
+def _named_content(files: Files, row: int) -> bytes:
+    """A row's path, or its bytes where it has none; nothing of a row that cannot be read, which is met later."""
+    path = files.path(row)
+    try:
+        return files[row] if path is None else str(path).encode()
+    except BadRowError:
+        return b""
 
 
 def stated_task(task: str) -> Task:
@@ -209,7 +232,8 @@ def split_inputs(source: RawData, split: SplitName, columns: Sequence[str], want
     cells = [part.column(name, split) for name in columns]
     if wants == "file":
         files = Files(cells[0], part.names, root=source.root, folders=part.folders, within=source.within, index=rows)
-        _check_some_exist(files, split)
+        start = "the working folder" if source.root == Path() else "the folder of the data file"
+        _check_some_exist(files, split, start)
         return files
     if part.names is None:  # a folder of text files
         files = Files(cells[0], root=source.root, index=rows)
@@ -228,13 +252,13 @@ def _read_text(files: Files, row: int) -> str:
     return decode_text(files.read(row), files.name(row))
 
 
-def _check_some_exist(files: Files, split: SplitName) -> None:
+def _check_some_exist(files: Files, split: SplitName, start: str) -> None:
     """Refuse paths that all start from the wrong folder; a single missing file is met when it is read."""
     paths: list[Any] = [files.path(row) for row in range(min(len(files), 20))]
     if paths and all(path is not None and not path.is_file() for path in paths):
         raise DataError(
             f"{files.name(0)}: no file {paths[0]}, and none of the next ones in the {split} split: "
-            f"paths must start from the folder of the data file"
+            f"paths must start from {start}"
         )
 
 

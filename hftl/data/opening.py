@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import codecs
 import os
-import re
 from pathlib import Path
 
 from hftl.errors import DataError
 from hftl.regular import open_regular
-from hftl.wording import one_line, printable
+from hftl.wording import one_line
 
 # Longest first: the mark of UTF-32 begins with that of UTF-16.
 _MARKS = (
@@ -19,7 +18,6 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 def existing_path(ref: str) -> Path | None:
@@ -67,46 +65,42 @@ def why_unreadable(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or one_line(error)
 
 
+def encoding_of(head: bytes, name: str) -> str:
+    """The encoding of a text, by how it begins: UTF-8, or UTF-16 and UTF-32 that begin with a byte-order mark.
+
+    Args:
+        head: its first bytes, 200 if it has so many.
+        name: the file's name for a person.
+
+    Raises:
+        DataError: it is UTF-16 without a mark.
+    """
+    encoding = next((encoding for mark, encoding in _MARKS if head.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in head[:200] and head[:200].count(b"\0") >= len(head[:200]) // 4:
+        # Plain letters in UTF-16 are UTF-8 with a null before or after each, so nothing else would tell.
+        raise DataError(f"{name}: looks like UTF-16 without a byte-order mark: save it as UTF-8")
+    return encoding
+
+
 def decode_text(content: bytes, name: str) -> str:
     """Decode UTF-8, or UTF-16 and UTF-32 that begin with a byte-order mark.
 
     Raises:
         DataError: it is text in another encoding, or no text.
     """
-    encoding = next((encoding for mark, encoding in _MARKS if content.startswith(mark)), "utf-8")
-    if encoding == "utf-8" and b"\0" in content[:200] and content[:200].count(b"\0") >= len(content[:200]) // 4:
-        # Plain letters in UTF-16 are UTF-8 with a null before or after each, so nothing else would tell.
-        raise DataError(f"{name}: looks like UTF-16 without a byte-order mark: save it as UTF-8")
     try:
-        return content.decode(encoding)
+        return content.decode(encoding_of(content, name))
     except UnicodeDecodeError as error:
-        if encoding != "utf-8":
-            raise DataError(
-                f"{name}: damaged {encoding.removesuffix('-sig').upper()} text: save it as UTF-8"
-            ) from error
         lines = content.count(b"\n", 0, error.start) + 1
-        line = f" line {lines}" if b"\n" in content else ""
-        raise DataError(
-            f"{name}{line}: not UTF-8 text (byte 0x{content[error.start]:02x}); save it as UTF-8, "
-            f"for example with 'iconv -f latin1 -t utf-8'"
-        ) from error
+        raise not_decodable(f"{name} line {lines}" if b"\n" in content else name, error) from error
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, one row each.
-
-    A line ends with LF, CR LF or CR only: U+2028, a form feed and the like stand inside a row. Blank lines are rows
-    too; the end of the last line begins no further one.
-
-    Args:
-        path: UTF-8, or UTF-16 with a byte-order mark.
-
-    Raises:
-        DataError: it cannot be read, or is in another encoding.
-    """
-    try:
-        content = read_regular(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{printable(path)}: cannot be read: {why_unreadable(error)}") from error
-    lines = _LINE_END.split(decode_text(content, path.name))
-    return lines[:-1] if not lines[-1] else lines
+def not_decodable(where: str, error: UnicodeDecodeError) -> DataError:
+    """The error to raise of bytes that are not the text they should be."""
+    if error.encoding != "utf-8":
+        # The codec's name has the order of bytes behind it.
+        return DataError(f"{where}: damaged {error.encoding[:6].upper()} text: save it as UTF-8")
+    return DataError(
+        f"{where}: not UTF-8 text (byte 0x{error.object[error.start]:02x}); save it as UTF-8, "
+        f"for example with 'iconv -f latin1 -t utf-8'"
+    )

@@ -5,29 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pyarrow as pa
 
 from hftl import samples
 from hftl.data.folders import list_files, read_class_folders, suffix_of
+from hftl.data.objects import from_objects, kind_of
 from hftl.data.opening import as_path, existing_path
 from hftl.data.raw import RawData, RawSplit, SplitName
 from hftl.data.tables import TABLE_SUFFIXES, read_tables
 from hftl.errors import DataError
 from hftl.wording import did_you_mean, listing, one_line, plural
 
-if TYPE_CHECKING:
-    import datasets
-
 TEXT_SUFFIXES = (".txt",)
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[^@:]+)?(@[^@]+)?")
 
 
-def open_reference(
-    ref: str | datasets.DatasetDict | datasets.Dataset, wants: str, suffixes: Collection[str]
-) -> RawData:
+def open_reference(ref: Any, wants: str, suffixes: Collection[str]) -> RawData:
     """Open a reference of any kind.
 
     Args:
@@ -39,9 +35,12 @@ def open_reference(
         DataError: nothing is there, or nothing that can be read.
     """
     if not isinstance(ref, str):
-        from hftl.data.hub import from_datasets  # imports datasets, which the other kinds do without
-
-        return from_datasets(ref)
+        return _open_object(ref)
+    if re.fullmatch(r"<[\w ]+>", ref):
+        raise DataError(
+            f"the data were a {ref.strip('<>')} given in Python, which the run's record does not hold: give them "
+            "again, with --data, or as the data of a Recipe in Python"
+        )
     if ref.startswith("sample:"):
         return _open_sample(ref.removeprefix("sample:"))
     path = existing_path(ref)
@@ -59,6 +58,17 @@ def open_reference(
     raise DataError(
         f"{one_line(ref, 200)}: no such file or folder{_near(path)}; a data set on the Hub is written user/name"
     )
+
+
+def _open_object(data: Any) -> RawData:
+    kind = kind_of(data)
+    if kind == "reference":
+        raise DataError(f"a reference is text, and this is a {type(data).__name__}")
+    if kind == "datasets":
+        from hftl.data.hub import from_datasets  # imports datasets, which the other kinds do without
+
+        return from_datasets(data)
+    return from_objects(data)
 
 
 def _better_form(path: Path) -> str:

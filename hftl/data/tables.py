@@ -25,7 +25,7 @@ from hftl.wording import listing, one_line, plural
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
-def read_tables(files: Sequence[Path], root: Path) -> RawData:
+def read_tables(files: Sequence[Path], root: Path, splits: Sequence[SplitName] = ()) -> RawData:
     """Read one file, or the files of a folder, as a source; each split is read when it is asked for.
 
     One file is the training split. Of several, the file's name (``test.csv``, ``train-00000-of-00002.parquet``), or
@@ -34,12 +34,15 @@ def read_tables(files: Sequence[Path], root: Path) -> RawData:
     Args:
         files: the files, sorted.
         root: the folder that names of files and relative paths inside them start from.
+        splits: the split of each file, where somebody said it.
 
     Raises:
         DataError: the files are of different kinds. Asked for a split: a file of it cannot be read, or its files have
             different columns.
     """
     grouped, notes = _by_split(files, root)
+    if splits:
+        grouped, notes = {split: [file] for split, file in zip(splits, files, strict=True)}, []
     used = [file for members in grouped.values() for file in members]
     as_text = {file.suffix.lower() in (".csv", ".tsv") for file in used}
     if len(as_text) > 1:
@@ -137,10 +140,15 @@ def _read_table(file: Path, name: str) -> _FileContent:
 def _distinct(
     names: Sequence[str], columns: Sequence[pa.ChunkedArray], file: str
 ) -> tuple[dict[str, pa.ChunkedArray], dict[str, str]]:
-    """Columns by name, and the names that stand twice, which matter only if one is used."""
-    twice = {name for name, count in Counter(names).items() if count > 1}
-    once = {name: column for name, column in zip(names, columns, strict=True) if name not in twice}
-    return once, {name: f"{file}: column {name!r} stands twice in the header: rename one" for name in sorted(twice)}
+    """Columns by name, and the names that stand twice, with what to say of them."""
+    twice = twice_in(names, file)
+    return {name: column for name, column in zip(names, columns, strict=True) if name not in twice}, twice
+
+
+def twice_in(names: Sequence[str], file: str) -> dict[str, str]:
+    """The names of columns that stand twice, with what to say of them, which matters only if one is used."""
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    return {name: f"{file}: column {name!r} stands twice in the header: rename one" for name in twice}
 
 
 def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -43,6 +43,8 @@ AUTO_CLASSES = {
     "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor", "image_processor"),
     "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer", "tokenizer"),
 }
+# Libraries whose lines of Python the card knows.
+LOADED_BY = ("onnx", "peft", "sentence-transformers", "transformers")
 HOW = {
     "head": "the backbone stays as it was, and a new head was solved on its features",
     "full": "all of its parameters were fine-tuned with a new head",
@@ -65,6 +67,19 @@ def write_card(folder: Path, made: RunRecord, metrics: Metrics, library: str) ->
 
 def card(made: RunRecord, metrics: Metrics, library: str) -> str:
     """The card's text, metadata included; ``"PATH_OR_REPO_ID"`` in it stands for where the model will be."""
+    text = _templates().get_template("card.md.jinja").render(_facts(made, metrics, library))
+    text = re.sub(r"\n{4,}", "\n\n", re.sub(r" +\n", "\n", text))
+    return f"---\n{metadata(made, metrics, library).to_yaml()}\n---\n\n{text}"
+
+
+def usage(made: RunRecord, metrics: Metrics, library: str) -> str | None:
+    """The lines of Python that load what a library reads, as on the card; None where only its own package knows."""
+    if library not in LOADED_BY:
+        return None
+    return _templates().get_template("use.py.jinja").render(_facts(made, metrics, library)).strip()
+
+
+def _templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("hftl.export", "."),
         undefined=StrictUndefined,
@@ -74,9 +89,7 @@ def card(made: RunRecord, metrics: Metrics, library: str) -> str:
         autoescape=False,  # HTML is escaped by `cell`, with Markdown, wherever text is not our own
     )
     environment.filters |= {"cell": cell, "python": spelt, "number": number}
-    text = environment.get_template("card.md.jinja").render(_facts(made, metrics, library))
-    text = re.sub(r"\n{4,}", "\n\n", re.sub(r" +\n", "\n", text))
-    return f"---\n{metadata(made, metrics, library).to_yaml()}\n---\n\n{text}"
+    return environment
 
 
 # ── metadata ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -114,7 +127,8 @@ def _eval_results(made: RunRecord, metrics: Metrics) -> list[EvalResult]:
     repo = identity.get("repo")
     return [
         EvalResult(
-            task_type=made.backbone.pipeline_tag,
+            # What is measured, which is not what the base model's own class is for.
+            task_type=made.backbone.pipeline_tag.replace("feature-extraction", "classification"),
             dataset_type=str(repo) if is_repo_id(repo) else "custom",
             dataset_name=printable(data_name(made)),
             dataset_config=identity.get("config"),
@@ -145,6 +159,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "base": _base(backbone),
         "how": HOW[method["name"]],
         "library": library,
+        "loaded_by": LOADED_BY,
         "plugin": backbone.plugin or "that wrote them",
         "pipeline_tag": tag,
         "auto_model": auto_model,
@@ -152,9 +167,11 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "processor_argument": processor_argument,
         "backbone": backbone.name,
         "commit": backbone.commit,
+        "pooled": backbone.identity.get("pooling_of_base"),
         "shorter": backbone.identity.get("depth", {}).get("config", {}),
         "problem_type": task.problem_type,
         "example": _example(tag, task, len(names), len(columns.get("inputs", ()))),
+        "pairs": len(columns.get("inputs", ())) == 2,
         "reading": _reading(task),
         "outputs": "Labels" if task.has_classes else "Targets",
         "task": task.words,
@@ -163,14 +180,14 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "data": data_name(made),
         "data_commit": identity.get("commit") if is_repo_id(identity.get("repo")) else None,
         "sizes": metrics.rows or data.rows,
-        "notes": [_at_home(note, made) for note in data.notes],
+        "notes": [at_home(note, made) for note in data.notes],
         "scores": {name: value for name, value in computed.items() if value is None or isinstance(value, (int, float))},
         **_by_class(computed, names),
         "at_half": computed.get("at_half"),
         "thresholds": "at_half" in computed,
         "calibration": report.get("calibration"),
         "settings": _settings(made, report),
-        "recipe": _recipe(made),
+        "recipe": published_recipe(made),
         "fill_in": any("fill in" in comment for comment in _to_fill_in(made).values()),
         "hardware": made.hardware,
         "seconds_said": ", ".join(f"{name} {value:,.1f} s" for name, value in metrics.seconds.items()),
@@ -180,7 +197,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
 
 
 def _what(task: Task, labels: int, tag: str) -> str:
-    things = {"image-classification": "images", "text-classification": "texts"}.get(tag, "inputs")
+    things = {"image": "images", "text": "texts"}.get(tag.partition("-")[0], "inputs")
     return task.case(
         single_label=f"It gives {things} one of {labels:,} labels.",
         multi_label=f"It gives {things} any of {labels:,} labels, each decided on its own.",
@@ -215,7 +232,7 @@ def _reading(task: Task) -> str:
     """What a person does with the logits that an encoder gives."""
     return task.case(
         single_label="[labels[row.argmax()] for row in logits]",
-        multi_label="[{labels[i]: 1 / (1 + exp(-x)) for i, x in enumerate(row)} for row in logits]",
+        multi_label="[dict(zip(labels, row)) for row in np.exp(-np.logaddexp(0, -logits))]",
         regression="logits",
     )
 
@@ -287,12 +304,14 @@ def _max_length(made: RunRecord) -> str:
 # ── the recipe ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _recipe(made: RunRecord) -> str:
+def published_recipe(made: RunRecord) -> str:
     """A recipe file that does the same again: commits are pinned, and what has its default value is left out.
 
     What only the machine that ran it has stands there by its last name, with a comment that says what to fill in.
     """
-    fields = {name: value for name, value in made.recipe.items() if name in Recipe.model_fields} | {
+    fields = {
+        name: value for name, value in made.recipe.items() if name in Recipe.model_fields and name != "metrics"
+    } | {
         "backbone": made.backbone_reference if made.backbone.commit else made.backbone.name,
         "data": made.data_reference if made.data_on_hub else data_name(made),
         "drop": (),
@@ -323,7 +342,7 @@ def data_name(made: RunRecord) -> str:
     return ref if ref.startswith("sample:") else Path(ref).name or "data"
 
 
-def _at_home(note: str, made: RunRecord) -> str:
+def at_home(note: str, made: RunRecord) -> str:
     """A note without the folders that this machine's files are in."""
     ref = str(made.recipe["data"])
     return note.replace(ref, data_name(made)) if "/" in ref else note

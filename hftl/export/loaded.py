@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ import torch
 from accelerate import PartialState
 
 from hftl.backbones.batching import batch_logits, equal_length_groups, needs_equal_lengths, on_device
+from hftl.backbones.files import is_onnx_folder
 from hftl.backbones.loading import load_backbone
 from hftl.backbones.protocol import Backbone, Encoded
 from hftl.errors import BackboneError, HftlError
+from hftl.export.onnx import ONNX_FOLDERS, OnnxNetwork
 from hftl.hub.client import staying_offline
 from hftl.onednn import speed_up
 from hftl.plugins.registry import find
@@ -79,18 +81,20 @@ class LoadedModel:
             BackboneError: there is no such model, or it has no trained head.
             HftlError: the files are not those that the run wrote.
         """
-        run = run_of(Path(ref).expanduser())
-        if run and not run.model.is_dir() and (run.path / "adapter").is_dir():
+        given = Path(ref).expanduser()
+        run = run_of(given)
+        in_onnx = run is not None and given.name in ONNX_FOLDERS
+        if run and not in_onnx and not run.model.is_dir() and (run.path / "adapter").is_dir():
             raise BackboneError(
                 f"{run.path} holds only an adapter, which cannot be merged exactly into its base model: load it with "
                 "peft's PeftModel.from_pretrained on that model"
             )
-        if run:
+        if run and not in_onnx:
             run.check_files(run.model)
-        where = str(run.model) if run else str(ref)
+        where = str(run.model) if run and not in_onnx else str(ref)
         with staying_offline(offline):
             backbone = load_backbone(find(where), BackboneOptions(offline=offline))
-            network, untrained = backbone.load_trained()
+            network, untrained = _trained(backbone, Path(where).expanduser())
         if untrained:
             raise BackboneError(
                 f"{where} has no trained head ({', '.join(sorted(untrained))} missing): run a recipe first"
@@ -108,6 +112,10 @@ class LoadedModel:
         task = Task.of_problem_type(config.problem_type, len(names))
         thresholds = checked_thresholds(getattr(config, "thresholds", None), len(names), where)
         return cls(backbone, network.to(device), names, task, device, run, thresholds)
+
+    def on_cpu(self) -> LoadedModel:
+        """The same model on the CPU."""
+        return replace(self, network=self.network.cpu(), device=torch.device("cpu"))
 
     def logits(self, encoded: Sequence[Encoded]) -> torch.Tensor:
         """Logits (n, C) of encoded rows, float32 on the CPU: of each what the model gives for it alone.
@@ -156,6 +164,11 @@ class LoadedModel:
         return self.task.scores(self.logits(encoded))
 
 
+def _trained(backbone: Backbone, folder: Path) -> tuple[Any, set[str]]:
+    """A folder's model, and the parameters that it lacks: an ONNX file where there is one, else its weights."""
+    return (OnnxNetwork(folder), set()) if is_onnx_folder(folder) else backbone.load_trained()
+
+
 def run_of(path: Path) -> RunFolder | None:
     """The finished run that a folder is, or that it is the model of; None where it is neither.
 
@@ -164,7 +177,7 @@ def run_of(path: Path) -> RunFolder | None:
     """
     if RunFolder.is_run(path):
         return RunFolder.open(path)
-    if path.name == RunFolder(path.parent).model.name and RunFolder.is_run(path.parent):
+    if path.name in (RunFolder(path.parent).model.name, *ONNX_FOLDERS) and RunFolder.is_run(path.parent):
         return RunFolder.open(path.parent)
     return None
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hftl.backbones.bare import BareImageBackbone
 from hftl.backbones.cut.cut import Cut
 from hftl.backbones.protocol import Target
 from hftl.backbones.weights import NameRule, write_weights
@@ -50,9 +51,16 @@ def export_model(
     else:
         write_weights(folder / WEIGHTS, rule, backbone.weight_files(), head, torch.float32)
     # Last, because a model's own save_pretrained writes the configuration that it ran with.
-    config.save_pretrained(folder)
-    backbone.save_processor(folder)
+    finish_export(target, folder)
     return [Exported(folder, backbone.library)]
+
+
+def finish_export(target: Target, folder: Path) -> None:
+    """Write configuration and preprocessing beside a model's weights, and give a bare model's head files of its own."""
+    target.config.save_pretrained(folder)
+    target.backbone.save_processor(folder)
+    if isinstance(target.backbone, BareImageBackbone):
+        target.backbone.part_head(folder, [target.config.id2label[i] for i in range(target.config.num_labels)])
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ libraries' own classes, each row alone and all in one batch, and what they answe
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,8 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from hftl.backbones.bare import HEAD_FACTS, HEAD_WEIGHTS, BareImageBackbone
 from hftl.backbones.batching import needs_equal_lengths, on_device
 from hftl.backbones.loading import reopened
 from hftl.backbones.protocol import Backbone, Target
@@ -198,6 +201,8 @@ def _stranger(exported: Exported, backbone: Backbone, device: torch.device) -> A
     folder = exported.folder
     if exported.library == "sentence-transformers" and backbone.modality == "text":
         return _sentence_encoder(folder, device) if find_spec("sentence_transformers") else None
+    if isinstance(backbone, BareImageBackbone):
+        return _bare(folder, device)
     if exported.library == "transformers" and backbone.modality in ("text", "image"):
         return _transformers(folder, backbone, device)
     source = getattr(backbone, "source", None)
@@ -251,6 +256,34 @@ def _transformers(folder: Path, backbone: Backbone, device: torch.device) -> Ask
             return processor(images=pictures, return_tensors="pt")
 
     return lambda rows: _logits(network, batch(rows), device)
+
+
+def _bare(folder: Path, device: torch.device) -> Asked:
+    """A base model and the head beside it, as the card says."""
+    from PIL import Image
+    from transformers import AutoImageProcessor, AutoModel
+    from transformers.image_utils import load_image
+
+    plain: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    body = AutoModel.from_pretrained(folder, use_safetensors=True, **plain).eval().to(device)
+    processor = AutoImageProcessor.from_pretrained(folder, **plain)
+    head, facts = load_file(folder / HEAD_WEIGHTS), json.loads((folder / HEAD_FACTS).read_text(encoding="utf-8"))
+
+    def asked(rows: Sequence[Any]) -> Tensor:
+        pictures = [load_image(Image.open(io.BytesIO(row))) for row in rows]
+        with torch.inference_mode():
+            output = body(**on_device(processor(images=pictures, return_tensors="pt"), device))
+        if facts["pooling"] == "pooler":
+            features = output.pooler_output
+        else:
+            tokens = output.last_hidden_state
+            tokens = tokens.flatten(2).mT if tokens.dim() == 4 else tokens
+            parts = {"cls": tokens[:, 0], "mean": tokens[:, facts["skip"] :].mean(1)}
+            features = torch.cat([parts[part] for part in facts["pooling"].split("+")], dim=1)
+        logits: Tensor = features.float().cpu() @ head["weight"].T + head["bias"]
+        return logits
+
+    return asked
 
 
 def _sentence_encoder(folder: Path, device: torch.device) -> Asked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -154,7 +155,7 @@ def _upload(name: str, path: Path, repo_id: str) -> Upload:
 
 
 def push(
-    run: Path,
+    run: str | os.PathLike[str],
     repo_id: str,
     *,
     public: bool = False,
@@ -167,7 +168,7 @@ def push(
     Files of an earlier push that this run does not have are removed in the same commit; files of other kinds stay.
 
     Args:
-        run: a run's folder, or a folder with a model or an adapter.
+        run: a run or its folder, or a folder with a model or an adapter.
         repo_id: ``user/name``; made if it is not there.
         public: make it public, if it is made; else only its owner sees it.
         create_pr: open a pull request instead of committing.
@@ -180,7 +181,7 @@ def push(
         HubError: the Hub cannot be reached or goes on failing, or what it holds afterwards is not what was pushed.
     """
     check_can_push(repo_id)
-    uploads, left = uploads_of(run, repo_id)
+    uploads, left = uploads_of(Path(run).expanduser(), repo_id)
     with Progress("push", sum(upload.size for upload in uploads), quiet=quiet, unit="bytes") as progress:
         pushed = commit_files(
             repo_id,

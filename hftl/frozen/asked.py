@@ -14,6 +14,7 @@ from hftl.backbones.loading import load_backbone
 from hftl.data import Files, Texts
 from hftl.errors import HftlError
 from hftl.export.loaded import LoadedModel
+from hftl.export.onnx import OnnxNetwork
 from hftl.frozen.extract import digest_rows
 from hftl.frozen.view import Content, View, open_space
 from hftl.plugins.registry import find
@@ -59,11 +60,14 @@ def _space_of(model: LoadedModel, store: FeatureStore) -> Space | None:
     """The space that the run's head was trained on; None where there is none, or the backbone is another one by now."""
     if model.run is None or model.record is None or model.record.method["name"] != "head":
         return None
+    if isinstance(model.network, OnnxNetwork):
+        # What it answers is asked for, not what the head that it was made of does.
+        return None
     record, method = model.record, model.record.method
     try:
         spec = find(record.backbone_reference)
         options = BackboneOptions(record.recipe.get("max_length"), offline=True)
-        backbone = load_backbone(spec, options, record.recipe.get("depth"))
+        backbone = load_backbone(spec, options, record.recipe.get("depth"), method["pooling"])
         space = open_space(store, backbone, spec.origin, View(method["pooling"], method["mixed_precision"]))
     except HftlError:
         return None

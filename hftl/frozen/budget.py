@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from hftl.regular import read_bounded
 from hftl.store.files import write_file
+
+T = TypeVar("T")
 
 # Tokens (for rows of different lengths) or rows (where all cost the same) in one batch.
 CPU_TOKENS, CPU_ROWS = 1024, 16
@@ -85,6 +88,26 @@ def ramp_for(device: torch.device, *, by_tokens: bool, key: str, memory: Path) -
     if isinstance(budget, int) and budget > 0:
         return Ramp([budget])
     return Ramp(RAMP_TOKENS if by_tokens else RAMP_ROWS)
+
+
+def within_budget(rows: Iterable[T], cost: Callable[[T], int], ramp: Ramp) -> Iterator[list[T]]:
+    """Rows gathered until the ramp's budget is full, padding included.
+
+    Args:
+        rows: in the order in which they are batched.
+        cost: what a row costs; a batch costs its longest row times its rows.
+        ramp: asked before each batch.
+    """
+    batch: list[T] = []
+    longest = 0
+    for row in rows:
+        longest = max(longest, cost(row))
+        if batch and longest * (len(batch) + 1) > ramp.budget:
+            yield batch
+            batch, longest = [], cost(row)
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def remember(ramp: Ramp, key: str, memory: Path) -> None:

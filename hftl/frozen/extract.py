@@ -24,7 +24,7 @@ from hftl.backbones.batching import batch_groups, on_device
 from hftl.backbones.protocol import Encoded, Target
 from hftl.data import Files, Texts
 from hftl.errors import BackboneError, BadRowError, HftlError, StoreError
-from hftl.frozen.budget import Ramp, ramp_for, remember
+from hftl.frozen.budget import Ramp, ramp_for, remember, within_budget
 from hftl.frozen.depths import Keeping, Models
 from hftl.frozen.recheck import AUTOCAST, OTHER_RUN, SAME_RUN, check_again
 from hftl.frozen.view import Content, View, equal_length_space
@@ -375,15 +375,7 @@ class _Extraction:
 
     def _filled(self, rows: Iterator[tuple[int, Encoded]]) -> Iterator[tuple[list[int], list[Encoded]]]:
         """Rows gathered until the budget is full, padding included."""
-        batch: list[tuple[int, Encoded]] = []
-        longest = 0
-        for row, encoded in rows:
-            longest = max(longest, encoded.cost)
-            if batch and longest * (len(batch) + 1) > self.ramp.budget:
-                yield _unzip(batch)
-                batch, longest = [], encoded.cost
-            batch.append((row, encoded))
-        if batch:
+        for batch in within_budget(rows, lambda row: row[1].cost, self.ramp):
             yield _unzip(batch)
 
     def _decoded(self, missing: np.ndarray) -> Iterator[tuple[int, Encoded]]:

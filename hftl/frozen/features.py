@@ -20,7 +20,7 @@ from hftl.data import Data, Split
 from hftl.errors import BadRowError
 from hftl.frozen.budget import keep_remembered, remembered
 from hftl.frozen.extract import ConcatRows, ExtractReport, digest_rows, extract
-from hftl.frozen.matrix import FeatureMatrix, flatten_columns
+from hftl.frozen.matrix import Features, flatten_columns
 from hftl.frozen.view import Content, View, equal_length_space, open_space
 from hftl.parallel import Process, on_all
 from hftl.progress import Progress
@@ -177,21 +177,21 @@ def settle(store: FeatureStore, target: Target, spaces: dict[View, Space]) -> No
             spaces[view] = equal_length_space(store, space)
 
 
-def matrix_of(features: StoredFeatures, data: Data) -> FeatureMatrix:
-    """All splits' features as one matrix with labels and row names.
+def matrix_of(features: StoredFeatures, data: Data) -> Features:
+    """All splits' features as one matrix, with labels and row names.
 
     Raises:
         RecipeError: rows have features of different lengths.
     """
     cut = features.content.cut
     kept = [name for name in cut.kept() if name not in cut.tokens]
-    splits = list(features.splits.values())
-    return FeatureMatrix(
-        torch.cat([flatten_columns(part.columns, kept) for part in splits]),
-        torch.cat([torch.from_numpy(part.split.labels) for part in splits]),
-        [part.split.inputs.name(i) for part in splits for i in range(len(part.split))],
-        [name for name, part in features.splits.items() for _ in range(len(part.split))],
-        data.label_names,
+    parts = features.splits
+    return Features(
+        matrix=torch.cat([flatten_columns(part.columns, kept) for part in parts.values()]).numpy(),
+        labels=np.concatenate([part.split.labels for part in parts.values()]),
+        label_names=data.label_names,
+        row_names=[part.split.inputs.name(i) for part in parts.values() for i in range(len(part.split))],
+        split=np.repeat(np.array(list(parts)), [len(part.split) for part in parts.values()]),
     )
 
 

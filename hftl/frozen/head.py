@@ -88,6 +88,7 @@ class _Job:
             seed=self.seed,
         )
         weight, bias = fit.weight.cpu(), fit.bias.cpu()
+        fit.report["parameters"] = weight.numel() + (bias.numel() if cut.bias else 0)
         if self.data.task.is_exclusive:
             fit.report["baselines"] = baselines(vectors["train"], labels["train"], vectors["test"], labels["test"])
         logits = fit.logits(vectors["test"]).cpu()

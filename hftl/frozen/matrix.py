@@ -1,4 +1,4 @@
-"""Stored features as a matrix for other tools: Parquet, safetensors, NumPy."""
+"""`Features`: stored features as a matrix for other tools, NumPy, pandas, Parquet and safetensors among them."""
 
 from __future__ import annotations
 
@@ -7,42 +7,127 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 from torch import Tensor
 
-from hftl.errors import RecipeError
+from hftl.data import Labels
+from hftl.errors import DataError, RecipeError
+from hftl.wording import did_you_mean, plural
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMATS = (".parquet", ".safetensors", ".npy")
 PARQUET_ROWS = 65_536
 
 
-@dataclass(frozen=True)
-class FeatureMatrix:
-    """The features of a data set.
+@dataclass(frozen=True, repr=False, eq=False)
+class Features:
+    """The features of a data set, and what its rows are.
 
     Attributes:
-        features: (n, d) float32.
-        labels: int64 (n,) class numbers, or float32 (n, k) for several labels and regressions.
-        rows: the rows' names.
-        splits: the split of each row.
-        label_names: names of the classes, or of the targets.
+        matrix: float32 (n, d).
+        labels: int64 (n,) class numbers; float32 (n, k) of 0 and 1 for several labels, or of targets.
+        label_names: names of the classes, labels or targets.
+        row_names: what a person calls each row.
+        split: the split of each row, an array (n,) of ``"train"``, ``"validation"`` and ``"test"``.
     """
 
-    features: Tensor
-    labels: Tensor
-    rows: list[str]
-    splits: list[str]
+    matrix: npt.NDArray[np.float32]
+    labels: Labels
     label_names: list[str]
+    row_names: list[str]
+    split: npt.NDArray[np.str_]
 
-    def of(self, split: str) -> tuple[Tensor, Tensor]:
-        """Features and labels of one split."""
-        chosen = torch.tensor([name == split for name in self.splits])
-        return self.features[chosen], self.labels[chosen]
+    def __repr__(self) -> str:
+        rows, width = self.matrix.shape
+        counts = ", ".join(f"{name} {(self.split == name).sum():,}" for name in dict.fromkeys(self.split.tolist()))
+        return f"Features({rows:,} × {width:,} float32; {counts}; {plural(len(self.label_names), 'label')})"
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    def of(self, split: str) -> tuple[npt.NDArray[np.float32], Labels]:
+        """The matrix (m, d) and the labels of one split: the ``X, y`` of scikit-learn.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        chosen = self.split == split
+        if not chosen.any():
+            there = list(dict.fromkeys(self.split.tolist()))
+            raise DataError(f"no split {split!r}{did_you_mean(split, there)}; there is {', '.join(there)}")
+        return self.matrix[chosen], self.labels[chosen]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A line for each row, named by the row: ``split``, the label, and a column for each number.
+
+        The label is the class's name in a column ``label``; several labels, and targets, have a column each, called
+        ``label: NAME``. The numbers' columns are ``0`` to ``d - 1``, as integers, so that
+        ``frame.loc[:, 0:]`` is the matrix.
+        """
+        import pandas as pd
+
+        if self.labels.ndim == 1:
+            labels: dict[str, Any] = {"label": np.array(self.label_names, dtype=object)[self.labels]}
+        else:
+            labels = {f"label: {name}": self.labels[:, k] for k, name in enumerate(self.label_names)}
+        index = pd.Index(self.row_names, name="row")
+        about = pd.DataFrame({"split": self.split, **labels}, index=index)
+        return pd.concat([about, pd.DataFrame(self.matrix, index=index)], axis=1)
+
+    def write(self, path: str | Path) -> list[Path]:
+        """Write all of it to a file; an ``.npy`` holds the matrix alone, the rest stands beside it as ``.json``.
+
+        Args:
+            path: its name ends in ``.parquet``, ``.safetensors`` or ``.npy``.
+
+        Returns:
+            The files written.
+
+        Raises:
+            RecipeError: the file name says no known format.
+        """
+        path = Path(path).expanduser()
+        check_format(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            self._write_parquet(path)
+            return [path]
+        facts = {"rows": self.row_names, "splits": self.split.tolist(), "label_names": self.label_names}
+        if path.suffix == ".safetensors":
+            metadata = {name: json.dumps(value) for name, value in facts.items()}
+            save_file({"features": self.matrix, "labels": self.labels}, path, metadata)
+            return [path]
+        beside = path.with_suffix(".json")
+        np.save(path, self.matrix)
+        beside.write_text(json.dumps({"labels": self.labels.tolist(), **facts}) + "\n", encoding="utf-8")
+        return [path, beside]
+
+    def _write_parquet(self, path: Path) -> None:
+        kind = pa.list_(pa.float32(), self.matrix.shape[1])
+        label = pa.int64() if self.labels.ndim == 1 else pa.list_(pa.float32())
+        schema = pa.schema(
+            [("row", pa.string()), ("split", pa.string()), ("label", label), ("features", kind)],
+            metadata={"label_names": json.dumps(self.label_names)},
+        )
+        with pq.ParquetWriter(path, schema) as writer:
+            for start in range(0, len(self), PARQUET_ROWS):
+                part = slice(start, start + PARQUET_ROWS)
+                columns = [
+                    pa.array(self.row_names[part]),
+                    pa.array(self.split[part].tolist(), pa.string()),
+                    pa.array(self.labels[part].tolist(), label),
+                    pa.FixedSizeListArray.from_arrays(pa.array(self.matrix[part].reshape(-1)), type=kind),
+                ]
+                writer.write_table(pa.table(columns, schema=schema))
 
 
 def check_format(path: Path) -> None:
@@ -55,56 +140,6 @@ def check_format(path: Path) -> None:
         raise RecipeError(f"cannot write features as {path.name!r}; its name ends in one of {', '.join(FORMATS)}")
 
 
-def write_features(matrix: FeatureMatrix, path: Path) -> list[Path]:
-    """Write features, labels and row names; an ``.npy`` holds the features alone, the rest stands beside it as
-    ``.json``.
-
-    Returns:
-        The files written.
-
-    Raises:
-        RecipeError: the file name says no known format.
-    """
-    check_format(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        _write_parquet(matrix, path)
-        return [path]
-    facts = {"rows": matrix.rows, "splits": matrix.splits, "label_names": matrix.label_names}
-    if path.suffix == ".safetensors":
-        metadata = {name: json.dumps(value) for name, value in facts.items()}
-        save_file({"features": matrix.features, "labels": matrix.labels}, path, metadata)
-        return [path]
-    beside = path.with_suffix(".json")
-    np.save(path, matrix.features.numpy())
-    beside.write_text(json.dumps({"labels": matrix.labels.tolist(), **facts}) + "\n", encoding="utf-8")
-    return [path, beside]
-
-
-def _write_parquet(matrix: FeatureMatrix, path: Path) -> None:
-    width = matrix.features.shape[1]
-    kind = pa.list_(pa.float32(), width)
-    schema = pa.schema(
-        [("row", pa.string()), ("split", pa.string()), ("label", _label_type(matrix)), ("features", kind)],
-        metadata={"label_names": json.dumps(matrix.label_names)},
-    )
-    with pq.ParquetWriter(path, schema) as writer:
-        for start in range(0, len(matrix.rows), PARQUET_ROWS):
-            part = slice(start, start + PARQUET_ROWS)
-            values = pa.array(matrix.features[part].reshape(-1).numpy())
-            columns = [
-                pa.array(matrix.rows[part]),
-                pa.array(matrix.splits[part]),
-                pa.array(matrix.labels[part].tolist(), _label_type(matrix)),
-                pa.FixedSizeListArray.from_arrays(values, type=kind),
-            ]
-            writer.write_table(pa.table(columns, schema=schema))
-
-
-def _label_type(matrix: FeatureMatrix) -> pa.DataType:
-    return pa.int64() if matrix.labels.dim() == 1 else pa.list_(pa.float32())
-
-
 def flatten_columns(columns: dict[str, object], features: Sequence[str]) -> Tensor:
     """The kept columns of a split, (n, …) each, side by side: (n, d) float32.
 
@@ -115,6 +150,8 @@ def flatten_columns(columns: dict[str, object], features: Sequence[str]) -> Tens
     for name in features:
         value = columns[name]
         if not isinstance(value, Tensor):
-            raise RecipeError("this backbone's head reads every token, which is no matrix; ask for --pooling mean")
+            raise RecipeError(
+                'this backbone\'s head reads every token, which is no matrix; ask for --pooling mean (pooling="mean")'
+            )
         parts.append(value.reshape(len(value), math.prod(value.shape[1:])).float())
     return torch.cat(parts, 1)

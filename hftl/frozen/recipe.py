@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from hftl.backbones.loading import load_backbone
 from hftl.backbones.matching import data_for
-from hftl.backbones.protocol import Target
+from hftl.backbones.protocol import Backbone, Target
 from hftl.data import Data
 from hftl.data.drop import without_rows
 from hftl.data.limit import limited
@@ -23,6 +23,7 @@ from hftl.recipes import Recipe
 from hftl.runs.console import print_bad_rows, print_features, print_inputs
 from hftl.store.store import FeatureStore, cache_root
 from hftl.terminal import Terminal
+from hftl.wording import listing
 
 
 def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[BackboneSpec, Target, Data]:
@@ -30,7 +31,22 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
     if recipe.depth == "auto":
         raise RecipeError("depth='auto' is for `hftl run`, which chooses one: give a number, or leave it out")
     spec = find(recipe.backbone)
-    backbone = load_backbone(spec, options, recipe.depth)
+    pooling = probe_of(recipe).pooling
+    backbone = load_backbone(spec, options, recipe.depth, pooling)
+    of_texts = ("native", "mean", "cls") if isinstance(recipe.method, Head) else ("native",)
+    if backbone.wants == "text" and pooling not in of_texts:
+        raise RecipeError(f"pooling={pooling!r}: for texts and method={recipe.method.name}, take {listing(of_texts)}")
+    data = data_of(recipe, backbone)
+    print_inputs(say, backbone, data)
+    if isinstance(recipe.method, Head) and data.validation is not None and recipe.method.folds != Head().folds:
+        say.print("          the data bring a validation split, which the strength is chosen on: folds are not used")
+    for note in backbone.notes:
+        say.print(f"          {note}")
+    return spec, Target(backbone, backbone.config(data.task, data.label_names)), data
+
+
+def data_of(recipe: Recipe, backbone: Backbone) -> Data:
+    """The rows that a recipe names, as a backbone reads them, without those to drop."""
     data = data_for(
         backbone,
         recipe.data,
@@ -45,17 +61,7 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
     )
     if recipe.drop:
         data = without_rows(data, recipe.drop)
-    if recipe.limit:
-        data = limited(data, recipe.limit, recipe.seed)
-    pooling = probe_of(recipe).pooling
-    if pooling != "native" and backbone.wants != "text":
-        raise RecipeError(f"pooling={pooling!r}: only a head on texts can be exported with it; leave pooling out")
-    print_inputs(say, backbone, data)
-    if isinstance(recipe.method, Head) and data.validation is not None and recipe.method.folds != Head().folds:
-        say.print("          the data bring a validation split, which the strength is chosen on: folds are not used")
-    for note in backbone.notes:
-        say.print(f"          {note}")
-    return spec, Target(backbone, backbone.config(data.task, data.label_names)), data
+    return limited(data, recipe.limit, recipe.seed) if recipe.limit else data
 
 
 def probe_of(recipe: Recipe) -> Head:

@@ -9,12 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hftl.backbones.bare import PooledClassifier
 from hftl.backbones.batching import equal_length_probes, needs_equal_lengths, of_equal_length_only
 from hftl.backbones.cut.capture import Capture
 from hftl.backbones.cut.cut import Cut
 from hftl.backbones.cut.search import find_cut, pooled_cut, prepare_head
 from hftl.backbones.protocol import Backbone, at_depth
 from hftl.backbones.weights import NameRule
+from hftl.methods import Pooling
 from hftl.store.shard import ColumnSpec, Digests
 from hftl.store.space import Space
 from hftl.store.stat_index import StatIndex, digest_files
@@ -26,7 +28,6 @@ EXTRACTOR_VERSION = 1
 # first release padded all batches, and what it stored of models that padding does not change is as good as ever.
 EQUAL_LENGTHS: dict[str, Any] = {"batches": "equal lengths"}
 
-Pooling = Literal["native", "mean", "cls"]
 Precision = Literal["no", "bf16", "fp16"]
 
 
@@ -36,7 +37,7 @@ class View:
 
     Attributes:
         pooling: ``"native"`` for what the model's own head reads, else the ``"mean"`` or the first (``"cls"``) token of
-            the frozen body's last output.
+            the frozen body's last output. A classifier that hftl made of a base model pools by itself as it is called.
         precision: of the pass: ``"no"`` for float32 throughout, ``"bf16"`` or ``"fp16"`` for autocast.
         depth: after how many blocks the pass ends, with the final norm; None for the backbone as it is. It names the
             space that this view of the backbone at that depth has.
@@ -65,7 +66,7 @@ class View:
         """
         name = type(model).__name__
         prepare_head(model, head, probes)
-        if self.pooling == "native":
+        if self.pooling == "native" or isinstance(model, PooledClassifier):
             equal_lengths = needs_equal_lengths(model, probes, name)
             return find_cut(model, head, equal_length_probes(model, probes) if equal_lengths else probes), equal_lengths
         cut = pooled_cut(model, head, probes, self.pooling)

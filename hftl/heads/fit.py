@@ -23,6 +23,7 @@ class LinearOptions:
     calibrate: bool
     tolerance: float
     seed: int
+    groups: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class HeldOutLogits:
     """Logits of rows, each by a head that was solved without the row.
 
     Attributes:
-        rows: (m,) int64, the rows that were held out once; all but those of classes with a single row.
+        rows: (m,) int64, the rows that were held out once; all but those of classes with a single row, or group.
         logits: (m, num_labels) float32 after the temperature; a regression's predicted targets.
-        strength: the L2 strength; None for a regression, where each fold chooses its own.
+        strength: the L2 strength; None where each fold chooses its own.
     """
 
     rows: Tensor

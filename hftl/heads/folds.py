@@ -7,10 +7,37 @@ from hftl.heads.objective import NO_FOLD
 from hftl.tasks import Task
 
 
-def task_folds(labels: Tensor, task: Task, folds: int, seed: int) -> Tensor:
-    """The folds that heads of a task are held out on: (n,) int64, the fold of each row, or ``NO_FOLD``."""
+def task_folds(labels: Tensor, task: Task, folds: int, seed: int, groups: Tensor | None = None) -> Tensor:
+    """The folds that heads of a task are held out on: (n,) int64, the fold of each row, or ``NO_FOLD``.
+
+    A multiple of some folds parts each of them, so that a row's fold is ``f % folds`` for f of ``k * folds``.
+
+    Args:
+        labels: of the rows.
+        task: what they are.
+        folds: how many.
+        seed: decides the shuffle.
+        groups: (n,) int64, the group of each row; a group is never parted, and dealt by the labels of its first row.
+    """
     deal = task.case(single_label=stratified_folds, multi_label=rarest_label_folds, regression=random_folds)
-    return deal(labels, folds, seed)
+    if groups is None:
+        return deal(labels, folds, seed)
+    group = torch.unique(groups, return_inverse=True)[1]
+    rows = torch.arange(len(group), device=group.device)
+    first = torch.full_like(group[: int(group.max()) + 1], len(group)).scatter_reduce(0, group, rows, "amin")
+    dealt = deal(labels[first], folds, seed)[group]
+    return _with_every_class_in_sight(dealt, labels) if task.is_exclusive else dealt
+
+
+def _with_every_class_in_sight(folds: Tensor, labels: Tensor) -> Tensor:
+    """Folds without the rows that are all there is of their class, so that every head trains on every class."""
+    classes, count = torch.unique(labels, return_inverse=True)[1], int(folds.max()) + 1
+    if count == 0:
+        return folds
+    rows = torch.bincount(classes)
+    inside = torch.nn.functional.one_hot(classes, len(rows)).T @ torch.nn.functional.one_hot(folds + 1, count + 1)
+    alone = (inside[:, 1:] == rows[:, None]).any(1)
+    return torch.where(alone[classes], NO_FOLD, folds)
 
 
 def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:

@@ -10,7 +10,7 @@ Algorithm 2.1, with three additions that matter here:
   descent and an efficient line search*, SIAM J. Optim. 16 (2005), eq. 4.1).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -37,8 +37,8 @@ class Solution:
         gradient: (k, size) float64, its gradient there.
         iterations: (k,) int64, steps taken.
         converged: (k,) bool, whether the tolerance was reached.
-        steps: (MEMORY, k, size) float64, the last differences of ``x``, newest last; zeros where there were fewer.
-        changes: (MEMORY, k, size) float64, the differences of the gradient that belong to them.
+        steps: (MEMORY, k, size) float32, the last differences of ``x``, newest last; zeros where there were fewer.
+        changes: (MEMORY, k, size) float32, the differences of the gradient that belong to them.
     """
 
     x: Tensor
@@ -51,6 +51,62 @@ class Solution:
 
 
 @dataclass
+class _History:
+    """The curvature pairs of all problems of a stack, in place, because they outweigh everything else in the solver.
+
+    In float32: they only shape directions, and are judged by steps and gradients in float64.
+
+    Attributes:
+        steps: (MEMORY, k, size) float32, ``s = x' - x``.
+        changes: (MEMORY, k, size) float32, ``y = g' - g``.
+        rho: (MEMORY, k) float64, ``1 / <s, y>``, zero where the pair is not used.
+        newest: which of the MEMORY was written last; the one after it is the oldest.
+    """
+
+    steps: Tensor
+    changes: Tensor
+    rho: Tensor
+    newest: int = MEMORY - 1
+
+    @classmethod
+    def of(cls, start: Tensor, known: Solution | None) -> "_History":
+        """Empty, or what is known of a similar problem, whose tensors are taken over."""
+        if known is None:
+            empty = torch.zeros(2, MEMORY, *start.shape, device=start.device)
+            return cls(empty[0], empty[1], torch.zeros(MEMORY, len(start), dtype=torch.float64, device=start.device))
+        pairs = zip(known.steps, known.changes, strict=True)
+        return cls(known.steps, known.changes, torch.stack([_weight(s.double(), y.double()) for s, y in pairs]))
+
+    def remember(self, problems: Tensor, step: Tensor, change: Tensor) -> None:
+        """Write a pair of some problems over the oldest; all running problems are given each time."""
+        self.newest = (self.newest + 1) % MEMORY
+        self.steps[self.newest, problems] = step.float()
+        self.changes[self.newest, problems] = change.float()
+        self.rho[self.newest, problems] = _weight(step, change)
+
+    def pairs(self, problems: Tensor, ages: Iterable[int] = range(MEMORY)) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The steps, changes and rho of some problems, newest first, or in the order of their ages."""
+        everyone = len(problems) == self.rho.shape[1]
+        for age in ages:
+            place = (self.newest - age) % MEMORY
+            s, y, rho = self.steps[place], self.changes[place], self.rho[place]
+            yield (s, y, rho) if everyone else (s[problems], y[problems], rho[problems])
+
+    def settle(self, problem: int) -> None:
+        """Put the pairs of a problem that has ended into order, newest last."""
+        for kept in (self.steps, self.changes):
+            kept[:, problem] = kept[:, problem].roll(-(self.newest + 1), 0)
+
+
+def _weight(step: Tensor, change: Tensor) -> Tensor:
+    """``1 / <s, y>`` of float64 pairs (k, size): zero for those without positive curvature, which count for nothing."""
+    curvature = _dot(step, change)
+    # Rounding can turn the curvature of a convex function negative; such a pair would make a direction that climbs.
+    usable = curvature > 1e-14 * (_dot(step, step) * _dot(change, change)).sqrt()
+    return torch.where(usable, 1 / curvature.clamp_min(1e-300), 0.0)
+
+
+@dataclass
 class _Stack:
     """The problems still running: ``index`` says which they are in the caller's numbering."""
 
@@ -60,46 +116,33 @@ class _Stack:
     lowest: Tensor  # value so far
     gradient: Tensor
     inverse_hessian: Tensor
-    steps: list[Tensor]  # s_k = x_{k+1} - x_k, newest last
-    changes: list[Tensor]  # y_k = g_{k+1} - g_k
-    rho: list[Tensor]  # 1 / <s_k, y_k>, zero where the pair is not used
+    history: _History
 
     def keep(self, rows: Tensor) -> None:
         """Drop every problem that is not in ``rows``."""
         self.index, self.x = self.index[rows], self.x[rows]
         self.value, self.lowest = self.value[rows], self.lowest[rows]
         self.gradient, self.inverse_hessian = self.gradient[rows], self.inverse_hessian[rows]
-        self.steps = [s[rows] for s in self.steps]
-        self.changes = [y[rows] for y in self.changes]
-        self.rho = [r[rows] for r in self.rho]
-
-    def remember(self, step: Tensor, change: Tensor) -> None:
-        """Add a curvature pair, forgetting the oldest; pairs without positive curvature count for nothing."""
-        curvature = _dot(step, change)
-        # Rounding can turn the curvature of a convex function negative; such a pair would make a direction that climbs.
-        usable = curvature > 1e-14 * (_dot(step, step) * _dot(change, change)).sqrt()
-        self.steps.append(step)
-        self.changes.append(change)
-        self.rho.append(torch.where(usable, 1 / curvature.clamp_min(1e-300), 0.0))
-        if len(self.steps) > MEMORY:
-            del self.steps[0], self.changes[0], self.rho[0]
 
     def direction(self) -> Tensor:
         """The two-loop recursion: minus the inverse Hessian approximation times the gradient."""
-        q = self.gradient.clone()
+        inverse_hessian = self.inverse_hessian.float()
+        # Gradients are tiny near the minimum, and their squares would vanish in float32.
+        size = self.gradient.abs().amax(1, keepdim=True).clamp_min(1e-300)
+        q = (self.gradient / size).float()
         weights = []
-        for s, y, rho in zip(reversed(self.steps), reversed(self.changes), reversed(self.rho), strict=True):
-            weight = rho * _dot(s, q)
+        for s, y, rho in self.history.pairs(self.index):
+            weight = (rho * _dot(s, q)).float()
             q -= weight[:, None] * y
             weights.append(weight)
-        q *= self.inverse_hessian
-        if self.steps:
-            s, y, rho = self.steps[-1], self.changes[-1], self.rho[-1]
-            scale = 1 / (rho * _dot(y, self.inverse_hessian * y))
-            q *= torch.where(rho > 0, scale, 1.0)[:, None]
-        for s, y, rho, weight in zip(self.steps, self.changes, self.rho, reversed(weights), strict=True):
-            q += (weight - rho * _dot(y, q))[:, None] * s
-        return -q
+        q *= inverse_hessian
+        _, y, rho = next(self.history.pairs(self.index))
+        scale = 1 / (rho * _dot(y, inverse_hessian * y))
+        q *= torch.where(rho > 0, scale, 1.0).float()[:, None]
+        oldest_first = self.history.pairs(self.index, reversed(range(MEMORY)))
+        for (s, y, rho), weight in zip(oldest_first, reversed(weights), strict=True):
+            q += (weight - (rho * _dot(y, q)).float())[:, None] * s
+        return -(q.double() * size)
 
 
 def minimize(
@@ -122,22 +165,21 @@ def minimize(
         inverse_hessian: (k, size) float64, a positive diagonal near the inverse Hessian.
         tolerance: relative suboptimality at which a problem stops.
         rounding: relative error of the values, below which a step is judged by its slope.
-        known: value, gradient and curvature pairs at ``start``, where they are known from a similar problem.
+        known: value, gradient and curvature pairs at ``start``, where they are known from a similar problem; the pairs
+            are written over.
     """
     index = torch.arange(len(start), device=start.device)
     value, gradient = evaluate(start, index) if known is None else (known.value, known.gradient)
-    stack = _Stack(index, start.clone(), value, value.clone(), gradient, inverse_hessian, [], [], [])
-    if known is not None:
-        for step, change in zip(known.steps, known.changes, strict=True):
-            stack.remember(step, change)
+    history = _History.of(start, known)
+    stack = _Stack(index, start.clone(), value, value.clone(), gradient, inverse_hessian, history)
     result = Solution(
         x=start.clone(),
         value=value.clone(),
         gradient=gradient.clone(),
         iterations=torch.zeros_like(index),
         converged=torch.zeros_like(index, dtype=torch.bool),
-        steps=start.new_zeros(MEMORY, *start.shape),
-        changes=start.new_zeros(MEMORY, *start.shape),
+        steps=history.steps,
+        changes=history.changes,
     )
     stuck = torch.zeros_like(index, dtype=torch.bool)
     smallest = torch.full_like(value, torch.inf)  # decrement of each problem so far, and when it was reached
@@ -155,11 +197,8 @@ def minimize(
             result.x[ended], result.value[ended] = stack.x[stop], stack.value[stop]
             result.gradient[ended], result.iterations[ended] = stack.gradient[stop], iteration
             result.converged[ended] = converged[stop]
-            for age in range(1, len(stack.steps) + 1):
-                result.steps[-age, ended], result.changes[-age, ended] = (
-                    stack.steps[-age][stop],
-                    stack.changes[-age][stop],
-                )
+            for problem in ended.tolist():
+                history.settle(problem)
             if bool(stop.all()):
                 break
             # Those that are done leave, so that the last problem of a stack does not pay for all of them.
@@ -200,7 +239,7 @@ def _advance(evaluate: Evaluate, stack: _Stack, rounding: float) -> Tensor:
         length[rows] *= _shrink(stack.value[rows], trial_value, length[rows], slope[rows])
     stuck = torch.zeros_like(slope, dtype=torch.bool)
     stuck[rows] = True
-    stack.remember(x - stack.x, gradient - stack.gradient)
+    stack.history.remember(stack.index, x - stack.x, gradient - stack.gradient)
     stack.x, stack.value, stack.gradient = x, value, gradient
     stack.lowest = torch.minimum(stack.lowest, value)
     return stuck

@@ -12,6 +12,7 @@ from hftl.heads.fit import HeadFit, LinearOptions
 from hftl.heads.logistic import fit_logistic
 from hftl.heads.ridge import fit_ridge
 from hftl.heads.selection import Rule
+from hftl.heads.threads import threads_for
 from hftl.tasks import ClassWeight, Task
 
 
@@ -84,10 +85,11 @@ def fit_linear(
     used = (weights > 0).any(1)
     if not bool(used.all()):
         features, labels, weights = features[used], labels[used], weights[used]
-    if task.has_classes:
-        head = fit_logistic(features, labels, weights, options, validation)
-    else:
-        head = fit_ridge(features, labels, options, validation)
+    with threads_for(features, num_labels * folds):
+        if task.has_classes:
+            head = fit_logistic(features, labels, weights, options, validation)
+        else:
+            head = fit_ridge(features, labels, options, validation)
     if not bool(torch.isfinite(head.weight).all() and torch.isfinite(head.bias).all()):
         raise ConvergenceError(
             "the head's weights are not finite in float32; rescale the features, or set standardize=True"

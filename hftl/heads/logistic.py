@@ -13,11 +13,11 @@ from torch import Tensor
 
 from hftl.errors import ConvergenceError, DataError
 from hftl.heads.basis import Basis, default_strengths, fit_basis
-from hftl.heads.calibration import calibration_report
+from hftl.heads.calibration import calibration_report, fit_temperature
 from hftl.heads.fit import HeadFit, HeldOutLogits, LinearOptions
 from hftl.heads.folds import task_folds
 from hftl.heads.objective import EVERY_ROW, NO_FOLD, FoldRows, Objective
-from hftl.heads.path import Candidate, HeldOut, held_out_logits, solve, walk
+from hftl.heads.path import PATH_TOLERANCE, Candidate, HeldOut, held_out_logits, solve, walk
 from hftl.heads.selection import choose, threshold_report
 from hftl.tasks import Link
 
@@ -84,7 +84,7 @@ def fit_logistic(
         report["classes_of_one_row"] = learnable.index[problem.labels[problem.folds == NO_FOLD]].sort().values.tolist()
     held_out = None
     if chosen is not None:
-        judged = _held_out(problem, chosen, options.num_labels)
+        judged = _held_out(problem, chosen)
         report |= _held_out_report(problem, chosen, judged.logits, options)
         held_out = judged if validation is None else None
     full_weight = torch.zeros(options.num_labels, weight.shape[1], dtype=torch.float64, device=labels.device)
@@ -94,14 +94,17 @@ def fit_logistic(
     return HeadFit(full_weight.float(), full_bias.float(), report, held_out)
 
 
-def held_out_logistic(features: Tensor, labels: Tensor, weights: Tensor, options: LinearOptions) -> HeldOutLogits:
-    """Logits of training rows by heads that have not seen them, at the strength that these folds choose.
+def held_out_logistic(
+    features: Tensor, labels: Tensor, weights: Tensor, options: LinearOptions, parts: int
+) -> HeldOutLogits:
+    """Logits of training rows by heads that have not seen them, at the strength that the folds choose.
 
     Args:
         features: (n, dim), on the device where to compute, as all the rest.
         labels: (n,) classes or (n, num_labels) zeros and ones.
         weights: (n, 1) or (n, num_labels) float64, no row of zeros.
         options: what to solve, and how to choose.
+        parts: of each fold; a head that judges one of them has seen the others.
 
     Raises:
         DataError: the labels say nothing that could be learnt, or no class has two rows.
@@ -110,7 +113,40 @@ def held_out_logistic(features: Tensor, labels: Tensor, weights: Tensor, options
     chosen, _ = _choose_strength(problem, options)
     if chosen is None:
         raise DataError("labels: no class has two rows, so no row can be held out")
-    return _held_out(problem, chosen, options.num_labels)
+    if parts == 1:
+        return _held_out(problem, chosen)
+    learnable, index = problem.learnable, problem.held_out.index
+    labels, weights = _restrict(labels, weights, learnable, problem.link)
+    link, basis, folds = problem.link, problem.basis, problem.folds
+    del problem  # its rows, transformed, are as large as the features, and are now dealt anew
+    learnt = _judged_in_parts((features, labels, weights), (link, basis, folds), chosen, options, parts)
+    return HeldOutLogits(index, _with_constants(learnt, learnable), chosen.strength)
+
+
+def _judged_in_parts(
+    training: tuple[Tensor, Tensor, Tensor],
+    problem: tuple[Link, Basis, Tensor],
+    chosen: Candidate,
+    options: LinearOptions,
+    parts: int,
+) -> Tensor:
+    """Logits (m, outputs) of rows in a fold, each by a head that has seen all but its part of the fold."""
+    (features, labels, weights), (link, basis, folds) = training, problem
+    outputs = chosen.heads.shape[1] // (basis.rank + 1)
+    fine = task_folds(labels, options.task, parts * options.folds, options.seed, options.groups)
+    fine[folds == NO_FOLD] = NO_FOLD
+    rows = FoldRows(features, labels, weights, fine, basis, columns=outputs * options.folds)
+    index = torch.nonzero(fine != NO_FOLD).flatten()
+    held_out = HeldOut(index, labels[index], weights[index], fine[index])
+    logits = torch.zeros(len(index), outputs, device=labels.device)
+    place = {fold: head for head, fold in enumerate(torch.unique(folds[index]).tolist())}
+    # As many heads at once as before, which bounds the solver's memory.
+    for some in torch.split(torch.unique(held_out.folds), options.folds):
+        # From a head that has not seen these rows either: none must reach the solution by where it began.
+        start = chosen.heads[[place[fold % options.folds] for fold in some.tolist()]].double()
+        objective = Objective(rows, link, outputs, chosen.strength, some)
+        logits += held_out_logits(objective, solve(objective, start, PATH_TOLERANCE).x, held_out)
+    return logits / fit_temperature(logits, held_out.targets, held_out.weights, link)
 
 
 @dataclass(frozen=True)
@@ -150,7 +186,7 @@ def _pose(
     outputs = len(learnable.index)
     labels, weights = _restrict(labels, weights, learnable, link)
     if validation is None:
-        folds = task_folds(labels, options.task, options.folds, options.seed)
+        folds = task_folds(labels, options.task, options.folds, options.seed, options.groups)
     else:
         folds = torch.full((len(labels),), NO_FOLD, device=labels.device)
     # From training rows alone: a validation split must not have a say in what it judges.
@@ -241,14 +277,19 @@ def _best_constant(labels: Tensor, weights: Tensor, loss: Link, outputs: int) ->
     return ((weights * labels).sum(0) / weights.expand(-1, outputs).sum(0)).logit()
 
 
-def _held_out(problem: _Problem, chosen: Candidate, num_labels: int) -> HeldOutLogits:
+def _held_out(problem: _Problem, chosen: Candidate) -> HeldOutLogits:
     """Logits of the rows in folds, after the temperature; what has no training row stands at its constant."""
     folds = torch.unique(problem.held_out.folds)
     objective = Objective(problem.rows, problem.link, problem.outputs, chosen.strength, folds)
     learnt = held_out_logits(objective, chosen.heads, problem.held_out) / chosen.temperature
-    logits = problem.learnable.bias.float().expand(len(learnt), num_labels).clone()
-    logits[:, problem.learnable.index] = learnt
-    return HeldOutLogits(problem.held_out.index, logits, chosen.strength)
+    return HeldOutLogits(problem.held_out.index, _with_constants(learnt, problem.learnable), chosen.strength)
+
+
+def _with_constants(learnt: Tensor, learnable: _Learnable) -> Tensor:
+    """Logits (m, num_labels) of what can be learnt, and the constants of what cannot."""
+    logits = learnable.bias.float().repeat(len(learnt), 1)
+    logits[:, learnable.index] = learnt
+    return logits
 
 
 def _held_out_report(problem: _Problem, chosen: Candidate, judged: Tensor, options: LinearOptions) -> dict[str, Any]:

@@ -139,13 +139,17 @@ class Objective:
         return value, gradient.flatten(1)
 
     def reuse(self, solution: Solution, before: "Objective") -> Solution:
-        """What is known at ``solution`` of an objective that differs in the strength only, exact for this one."""
+        """What is known at ``solution`` of an objective that differs in the strength only, exact for this one.
+
+        Its curvature pairs are corrected in place: they are the largest thing that the solver holds.
+        """
         penalty = self.added_penalty(before)
+        for step, change in zip(solution.steps, solution.changes, strict=True):
+            change += (penalty * step).float()
         return replace(
             solution,
             value=solution.value + (penalty * solution.x.square()).sum(1) / 2,
             gradient=solution.gradient + penalty * solution.x,
-            changes=solution.changes + penalty * solution.steps,
         )
 
     def added_penalty(self, before: "Objective") -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hftl.heads.calibration import fit_temperature
 from hftl.heads.lbfgs import MEMORY, Solution, minimize
-from hftl.heads.objective import NO_FOLD, FoldRows, Objective
+from hftl.heads.objective import FoldRows, Objective
 from hftl.heads.selection import f1_scores, standard_error
 from hftl.onednn import matmul
 from hftl.progress import counted
@@ -17,7 +17,7 @@ from hftl.tasks import Link
 from hftl.wording import plural
 
 # Relative suboptimality at which a head of the path stops: small beside the standard error of its validation loss.
-_PATH_TOLERANCE = 1e-3
+PATH_TOLERANCE = 1e-3
 # The Hessian's diagonal is recomputed at every so many strengths, and corrected for the penalty between.
 _CURVATURE_EVERY = 4
 _HISTORY_BYTES = 2 << 30
@@ -91,7 +91,7 @@ def walk(
             curvature = curvature + objective.added_penalty(before)
         if curvature is None or index % _CURVATURE_EVERY == 0:
             curvature = objective.curvature(theta)
-        solution = solve(objective, theta, _PATH_TOLERANCE, curvature, solution)
+        solution = solve(objective, theta, PATH_TOLERANCE, curvature, solution)
         theta = solution.x
         logits = held_out_logits(objective, theta, held_out)
         candidates.append(_judge(strength, solution, logits, held_out, loss, calibrate))
@@ -160,12 +160,12 @@ def _evaluate(objective: Objective, group: Tensor, theta: Tensor, members: Tenso
 
 
 def held_out_logits(objective: Objective, theta: Tensor, held_out: HeldOut) -> Tensor:
-    """Logits (m, outputs) of the held-out rows, each by the head that has not seen it."""
+    """Logits (m, outputs) of the held-out rows, each by the head that has not seen it; zeros where there is none."""
     weights = theta.view(len(theta), -1, objective.outputs).float()
     problem_of = {fold: problem for problem, fold in enumerate(objective.held_out.tolist())}
-    logits = torch.empty(objective.rows.count, objective.outputs, device=theta.device)
+    logits = torch.zeros(objective.rows.count, objective.outputs, device=theta.device)
     for block in objective.rows:
-        if block.fold != NO_FOLD:
+        if block.fold in problem_of:
             logits[block.rows] = matmul(block.features, weights[problem_of[block.fold]])
     return logits[held_out.index]
 

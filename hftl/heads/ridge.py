@@ -34,23 +34,13 @@ def fit_ridge(
     Raises:
         DataError: there are fewer than two rows.
     """
-    if len(features) < 2:
-        raise DataError("regression needs at least two training rows")
-    total, device = len(features), targets.device
-    weights = torch.ones(total, dtype=torch.float64, device=device)
-    basis = fit_basis(features, weights, standardize=options.standardize, bias=options.bias)
-    strengths = options.strengths or default_strengths(basis)
-    mean = targets.mean(0) if options.bias else torch.zeros_like(targets[0])
+    total = len(features)
+    basis, strengths, mean, shrink, products = _path(features, targets, options)
     variance = (targets - mean).square().mean(0).clamp_min(1e-300)
-    products = torch.zeros(basis.rank, targets.shape[1], dtype=torch.float64, device=device)
-    for rows, block in row_blocks(features, device):
-        products += basis.transform(block, torch.float64)[:, :-1].T @ (targets[rows] - mean)
-    # The axes are principal, so the normal equations of every strength are diagonal.
-    shrink = 1 / (total * basis.variance + torch.tensor(strengths, dtype=torch.float64, device=device)[:, None])
     weight_path = shrink[:, :, None] * products  # (strengths, rank, targets)
 
     if validation is None:
-        errors = _leave_one_out(features, targets - mean, basis, weight_path, shrink)
+        errors = _left_out_residuals(features, targets - mean, basis, weight_path, shrink).square()
     else:
         z = basis.transform(validation[0], torch.float64)[:, :-1]
         errors = (validation[1] - mean - z @ weight_path).square().transpose(0, 1)
@@ -81,8 +71,41 @@ def fit_ridge(
     return HeadFit(weight.float(), shift.float(), report)
 
 
-def _leave_one_out(features: Tensor, targets: Tensor, basis: Basis, weight_path: Tensor, shrink: Tensor) -> Tensor:
-    """Squared error of each row by the head fitted without it: (n, strengths, targets) for centred targets.
+def left_out_predictions(features: Tensor, targets: Tensor, options: LinearOptions) -> tuple[Tensor, float]:
+    """What a head fitted without the row predicts for each row, float32 (n, num_targets), and its strength.
+
+    The strength is the one that `fit_ridge` chooses; arguments and errors are the same.
+    """
+    basis, strengths, mean, shrink, products = _path(features, targets, options)
+    variance = (targets - mean).square().mean(0).clamp_min(1e-300)
+    residuals = _left_out_residuals(features, targets - mean, basis, shrink[:, :, None] * products, shrink)
+    relative = (residuals.square() / variance).mean(2)
+    errors = relative.std(0, correction=0) / len(relative) ** 0.5
+    chosen = choose(relative.mean(0).tolist(), errors.tolist(), options.rule)
+    return (targets - residuals[:, chosen]).float(), strengths[chosen]
+
+
+def _path(
+    features: Tensor, targets: Tensor, options: LinearOptions
+) -> tuple[Basis, list[float], Tensor, Tensor, Tensor]:
+    """The coordinates, the strengths (s,), the targets' mean, what each strength shrinks by (s, rank), and products."""
+    if len(features) < 2:
+        raise DataError("regression needs at least two training rows")
+    total, device = len(features), targets.device
+    weights = torch.ones(total, dtype=torch.float64, device=device)
+    basis = fit_basis(features, weights, standardize=options.standardize, bias=options.bias)
+    strengths = options.strengths or default_strengths(basis)
+    mean = targets.mean(0) if options.bias else torch.zeros_like(targets[0])
+    products = torch.zeros(basis.rank, targets.shape[1], dtype=torch.float64, device=device)
+    for rows, block in row_blocks(features, device):
+        products += basis.transform(block, torch.float64)[:, :-1].T @ (targets[rows] - mean)
+    # The axes are principal, so the normal equations of every strength are diagonal.
+    shrink = 1 / (total * basis.variance + torch.tensor(strengths, dtype=torch.float64, device=device)[:, None])
+    return basis, strengths, mean, shrink, products
+
+
+def _left_out_residuals(features: Tensor, targets: Tensor, basis: Basis, weight_path: Tensor, shrink: Tensor) -> Tensor:
+    """What each row lies above what the head fitted without it predicts: (n, strengths, targets), centred targets.
 
     Without row i, its residual grows from ``e_i`` to ``e_i / (1 - h_i)`` with the leverage
     ``h_i = 1 / n + sum_j z_ij^2 / (lambda_j + strength)``, the first term being the free bias.
@@ -92,5 +115,5 @@ def _leave_one_out(features: Tensor, targets: Tensor, basis: Basis, weight_path:
         z = basis.transform(block, torch.float64)[:, :-1]
         leverage = float(basis.bias) / len(features) + z.square() @ shrink.T
         residual = targets[rows, None] - (z @ weight_path).transpose(0, 1)
-        parts.append((residual / (1 - leverage).clamp_min(1e-12)[:, :, None]).square())
+        parts.append(residual / (1 - leverage).clamp_min(1e-12)[:, :, None])
     return torch.cat(parts)

@@ -1,11 +1,15 @@
-"""A task's metric on many bootstrap samples of the same rows at once."""
+"""A task's metrics on many bootstrap samples of the same rows at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
 
 from hftl.metrics.values import Array
 from hftl.tasks import Task
+
+# A probability that float32 rounded to 0 has a logarithm all the same.
+_LEAST = float(np.finfo(np.float32).tiny)
 
 
 def resampled_metric(task: Task, scores: Array, labels: Array, counts: Array) -> Array:
@@ -27,6 +31,109 @@ def resampled_metric(task: Task, scores: Array, labels: Array, counts: Array) ->
     )
     with np.errstate(invalid="ignore", divide="ignore"):
         return measure(scores, labels, counts)
+
+
+def resampled_metrics(
+    task: Task, scores: Array, labels: Array, counts: Array, thresholds: Sequence[float] | None = None
+) -> dict[str, Array]:
+    """Every number of `hftl.metrics.evaluate_predictions` on samples in which each row stands so many times.
+
+    Args:
+        task: what the labels are.
+        scores: float (n, C): probabilities, as `hftl.tasks.Task.scores` gives them; for a regression the predicted
+            targets.
+        labels: (n,) class numbers, or (n, C).
+        counts: float64 (b, n).
+        thresholds: of several labels, the probability of each above which it is predicted; None for 0.5.
+
+    Returns:
+        By name float64 (b,); NaN where a sample leaves a number undefined.
+    """
+    measure: Callable[[], dict[str, Array]] = task.case(
+        single_label=lambda: _class_metrics(scores, labels, counts),
+        multi_label=lambda: _label_metrics(scores, labels, counts, 0.5 if thresholds is None else np.array(thresholds)),
+        regression=lambda: _target_metrics(scores, labels, counts),
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return measure()
+
+
+def _class_metrics(scores: Array, labels: Array, counts: Array) -> dict[str, Array]:
+    rows, classes, total = np.arange(len(labels)), scores.shape[1], counts.sum(1)
+    predicted = scores.argmax(1)
+    shape = (len(labels), classes)
+    there = counts @ csr_matrix((np.ones(len(labels)), (rows, labels)), shape)
+    said = counts @ csr_matrix((np.ones(len(labels)), (rows, predicted)), shape)
+    hits = counts @ csr_matrix(((predicted == labels).astype(np.float64), (rows, labels)), shape)
+    f1, occurs = _f1(hits, said, there), there + said > 0
+    loss = -np.log(np.maximum(scores[rows, labels].astype(np.float64), _LEAST))
+    return {
+        "accuracy": hits.sum(1) / total,
+        "f1_macro": f1.sum(1) / occurs.sum(1),
+        "f1_weighted": (f1 * there).sum(1) / total,
+        "log_loss": counts @ loss / total,
+    }
+
+
+def _label_metrics(scores: Array, labels: Array, counts: Array, cuts: Array | float) -> dict[str, Array]:
+    truth, positive, total = labels > 0, scores > cuts, counts.sum(1)
+    hits, said, there = (counts @ each.astype(np.float64) for each in (truth & positive, positive, truth))
+    own = np.where(truth, scores, 1 - scores).astype(np.float64)
+    loss = -np.log(np.maximum(own, _LEAST)).mean(1)
+    return {
+        "subset_accuracy": counts @ (truth == positive).all(1).astype(np.float64) / total,
+        "f1_micro": _f1(hits.sum(1), said.sum(1), there.sum(1)),
+        "f1_macro": _f1(hits, said, there).mean(1),
+        "map": _mean_average_precision(scores, labels, counts),
+        "log_loss": counts @ loss / total,
+    }
+
+
+def _target_metrics(predicted: Array, expected: Array, counts: Array) -> dict[str, Array]:
+    predicted, expected, total = predicted.astype(np.float64), expected.astype(np.float64), counts.sum(1)
+    error = predicted - expected
+    mse = counts @ error**2 / total[:, None]
+    pairs = [(predicted[:, k], expected[:, k]) for k in range(expected.shape[1])]
+    pearson = [
+        _correlation(np.broadcast_to(x, counts.shape), np.broadcast_to(y, counts.shape), counts) for x, y in pairs
+    ]
+    spearman = [_correlation(_mean_ranks(x, counts), _mean_ranks(y, counts), counts) for x, y in pairs]
+    return {
+        "mse": mse.mean(1),
+        "rmse": np.sqrt(mse).mean(1),
+        "mae": (counts @ np.abs(error) / total[:, None]).mean(1),
+        "r2": _r2(predicted, expected, counts),
+        "pearson": np.mean(pearson, axis=0),
+        "spearman": np.mean(spearman, axis=0),
+    }
+
+
+def _f1(hits: Array, said: Array, there: Array) -> Array:
+    """F1 from counts, 0 where nothing could be counted."""
+    f1: Array = np.where(said + there > 0, 2 * hits / np.maximum(said + there, 1), 0.0)
+    return f1
+
+
+def _correlation(x: Array, y: Array, counts: Array) -> Array:
+    """Pearson's correlation of x and y, both (b, n), under counts (b, n)."""
+    total = counts.sum(1, keepdims=True)
+    x = x - (counts * x).sum(1, keepdims=True) / total
+    y = y - (counts * y).sum(1, keepdims=True) / total
+    covariance = (counts * x * y).sum(1)
+    # Rounding leaves a little variance of what is constant.
+    spread_x, spread_y = ((counts * each**2).sum(1) for each in (x, y))
+    varies = np.minimum(spread_x, spread_y) > 1e-12
+    correlation: Array = np.where(varies, covariance / np.sqrt(spread_x * spread_y), np.nan)
+    return correlation
+
+
+def _mean_ranks(values: Array, counts: Array) -> Array:
+    """The rank of each row in each sample, rows of one value sharing their mean rank: (b, n)."""
+    distinct, group = np.unique(values, return_inverse=True)
+    size = counts @ csr_matrix((np.ones(len(values)), (np.arange(len(values)), group)), (len(values), len(distinct)))
+    mean_rank = np.cumsum(size, axis=1) - (size - 1) / 2
+    ranks: Array = mean_rank[:, group]
+    return ranks
 
 
 def _accuracy(scores: Array, labels: Array, counts: Array) -> Array:

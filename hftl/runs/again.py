@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
+from typing import TypeAlias
 
 from pydantic import ValidationError
 
 from hftl.errors import HftlError, RecipeError
 from hftl.recipes import Recipe, RecipeFunction, find_recipe, first_problem
 from hftl.runs.record import RECORD, RunRecord
+from hftl.terminal import Terminal
+
+RecipeLike: TypeAlias = Recipe | RecipeFunction[...] | str | os.PathLike[str]
+"""What Python takes for a recipe: one, a function with `@recipe`, or what `named_recipe` finds."""
+
+
+def as_recipe(given: RecipeLike) -> tuple[Recipe, str]:
+    """A recipe, however it was given, and its name.
+
+    Raises:
+        RecipeError: there is none, or it cannot be made.
+    """
+    if isinstance(given, Recipe):
+        return given, "recipe"
+    if isinstance(given, RecipeFunction):
+        return given(), given.name
+    if not isinstance(given, (str, os.PathLike)):
+        raise RecipeError(
+            f"a recipe is due, and this is a {type(given).__name__}: give a Recipe, a function with @recipe, a Python "
+            "file, a name from `hftl recipes`, or a run's folder"
+        )
+    function = named_recipe(os.fspath(given))
+    return function(), function.name
+
+
+def reference_of(given: RecipeLike) -> str:
+    """What a command line would name a recipe by; ``RECIPE`` where only Python has it."""
+    return os.fspath(given) if isinstance(given, (str, os.PathLike)) else "RECIPE"
 
 
 def named_recipe(ref: str) -> RecipeFunction[...]:
@@ -37,7 +68,9 @@ def _of_run(file: Path) -> RecipeFunction[...]:
     except HftlError as error:
         raise RecipeError(f"{file} is no run's record: {error}") from error
     backbone, data = record.backbone_reference, record.data_reference
-    fields = dict(record.recipe) | {
+    # Imported by name they might be other functions by now, or another person's.
+    lost = record.recipe.get("metrics", [])
+    fields = {name: value for name, value in record.recipe.items() if name != "metrics"} | {
         "backbone": backbone if record.backbone.commit else _where_it_was(record, backbone),
         "data": data if record.data_on_hub else _where_it_was(record, data),
     }
@@ -47,6 +80,8 @@ def _of_run(file: Path) -> RecipeFunction[...]:
         raise RecipeError(f"{file}: {first_problem(error)}") from error
 
     def again() -> Recipe:
+        for metric in lost:
+            Terminal(file=sys.stderr).print(f"metric {metric!r} of that run is left out: only its Python recipe has it")
         return made
 
     # Its folder among the runs is that of the recipe.

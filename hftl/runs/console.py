@@ -67,8 +67,8 @@ def print_bad_rows(say: Terminal, bad: Sequence[BadRowError], where: str = "") -
     say.print(f"          {plural(len(bad), 'row')} could not be decoded and were left out; {which}{more}")
 
 
-def print_results(say: Terminal, metrics: Metrics, folder: Path) -> None:
-    """Print the table of results and where everything is."""
+def print_results(say: Terminal, metrics: Metrics, folder: Path, page: Path | None) -> None:
+    """Print the table of results and where everything is; of the page only if there is one."""
     table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -82,6 +82,8 @@ def print_results(say: Terminal, metrics: Metrics, folder: Path) -> None:
     say.print(table)
     seconds = metrics.seconds
     say.print(f"seconds   extract {seconds['extract']:.1f}, train {seconds['train']:.1f}, total {seconds['total']:.1f}")
+    if page:
+        say.print(f"report    {page}")
     say.print(f"run       {folder}")
 
 

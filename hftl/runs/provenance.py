@@ -13,6 +13,7 @@ from accelerate import PartialState
 from hftl._version import __version__
 from hftl.backbones.protocol import Backbone
 from hftl.data import Data
+from hftl.metric_functions import qualified_name
 from hftl.plugins.spec import BackboneSpec
 from hftl.recipes import Recipe
 from hftl.runs.record import BackboneRecord, DataRecord, RunRecord
@@ -22,11 +23,12 @@ LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "evaluat
 
 def record_of(name: str, recipe: Recipe, spec: BackboneSpec, backbone: Backbone, data: Data) -> RunRecord:
     """Everything that a run is made of: every value, the backbone's commit, the data's identity, versions."""
-    fields = {name: getattr(recipe, name) for name in Recipe.model_fields if name not in ("method", "data")}
+    fields = {name: getattr(recipe, name) for name in Recipe.model_fields if name not in ("method", "data", "metrics")}
+    metrics = [qualified_name(function) for function in recipe.metrics]
     stated = {"license": spec.license} if spec.license else {}
     return RunRecord(
         name=name,
-        recipe={**fields, "data": data.ref, "method": recipe.method.model_dump()},
+        recipe={**fields, "data": data.ref, "method": recipe.method.model_dump(), "metrics": metrics},
         backbone=BackboneRecord(
             name=backbone.name,
             commit=backbone.commit,

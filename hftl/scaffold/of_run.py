@@ -79,6 +79,8 @@ def _comments(record: RunRecord) -> tuple[dict[str, str], list[str]]:
     if data.startswith("<"):
         comments["data"] = "fill in: the run had them from Python"
         missing.append(f"data: the run was given {printable(data)} in Python, which a file cannot name: fill it in")
+    if metrics := record.recipe.get("metrics"):
+        missing.append(f"metrics: {printable(', '.join(metrics))}: only the Python recipe of that run has them")
     if dropped := record.recipe.get("drop"):
         comments["drop"] = plural(len(dropped), "row")
     return comments, missing

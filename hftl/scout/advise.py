@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from hftl.frozen.recipe import probe_of, stored_features, view_of
 from hftl.intervals import LEVEL, Difference, Interval, difference
 from hftl.methods import Full, Head, LoRA, Partial
 from hftl.recipes import Recipe
+from hftl.runs.again import RecipeLike, as_recipe, reference_of
 from hftl.scout.answer import Answer
 from hftl.scout.audit import audit
 from hftl.scout.curve import curve
@@ -54,7 +56,7 @@ class Trial:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Advice(Answer):
     """What to do with some data, and why.
 
@@ -68,6 +70,8 @@ class Advice(Answer):
         command: what to run.
         minutes: that it all took.
     """
+
+    table: ClassVar[str] = "trials"
 
     backbone: str
     metric: str
@@ -93,12 +97,12 @@ class _Clock:
 
 
 def advise(
-    recipe: Recipe,
+    recipe: RecipeLike,
     *,
     minutes: float = 10.0,
     backbones: Sequence[str] = (),
     subset: int | None = None,
-    name: str = "RECIPE",
+    name: str | None = None,
     offline: bool = False,
     allow_pickle: bool = False,
     on_bad_row: str = "error",
@@ -110,11 +114,11 @@ def advise(
     small as the time that is left. All questions are asked of training rows (the audit looks for leaks as well).
 
     Args:
-        recipe: the data and a backbone.
+        recipe: the data and a backbone; as of `hftl.run`.
         minutes: the budget.
         backbones: others to rank beside the recipe's own.
         subset: use only about so many training rows, stratified.
-        name: the recipe as it is written behind ``hftl run``, for the command.
+        name: the recipe as it is written behind ``hftl run``, for the command; None for what was given, or RECIPE.
         offline: use only what is on this machine.
         allow_pickle: read weights that are there only as a pickle, as nothing but tensors.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
@@ -123,6 +127,8 @@ def advise(
     Raises:
         UserError: no backbone could be used, or the data cannot be.
     """
+    name = name or reference_of(recipe)
+    recipe, _ = as_recipe(recipe)
     clock = _Clock(minutes, time.monotonic())
     evidence: list[str] = []
     skipped: list[str] = []
@@ -236,7 +242,7 @@ def _conclusion(trials: Sequence[Trial], depth: Sequence[int], metric: str) -> t
     if better:
         # All are measured from the same head, so the largest gain is the best score.
         gain, method = max(better, key=lambda each: each[0].value)
-        said = f"Fine-tune with {method}: in a short trial it won {gain} of {metric} over the frozen head."
+        said = f"Fine-tune with {method}: in a short trial on one split it won {gain} of {metric} over the frozen head."
         return said, ["--method", method]
     why = "no short trial beat it beyond noise" if trials else "it is what the evidence supports"
     if depth and depth[0] < depth[1]:

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from hftl.metrics.resampled import resampled_metric
 from hftl.progress import Progress
 from hftl.recipes import Recipe
 from hftl.rowrefs import said_digest
+from hftl.runs.again import RecipeLike, as_recipe
 from hftl.scout.answer import Answer
-from hftl.scout.copies import CopyOf, copies_by_split, find_copies, nearest
+from hftl.scout.copies import Copies, CopyOf, copies_by_split, find_copies, groups_of_copies, nearest
 from hftl.scout.findings import Finding
 from hftl.scout.oddities import ClassPair, far_rows, one_class_in_two_names, pairs_of_one_name
 from hftl.scout.probe import scored
@@ -56,7 +57,7 @@ class LeakEffect:
     gain: Difference
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Audit(Answer):
     """What was found in the data.
 
@@ -74,6 +75,8 @@ class Audit(Answer):
         seconds: after features were there.
     """
 
+    table: ClassVar[str] = "findings"
+
     rows: dict[str, int]
     findings: list[Finding]
     counts: dict[str, int]
@@ -87,7 +90,7 @@ class Audit(Answer):
 
 
 def audit(
-    recipe: Recipe,
+    recipe: RecipeLike,
     *,
     offline: bool = False,
     allow_pickle: bool = False,
@@ -100,7 +103,7 @@ def audit(
     looked at and corrected: a test without the rows that are hard for a head flatters it.
 
     Args:
-        recipe: the data, and the backbone whose features are compared.
+        recipe: the data, and the backbone whose features are compared; as of `hftl.run`.
         offline: use only what is on this machine.
         allow_pickle: read weights that are there only as a pickle, as nothing but tensors.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
@@ -110,6 +113,7 @@ def audit(
         UserError: the recipe, its data or its backbone cannot be used.
         StoreError: features cannot be stored.
     """
+    recipe, _ = as_recipe(recipe)
     with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
         spec, target, data = reader.inputs(recipe)
         features = stored_features(
@@ -118,11 +122,14 @@ def audit(
     started = time.monotonic()
     rows = _Rows.of(features, features.readable(data))
     neighbours = nearest(rows.features)
-    copies = copies_by_split(find_copies([s.inputs for s in rows.splits], rows.digests, neighbours), rows.split_of)
+    classes = rows.labels if rows.data.task.is_exclusive else None
+    found = find_copies([s.inputs for s in rows.splits], rows.digests, neighbours, classes)
+    copies = copies_by_split(found, rows.split_of)
     far, is_far = far_rows(neighbours.cosine)
     notes: list[str] = []
     with Progress("labels", quiet=reader.quiet):
-        labels = _judged(notes, "labels were not judged", lambda: _judge_labels(rows, recipe)) or _Judged.nothing(rows)
+        judged = _judged(notes, "labels were not judged", lambda: _judge_labels(rows, recipe, found))
+        labels = judged or _Judged.nothing(rows)
     with Progress("leaks", quiet=reader.quiet):
         leak = _judged(notes, "the test score without leaks is unknown", lambda: _leak_effect(rows, recipe, copies))
     findings = [
@@ -315,8 +322,10 @@ class _Judged:
         return cls([], None, _pairs_by_name(rows), [None] * len(rows.labels))
 
 
-def _judge_labels(rows: _Rows, recipe: Recipe) -> _Judged:
+def _judge_labels(rows: _Rows, recipe: Recipe, copies: Copies) -> _Judged:
     """Cross-validate the exact head over the rows of all splits and compare with their labels.
+
+    Copies and near copies of a row are held out with it, or its label would be learnt from them.
 
     Raises:
         DataError: the labels cannot be learnt: one class only, or no two rows of any class.
@@ -328,12 +337,13 @@ def _judge_labels(rows: _Rows, recipe: Recipe) -> _Judged:
         task=task,
         num_labels=len(rows.data.label_names),
         folds=FOLDS,
+        groups=torch.from_numpy(groups_of_copies(copies)),
         seed=recipe.seed,
     )
     judged, scores = held.rows.numpy(), task.scores(held.logits).numpy()
     judge: Callable[[], _Judged] = task.case(
         single_label=lambda: _judge_classes(rows, judged, scores, recipe.seed),
-        multi_label=lambda: _judge_label_sets(rows, judged, scores, recipe.seed),
+        multi_label=lambda: _judge_label_sets(rows, judged, scores),
         regression=lambda: _judge_targets(rows, judged, scores),
     )
     return judge()
@@ -341,7 +351,7 @@ def _judge_labels(rows: _Rows, recipe: Recipe) -> _Judged:
 
 def _judge_classes(rows: _Rows, judged: np.ndarray, scores: np.ndarray, seed: int) -> _Judged:
     names, labels = rows.data.label_names, rows.labels[judged]
-    suspects = confident_learning(scores, labels, seed=seed)
+    suspects = confident_learning(scores, labels)
     findings = []
     for i in np.flatnonzero(suspects.listed).tolist():
         rather = int(suspects.suggested[i])
@@ -352,9 +362,9 @@ def _judge_classes(rows: _Rows, judged: np.ndarray, scores: np.ndarray, seed: in
     return _Judged(findings, suspects.wrong, pairs, _ranks(suspects.score, judged, len(rows.labels)))
 
 
-def _judge_label_sets(rows: _Rows, judged: np.ndarray, scores: np.ndarray, seed: int) -> _Judged:
+def _judge_label_sets(rows: _Rows, judged: np.ndarray, scores: np.ndarray) -> _Judged:
     names, labels = rows.data.label_names, rows.labels[judged]
-    of_label, wrong = wrong_in_each_label(scores, labels, seed=seed)
+    of_label, wrong = wrong_in_each_label(scores, labels)
     findings = []
     for k, suspects in enumerate(of_label):
         for i in np.flatnonzero(suspects.listed).tolist():

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.sparse import coo_matrix  # type: ignore[import-untyped]
+from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 from torch import Tensor
 
 from hftl.data import Files, Texts
@@ -21,8 +23,9 @@ from hftl.store.shard import Digests
 NEIGHBOURS = 10
 # Cosine from which a neighbour may be a copy: of planted copies, cropped ones included, 99 % were above.
 CANDIDATE = 0.65
-# Agreement of details from which pictures are one: planted copies reached 0.91, photos of one composition 0.90.
-SAME_PICTURE = 0.9
+# Agreement of details from which pictures are one. Set on trashnet, where planted copies reached 0.95, and photos of
+# other things in one composition 0.95 at most, mostly below 0.92.
+SAME_PICTURE = 0.93
 _BLOCK_NUMBERS = 1 << 21
 
 
@@ -96,17 +99,21 @@ def nearest(features: Tensor, k: int = NEIGHBOURS) -> Neighbours:
     return Neighbours(index.numpy(), cosine.numpy())
 
 
-def find_copies(parts: Sequence[Files | Texts], digests: Digests, neighbours: Neighbours) -> Copies:
+def find_copies(
+    parts: Sequence[Files | Texts], digests: Digests, neighbours: Neighbours, classes: np.ndarray | None = None
+) -> Copies:
     """All copies and near copies.
 
-    Texts are near copies where they differ in case, punctuation and blanks only, in one word where there are at least
-    five, or in a few letters. Pictures are where one, encoded again, is the other or most of it; those of fewer than 32
-    pixels a side hold too little for that, and other files are compared by their bytes alone.
+    Texts are near copies where they differ in case, punctuation and blanks only, in a few letters, or in one word where
+    there are at least five, unless their classes differ as well: then the word carries the meaning. Pictures are where
+    one, encoded again, is the other or most of it; those of fewer than 32 pixels a side hold too little for that, and
+    other files are compared by their bytes alone.
 
     Args:
         parts: the rows, one part after the other.
         digests: uint8 (n, 16), of their content.
         neighbours: of all rows.
+        classes: int64 (n,), of all rows; None where labels are no classes.
     """
     _, first, content = np.unique(digests, axis=0, return_index=True, return_inverse=True)
     content = content.ravel()
@@ -115,7 +122,7 @@ def find_copies(parts: Sequence[Files | Texts], digests: Digests, neighbours: Ne
     candidates = _each_once(first[content[np.stack([row, neighbours.index[row, place]], axis=1)]])
     texts = [text for part in parts if isinstance(part, Texts) for text in part]
     if texts:
-        pairs, similarity = _near_texts(texts, candidates, np.sort(first))
+        pairs, similarity = _near_texts(texts, candidates, np.sort(first), classes)
     else:
         pairs, similarity = _near_pictures(parts, candidates)
     return Copies(content, first, content[pairs], similarity)
@@ -150,6 +157,14 @@ def copies_by_split(copies: Copies, splits: np.ndarray) -> dict[int, dict[int, C
     return found
 
 
+def groups_of_copies(copies: Copies) -> np.ndarray:
+    """A number for each group of rows that are copies or near copies of one another: int64 (n,)."""
+    contents = len(copies.first)
+    links = coo_matrix((np.ones(len(copies.pairs)), copies.pairs.T), shape=(contents, contents))
+    group: np.ndarray = connected_components(links, directed=False)[1][copies.content].astype(np.int64)
+    return group
+
+
 def _each_once(pairs: np.ndarray) -> np.ndarray:
     """Each pair of different rows once, the smaller number first."""
     ordered = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
@@ -157,15 +172,21 @@ def _each_once(pairs: np.ndarray) -> np.ndarray:
 
 
 def _near_texts(
-    texts: list[tuple[str, ...]], candidates: np.ndarray, distinct: np.ndarray
+    texts: list[tuple[str, ...]], candidates: np.ndarray, distinct: np.ndarray, classes: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    words, apart = texts_of_one_word_apart([texts[i] for i in distinct])
-    certain = np.concatenate([distinct[words], distinct[apart]])
-    pairs = _each_once(np.concatenate([certain, candidates]))
-    known = {tuple(pair) for pair in _each_once(certain).tolist()}
+    words, apart = (distinct[found] for found in texts_of_one_word_apart([texts[i] for i in distinct]))
+    of_one_class = np.ones(len(apart), dtype=bool) if classes is None else classes[apart[:, 0]] == classes[apart[:, 1]]
+    certain = np.concatenate([words, apart[of_one_class]])
+    pairs = _each_once(np.concatenate([certain, apart, candidates]))
     similarity, same = text_similarity(texts, pairs)
-    chosen = same | np.array([tuple(pair) in known for pair in pairs.tolist()], dtype=bool)
+    chosen = same | np.isin(_as_numbers(pairs, len(texts)), _as_numbers(_each_once(certain), len(texts)))
     return pairs[chosen], similarity[chosen]
+
+
+def _as_numbers(pairs: np.ndarray, rows: int) -> np.ndarray:
+    """One number for each pair of row numbers: int64 (p,)."""
+    numbers: np.ndarray = pairs[:, 0] * rows + pairs[:, 1]
+    return numbers
 
 
 def _near_pictures(parts: Sequence[Files | Texts], candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from hftl.errors import DataError
 from hftl.heads import fit_linear
 from hftl.intervals import LEVEL, RESAMPLES, Array, Interval, difference, percentiles
 from hftl.progress import counted
-from hftl.recipes import Recipe
+from hftl.runs.again import RecipeLike, as_recipe
 from hftl.scout.answer import Answer
 from hftl.scout.probe import Score, scored
 from hftl.scout.stored import TrainingRows, reading
@@ -42,7 +43,7 @@ class CurvePoint:
     score: Interval
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Curve(Answer):
     """Score against the number of labels.
 
@@ -58,6 +59,8 @@ class Curve(Answer):
         advice: one sentence.
     """
 
+    table: ClassVar[str] = "points"
+
     metric: str
     rows: int
     seeds: int
@@ -70,7 +73,7 @@ class Curve(Answer):
 
 
 def curve(
-    recipe: Recipe,
+    recipe: RecipeLike,
     *,
     seeds: int = 5,
     subset: int | None = None,
@@ -86,7 +89,7 @@ def curve(
     the mean of all seeds, and again to 2,000 bootstrap samples of seeds and held-out rows.
 
     Args:
-        recipe: the backbone and the data.
+        recipe: the backbone and the data; as of `hftl.run`.
         seeds: how many draws.
         subset: use only about so many training rows, stratified.
         offline: use only what is on this machine.
@@ -98,6 +101,7 @@ def curve(
         UserError: the recipe, its data or its backbone cannot be used, or there are too few rows for a single part.
         CutError: the backbone cannot be cut exactly.
     """
+    recipe, _ = as_recipe(recipe)
     with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
         known = reader.training(recipe, subset)
     sizes, scores = _measured(known, seeds, reader.quiet)

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from accelerate import PartialState
@@ -17,12 +18,14 @@ from hftl.data import Data
 from hftl.errors import RecipeError
 from hftl.frozen.depths import stack_of
 from hftl.frozen.recipe import probe_of, stored_features, view_of
-from hftl.frozen.view import Pooling, View
+from hftl.frozen.view import View
 from hftl.intervals import LEVEL, Difference, Interval
+from hftl.methods import Pooling
 from hftl.onednn import speed_up
 from hftl.plugins.spec import BackboneSpec
 from hftl.progress import counted
 from hftl.recipes import Recipe
+from hftl.runs.again import RecipeLike, as_recipe, reference_of
 from hftl.scout.answer import Answer
 from hftl.scout.cost import measured_once
 from hftl.scout.probe import Score, compare, probe_rows
@@ -71,7 +74,7 @@ class Together:
     gain: Difference
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Layers(Answer):
     """A probe for each depth of a backbone.
 
@@ -91,6 +94,8 @@ class Layers(Answer):
         together: one head on the depths that were asked for; None where none were.
     """
 
+    table: ClassVar[str] = "depths"
+
     metric: str
     rows: int
     folds: int
@@ -105,12 +110,12 @@ class Layers(Answer):
 
 
 def layers(
-    recipe: Recipe,
+    recipe: RecipeLike,
     *,
     together: Sequence[int] = (),
     subset: int | None = None,
     folds: int = 5,
-    name: str = "RECIPE",
+    name: str | None = None,
     offline: bool = False,
     allow_pickle: bool = False,
     on_bad_row: str = "error",
@@ -118,15 +123,15 @@ def layers(
 ) -> Layers:
     """Probe every depth of a recipe's backbone on its training rows; one pass of the backbone serves all depths.
 
-    Each depth is compared with the best one on the same rows by a paired bootstrap with the corrected variance of
-    Nadeau & Bengio. The features of all rows stay in the store, so that a run at any depth computes none of them again.
+    Each depth is compared with the best one on the same rows by a paired bootstrap. The features of all rows stay in
+    the store, so that a run at any depth computes none of them again.
 
     Args:
-        recipe: the backbone, the data, and what its head reads; its own depth does not matter.
+        recipe: the backbone, the data, and what its head reads; its own depth does not matter; as of `hftl.run`.
         together: depths whose features are probed side by side as well.
         subset: use, and compute, only about so many training rows, stratified.
         folds: of the cross-validation.
-        name: the recipe as it is written behind ``hftl run``, for the commands.
+        name: the recipe as it is written behind ``hftl run``, for the command; None for what was given, or RECIPE.
         offline: use only what is on this machine.
         allow_pickle: read a backbone's weights that are there only as a pickle, as nothing but tensors.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
@@ -136,6 +141,8 @@ def layers(
         UserError: the recipe or its data cannot be used, or the backbone has no depths.
         CutError: a depth cannot be read from the whole model's pass.
     """
+    name = name or reference_of(recipe)
+    recipe, _ = as_recipe(recipe)
     recipe = recipe.model_copy(update={"depth": None})
     with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
         spec, target, data = reader.inputs(recipe)
@@ -154,7 +161,7 @@ def layers(
         probed = counted("layers", list(known.items()), unit="depths", quiet=reader.quiet)
         scores = {depth: probe_rows(rows, folds) for depth, rows in probed}
         best = max(depths, key=lambda depth: (scores[depth].interval.value, -depth))
-        same = {depth: compare(scores[best], scores[depth], folds).p >= 1 - LEVEL for depth in depths}
+        same = {depth: compare(scores[best], scores[depth]).p >= 1 - LEVEL for depth in depths}
         enough = scores[best].interval.value - MOST_LOST
         chosen = min(depth for depth in depths if same[depth] and scores[depth].interval.value >= enough)
         curve = [
@@ -210,7 +217,7 @@ def _together(known: Mapping[int, TrainingRows], depths: Sequence[int], best: Sc
     rows = known[depths[0]]
     features = torch.cat([known[depth].features for depth in depths], 1)
     score = probe_rows(replace(rows, features=features), folds)
-    return Together(list(depths), score.interval, compare(score, best, folds))
+    return Together(list(depths), score.interval, compare(score, best))
 
 
 def times_as_fast(short: TrainingRows, whole: TrainingRows) -> float:

@@ -122,14 +122,14 @@ def h_score(features: Tensor, labels: Tensor, *, permutations: int = PERMUTATION
     shrunk = (1 - shrinkage) * covariance + max(shrinkage, _RANK_TOLERANCE) * level.clamp_min(1e-300) * identity
     # Coordinates in which the shrunk covariance is the identity: a class mean's length there is what it adds.
     whitening = torch.linalg.solve_triangular(torch.linalg.cholesky(shrunk), identity, upper=False)
-    white = centred @ whitening.T.float()
     classes = torch.unique(labels, return_inverse=True)[1]
     counts = torch.bincount(classes).double()
 
     def score(order: Tensor) -> float:
         one_hot = torch.nn.functional.one_hot(classes[order], len(counts)).float()
-        means = (one_hot.T @ white).double()
-        return float((1 - shrinkage) * (means.square().sum(1) / counts).sum() / len(white))
+        # Of the sums, not of all rows: in the other coordinates these would be a copy of the features.
+        sums = (one_hot.T @ centred).double() @ whitening.T
+        return float((1 - shrinkage) * (sums.square().sum(1) / counts).sum() / len(centred))
 
     generator = torch.Generator().manual_seed(seed)
     value = score(torch.arange(len(labels)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from hftl.backbones.loading import load_backbone
 from hftl.errors import HftlError, RecipeError
@@ -13,6 +14,7 @@ from hftl.plugins.registry import backbone_claims, find
 from hftl.plugins.spec import BackboneOptions
 from hftl.progress import counted
 from hftl.recipes import Recipe
+from hftl.runs.again import RecipeLike, as_recipe, reference_of
 from hftl.scout.answer import Answer
 from hftl.scout.cost import parameters, rows_per_second
 from hftl.scout.measures import HScore, h_score, log_evidence
@@ -60,7 +62,7 @@ class FailedBackbone:
     why: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ranking(Answer):
     """Backbones ordered by their probe.
 
@@ -74,6 +76,8 @@ class Ranking(Answer):
         command: what runs the advised backbone.
     """
 
+    table: ClassVar[str] = "backbones"
+
     metric: str
     rows: int
     folds: int
@@ -84,12 +88,12 @@ class Ranking(Answer):
 
 
 def rank(
-    recipe: Recipe,
+    recipe: RecipeLike,
     backbones: Sequence[str],
     *,
     subset: int | None = None,
     folds: int = 5,
-    name: str = "RECIPE",
+    name: str | None = None,
     offline: bool = False,
     allow_pickle: bool = False,
     on_bad_row: str = "error",
@@ -97,16 +101,17 @@ def rank(
 ) -> Ranking:
     """Rank backbones by a cross-validated linear probe on the recipe's training rows.
 
-    Scores of all pairs are compared on the same rows by a paired bootstrap with Holm's correction and the corrected
-    variance of Nadeau & Bengio; what is the same within noise stands in one group, of which the advice takes the
-    fastest. Features stay in the store, so running the winner computes at most the rows that were not used.
+    Scores of all pairs are compared on the same rows by a paired bootstrap with Holm's correction; what is the same
+    within noise stands in one group, of which the advice takes the fastest. Features stay in the store, so running the
+    winner computes at most the rows that were not used.
 
     Args:
-        recipe: the data, and how features are made; its own backbone is ranked only if it is among the others.
+        recipe: the data, and how features are made, as of `hftl.run`; its own backbone is ranked only if it is among
+            the others.
         backbones: references.
         subset: use only about so many training rows, stratified.
         folds: of the cross-validation.
-        name: the recipe as it is written behind ``hftl run``, for the command.
+        name: the recipe as it is written behind ``hftl run``, for the command; None for what was given, or RECIPE.
         offline: use only what is on this machine.
         allow_pickle: read weights that are there only as a pickle, as nothing but tensors.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
@@ -115,6 +120,8 @@ def rank(
     Raises:
         UserError: no backbone could be used, or the data cannot be.
     """
+    name = name or reference_of(recipe)
+    recipe, _ = as_recipe(recipe)
     asked = list(dict.fromkeys(backbones))
     if not asked:
         raise RecipeError("no backbone to rank: give --backbones A,B,C, or --all")
@@ -136,7 +143,7 @@ def rank(
     if not ranked:
         raise RecipeError(f"no backbone could be ranked; {failed[0].backbone}: {failed[0].why}")
     ranked.sort(key=lambda each: -each.probe.value)
-    groups = tied_groups([each.score for each in ranked], folds)
+    groups = tied_groups([each.score for each in ranked])
     ranked = [replace(each, group=group) for each, group in zip(ranked, groups, strict=True)]
     advice, command = _advised_backbone(ranked, metric, name)
     return Ranking(metric, rows, folds, ranked, failed, advice, command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
@@ -47,21 +48,25 @@ def texts_of_one_word_apart(texts: Sequence[Sequence[str]]) -> tuple[np.ndarray,
     # Texts without a word, such as smileys, are only compared as they are.
     same = _pairs_within(found for key, found in whole.items() if key)
     long = [found[0] for key, found in whole.items() if len(key) >= FEWEST_WORDS]
-    starts = {i: _running(words[i]) for i in long}
-    ends = {i: _running(words[i][::-1])[::-1] for i in long}
-    gaps: dict[tuple[int, int], list[int]] = defaultdict(list)
+    # What stands before and after each word in turn, and between any two, as numbers: there are ten times as many as
+    # texts, and a list of texts for each would outweigh the features.
+    without, between = array("q"), array("q")
+    of_without, of_between = array("q"), array("q")
     for i in long:
-        # What stands before and after each word in turn.
-        for around in {*zip(starts[i][:-1], ends[i][1:], strict=True)}:
-            gaps[around].append(i)
+        starts, ends = _running(words[i]), _running(words[i][::-1])[::-1]
+        gaps = {hash(around) for around in zip(starts[:-1], ends[1:], strict=True)}
+        without.extend(gaps)
+        of_without.extend([i] * len(gaps))
+        between.extend(hash(around) for around in zip(starts, ends, strict=True))
+        of_between.extend([i] * len(starts))
+    filed = _Filed(np.array(without), np.array(of_without))
     one_more = [
         (i, j)
-        for i in long
-        for around in zip(starts[i], ends[i], strict=True)
-        for j in gaps.get(around, ())
+        for place, i in filed.met_by(np.array(between), np.array(of_between))
+        for j in filed.texts_at(place)
         if len(words[j]) == len(words[i]) + 1
     ]
-    apart = np.concatenate([_pairs_within(gaps.values()), _as_array(one_more)])
+    apart = np.concatenate([_pairs_within(filed.shared()), _as_array(one_more)])
     # Each found text stands for all of the same words.
     members = [(whole[words[i]][:LARGE], whole[words[j]][:LARGE]) for i, j in np.unique(apart, axis=0).tolist()]
     return same, _as_array([(i, j) for one, other in members for i in one for j in other])
@@ -91,6 +96,36 @@ def text_similarity(texts: Sequence[Sequence[str]], pairs: np.ndarray) -> tuple[
     ).astype(np.float32)
     long = np.array([len(words_of(texts[i])) >= FEWEST_WORDS for i in numbers])[places].all(1)
     return similarity, (similarity >= SAME_LETTERS) & long
+
+
+class _Filed:
+    """Texts under numbers.
+
+    Args:
+        numbers: int64 (e,).
+        texts: int64 (e,), the text that is filed under each.
+    """
+
+    def __init__(self, numbers: np.ndarray, texts: np.ndarray) -> None:
+        order = np.argsort(numbers, kind="stable")
+        self.texts = texts[order].astype(np.int64)
+        self.numbers, self.starts = np.unique(numbers[order], return_index=True)
+        self.ends = np.append(self.starts[1:], len(numbers))
+
+    def texts_at(self, place: int) -> list[int]:
+        """The texts under the number at a place."""
+        found: list[int] = self.texts[self.starts[place] : self.ends[place]].tolist()
+        return found
+
+    def shared(self) -> Iterator[list[int]]:
+        """The texts under each number that has several."""
+        return (self.texts_at(place) for place in np.flatnonzero(self.ends - self.starts > 1).tolist())
+
+    def met_by(self, numbers: np.ndarray, texts: np.ndarray) -> list[tuple[int, int]]:
+        """Where other texts' numbers (e,) are filed: the place, and the text."""
+        place = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
+        met = self.numbers[place] == numbers
+        return list(zip(place[met].tolist(), texts[met].tolist(), strict=True))
 
 
 def _running(words: Sequence[str]) -> list[int]:

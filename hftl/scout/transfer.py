@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from hftl.errors import BackboneError, CutError
 from hftl.heads.folds import task_folds
 from hftl.intervals import (
     LEVEL,
+    SPREAD_OF_HEADS,
     Array,
     Difference,
     Interval,
@@ -21,11 +23,10 @@ from hftl.intervals import (
     holm,
     percentiles,
     resamples,
-    spread_of_folds,
 )
 from hftl.metrics.resampled import resampled_metric
 from hftl.progress import counted
-from hftl.recipes import Recipe
+from hftl.runs.again import RecipeLike, as_recipe
 from hftl.scout.answer import Answer
 from hftl.scout.plain import image_features, text_scores
 from hftl.scout.probe import Score, probe_rows, scored
@@ -71,7 +72,7 @@ class OutputTransfer:
     gain: Difference
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Transfer(Answer):
     """Whether the transfer is positive.
 
@@ -89,6 +90,8 @@ class Transfer(Answer):
         advice: one sentence.
     """
 
+    table: ClassVar[str] = "rivals"
+
     verdict: str
     metric: str
     rows: int
@@ -102,7 +105,7 @@ class Transfer(Answer):
 
 
 def transfer(
-    recipe: Recipe,
+    recipe: RecipeLike,
     *,
     subset: int | None = None,
     folds: int = 5,
@@ -114,12 +117,14 @@ def transfer(
 ) -> Transfer:
     """Compare a pretrained backbone with what needs no pretraining, by the same head on the same folds.
 
+    Every model judges a whole fold, trained on the others: words and pixels would take long for more of them.
+
     The rivals: the same architecture with random weights (the mean of several draws), a model without a network (TF-IDF
     n-grams; colours, edges and pixels), and the most frequent class (or the mean). The random twins' features are kept
     like all others.
 
     Args:
-        recipe: the backbone and the data.
+        recipe: the backbone and the data; as of `hftl.run`.
         subset: use only about so many training rows, stratified.
         folds: of the cross-validation.
         seeds: how many twins with random weights.
@@ -132,17 +137,18 @@ def transfer(
         UserError: the recipe, its data or its backbone cannot be used.
         CutError: the backbone cannot be cut exactly.
     """
+    recipe, _ = as_recipe(recipe)
     with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
         spec, target, data = reader.inputs(recipe)
         part = training_part(data, subset, recipe.seed)
         known = reader.rows(recipe, spec, target, part)
-        pretrained = probe_rows(known, folds)
+        pretrained = probe_rows(known, folds, parts=1)
         rivals: dict[str, list[Score]] = {}
         notes = []
         try:
             twins = [Target(Untrained(target.backbone, recipe.seed + i), target.config) for i in range(seeds)]
             drawn = counted("random weights", twins, unit="twins", quiet=reader.quiet)
-            made = [probe_rows(reader.rows(recipe, spec, twin, part), folds) for twin in drawn]
+            made = [probe_rows(reader.rows(recipe, spec, twin, part), folds, parts=1) for twin in drawn]
             rivals[f"random weights, {seeds} times"] = made
         except (BackboneError, CutError) as error:
             notes.append(f"not compared with random weights: {error}")
@@ -152,7 +158,7 @@ def transfer(
             notes.append(f"no model without a network is known for {target.backbone.modality}")
         blind = "most frequent class" if known.task.is_exclusive else "no features"
         rivals[blind] = [_constant(known, pretrained)]
-    gains = {name: _gain(pretrained, scores, folds) for name, scores in rivals.items()}
+    gains = {name: _gain(pretrained, scores) for name, scores in rivals.items()}
     adjusted = holm([gain.p for gain in gains.values()])
     met = [
         Rival(name, _mean(rivals[name]), replace(gain, p=p), rivals[name])
@@ -161,7 +167,7 @@ def transfer(
     met.sort(key=lambda rival: -rival.score.value)
     # What gives every row the same answer is no rival for a single class.
     seeing = next((rival for rival in met if len(rivals) == 1 or rival.name != blind), met[0])
-    outputs = _by_output(known, pretrained, seeing.draws, folds)
+    outputs = _by_output(known, pretrained, seeing.draws)
     hurt = [
         each.name for each in outputs if each.gain.value < 0 and each.gain.p < 1 - LEVEL and each.rival > each.blind
     ]
@@ -187,8 +193,11 @@ def _without_network(known: TrainingRows, folds: int) -> Score | None:
         dealt = task_folds(known.labels, known.task, folds, known.seed).numpy()
         outputs = len(known.data.label_names)
         scores = text_scores(inputs, known.split.labels, dealt, task=known.task, num_labels=outputs)
-        return scored(known.task, known.split.labels, np.flatnonzero(dealt >= 0), scores, seed=known.seed)
-    return probe_rows(replace(known, features=image_features(inputs)), folds) if modality == "image" else None
+        rows = np.flatnonzero(dealt >= 0)
+        return scored(known.task, known.split.labels, rows, scores, seed=known.seed, spread=SPREAD_OF_HEADS)
+    if modality != "image":
+        return None
+    return probe_rows(replace(known, features=image_features(inputs)), folds, parts=1)
 
 
 def _constant(known: TrainingRows, pretrained: Score) -> Score:
@@ -202,16 +211,16 @@ def _mean(scores: Sequence[Score]) -> Interval:
     if len(scores) == 1:
         return scores[0].interval
     mean = float(np.mean([score.interval.value for score in scores]))
-    return percentiles(mean, np.mean([score.draws for score in scores], axis=0))
+    return percentiles(mean, np.mean([score.draws for score in scores], axis=0), spread=SPREAD_OF_HEADS)
 
 
-def _gain(pretrained: Score, rivals: Sequence[Score], folds: int) -> Difference:
+def _gain(pretrained: Score, rivals: Sequence[Score]) -> Difference:
     value = pretrained.interval.value - float(np.mean([rival.interval.value for rival in rivals]))
     draws = pretrained.draws - np.mean([rival.draws for rival in rivals], axis=0)
-    return difference(value, draws, spread=spread_of_folds(folds))
+    return difference(value, draws, spread=SPREAD_OF_HEADS)
 
 
-def _by_output(known: TrainingRows, pretrained: Score, rivals: Sequence[Score], folds: int) -> list[OutputTransfer]:
+def _by_output(known: TrainingRows, pretrained: Score, rivals: Sequence[Score]) -> list[OutputTransfer]:
     """Each class, label or target, the most hurt first."""
     labels = known.split.labels[pretrained.rows]
 
@@ -223,13 +232,12 @@ def _by_output(known: TrainingRows, pretrained: Score, rivals: Sequence[Score], 
     (ours,), (theirs,) = measured(np.ones((1, len(labels))))
     drawn = [measured(times) for times in resamples(len(labels), seed=known.seed)]
     draws = np.concatenate([one - other for one, other in drawn])
-    spread = spread_of_folds(folds)
     occurring = [k for k in range(len(ours)) if np.isfinite(ours[k])]
     gains = {}
     for k in occurring:
         value = float(ours[k] - theirs[k])
         # A sample without a row of the class says nothing of it.
-        gains[k] = difference(value, np.where(np.isfinite(draws[:, k]), draws[:, k], value), spread=spread)
+        gains[k] = difference(value, np.where(np.isfinite(draws[:, k]), draws[:, k], value), spread=SPREAD_OF_HEADS)
     adjusted = dict(zip(occurring, holm([gains[k].p for k in occurring]), strict=True))
     names, blind = known.data.label_names, _blind(known.task, labels, len(ours))
     outputs = [

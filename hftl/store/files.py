@@ -161,6 +161,19 @@ def write_file(path: Path, content: Buffer) -> None:
     write_atomically(FILE_CALLS, path, [content], None)
 
 
+def bring_to_disk(path: Path) -> None:
+    """Bring a file that is written to the disk, before a name stands for it.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    fd = os.open(path, os.O_RDWR)
+    try:
+        uninterrupted(lambda: FILE_CALLS.fsync(fd))
+    finally:
+        os.close(fd)
+
+
 def size_and_checksum(path: Path) -> tuple[int, str]:
     """Bytes of a file and their xxh3_128 in hex digits, read piece by piece.
 

@@ -1,0 +1,315 @@
+"""What a page tells of predictions: scores with intervals, confusions, calibration, the rows that are worst."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from hftl.errors import HftlError
+from hftl.heads.calibration import reliability
+from hftl.intervals import RESAMPLES, Interval, percentiles, proportion, resamples
+from hftl.metrics.resampled import resampled_metrics
+from hftl.tasks import Task
+from hftl.wording import one_line
+
+# Numbers that are drawn for intervals at most: where rows are many, fewer samples tell as much.
+MOST_DRAWN = 40_000_000
+FEWEST_RESAMPLES = 200
+# Of more classes no whole matrix is made; the most confused ones are shown all the same.
+MOST_CLASSES = 256
+# Points of a curve that are drawn.
+MOST_STEPS = 80
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said of the rows of a test split.
+
+    Attributes:
+        task: what the labels are.
+        names: of the C classes or targets.
+        rows: the rows' names.
+        labels: int64 (n,) class numbers; float32 (n, C) of 0 and 1, or targets.
+        scores: float32 (n, C), as `hftl.tasks.Task.scores` gives them.
+        thresholds: of several labels, above which each is predicted; None for 0.5.
+    """
+
+    task: Task
+    names: list[str]
+    rows: list[str]
+    labels: np.ndarray
+    scores: np.ndarray
+    thresholds: list[float] | None = None
+
+    @classmethod
+    def read(cls, file: Path, task: Task, names: list[str], thresholds: list[float] | None) -> Predictions:
+        """Read ``predictions.parquet``.
+
+        Raises:
+            HftlError: the file is missing or damaged.
+        """
+        try:
+            table = pq.read_table(file)
+            scores = _matrix(table.column("scores" if task.has_classes else "prediction"), len(names))
+            given = table.column("label").to_pylist()
+            read: Callable[[], np.ndarray] = task.case(
+                single_label=lambda: _class_numbers(given, names, scores),
+                multi_label=lambda: _indicators(given, names, scores),
+                regression=lambda: np.array(given, dtype=np.float32).reshape(scores.shape),
+            )
+            labels = read()
+            rows = table.column("row").to_pylist()
+        except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+            raise HftlError(f"{file} cannot be read ({one_line(error, 100)}); run it again") from error
+        return cls(task, names, rows, labels, scores, thresholds)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """What is predicted, as `labels` are given."""
+        cuts = 0.5 if self.thresholds is None else np.asarray(self.thresholds)
+        return self.task.case(
+            single_label=self.scores.argmax(1), multi_label=self.scores > cuts, regression=self.scores
+        )
+
+    def resampled(self, counts: np.ndarray) -> dict[str, np.ndarray]:
+        """Every metric on samples in which each row stands so many times, (b, n)."""
+        return resampled_metrics(self.task, self.scores, self.labels, counts, self.thresholds)
+
+
+def _matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    # A copy: what Arrow holds cannot be written to, which torch warns of.
+    flat = np.array(column.combine_chunks().flatten(), dtype=np.float32)
+    return flat.reshape(-1, width)
+
+
+def _class_numbers(labels: list[str], names: list[str], scores: np.ndarray) -> np.ndarray:
+    number = {name: k for k, name in reversed(list(enumerate(names)))}
+    read = np.array([number[label] for label in labels], dtype=np.int64)
+    # Of classes that share a name (ImageNet has two cranes) the file does not say which: the one that is predicted.
+    predicted = scores.argmax(1)
+    same = np.array([names[k] == label for k, label in zip(predicted.tolist(), labels, strict=True)], dtype=bool)
+    return np.where(same, predicted, read)
+
+
+def _indicators(labels: list[list[str]], names: list[str], scores: np.ndarray) -> np.ndarray:
+    number = {name: k for k, name in enumerate(names)}
+    read = np.zeros(scores.shape, dtype=np.float32)
+    for row, given in enumerate(labels):
+        read[row, [number[label] for label in given]] = 1
+    return read
+
+
+# ── scores ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def intervals(predictions: Predictions, *, seed: int = 0) -> tuple[dict[str, Interval], int]:
+    """Bootstrap intervals over the rows of every metric that a run reports, and from how many samples they are."""
+    # Labels and targets are gone through one by one, exclusive classes all at once.
+    numbers = len(predictions) if predictions.task.is_exclusive else predictions.scores.size
+    wanted = min(RESAMPLES, max(FEWEST_RESAMPLES, MOST_DRAWN // max(numbers, 1)))
+    drawn: list[dict[str, np.ndarray]] = []
+    samples = 0
+    for counts in resamples(len(predictions), seed=seed):
+        some = counts[: wanted - samples]
+        drawn.append(predictions.resampled(some))
+        samples += len(some)
+        if samples >= wanted:
+            break
+    values = predictions.resampled(np.ones((1, len(predictions))))
+    found = {}
+    for name, value in values.items():
+        draws = np.concatenate([each[name] for each in drawn])
+        draws = draws[np.isfinite(draws)]
+        if len(draws) and np.isfinite(value[0]):
+            found[name] = percentiles(float(value[0]), draws)
+    return found, samples
+
+
+# ── confusions ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Rows of one class that were taken for another."""
+
+    label: int
+    predicted: int
+    count: int
+
+
+def confusions(predictions: Predictions) -> list[Confusion]:
+    """Every pair of different classes that occurs, the most frequent first; exclusive classes only."""
+    wrong = predictions.predicted != predictions.labels
+    pairs = np.stack([predictions.labels[wrong], predictions.predicted[wrong]], axis=1)
+    distinct, counts = np.unique(pairs, axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return [Confusion(int(a), int(b), int(n)) for (a, b), n in zip(distinct[order], counts[order], strict=True)]
+
+
+def confusion_matrix(predictions: Predictions, classes: Sequence[int]) -> np.ndarray:
+    """Counts int64 (k, k) of rows of some classes: label by prediction."""
+    place = np.full(len(predictions.names), -1)
+    place[list(classes)] = np.arange(len(classes))
+    label, predicted = place[predictions.labels], place[predictions.predicted]
+    inside = (label >= 0) & (predicted >= 0)
+    matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(matrix, (label[inside], predicted[inside]), 1)
+    return matrix
+
+
+def clustered(matrix: np.ndarray) -> list[int]:
+    """An order of the classes in which those that are confused stand together.
+
+    Average linkage of ``1 -`` the share of two classes' rows that are taken for one another, leaves in optimal order
+    (Bar-Joseph, Gifford & Jaakkola, Bioinformatics 17, 2001).
+    """
+    from scipy.cluster.hierarchy import leaves_list, linkage  # type: ignore[import-untyped]
+    from scipy.spatial.distance import squareform  # type: ignore[import-untyped]
+
+    if len(matrix) < 3:
+        return list(range(len(matrix)))
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    alike = share + share.T
+    np.fill_diagonal(alike, 2.0)
+    tree = linkage(squareform(2.0 - alike, checks=False), "average", optimal_ordering=True)
+    order: list[int] = leaves_list(tree).tolist()
+    return order
+
+
+def most_confused(found: Sequence[Confusion], most: int) -> list[int]:
+    """The classes of the most frequent confusions, at most so many."""
+    chosen: dict[int, None] = {}
+    for each in found:
+        pair = dict.fromkeys((each.label, each.predicted))
+        if len(chosen | pair) > most:
+            break
+        chosen |= pair
+    return list(chosen)
+
+
+# ── calibration ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Predictions of about one confidence.
+
+    Attributes:
+        count: how many there are.
+        confidence: their mean confidence.
+        right: the share of them that is right, with Wilson's 95 % interval.
+    """
+
+    count: int
+    confidence: float
+    right: Interval
+
+
+def calibration(predictions: Predictions) -> tuple[float, list[Bin]]:
+    """The expected calibration error on the test split and what it is made of; see `hftl.heads.calibration`.
+
+    Of exclusive classes the confidence is the predicted class's score; of several labels every label of every row is a
+    prediction of its own.
+    """
+    if predictions.task.is_exclusive:
+        confidence, right = predictions.scores.max(1), predictions.predicted == predictions.labels
+    else:
+        confidence, right = predictions.scores.ravel(), predictions.labels.ravel() > 0
+    error, table = reliability(torch.from_numpy(confidence), torch.from_numpy(right))
+    bins = [
+        Bin(int(row["rows"]), row["confidence"], proportion(round(row["accuracy"] * row["rows"]), int(row["rows"])))
+        for row in table
+    ]
+    return error, bins
+
+
+# ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def losses(predictions: Predictions) -> np.ndarray:
+    """How bad each prediction is, float64 (n,): the logarithmic loss, of several labels the sum over them; of targets
+    the mean square of the error in units of the labels' standard deviation.
+    """
+    scores, labels = predictions.scores.astype(np.float64), predictions.labels
+    least = float(np.finfo(np.float32).tiny)
+    if not predictions.task.has_classes:
+        spread = labels.std(0, dtype=np.float64)
+        squares: np.ndarray = (((scores - labels) / np.where(spread > 0, spread, 1.0)) ** 2).mean(1)
+        return squares
+    if predictions.task.is_exclusive:
+        own = scores[np.arange(len(labels)), labels]
+        loss: np.ndarray = -np.log(np.maximum(own, least))
+        return loss
+    summed: np.ndarray = -np.log(np.maximum(np.where(labels > 0, scores, 1 - scores), least)).sum(1)
+    return summed
+
+
+def worst_rows(predictions: Predictions, most: int) -> list[int]:
+    """The rows that are wrong, the worst first; of a regression the rows that are furthest off."""
+    bad = losses(predictions)
+    if predictions.task.has_classes:
+        differs = predictions.predicted != predictions.labels
+        wrong = differs if differs.ndim == 1 else differs.any(1)
+        candidates = np.flatnonzero(wrong)
+    else:
+        candidates = np.arange(len(bad))
+    order = candidates[np.argsort(-bad[candidates], kind="stable")]
+    found: list[int] = order[:most].tolist()
+    return found
+
+
+def said(predictions: Predictions, row: int) -> tuple[Any, Any]:
+    """A row's label and prediction: names, lists of names, or lists of numbers."""
+    one = slice(row, row + 1)
+    task, names = predictions.task, predictions.names
+    return task.truth(predictions.labels[one], names)[0], task.predicted(
+        predictions.scores[one], names, predictions.thresholds
+    )[0]
+
+
+# ── several labels ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class LabelCurve:
+    """Precision by recall of one label.
+
+    Attributes:
+        label: its name.
+        recall: falling from 1 to 0.
+        precision: at each.
+        average_precision: the area under the steps.
+        at: recall and precision at the label's threshold.
+    """
+
+    label: str
+    recall: np.ndarray
+    precision: np.ndarray
+    average_precision: float
+    at: tuple[float, float]
+
+
+def curves(predictions: Predictions, most: int) -> list[LabelCurve]:
+    """Of labels that have test rows, those with the least average precision, the least first."""
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    truth, said_ = predictions.labels > 0, predictions.predicted
+    found = []
+    for k in np.flatnonzero(truth.any(0)).tolist():
+        hits = int((truth[:, k] & said_[:, k]).sum())
+        at = hits / int(truth[:, k].sum()), hits / max(int(said_[:, k].sum()), 1)
+        precision, recall, _ = precision_recall_curve(truth[:, k], predictions.scores[:, k])
+        kept = np.unique(np.linspace(0, len(recall) - 1, min(len(recall), MOST_STEPS)).astype(int))
+        average = float(average_precision_score(truth[:, k], predictions.scores[:, k]))
+        found.append(LabelCurve(predictions.names[k], recall[kept], precision[kept], average, at))
+    return sorted(found, key=lambda curve: curve.average_precision)[:most]

@@ -1,0 +1,210 @@
+"""Logits of rows that stream by: read and encoded ahead, batched by length, in the rows' order, in bounded memory."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hftl.ahead import ahead
+from hftl.backbones.protocol import Encoded
+from hftl.errors import BackboneError, BadRowError, HftlError
+from hftl.export.loaded import LoadedModel
+from hftl.frozen.budget import Ramp, ramp_for, remember, within_budget
+from hftl.frozen.extract import DECODED_AHEAD, device_name
+from hftl.inputs.rows import InputRow
+from hftl.store.store import cache_root
+
+# Texts are sorted by length in windows: the first small ones answer soon, the later large ones waste little on padding.
+FIRST_WINDOW, LARGEST_WINDOW = 64, 4_096
+
+
+@dataclass
+class Scored:
+    """Rows that went through the model.
+
+    Attributes:
+        rows: in the order in which they came.
+        logits: float32 (n, C) on the CPU; zeros where a row is bad.
+        bad: the rows that could not be read, by position.
+    """
+
+    rows: list[InputRow]
+    logits: Tensor
+    bad: dict[int, BadRowError]
+
+
+@dataclass
+class _Window:
+    """Rows that are encoded and wait for the model, and what ended the rows after them."""
+
+    rows: list[InputRow]
+    encoded: list[Encoded | BadRowError]
+    ended: HftlError | None = None
+
+
+def score_rows(model: LoadedModel, rows: Iterable[InputRow]) -> Iterator[Scored]:
+    """Logits of rows, some at a time.
+
+    Args:
+        model: who is asked.
+        rows: taken from as their answers are asked for, a few windows ahead.
+
+    Raises:
+        HftlError: what ``rows`` raised, when all rows before it are answered; or the model gives no numbers.
+    """
+    forward = _Forward(model)
+    of_texts = model.backbone.wants == "text"
+    windows = _text_windows(model, rows) if of_texts else _file_windows(model, rows, forward.ramp)
+    for window in windows:
+        if window.rows:
+            yield forward(window)
+        if window.ended is not None:
+            raise window.ended
+    forward.remember()
+
+
+class _Forward:
+    """The model on windows of rows, in batches that suit its device."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+        self.by_length = model.backbone.wants == "text"
+        self.key = f"predict {model.backbone.name} {device_name(model.device)}"
+        self.memory: Path = cache_root() / "batches.json"
+        self.ramp = ramp_for(model.device, by_tokens=self.by_length, key=self.key, memory=self.memory)
+
+    def __call__(self, window: _Window) -> Scored:
+        logits = torch.zeros(len(window.rows), len(self.model.label_names))
+        bad = {i: row for i, row in enumerate(window.encoded) if isinstance(row, BadRowError)}
+        good = [(i, row) for i, row in enumerate(window.encoded) if isinstance(row, Encoded)]
+        if self.by_length:
+            # Longest first: a batch that does not fit shows at once, not at the end.
+            good.sort(key=lambda each: -each[1].cost)
+        for batch in within_budget(good, _cost, self.ramp):
+            before = time.monotonic()
+            self._batch(window, batch, logits, bad)
+            self.ramp.saw(sum(map(_cost, batch)), time.monotonic() - before)
+        return Scored(window.rows, logits, bad)
+
+    def _batch(
+        self, window: _Window, batch: list[tuple[int, Encoded]], logits: Tensor, bad: dict[int, BadRowError]
+    ) -> None:
+        """Run a batch; halve it while the model refuses it, until the row is alone that it refuses."""
+        places = [place for place, _ in batch]
+        try:
+            logits[places] = self.model.logits([row for _, row in batch])
+        except BackboneError as error:
+            if isinstance(error.__cause__, torch.OutOfMemoryError):
+                self.ramp.too_large(sum(map(_cost, batch)))
+                if len(batch) == 1:
+                    raise
+            elif len(batch) == 1:
+                bad[places[0]] = BadRowError(window.rows[places[0]].name, str(error))
+                return
+        else:
+            return
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(batch) // 2
+        self._batch(window, batch[:half], logits, bad)
+        self._batch(window, batch[half:], logits, bad)
+
+    def remember(self) -> None:
+        remember(self.ramp, self.key, self.memory)
+
+
+def _cost(row: tuple[int, Encoded]) -> int:
+    return row[1].cost
+
+
+# ── windows ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _text_windows(model: LoadedModel, rows: Iterable[InputRow]) -> Iterator[_Window]:
+    """Windows of texts, each tokenised while the model runs on the one before."""
+
+    def encoded(window: _Window) -> _Window:
+        window.encoded = _encode_all(model, window.rows)
+        return window
+
+    return ahead(encoded, _windows(rows), workers=1, depth=1)
+
+
+def _windows(rows: Iterable[InputRow]) -> Iterator[_Window]:
+    left, size = iter(rows), FIRST_WINDOW
+    while True:
+        window = _Window([], [])
+        try:
+            window.rows.extend(itertools.islice(left, size))
+        except HftlError as error:
+            # A generator that raised is at its end; extend keeps what came before.
+            window.ended = error
+        if not window.rows and window.ended is None:
+            return
+        yield window
+        if window.ended is not None:
+            return
+        size = min(4 * size, LARGEST_WINDOW)
+
+
+def _encode_all(model: LoadedModel, rows: list[InputRow]) -> list[Encoded | BadRowError]:
+    """Texts made ready, all in one call unless one of them is bad."""
+    result: list[Encoded | BadRowError | None] = [None] * len(rows)
+    read: dict[int, Any] = {}
+    for i, row in enumerate(rows):
+        try:
+            read[i] = row.read()
+        except BadRowError as error:
+            result[i] = error
+    try:
+        encoded = model.backbone.encode(list(read.values()), [rows[i].name for i in read])
+    except BadRowError:
+        return [_encode_row(model, row) for row in rows]
+    for i, each in zip(read, encoded, strict=True):
+        result[i] = each
+    return [each for each in result if each is not None]
+
+
+def _file_windows(model: LoadedModel, rows: Iterable[InputRow], ramp: Ramp) -> Iterator[_Window]:
+    """Batches of files, decoded and preprocessed in worker threads a bounded number ahead."""
+
+    def encode(row: InputRow | HftlError) -> tuple[InputRow, Encoded | BadRowError] | HftlError:
+        return row if isinstance(row, HftlError) else (row, _encode_row(model, row))
+
+    window, longest = _Window([], []), 0
+    for done in ahead(encode, _and_what_ended(rows), os.cpu_count() or 1, DECODED_AHEAD):
+        if isinstance(done, HftlError):
+            window.ended = done
+            break
+        row, encoded = done
+        cost = encoded.cost if isinstance(encoded, Encoded) else 0
+        longest = max(longest, cost)
+        if window.rows and longest * (len(window.rows) + 1) > ramp.budget:
+            yield window
+            window, longest = _Window([], []), cost
+        window.rows.append(row)
+        window.encoded.append(encoded)
+    yield window
+
+
+def _and_what_ended(rows: Iterable[InputRow]) -> Iterator[InputRow | HftlError]:
+    """The rows, and last the error that ended them: what is read ahead must not cost the rows before it."""
+    try:
+        yield from rows
+    except HftlError as error:
+        yield error
+
+
+def _encode_row(model: LoadedModel, row: InputRow) -> Encoded | BadRowError:
+    try:
+        return model.backbone.encode([row.read()], [row.name])[0]
+    except BadRowError as error:
+        return error
