@@ -68,8 +68,8 @@ def test_features_show_what_they_would_compute_and_compute_nothing(cli: Cli, fil
 
 def shown_help(cli: Cli, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
     """Help on a wide screen, in which no text is folded."""
-    monkeypatch.setenv("COLUMNS", "400")
-    monkeypatch.setenv("TERMINAL_WIDTH", "400")
+    monkeypatch.setenv("COLUMNS", "900")
+    monkeypatch.setenv("TERMINAL_WIDTH", "900")
     return cli.ok(*arguments, "--help")
 
 
@@ -98,7 +98,7 @@ def test_defaults_and_choices_are_those_of_the_fields():
     assert flags["method.lr"].default == "5e-05; lora 0.0002"
     assert flags["method.lr"].type == "FLOAT|auto"
     assert flags["method.folds"].default == "5"
-    assert flags["method.pooling"].choices == ("native", "mean", "cls")
+    assert flags["method.rule"].choices == ("best", "one_se")
     assert flags["method.calibrate"].default == "true"
     assert flags["max_length"].default == "what the model allows"
     assert flags["task"].default == "inferred"
