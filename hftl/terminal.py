@@ -22,7 +22,8 @@ class Terminal(Console):
     """The terminal whose last line is redrawn at the moment."""
 
     def __init__(self, *, quiet: bool = False, file: IO[str] | None = None) -> None:
-        super().__init__(quiet=quiet, file=file, markup=False, highlight=False, emoji=False)
+        # In a notebook rich would make a block of HTML of each line.
+        super().__init__(quiet=quiet, file=file, markup=False, highlight=False, emoji=False, force_jupyter=False)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print lines of text as they are but for what cannot be shown; tables and the like as rich does."""

@@ -91,7 +91,8 @@ def attribute_texts(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _fields(model: type[BaseModel]) -> list[tuple[str, Any]]:
-    return [(name, info) for name, info in model.model_fields.items() if name != "name"]
+    # Functions have no flag.
+    return [(name, info) for name, info in model.model_fields.items() if name not in ("name", "metrics")]
 
 
 def _place(methods: list[str]) -> tuple[int, list[int]]:
