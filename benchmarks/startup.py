@@ -1,8 +1,11 @@
-"""What ten installed plugins add to `hftl --help`.   python benchmarks/startup.py [--plugins 10] [--repeats 15]
+"""What it costs to start: `hftl --help` with ten installed plugins, and `hftl predict` of one text.
+
+    python benchmarks/startup.py [--plugins 10] [--repeats 15] [--predict RUN]
 
 Each plugin registers a backbone, a recipe and a command. The two commands take turns, and the medians of their CPU
 times (user and system, of the whole process) are compared; the promise is less than 0.15 s more. Exit status 1 if it is
-broken.
+broken. With ``--predict``, the run of a text model, one text is predicted beside a bare process that imports torch and
+the model's class from transformers: what is above that is hftl's own and the model's loading.
 """
 
 from __future__ import annotations
@@ -50,10 +53,13 @@ def install(folder: Path, count: int) -> None:
         (info / "entry_points.txt").write_text(f"[hftl]\nplugin-{i} = plugin_{i}\n")
 
 
-def seconds(environment: dict[str, str]) -> float:
-    """CPU seconds of one `hftl --help`."""
+BARE = "import torch; from transformers import AutoTokenizer, {0}; {0}"
+
+
+def seconds(environment: dict[str, str], *arguments: str) -> float:
+    """CPU seconds of a Python process; of `hftl --help` without arguments."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "hftl", "--help"]
+    command = [sys.executable, *(arguments or ("-m", "hftl", "--help"))]
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -63,7 +69,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plugins", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--predict", type=Path, metavar="RUN")
     options = parser.parse_args()
+    if options.predict:
+        return predict(options.predict, options.repeats)
     with tempfile.TemporaryDirectory() as name:
         install(Path(name), options.plugins)
         path = os.pathsep.join([name, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
@@ -83,6 +92,19 @@ def main() -> int:
     }
     print(json.dumps(result, indent=2))
     return int(some - none >= LIMIT)
+
+
+def predict(run: Path, repeats: int) -> int:
+    """One text by a run, and a bare process that imports what its model needs, in turns."""
+    (architecture,) = json.loads((run / "model" / "config.json").read_text())["architectures"]
+    environment = dict(os.environ)
+    bare, asked = ("-c", BARE.format(architecture)), ("-m", "hftl", "predict", str(run), "one short text")
+    seconds(environment, *bare)
+    seconds(environment, *asked)
+    pairs = [(seconds(environment, *bare), seconds(environment, *asked)) for _ in range(repeats)]
+    imports, whole = median(pair[0] for pair in pairs), median(pair[1] for pair in pairs)
+    print(json.dumps({"cpu_seconds": {"imports": imports, "predict": whole}, "ratio": whole / imports}, indent=2))
+    return 0
 
 
 if __name__ == "__main__":

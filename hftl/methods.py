@@ -83,8 +83,8 @@ class FineTune(Options):
         ema: decay of an average of the weights that is evaluated and exported in their place; None for off.
         compile: compile the model with ``torch.compile``.
         unfreeze: train the head alone in the first epoch, one more block in each that follows (Howard & Ruder 2018).
-        patience: stop after so many epochs without a better validation result; None for never. Without a validation
-            split of the data's own, a tenth of the training rows is set aside.
+        patience: stop after so many epochs without a better validation result; None for never. Where there
+            is no validation split, a tenth of the training rows is set aside.
         mixed_precision: of the forward and backward pass; weights stay float32.
         keep: newest checkpoints to keep.
         save_every: steps between checkpoints; None for the ends of epochs only.

@@ -33,9 +33,11 @@ from hftl.metrics import evaluate_predictions
 from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
 from hftl.plugins.registry import add_metrics
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
+from hftl.progress import Progress
 from hftl.recipes import Recipe
 from hftl.report.collect import collect
 from hftl.report.collected import COLLECTED, Collected
+from hftl.report.page import write_report
 from hftl.runs.again import RecipeLike, as_recipe
 from hftl.runs.console import print_bad_rows, print_results, quiet_libraries
 from hftl.runs.folder import RunFolder, writing
@@ -46,6 +48,7 @@ from hftl.scout.layers import layers
 from hftl.terminal import Terminal
 from hftl.wording import named_error
 
+SKIPPED = "skipped.json"
 NO_FEATURES = {"rows": 0, "computed": 0, "reused": 0}
 
 
@@ -115,11 +118,11 @@ def run(
                 folder.log("features", **features.counts, space=features.space.id)
         elif on_bad_row == "skip":
             data, bad = without_bad_rows(target.backbone, data)
-            print_bad_rows(say, bad)
+            print_bad_rows(say, bad, SKIPPED)
         fitting = time.monotonic()
         if isinstance(recipe.method, Head):
             # A head takes seconds, so one process solves it and the others are done.
-            trained = solved_head(recipe, target, features, data) if folder else None
+            trained = solved_head(recipe, target, features, data, say) if folder else None
         else:
             trained = finetuned(recipe, target, features, data, folder, say, resume=resume, track=track)
         if folder is None or trained is None:
@@ -251,7 +254,9 @@ def starting_features(
         CutError: the backbone cannot be cut exactly, and the method is a head.
     """
     try:
-        return stored_features(spec, target, data, [view_of(recipe)], say, on_bad_row=on_bad_row, quiet=quiet)
+        return stored_features(
+            spec, target, data, [view_of(recipe)], say, on_bad_row=on_bad_row, quiet=quiet, listed=SKIPPED
+        )
     except CutError as error:
         if isinstance(recipe.method, Head):
             raise
@@ -261,10 +266,11 @@ def starting_features(
         return None
 
 
-def solved_head(recipe: Recipe, target: Target, features: StoredFeatures | None, data: Data) -> Trained:
+def solved_head(recipe: Recipe, target: Target, features: StoredFeatures | None, data: Data, say: Terminal) -> Trained:
     """The head, trained on the features."""
     assert features is not None
-    return train_head(probe_of(recipe), target, features, data, seed=recipe.seed, device=PartialState().device)
+    with Progress("head", quiet=say.quiet):
+        return train_head(probe_of(recipe), target, features, data, seed=recipe.seed, device=PartialState().device)
 
 
 def finetuned(
@@ -283,7 +289,7 @@ def finetuned(
     from hftl.finetune.train import finetune
 
     assert not isinstance(recipe.method, Head)
-    head: Trained | None = on_main(lambda: solved_head(recipe, target, features, data)) if features else None
+    head: Trained | None = on_main(lambda: solved_head(recipe, target, features, data, say)) if features else None
     trained = finetune(
         recipe.method,
         target,
@@ -296,6 +302,7 @@ def finetuned(
         track=track,
         log=folder.log if folder else _log_nothing,
         say=say.print,
+        quiet=say.quiet,
     )
     if head:
         trained.held_out = head.held_out
@@ -351,7 +358,7 @@ def finish(
     for each in exported:
         write_card(each.folder, record, metrics, each.library)
     if bad:
-        folder.write_json("skipped.json", [{"row": row.row, "why": row.why} for row in bad])
+        folder.write_json(SKIPPED, [{"row": row.row, "why": row.why} for row in bad])
     metrics = metrics.model_copy(update={"files": folder.seal([each.folder for each in exported])})
     # Last, because where metrics.json stands a run is complete.
     folder.write_metrics(metrics)

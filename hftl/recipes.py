@@ -52,6 +52,9 @@ class Recipe(Options):
             smaller model of the same class; ``"auto"`` for the shallowest that is as good as the best (`hftl.layers`);
             None for all of it.
         test_size: share of the rows set aside where the data bring no test split.
+        validation_size: share of the training rows set aside to choose the strength or the epoch on, where the data
+            bring no validation split; None for folds, and for the last epoch or what `patience` sets aside.
+        limit: rows of each split at most, for a quick try: drawn by the seed, of every class its share; None for all.
         seed: of every random choice.
         drop: rows to leave out: a csv file of them, as ``hftl audit --export`` writes it, which is read at once, so
             that a run's record names the rows themselves.
@@ -70,6 +73,8 @@ class Recipe(Options):
     max_length: int | None = Field(default=None, ge=1)
     depth: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     test_size: float = Field(default=0.2, gt=0, lt=1)
+    validation_size: float | None = Field(default=None, gt=0, lt=1)
+    limit: int | None = Field(default=None, ge=2)
     seed: int = Field(default=0, ge=0, lt=2**32)
     drop: tuple[RowRef, ...] = ()
     metrics: tuple[MetricLike, ...] = ()
@@ -309,9 +314,12 @@ def changed(made: Recipe, changes: Mapping[str, Any]) -> Recipe:
         RecipeError: a field does not exist or a value does not fit.
     """
     values: dict[str, Any] = {name: getattr(made, name) for name in Recipe.model_fields}
-    method = changes.get("method", made.method.name)
+    # Its class is called LoRA, and its name lora.
+    method = str(changes.get("method", made.method.name)).lower()
     if method not in METHODS:
-        raise RecipeError(f"no method is called {method!r}; the methods are: {', '.join(METHODS)}")
+        raise RecipeError(
+            f"no method is called {method!r}{did_you_mean(method, METHODS)}; the methods are: {', '.join(METHODS)}"
+        )
     values["method"] = dict(made.method) if method == made.method.name else {"name": method}
     for name, value in changes.items():
         if name == "method":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from rich.console import Console
 from rich.text import Text
@@ -18,15 +18,21 @@ class Terminal(Console):
         file: where to; standard output if not given.
     """
 
+    redrawing: ClassVar[Terminal | None] = None
+    """The terminal whose last line is redrawn at the moment."""
+
     def __init__(self, *, quiet: bool = False, file: IO[str] | None = None) -> None:
-        super().__init__(quiet=quiet, file=file, markup=False, highlight=False, emoji=False)
+        # In a notebook rich would make a block of HTML of each line.
+        super().__init__(quiet=quiet, file=file, markup=False, highlight=False, emoji=False, force_jupyter=False)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print lines of text as they are but for what cannot be shown; tables and the like as rich does."""
         lines = [Text(plain(each)) if isinstance(each, str) else each for each in objects]
         # Text is never folded, because a program may read it and a person may copy a path from it.
         folds = not all(isinstance(each, Text) for each in lines)
-        super().print(*lines, **{"soft_wrap": not folds, **options})
+        # Two consoles on one screen do not know of one another: what stands above a line that redraws is printed by it.
+        above = Terminal.redrawing if self.is_terminal and not self.quiet else None
+        Console.print(above or self, *lines, **{"soft_wrap": not folds, **options})
 
     def on_broken_pipe(self) -> None:
         """Leave it to the command line, which ends quietly; rich would end with status 1."""

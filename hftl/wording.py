@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -22,6 +23,14 @@ NOT_FOR_PEOPLE = (
     # huggingface_hub's pointer to a page about status codes.
     (re.compile(r"\s*For more information check: \S+"), ""),
 )
+
+# Where the command line says that nothing is to be silent.
+DEBUG = "HFTL_DEBUG"
+
+
+def is_debugging() -> bool:
+    """Whether what other libraries say is to be shown, as ``--debug`` asks."""
+    return bool(os.environ.get(DEBUG))
 
 
 def plain(text: str) -> str:

@@ -152,3 +152,15 @@ def test_what_cannot_be_pooled_is_refused(cli: Cli, tmp_path: Path) -> None:
     (folder / "head.json").write_text("{")
     with pytest.raises(BackboneError, match=r"its head.json is damaged"):
         assert BareImageBackbone(local_source(folder)).pooling
+
+
+def test_a_base_model_has_a_random_twin_and_depths(cli: Cli, tmp_path: Path) -> None:
+    data = runs.write_images(tmp_path / "data")
+    recipe = write_recipe(tmp_path, save("dinov3_vit", tmp_path / "backbone"), data)
+
+    found = hftl.transfer(recipe, seeds=2, quiet=True)
+    cli.ok("run", recipe, "--out", "short", "--depth", "1", "--quiet")
+
+    assert not [note for note in found.notes if "random" in note]
+    assert any("random" in rival.name for rival in found.rivals)
+    assert AutoModel.from_pretrained("short/model").config.num_hidden_layers == 1

@@ -14,7 +14,7 @@ import pytest
 from runs import Cli
 
 import hftl
-from hftl.cli import recipes as recipes_command
+from hftl.cli import at_hand
 
 ENVIRONMENT = {**os.environ, "HFTL_PLUGINS": "", "COLUMNS": "200"}
 
@@ -38,7 +38,7 @@ def failing_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(text: str) -> str:
         raise error
 
-    monkeypatch.setattr(recipes_command, "_summary", fail)
+    monkeypatch.setattr(at_hand, "_summary", fail)
     Path("any.py").write_text("@recipe")
 
 
@@ -86,7 +86,7 @@ def test_errors_of_the_system_and_of_ours_are_one_line_with_the_status_that_fits
         (["push"], "Missing argument 'run'; see `hftl push --help`"),
         (["backbones", "--modaliti", "image"], "No such option: --modaliti"),
         (["bacbones"], "No such command 'bacbones'. Did you mean 'backbones'?"),
-        (["run", "x", "--num-processes", "many"], "Invalid value for '--num-processes'"),
+        (["run", "--num-processes", "many"], "Invalid value for '--num-processes'"),
         (["cache", "clean"], "No such command 'clean'"),
     ],
 )
@@ -123,7 +123,7 @@ def test_a_terminal_without_our_characters_gets_marks(tmp_path: Path):
 
 SLEEPER = """
 import sys, time
-from hftl.cli import main, recipes
+from hftl.cli import at_hand, main
 def wait(text):
     try:
         print("waiting", flush=True)
@@ -131,7 +131,7 @@ def wait(text):
     finally:
         time.sleep(0.5)
         print("cleaned", flush=True)
-recipes._summary = wait
+at_hand._summary = wait
 sys.argv = ["hftl", "recipes"]
 main()
 """

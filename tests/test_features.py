@@ -242,6 +242,7 @@ def test_progress_in_a_log_file(tmp_path: Path, capfd: pytest.CaptureFixture[str
     from hftl import progress
 
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress, "SHOWN_AFTER", 0.0)
     with progress.Progress("features", 3) as bar:
         for _ in range(3):
             bar.advance(1)

@@ -64,8 +64,10 @@ def test_a_start_that_training_destroys_is_what_is_kept_where_something_chooses(
     assert trained.report["epochs"][0]["accuracy"] > trained.report["epochs"][-1]["accuracy"]
     torch.testing.assert_close(trained.logits, logits_of_start(good, data, start), rtol=1e-4, atol=1e-5)
     metrics = Metrics(eval={"accuracy": 1.0}, features={}, finetune=trained.report)
+    before, *after = [epoch["accuracy"] for epoch in trained.report["epochs"]]
     assert judgements(metrics, data.task) == [
-        "start     kept, because no epoch was better on the validation split; lower --lr, or use --method head"
+        f"start     kept, because no epoch was better on the validation split: accuracy {before:.4f}, then "
+        f"{max(after):.4f} at best; lower --lr, or use --method head"
     ]
 
 
@@ -83,6 +85,10 @@ def test_a_result_worse_than_its_start_is_said_where_nothing_may_choose(
     (line,) = [line for line in said.splitlines() if line.startswith("start     better than the result")]
     assert f"accuracy from {report['epochs'][0]['accuracy']:.4f} to {report['epochs'][2]['accuracy']:.4f}" in line
     assert line.endswith("; lower --lr, or use --method head")
+    before, after = (report["epochs"][k]["accuracy"] for k in (0, 2))
+    assert said.splitlines()[-1] == (
+        f"epochs    start → epoch 2 of 2: accuracy {before:.4f} → {after:.4f} on the test split: worse"
+    )
     # What costs nothing on the features that the head was solved on.
     assert set(report["baselines"]) == {"majority", "prototype", "knn"}
     (line,) = [line for line in said.splitlines() if line.startswith("below     accuracy")]

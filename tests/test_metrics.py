@@ -14,7 +14,9 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from hftl.errors import ConvergenceError
-from hftl.metrics import F1, Accuracy, MeanAveragePrecision, PerClass, RegressionScores, evaluate_predictions
+from hftl.metrics import evaluate_predictions
+from hftl.metrics.classification import F1, Accuracy, MeanAveragePrecision, PerClass
+from hftl.metrics.regression import RegressionScores
 
 RNG = np.random.default_rng(7)
 

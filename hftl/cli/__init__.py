@@ -12,7 +12,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -41,16 +42,18 @@ from hftl.cli import (
     runs,
     transfer,
 )
+from hftl.cli.flags import RecipeCommand
 from hftl.cli.launch import is_first_process
-from hftl.cli.questions import TAKES_FLAGS
 from hftl.cli.stopping import STATUS, StopOnce
 from hftl.errors import HftlError, UserError
-from hftl.wording import named_error, plain, printable
+from hftl.wording import DEBUG, named_error, plain, printable
 
 HOME_PAGE = "https://pypi.org/project/hftl/"
 # What a shell says of a program that SIGPIPE ended, which is what happens to other programs there.
 STATUS_OF_CLOSED_PIPE = 141
 SECONDS_TO_SAY = 1.0
+COMPLETION = "_HFTL_COMPLETE"
+NOISE = (DEBUG, "TORCH_CPP_LOG_LEVEL", "HF_HUB_DISABLE_PROGRESS_BARS")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # A path that the user gave is wrong; a disk that breaks is nobody's input.
 OF_A_PATH = (
@@ -64,18 +67,16 @@ heads are solved exactly, and what comes out loads with plain transformers."""
 
 def build_app() -> typer.Typer:
     """The command line with the commands of all loaded plugins."""
-    app = typer.Typer(
-        name="hftl", help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
-    )
+    app = typer.Typer(name="hftl", help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback()(options)
-    app.command("run", context_settings=TAKES_FLAGS)(run.run)
-    app.command("features", context_settings=TAKES_FLAGS)(features.features)
-    app.command("rank", context_settings=TAKES_FLAGS)(rank.rank)
-    app.command("layers", context_settings=TAKES_FLAGS)(layers.layers)
-    app.command("audit", context_settings=TAKES_FLAGS)(audit.audit)
-    app.command("transfer", context_settings=TAKES_FLAGS)(transfer.transfer)
-    app.command("curve", context_settings=TAKES_FLAGS)(curve.curve)
-    app.command("advise", context_settings=TAKES_FLAGS)(advise.advise)
+    app.command("run", cls=RecipeCommand)(run.run)
+    app.command("features", cls=RecipeCommand)(features.features)
+    app.command("rank", cls=RecipeCommand)(rank.rank)
+    app.command("layers", cls=RecipeCommand)(layers.layers)
+    app.command("audit", cls=RecipeCommand)(audit.audit)
+    app.command("transfer", cls=RecipeCommand)(transfer.transfer)
+    app.command("curve", cls=RecipeCommand)(curve.curve)
+    app.command("advise", cls=RecipeCommand)(advise.advise)
     app.command("runs")(runs.runs)
     app.command("compare")(compare.compare)
     app.command("predict")(predict.predict)
@@ -101,7 +102,9 @@ def print_version(asked: bool) -> None:
 
 
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error, and what other libraries report.")
+    ] = False,
     # A callback of its own, because a group without a command prints its help before it runs.
     version: Annotated[
         bool,
@@ -121,8 +124,31 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that has no sign for a character shows a mark instead of ending the command.
             stream.reconfigure(errors="replace")
-    with StopOnce() as stop:
+    with StopOnce() as stop, noise_of_libraries(sys.argv[1:]):
         sys.exit(guarded(sys.argv[1:], stop))
+
+
+@contextlib.contextmanager
+def noise_of_libraries(arguments: Sequence[str]) -> Iterator[None]:
+    """Let other libraries' warnings and bars be seen with ``--debug`` alone, and bars not with ``--quiet``."""
+    before, environment = warnings.showwarning, dict(os.environ)
+    if "--debug" in arguments:
+        os.environ[DEBUG] = "1"
+    elif not sys.warnoptions:
+        # A warning is for whoever writes Python; one that was made an error stays one.
+        warnings.showwarning = lambda *_, **__: None
+        # What torch's own code prints cannot be told later.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if "--quiet" in arguments or "--json" in arguments:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+        for name in NOISE:
+            os.environ.pop(name, None)
+            if name in environment:
+                os.environ[name] = environment[name]
 
 
 def guarded(arguments: Sequence[str], stop: StopOnce) -> int:
@@ -170,6 +196,9 @@ def is_met_everywhere(error: BaseException) -> bool:
 def invoke(arguments: list[str]) -> int:
     """Run a command without typer's own handling of what goes wrong; its exit status."""
     command = typer.main.get_command(build_app())
+    if COMPLETION in os.environ:
+        # A shell asks what may stand next.
+        return int(command.main(arguments, prog_name="hftl") or 0)
     try:
         with command.make_context("hftl", arguments) as context:
             command.invoke(context)

@@ -15,6 +15,7 @@ from hftl.cli.questions import (
     Quiet,
     RecipeArgument,
     Report,
+    Show,
     Subset,
     asked_recipe,
     print_answer,
@@ -23,13 +24,14 @@ from hftl.cli.questions import (
 
 def advise(
     context: typer.Context,
-    recipe: RecipeArgument,
+    recipe: RecipeArgument = None,
     minutes: Annotated[float, typer.Option(min=0.1, help="The budget; a question that has begun is finished.")] = 10.0,
     backbones: Annotated[
         str | None, typer.Option(metavar="A,B,C", help="Backbones to rank beside the recipe's own.")
     ] = None,
     subset: Subset = None,
     change: Change = None,
+    show: Show = False,
     on_bad_row: OnBadRow = "error",
     allow_pickle: AllowPickle = False,
     offline: Offline = False,
@@ -40,13 +42,13 @@ def advise(
     """Ask the scout's questions and try methods briefly, as far as the minutes suffice; end with one command to run."""
     from hftl.scout.advise import advise as do
 
-    made = asked_recipe(context, recipe, change)
+    asked = asked_recipe(context, recipe, change, show=show)
     answer = do(
-        made,
+        asked.recipe,
         minutes=minutes,
         backbones=[name.strip() for name in (backbones or "").split(",") if name.strip()],
         subset=subset,
-        name=recipe,
+        name=asked.command("backbone", "method", "depth"),
         offline=offline,
         allow_pickle=allow_pickle,
         on_bad_row=on_bad_row,
@@ -62,4 +64,4 @@ def advise(
         for each in answer.trials
     ]
     lines = [*answer.evidence, *(f"not asked: {each}" for each in answer.skipped), answer.advice, answer.command]
-    print_answer(answer, rows, lines, as_json=as_json, report=report, recipe=made)
+    print_answer(answer, rows, lines, as_json=as_json, report=report, recipe=asked.recipe)

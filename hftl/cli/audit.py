@@ -18,6 +18,7 @@ from hftl.cli.questions import (
     Quiet,
     RecipeArgument,
     Report,
+    Show,
     asked_recipe,
     print_answer,
 )
@@ -31,11 +32,12 @@ SHOWN = 10
 
 def audit(
     context: typer.Context,
-    recipe: RecipeArgument,
+    recipe: RecipeArgument = None,
     export: Annotated[
         Path | None, typer.Option(metavar="FILE.csv", help="Also write all findings, to edit for `hftl run --drop`.")
     ] = None,
     change: Change = None,
+    show: Show = False,
     on_bad_row: OnBadRow = "error",
     allow_pickle: AllowPickle = False,
     offline: Offline = False,
@@ -50,9 +52,9 @@ def audit(
     from hftl.scout.audit import audit as do
     from hftl.scout.findings import write_findings
 
-    made = asked_recipe(context, recipe, change)
+    asked = asked_recipe(context, recipe, change, show=show)
     answer = do(
-        made,
+        asked.recipe,
         offline=offline,
         allow_pickle=allow_pickle,
         on_bad_row=on_bad_row,
@@ -62,7 +64,9 @@ def audit(
     if export is not None and is_first_process():
         write_findings(answer.findings, export)
         lines.append(f"wrote {len(answer.findings):,} findings to {export}")
-    print_answer(answer, _first_of_each(answer), [*lines, answer.advice], as_json=as_json, report=report, recipe=made)
+    print_answer(
+        answer, _first_of_each(answer), [*lines, answer.advice], as_json=as_json, report=report, recipe=asked.recipe
+    )
 
 
 def _first_of_each(answer: Audit) -> list[dict[str, Any]]:

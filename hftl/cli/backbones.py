@@ -7,11 +7,13 @@ from typing import Annotated
 import typer
 
 from hftl.cli.output import show
+from hftl.cli.questions import AsJson, Quiet
 
 
 def backbones(
     modality: Annotated[str | None, typer.Option(help="Only these: image, text, …")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
+    _quiet: Quiet = False,
 ) -> None:
     """List registered backbones; any Hub id or folder that transformers can load works too."""
     from hftl.plugins.registry import backbone_claims, conflict_of

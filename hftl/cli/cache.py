@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hftl.cli.output import human_bytes, show
+from hftl.cli.output import human_bytes, print_json, say, show
+from hftl.cli.questions import AsJson, Quiet
 from hftl.errors import StoreError, UserError
 from hftl.wording import plural
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from hftl.store.summary import SpaceSummary
 
 app = typer.Typer(help="Look after the stored features.", no_args_is_help=True)
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before most of what is stored is removed.")]
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 # Days of computing may be in it, so removing a larger share of the store is asked for twice.
@@ -28,13 +28,13 @@ ASKED_ABOVE = 0.5
 
 
 @app.command()
-def ls(as_json: Json = False) -> None:
+def ls(as_json: AsJson = False, _quiet: Quiet = False) -> None:
     """List feature spaces, the last used first."""
     show([_shown(space) for space in _store().spaces()], COLUMNS, as_json=as_json)
 
 
 @app.command()
-def stats(as_json: Json = False) -> None:
+def stats(as_json: AsJson = False, _quiet: Quiet = False) -> None:
     """Totals over all spaces."""
     totals = asdict(_store().stats())
     rows = [totals] if as_json else [{"what": name, "value": _human(name, value)} for name, value in totals.items()]
@@ -42,7 +42,7 @@ def stats(as_json: Json = False) -> None:
 
 
 @app.command()
-def verify(as_json: Json = False) -> None:
+def verify(as_json: AsJson = False, _quiet: Quiet = False) -> None:
     """Read every byte; what is damaged is set aside, to be computed again. Exit status 1 if anything was."""
     reports = _store().verify()
     rows = [
@@ -61,7 +61,8 @@ def verify(as_json: Json = False) -> None:
 def gc(
     max_size: Annotated[str, typer.Argument(help="What may stay, such as 20G.")],
     yes: Yes = False,
-    as_json: Json = False,
+    as_json: AsJson = False,
+    _quiet: Quiet = False,
 ) -> None:
     """Remove spaces, the least recently used first, until the store is no larger; never one in use."""
     store, most = _store(), _size(max_size)
@@ -71,9 +72,13 @@ def gc(
 
 
 @app.command("compact")
-def compact_all() -> None:
+def compact_all(as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Merge small shards into larger ones."""
-    print(f"{_store().compact()} small shards merged")
+    merged = _store().compact()
+    if as_json:
+        print_json({"merged": merged})
+    elif not quiet:
+        say(f"{plural(merged, 'small shard')} merged")
 
 
 @app.command()
@@ -82,7 +87,8 @@ def clear(
     every: Annotated[bool, typer.Option("--all", help="Remove all spaces.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Even what a running process uses.")] = False,
     yes: Yes = False,
-    as_json: Json = False,
+    as_json: AsJson = False,
+    _quiet: Quiet = False,
 ) -> None:
     """Remove one space, or all."""
     if (name is None) != every:

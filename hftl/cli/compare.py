@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hftl.cli.output import print_json, say, show
+from hftl.cli.questions import AsJson, Quiet
 from hftl.wording import plural
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ SHOWN = 10
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN…", help="Folders of finished runs; two or more.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole comparison as JSON.")] = False,
+    as_json: AsJson = False,
+    _quiet: Quiet = False,
 ) -> None:
     """Compare runs with the first of them on the test rows that all predicted: scores, differences, recipes, cost.
 

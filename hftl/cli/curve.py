@@ -15,6 +15,7 @@ from hftl.cli.questions import (
     Quiet,
     RecipeArgument,
     Report,
+    Show,
     Subset,
     asked_recipe,
     print_answer,
@@ -23,10 +24,11 @@ from hftl.cli.questions import (
 
 def curve(
     context: typer.Context,
-    recipe: RecipeArgument,
+    recipe: RecipeArgument = None,
     subset: Subset = None,
     seeds: Annotated[int, typer.Option(min=2, help="Draws of held-out and training rows.")] = 5,
     change: Change = None,
+    show: Show = False,
     on_bad_row: OnBadRow = "error",
     allow_pickle: AllowPickle = False,
     offline: Offline = False,
@@ -40,9 +42,9 @@ def curve(
     """
     from hftl.scout.curve import curve as do
 
-    made = asked_recipe(context, recipe, change)
+    asked = asked_recipe(context, recipe, change, show=show)
     answer = do(
-        made,
+        asked.recipe,
         seeds=seeds,
         subset=subset,
         offline=offline,
@@ -51,4 +53,4 @@ def curve(
         quiet=quiet,
     )
     rows = [{"labels": f"{point.rows:,}", answer.metric: str(point.score)} for point in answer.points]
-    print_answer(answer, rows, [answer.advice], as_json=as_json, report=report, recipe=made)
+    print_answer(answer, rows, [answer.advice], as_json=as_json, report=report, recipe=asked.recipe)

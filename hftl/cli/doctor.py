@@ -6,14 +6,13 @@ import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from hftl.cli.output import human_bytes, show
+from hftl.cli.questions import AsJson, Quiet
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def doctor(as_json: AsJson = False, _quiet: Quiet = False) -> None:
     """Versions, accelerators, the cache folder, the Hub login, the offline state."""
     rows = [*_versions(), *_devices(), _cache(), *_hub(), *_plugins()]
     show(rows, ["what", "state"], as_json=as_json)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hftl.cli.output import human_bytes, print_json, say
+from hftl.cli.output import answering, human_bytes, print_json, say
+from hftl.cli.questions import AsJson, Offline, Quiet
 from hftl.errors import UserError
 
 
@@ -18,9 +19,9 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="Folder to write to (default onnx or onnx-int8 in the run's).")
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print how it compares as JSON.")] = False,
+    offline: Offline = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a run's model as ONNX, and compare it with the model on the run's test rows.
 
@@ -30,7 +31,8 @@ def export(
         raise UserError("say which format to export: --onnx (add --int8 for weights in 8 bits)")
     from hftl.convert import to_onnx
 
-    made = to_onnx(run, int8=int8, out=out, offline=offline, quiet=quiet or as_json)
+    with answering(as_json=as_json):
+        made = to_onnx(run, int8=int8, out=out, offline=offline, quiet=quiet)
     if as_json:
         print_json(made.as_json())
     elif not quiet:

@@ -2,52 +2,50 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from hftl.cli.flags import changes_of, read_flags
-from hftl.cli.output import say
+from hftl.cli.launch import is_first_process
+from hftl.cli.output import print_json, say
+from hftl.cli.questions import (
+    AllowPickle,
+    AsJson,
+    Change,
+    Offline,
+    OnBadRow,
+    Quiet,
+    RecipeArgument,
+    Show,
+    asked_recipe,
+)
 
 
 def features(
     context: typer.Context,
-    recipe: Annotated[
-        str, typer.Argument(help="A Python file, FILE.py:FUNCTION, a name from `hftl recipes`, or a run to repeat.")
-    ],
+    recipe: RecipeArgument = None,
     export: Annotated[
         Path | None, typer.Option(help="Also write the matrix, ids and labels: FILE.parquet, .safetensors or .npy.")
     ] = None,
-    change: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the recipe.")
-    ] = None,
+    change: Change = None,
+    show: Show = False,
     pooling: Annotated[
         str | None, typer.Option(help="native, mean or cls; several as a,b are stored from one pass.")
     ] = None,
-    on_bad_row: Annotated[
-        Literal["error", "skip"], typer.Option(help="What to do with a row that cannot be decoded.")
-    ] = "error",
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read weights that are only a pickle, as nothing but tensors.")
-    ] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    on_bad_row: OnBadRow = "error",
+    allow_pickle: AllowPickle = False,
+    offline: Offline = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compute the features of a recipe's data that are not stored yet.
 
-    After RECIPE come its own flags and any field of a recipe, as for `hftl run` (--backbone, --data, …).
+    Flags change the recipe as they do for `hftl run`.
     """
-    from hftl.recipes import changed
-    from hftl.runs.again import named_recipe
-
-    named = named_recipe(recipe)
-    own, fields, show = read_flags(named.parameters, context.args)
+    asked = asked_recipe(context, recipe, change, show=show)
     first, *also = _poolings(pooling) if pooling else (None,)
-    made = changed(named(**own), fields | changes_of(change or []))
-    if show:
-        say(str(made))
-        return
 
     from hftl.frozen.matrix import check_format
     from hftl.pipeline import features as do
@@ -55,7 +53,7 @@ def features(
     if export is not None:
         check_format(export)
     computed = do(
-        made,
+        asked.recipe,
         pooling=first,
         also=also,
         offline=offline,
@@ -63,11 +61,13 @@ def features(
         quiet=quiet,
         on_bad_row=on_bad_row,
     )
-    if export is not None:
-        rows, width = computed.matrix.shape
-        written = " and ".join(str(path) for path in computed.write(export))
-        if not quiet:
-            say(f"wrote     {rows:,} × {width:,} float32 to {written}")
+    written = computed.write(export) if export is not None and is_first_process() else []
+    rows, width = computed.matrix.shape
+    if written and not quiet:
+        say(f"wrote     {rows:,} × {width:,} float32 to {' and '.join(map(str, written))}")
+    if as_json and is_first_process():
+        splits = dict(Counter(map(str, computed.split)))
+        print_json({"rows": rows, "width": width, "splits": splits, "files": [str(path) for path in written]})
 
 
 def _poolings(text: str) -> list[Any]:

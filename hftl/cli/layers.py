@@ -15,6 +15,7 @@ from hftl.cli.questions import (
     Quiet,
     RecipeArgument,
     Report,
+    Show,
     Subset,
     asked_recipe,
     print_answer,
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
 
 def layers(
     context: typer.Context,
-    recipe: RecipeArgument,
+    recipe: RecipeArgument = None,
     together: Annotated[
         str | None, typer.Option("--layers", metavar="K,L,M", help="Also probe these depths side by side.")
     ] = None,
     subset: Subset = None,
     change: Change = None,
+    show: Show = False,
     on_bad_row: OnBadRow = "error",
     allow_pickle: AllowPickle = False,
     offline: Offline = False,
@@ -45,12 +47,12 @@ def layers(
     """
     from hftl.scout.layers import layers as do
 
-    made = asked_recipe(context, recipe, change)
+    asked = asked_recipe(context, recipe, change, show=show)
     answer = do(
-        made,
+        asked.recipe,
         together=_depths(together or ""),
         subset=subset,
-        name=recipe,
+        name=asked.command("depth", "method"),
         offline=offline,
         allow_pickle=allow_pickle,
         on_bad_row=on_bad_row,
@@ -61,7 +63,12 @@ def layers(
         named = ", ".join(map(str, side.depths))
         lines.append(f"depths {named} side by side: {side.probe}, ahead of the best by {side.gain}; not exportable")
     print_answer(
-        answer, _table(answer), [*lines, answer.advice, *answer.commands], as_json=as_json, report=report, recipe=made
+        answer,
+        _table(answer),
+        [*lines, answer.advice, *answer.commands],
+        as_json=as_json,
+        report=report,
+        recipe=asked.recipe,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hftl.cli.output import say, show
+from hftl.cli.questions import AsJson, Quiet
 from hftl.errors import HftlError, PluginError
 from hftl.plugins.manager import BUILT_IN
 from hftl.plugins.manager import plugins as loaded_plugins
@@ -20,7 +21,8 @@ SLOW = 0.3
 
 def plugins(
     every: Annotated[bool, typer.Option("--all", help="Built-in ones too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
+    _quiet: Quiet = False,
 ) -> None:
     """List plugins with their version, hooks, what they give, and the error of one that failed."""
     gives = _registered()

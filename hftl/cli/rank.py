@@ -16,6 +16,7 @@ from hftl.cli.questions import (
     Quiet,
     RecipeArgument,
     Report,
+    Show,
     Subset,
     asked_recipe,
     print_answer,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 def rank(
     context: typer.Context,
-    recipe: RecipeArgument,
+    recipe: RecipeArgument = None,
     backbones: Annotated[
         str | None, typer.Option(metavar="A,B,C", help="Registered names, Hub ids or folders, separated by commas.")
     ] = None,
@@ -36,6 +37,7 @@ def rank(
     ] = False,
     subset: Subset = None,
     change: Change = None,
+    show: Show = False,
     on_bad_row: OnBadRow = "error",
     allow_pickle: AllowPickle = False,
     offline: Offline = False,
@@ -51,14 +53,15 @@ def rank(
     from hftl.scout.rank import rank as do
     from hftl.scout.rank import registered_alike
 
-    made = asked_recipe(context, recipe, change)
+    asked = asked_recipe(context, recipe, change, show=show)
     if every == (backbones is not None):
         raise RecipeError("say which backbones to rank: --backbones A,B,C, or --all")
+    named = [name.strip() for name in (backbones or "").split(",") if name.strip()]
     answer = do(
-        made,
-        registered_alike(made) if every else [name.strip() for name in (backbones or "").split(",") if name.strip()],
+        asked.recipe,
+        registered_alike(asked.recipe) if every else named,
         subset=subset,
-        name=recipe,
+        name=asked.command("backbone"),
         offline=offline,
         allow_pickle=allow_pickle,
         on_bad_row=on_bad_row,
@@ -66,15 +69,20 @@ def rank(
     )
     failed = [f"failed: {each.backbone}: {each.why}" for each in answer.failed]
     print_answer(
-        answer, _table(answer), [*failed, answer.advice, answer.command], as_json=as_json, report=report, recipe=made
+        answer,
+        _table(answer),
+        [*failed, answer.advice, answer.command],
+        as_json=as_json,
+        report=report,
+        recipe=asked.recipe,
     )
 
 
 def _table(answer: Ranking) -> list[dict[str, Any]]:
     return [
         {
-            "group": each.group,
             "backbone": each.backbone,
+            "group": each.group,
             answer.metric: str(each.probe),
             "k-NN": f"{each.knn.value:.3f}",
             "LogME": f"{each.log_evidence:.3f}",

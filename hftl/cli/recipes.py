@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
+from hftl.cli.at_hand import known_recipes
 from hftl.cli.output import show
+from hftl.cli.questions import AsJson, Quiet
 
 
-def recipes(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def recipes(as_json: AsJson = False, _quiet: Quiet = False) -> None:
     """List registered recipes, and the recipe files in this folder and in ./recipes."""
-    from hftl.recipes import recipe_claims, recipe_conflict
-
-    rows = [
-        {"recipe": name, "what": recipe_conflict(name, values) or values[0]}
-        for name, values in sorted(recipe_claims().items())
-    ]
-    for path in sorted([*Path().glob("*.py"), *Path("recipes").glob("*.py")]):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        if "@recipe" in text:
-            rows.append({"recipe": str(path), "what": _summary(text)})
-    show(rows, ["recipe", "what"], as_json=as_json)
-
-
-def _summary(text: str) -> str:
-    """The first line of a file's docstring; the file is not run."""
-    try:
-        doc = ast.get_docstring(ast.parse(text)) or ""
-    except SyntaxError as error:
-        return f"(not valid Python: line {error.lineno})"
-    return doc.splitlines()[0] if doc else ""
+    show(known_recipes(), ["recipe", "what"], as_json=as_json)

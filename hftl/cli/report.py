@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from hftl.cli.output import say
+from hftl.cli.output import print_json, say
+from hftl.cli.questions import AsJson, Quiet
 
 
 def report(
@@ -18,6 +19,8 @@ def report(
         typer.Option(metavar="FILE.html", help="Where the page of several runs goes. [default: comparison.html]"),
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Make report.html in the folder of a run again; of several runs, one page that compares them with the first.
 
@@ -39,6 +42,9 @@ def report(
         raise UserError(
             "--out is for the page of several runs; that of one is report.html in its folder, so leave it out"
         )
-    say(str(page))
+    if as_json:
+        print_json({"page": str(page)})
+    elif not quiet:
+        say(str(page))
     if open_:
         webbrowser.open(page.absolute().as_uri())

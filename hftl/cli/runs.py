@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hftl.cli.output import print_json, say, show
+from hftl.cli.questions import AsJson, Quiet
 
 if TYPE_CHECKING:
     from hftl.runs.listing import ListedRun
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 def runs(
     folder: Annotated[Path, typer.Argument(help="Where to look, at any depth.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
+    _quiet: Quiet = False,
 ) -> None:
     """List runs, the newest last: recipe, backbone, method, score, when, and how long it took.
 

@@ -15,6 +15,7 @@ from hftl.cli.questions import (
     Quiet,
     RecipeArgument,
     Report,
+    Show,
     Subset,
     asked_recipe,
     print_answer,
@@ -26,10 +27,11 @@ MOST_OUTPUTS = 10
 
 def transfer(
     context: typer.Context,
-    recipe: RecipeArgument,
+    recipe: RecipeArgument = None,
     subset: Subset = None,
     seeds: Annotated[int, typer.Option(min=1, help="Twins with random weights.")] = 3,
     change: Change = None,
+    show: Show = False,
     on_bad_row: OnBadRow = "error",
     allow_pickle: AllowPickle = False,
     offline: Offline = False,
@@ -43,9 +45,9 @@ def transfer(
     """
     from hftl.scout.transfer import transfer as do
 
-    made = asked_recipe(context, recipe, change)
+    asked = asked_recipe(context, recipe, change, show=show)
     answer = do(
-        made,
+        asked.recipe,
         subset=subset,
         seeds=seeds,
         offline=offline,
@@ -64,4 +66,6 @@ def transfer(
     ]
     worst = [each for each in answer.outputs if each.name in answer.hurt][:MOST_OUTPUTS]
     lines = [f"worse for {each.name}: {each.pretrained:.3f} against {each.rival:.3f}, {each.gain}" for each in worst]
-    print_answer(answer, rows, [*answer.notes, *lines, answer.advice], as_json=as_json, report=report, recipe=made)
+    print_answer(
+        answer, rows, [*answer.notes, *lines, answer.advice], as_json=as_json, report=report, recipe=asked.recipe
+    )

@@ -15,7 +15,11 @@ _SMALL_ENOUGH_TO_COMPARE = 256 << 20  # bytes of files held in memory, up to whi
 
 
 def make_splits(
-    rows: Mapping[SplitName, Texts | Files], encoded: EncodedLabels, seed: int, test_size: float
+    rows: Mapping[SplitName, Texts | Files],
+    encoded: EncodedLabels,
+    seed: int,
+    test_size: float,
+    validation_size: float | None = None,
 ) -> tuple[dict[SplitName, Split], list[str]]:
     """Put inputs and labels together, and see that there is a split ``test``, the one that is reported on.
 
@@ -27,10 +31,32 @@ def make_splits(
         encoded: their labels.
         seed: of the draw.
         test_size: share of the rows to draw.
+        validation_size: share of what is left in training to draw as the validation split; None for none.
 
     Returns:
-        The splits, and a note on where ``test`` comes from.
+        The splits, and notes on where ``test`` and a drawn validation split come from.
+
+    Raises:
+        DataError: a validation split is asked for, and the data bring one; or there are too few rows to draw from.
     """
+    splits, notes = _with_test(rows, encoded, seed, test_size)
+    if validation_size is None:
+        return splits, notes
+    if "validation" in splits:
+        raise DataError(
+            f"the data bring a validation split of {plural(len(splits['validation']), 'row')}: leave out "
+            "--validation-size, or give data without it"
+        )
+    whole = splits["train"]
+    stays, drawn = hold_out(whole.labels, encoded.task, validation_size, seed, what="validation_size")
+    how = ", stratified" if encoded.task.is_exclusive else ""
+    note = f"validation split: {len(drawn):,} of {plural(len(whole), 'training row')} set aside{how}, seed {seed}"
+    return {**splits, "train": whole.select(stays), "validation": whole.select(drawn, "validation")}, [*notes, note]
+
+
+def _with_test(
+    rows: Mapping[SplitName, Texts | Files], encoded: EncodedLabels, seed: int, test_size: float
+) -> tuple[dict[SplitName, Split], list[str]]:
     splits = {name: Split(name, rows[name], encoded.arrays[name]) for name in SPLIT_NAMES if name in rows}
     sizes = "splits: " + ", ".join(f"{name} {len(split):,}" for name, split in splits.items())
     if "test" in splits:
@@ -61,7 +87,9 @@ def _contents(inputs: Texts | Files) -> Sequence[object]:
     return [] if size is None or size > _SMALL_ENOUGH_TO_COMPARE else list(inputs)
 
 
-def hold_out(labels: Labels, task: Task, test_size: float, seed: int) -> tuple[Indices, Indices]:
+def hold_out(
+    labels: Labels, task: Task, test_size: float, seed: int, *, what: str = "test_size"
+) -> tuple[Indices, Indices]:
     """Draw the rows to evaluate on.
 
     Of a class with n rows, ``test_size * n`` are drawn, rounded so that the shares add up; at least one stays
@@ -73,6 +101,7 @@ def hold_out(labels: Labels, task: Task, test_size: float, seed: int) -> tuple[I
         task: what they are.
         test_size: the share to draw, between 0 and 1.
         seed: the same seed draws the same rows.
+        what: how the share is called, for the error.
 
     Returns:
         Row numbers that stay in training, and those drawn; both sorted.
@@ -81,12 +110,12 @@ def hold_out(labels: Labels, task: Task, test_size: float, seed: int) -> tuple[I
         DataError: there are too few rows to draw any.
     """
     if not 0 < test_size < 1:
-        raise DataError(f"test_size is {test_size}, but must lie between 0 and 1")
+        raise DataError(f"{what} is {test_size}, but must lie between 0 and 1")
     rng = np.random.default_rng(seed)
     draw = task.case(single_label=_draw_by_class, multi_label=_draw_labels, regression=_draw)
     drawn = draw(labels, test_size, rng)
     if len(drawn) == 0 or len(drawn) == len(labels):
-        why, add = "", "add rows, set a larger test_size"
+        why, add = "", f"add rows, set a larger {what}"
         if task.is_exclusive and len(np.unique(labels)) == len(labels) > 0:
             why, add = ", because every class has a single one", "add rows to the classes"
         raise DataError(

@@ -21,7 +21,7 @@ from hftl.data.tables import class_label_names, plain_column
 from hftl.errors import DataError, HubError
 from hftl.foreign import fingerprint
 from hftl.hub.client import answer_in, broke_off, causes, disk_is_full, explain, is_outage, with_retries
-from hftl.wording import listing, named_error, one_line
+from hftl.wording import is_debugging, listing, named_error, one_line
 
 OFFLINE_WAYS = (
     "without the Hub, give a folder, a .csv/.tsv/.jsonl/.parquet file, or sample:digits; "
@@ -49,7 +49,7 @@ def load_hub_data(ref: str, beside: str = "") -> RawData:
         builder.download_and_prepare()
         return builder, builder.as_dataset()
 
-    with _hub_errors(ref, repo, beside):
+    with _hub_errors(ref, repo, beside), _without_bars():
         builder, loaded = with_retries(load)
     # Without the Hub, datasets takes whatever commit it finds in its cache.
     from_cache = type(builder).__module__ == "datasets.packaged_modules.cache.cache"
@@ -138,6 +138,19 @@ def read_saved(folder: Path) -> RawData:
     if isinstance(data, datasets.Dataset):
         data = datasets.DatasetDict({"train": data})
     return _source(data, name="", identity={"fingerprints": _fingerprints(data)}, root=folder)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Let `datasets`, which may have been imported only now, show no bars of its own."""
+    if is_debugging() or datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
 
 
 @contextmanager

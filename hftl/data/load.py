@@ -38,6 +38,7 @@ def load_data(
     label_separator: str | None = None,
     seed: int = 0,
     test_size: float = 0.2,
+    validation_size: float | None = None,
 ) -> Data:
     """Load data, infer columns and task, check the labels, and see that there is a split to report on.
 
@@ -57,6 +58,7 @@ def load_data(
         label_separator: what stands between several labels in one cell; inferred from all cells if not given.
         seed: of the evaluation split that is made if the data bring none.
         test_size: its share of the rows.
+        validation_size: share of the training rows to set aside as the validation split; None for the data's own alone.
 
     Raises:
         DataError: the reference leads nowhere, or what is there cannot be used.
@@ -76,7 +78,7 @@ def load_data(
     read = read_labels(source, cells, labels, stated)
     encoded, why = _encode(read, labels, stated, column_is_certain=bool(label_columns) or source.is_class_folder)
     rows = {split: split_inputs(source, split, inputs, wants, raw.rows) for split, raw in read.splits.items()}
-    splits, made = make_splits(rows, encoded, seed, test_size)
+    splits, made = make_splits(rows, encoded, seed, test_size, validation_size)
     return Data(
         ref=said,
         task=encoded.task,

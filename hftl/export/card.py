@@ -15,9 +15,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hftl.methods import METHODS, Options
 from hftl.recipes import Recipe
 from hftl.runs.record import BackboneRecord, Metrics, RunRecord, is_repo_id
+from hftl.runs.source import recipe_source, spelt
 from hftl.tasks import Task
 from hftl.wording import plural, printable
 
@@ -88,7 +88,7 @@ def _templates() -> Environment:
         keep_trailing_newline=True,
         autoescape=False,  # HTML is escaped by `cell`, with Markdown, wherever text is not our own
     )
-    environment.filters |= {"cell": cell, "python": python, "number": number}
+    environment.filters |= {"cell": cell, "python": spelt, "number": number}
     return environment
 
 
@@ -187,7 +187,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "thresholds": "at_half" in computed,
         "calibration": report.get("calibration"),
         "settings": _settings(made, report),
-        "recipe": recipe_source(made),
+        "recipe": published_recipe(made),
         "fill_in": any("fill in" in comment for comment in _to_fill_in(made).values()),
         "hardware": made.hardware,
         "seconds_said": ", ".join(f"{name} {value:,.1f} s" for name, value in metrics.seconds.items()),
@@ -304,41 +304,19 @@ def _max_length(made: RunRecord) -> str:
 # ── the recipe ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def recipe_source(made: RunRecord) -> str:
+def published_recipe(made: RunRecord) -> str:
     """A recipe file that does the same again: commits are pinned, and what has its default value is left out.
 
     What only the machine that ran it has stands there by its last name, with a comment that says what to fill in.
     """
-    fields, method = made.recipe, made.method
-    kind = METHODS[method["name"]]
-    options = {n: v for n, v in method.items() if n != "name" and v != _default(kind, n)}
-    pinned = {
+    fields = {
+        name: value for name, value in made.recipe.items() if name in Recipe.model_fields and name != "metrics"
+    } | {
         "backbone": made.backbone_reference if made.backbone.commit else made.backbone.name,
         "data": made.data_reference if made.data_on_hub else data_name(made),
+        "drop": (),
     }
-    elsewhere = ("method", "drop", *pinned)
-    stated = {name: fields[name] for name in Recipe.model_fields if name in fields and name not in elsewhere}
-    lines = pinned | {name: value for name, value in stated.items() if value != _default(Recipe, name)}
-    call = f"{kind.__name__}({', '.join(f'{name}={python(value)}' for name, value in options.items())})"
-    name = made.name if made.name.isidentifier() else "made"
-    to_fill_in = _to_fill_in(made)
-    return "\n".join(
-        [
-            f"from hftl import {', '.join(sorted([kind.__name__, 'Recipe'], key=str.lower))}, recipe",
-            "",
-            "",
-            "@recipe",
-            f"def {name}() -> Recipe:",
-            "    return Recipe(",
-            *(f"        {field}={python(value)},{to_fill_in.get(field, '')}" for field, value in lines.items()),
-            f"        method={call},",
-            "    )",
-        ]
-    )
-
-
-def _default(kind: type[Options], field: str) -> Any:
-    return kind.model_fields[field].get_default(call_default_factory=True)
+    return recipe_source(Recipe.model_validate(fields), made.name, comments=_to_fill_in(made))
 
 
 def _to_fill_in(made: RunRecord) -> dict[str, str]:
@@ -353,7 +331,7 @@ def _to_fill_in(made: RunRecord) -> dict[str, str]:
         comments["data"].append("fill in: the path that you keep these data at")
     if dropped := made.recipe.get("drop"):
         comments["data"].append(f"{plural(len(dropped), 'row')} left out, which the run's recipe.json names")
-    return {field: f"  # {'; '.join(said)}" for field, said in comments.items() if said}
+    return {field: "; ".join(said) for field, said in comments.items() if said}
 
 
 def data_name(made: RunRecord) -> str:
@@ -380,14 +358,6 @@ MARKUP = re.compile(r"[<>&]|[\\`*_{}\[\]#|~$^@]|:(?=\S)|(?<=www)\.|^[-+=]|^\d+[.
 def cell(value: object) -> str:
     """Text for a cell of a Markdown table or the middle of a line: no markup, HTML, link or line break is in it."""
     return MARKUP.sub(lambda sign: ENTITIES.get(sign[0], f"{sign[0][:-1]}\\{sign[0][-1]}"), printable(value))
-
-
-def python(value: object) -> str:
-    """A value as Python source on one line, with the quotes that formatters prefer."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(python, value))}]"
-    text = repr(value)
-    return f'"{text[1:-1]}"' if isinstance(value, str) and text[0] == "'" and not set("\"'") & set(value) else text
 
 
 def number(value: float | None) -> str:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from hftl.errors import HftlError, UserError
 from hftl.hub.commit import Pushed, Upload, check_can_push, check_repo_id, commit_files
+from hftl.progress import Progress
 from hftl.runs.folder import RunFolder
 from hftl.wording import listing, one_line
 
@@ -160,6 +161,7 @@ def push(
     public: bool = False,
     create_pr: bool = False,
     revision: str | None = None,
+    quiet: bool = True,
 ) -> Pushed:
     """Push a run to the Hub in one commit.
 
@@ -171,6 +173,7 @@ def push(
         public: make it public, if it is made; else only its owner sees it.
         create_pr: open a pull request instead of committing.
         revision: the branch to commit to, made if it is not there; the main one if not given.
+        quiet: show no progress.
 
     Raises:
         UserError: there is nothing to push, no token, or no right to push there.
@@ -179,7 +182,16 @@ def push(
     """
     check_can_push(repo_id)
     uploads, left = uploads_of(Path(run).expanduser(), repo_id)
-    pushed = commit_files(repo_id, uploads, is_ours, public=public, create_pr=create_pr, revision=revision)
+    with Progress("push", sum(upload.size for upload in uploads), quiet=quiet, unit="bytes") as progress:
+        pushed = commit_files(
+            repo_id,
+            uploads,
+            is_ours,
+            public=public,
+            create_pr=create_pr,
+            revision=revision,
+            sent=progress.advance,
+        )
     return replace(pushed, notes=[*pushed.notes, *not_pushed(left)])
 
 

@@ -21,6 +21,7 @@ from hftl.data import Texts
 from hftl.errors import DataError
 from hftl.finetune.rows import Encoder, Group
 from hftl.parallel import gather_json, gather_rows
+from hftl.progress import Progress
 from hftl.wording import one_line
 
 
@@ -52,7 +53,11 @@ def logits_of(
     with torch.no_grad(), accelerator.autocast():
         batches_ahead = ahead(encoder.collated, batches, encoder.workers)
         run = partial(_in_step, model) if is_spread else partial(_one_by_one, model)
-        outputs = [_of_groups(accelerator, run, groups) for groups in batches_ahead]
+        outputs = []
+        with Progress("evaluate", sum(map(len, batches)), quiet=None) as progress:
+            for batch, groups in zip(batches, batches_ahead, strict=True):
+                outputs.append(_of_groups(accelerator, run, groups))
+                progress.advance(len(batch))
     for module in was_training:
         module.training = True
     everything = gather_rows(torch.cat(outputs), rows).cpu()

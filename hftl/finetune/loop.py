@@ -33,6 +33,7 @@ from hftl.finetune.stop import StopSignals
 from hftl.methods import FineTune
 from hftl.metrics import evaluate_predictions
 from hftl.parallel import all_reduce_sum, met_everywhere, on_main
+from hftl.progress import Progress
 from hftl.tasks import Task
 from hftl.wording import one_line
 
@@ -108,6 +109,7 @@ class Loop:
         self.state = TrainState()
         self.chosen: dict[str, Any] = {}
         self.signals = StopSignals()
+        self.last_loss = math.nan
         self.total = method.epochs * rows.steps
         self.warmup = round(method.warmup * self.total)
 
@@ -126,20 +128,25 @@ class Loop:
 
     # ── the loop ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def run(self) -> None:
+    def run(self, *, quiet: bool = True) -> None:
         """Train to the end, from wherever the progress is.
+
+        Args:
+            quiet: show no progress.
 
         Raises:
             Interrupted: SIGTERM or SIGINT came; a checkpoint is written.
             HftlError: the loss or the gradient is NaN or infinite; the state before that step is written.
         """
-        with self.signals, torch.random.fork_rng():
+        counting = Progress("train", self.total, quiet=quiet, unit="steps", done=self.state.step)
+        with self.signals, torch.random.fork_rng(), counting as progress:
             if not self.state.history:
                 self._measured({"epoch": 0, "step": self.state.step})
             for epoch in range(len(self.state.history) - 1, self.method.epochs):
                 self.prepare_epoch(epoch)
                 for step in self.rows.epoch(epoch, self.state.step - epoch * self.rows.steps):
                     stop = self._step(epoch, step)
+                    progress.advance(note=self._told(epoch, progress))
                     if stop or (self.method.save_every and self.state.step % self.method.save_every == 0):
                         self.save()
                     if stop:
@@ -147,6 +154,19 @@ class Loop:
                 self._finish_epoch(epoch)
                 if self._out_of_patience():
                     break
+
+    def _told(self, epoch: int, progress: Progress) -> str:
+        """Where training is, beside the steps: epoch, loss, learning rate, speed, and what was measured last."""
+        measured = self.state.history[-1].get(self.loss.task.metric)
+        return ", ".join(
+            [
+                f"{progress.rate_of(self.rows.batch_size)} rows/s",
+                f"epoch {epoch + 1} of {self.method.epochs}",
+                f"loss {self.last_loss:.3g}",
+                f"lr {max(group['lr'] for group in self.engine.param_groups):.1e}",
+                *([f"{self.loss.task.metric} {measured:.4f}"] if measured is not None else []),
+            ]
+        )
 
     def prepare_epoch(self, epoch: int) -> None:
         """Thaw what trains in an epoch, and put modules into training or eval mode."""
@@ -171,6 +191,7 @@ class Loop:
             self.ema.update(self.state.step)
         self.state.step += 1
         self.state.losses += loss
+        self.last_loss = loss
         seconds = round(time.monotonic() - started, 4)
         self.log("step", step=self.state.step, epoch=epoch + 1, loss=loss, norm=norm, lr=lr, seconds_of_step=seconds)
         return bool(asked > 0)

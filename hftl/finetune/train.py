@@ -42,6 +42,7 @@ from hftl.heads.selection import threshold_report
 from hftl.methods import FineTune, LoRA, Partial
 from hftl.onednn import speed_up
 from hftl.parallel import Process, broadcast, broadcast_tensors, on_main
+from hftl.progress import Progress
 from hftl.store.shard import Digests
 from hftl.wording import one_line
 
@@ -81,6 +82,7 @@ def finetune(
     track: Sequence[str] = (),
     log: Callable[..., None] = lambda *_, **__: None,
     say: Callable[[str], None] = lambda _: None,
+    quiet: bool = True,
 ) -> Trained:
     """Train a model by any of the three methods; every process calls it.
 
@@ -97,6 +99,7 @@ def finetune(
         track: trackers of accelerate to log to as well.
         log: takes an event's name and its values.
         say: takes a line for a person.
+        quiet: show no progress.
 
     Raises:
         Interrupted: SIGTERM or SIGINT came; the state is saved.
@@ -142,13 +145,14 @@ def finetune(
         say(f"resume    from step {loop.state.step} of {loop.total}")
         log("resume", step=loop.state.step, of=loop.total)
     before = loop.state.step
-    loop.run()
+    loop.run(quiet=quiet)
     keep_best(loop)
     judge = partial(logits_of, accelerator, engine.unsynchronised, is_spread=engine.is_spread)
-    logits = judge(test, loop.rows.micro_batch)
     tuned: dict[str, Any] = {}
-    if chooses and data.task.link == "sigmoid":
-        tuned = threshold_report(judge(watched, loop.rows.micro_batch), torch.from_numpy(watched.split.labels))
+    with Progress("test", quiet=quiet):
+        logits = judge(test, loop.rows.micro_batch)
+        if chooses and data.task.link == "sigmoid":
+            tuned = threshold_report(judge(watched, loop.rows.micro_batch), torch.from_numpy(watched.split.labels))
     for tracker in accelerator.trackers:
         # Not accelerator.end_training, which also ends the processes' group while the model still holds on to it.
         tracker.finish()
@@ -266,7 +270,10 @@ def with_validation(data: Data, method: FineTune, seed: int, say: Callable[[str]
         say("epochs    the best by the validation split is kept")
         return data, True
     if method.patience is None:
-        say("epochs    no validation split: the last epoch is kept, and the test split chooses nothing")
+        say(
+            "epochs    no validation split (--validation-size makes one): the last epoch is kept, and the test split "
+            "chooses nothing"
+        )
         return data, False
     stays, drawn = hold_out(data.train.labels, data.task, SET_ASIDE, seed)
     say(f"epochs    {len(drawn):,} training rows set aside to choose the epoch, seed {seed}")

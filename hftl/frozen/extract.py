@@ -187,7 +187,7 @@ class _Extraction:
         self.committed = time.monotonic()
 
     def run(self, missing: np.ndarray, progress: Progress) -> None:
-        batches = self._batches(missing)
+        batches = self._batches(missing, progress)
         # The first batch is encoded before the weights are read: nothing but bad rows must not cost a model.
         batch = next(batches, None)
         if batch is None and all(space.info is not None for space in self.views.values()):
@@ -206,11 +206,12 @@ class _Extraction:
                     asked_again = True
                     self._check_same(capture, held[good[0]], encoded[good[0]], kept)
                 self._hold([held[i] for i in good], [encoded[i] for i in good], kept)
-                self.ramp.saw(sum(row.cost for row in encoded), time.monotonic() - before)
-                progress.advance(len(held))
+                cost = sum(row.cost for row in encoded)
+                self.ramp.saw(cost, time.monotonic() - before)
+                progress.advance(len(held), work=cost)
                 if not previewed and time.monotonic() - started > PREVIEW_AFTER:
                     previewed = True
-                    self._preview(progress, time.monotonic() - started)
+                    self._preview(progress)
                 batch = next(batches, None)
         finally:
             # An interrupt or a bad row must not cost what is already computed.
@@ -347,22 +348,25 @@ class _Extraction:
             return set(bad)
         return set()
 
-    def _preview(self, progress: Progress, seconds: float) -> None:
+    def _preview(self, progress: Progress) -> None:
         """Say what the whole will cost, before most of it is done."""
-        total = progress.total or progress.done
-        left = seconds / progress.done * (total - progress.done)
-        if left >= PREVIEW_FROM:
+        left, total = progress.seconds_left, progress.total or 0
+        if left is not None and left >= PREVIEW_FROM:
             size = self.bytes / progress.done * total / 1e6
             progress.say(f"features: {total:,} rows to compute, about {left:,.0f} s and {size:,.1f} MB")
 
     # ── batches ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _batches(self, missing: np.ndarray) -> Iterator[tuple[list[int], list[Encoded]]]:
+    def _batches(self, missing: np.ndarray, progress: Progress) -> Iterator[tuple[list[int], list[Encoded]]]:
         """Encoded rows in batches: rows of like length together, as many as the budget allows."""
+        cost = 0
         if self.backbone.wants == "text":
             for start in range(0, len(missing), TEXT_CHUNK):
                 chosen = [int(row) for row in missing[start : start + TEXT_CHUNK]]
                 encoded = self.backbone.encode([self.rows[row] for row in chosen], [self.rows.name(r) for r in chosen])
+                # Later chunks are taken to be like the ones before.
+                cost += sum(row.cost for row in encoded)
+                progress.expect(cost / (start + len(chosen)) * len(missing))
                 # Longest first: a batch that does not fit shows at once, not at the end.
                 order = sorted(range(len(chosen)), key=lambda i: -encoded[i].cost)
                 yield from self._filled((chosen[i], encoded[i]) for i in order)

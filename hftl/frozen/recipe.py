@@ -12,6 +12,7 @@ from hftl.backbones.matching import data_for
 from hftl.backbones.protocol import Backbone, Target
 from hftl.data import Data
 from hftl.data.drop import without_rows
+from hftl.data.limit import limited
 from hftl.errors import RecipeError
 from hftl.frozen.features import StoredFeatures, features_of
 from hftl.frozen.view import View
@@ -56,8 +57,11 @@ def data_of(recipe: Recipe, backbone: Backbone) -> Data:
         label_separator=recipe.label_separator,
         seed=recipe.seed,
         test_size=recipe.test_size,
+        validation_size=recipe.validation_size,
     )
-    return without_rows(data, recipe.drop) if recipe.drop else data
+    if recipe.drop:
+        data = without_rows(data, recipe.drop)
+    return limited(data, recipe.limit, recipe.seed) if recipe.limit else data
 
 
 def probe_of(recipe: Recipe) -> Head:
@@ -80,8 +84,9 @@ def stored_features(
     *,
     on_bad_row: str,
     quiet: bool,
+    listed: str = "",
 ) -> StoredFeatures:
-    """The features of all rows, computed where they are missing."""
+    """The features of all rows, computed where they are missing; ``listed`` is the file that will list bad rows."""
     store = FeatureStore(cache_root())
     features = features_of(store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet)
     print_features(say, features.counts)
@@ -89,5 +94,5 @@ def stored_features(
         say.print(
             "          padding changes this model's numbers: rows ran, and are to be run, in batches of equal length"
         )
-    print_bad_rows(say, features.bad)
+    print_bad_rows(say, features.bad, listed)
     return features

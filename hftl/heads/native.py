@@ -20,6 +20,7 @@ from hftl.heads.calibration import calibration_report, fit_temperature
 from hftl.heads.checks import check_labels, loss_weights
 from hftl.heads.folds import random_folds, rarest_label_folds, stratified_folds
 from hftl.heads.selection import threshold_report
+from hftl.progress import counted
 from hftl.tasks import ClassWeight, Link, Task
 
 Params = dict[str, Tensor]
@@ -230,7 +231,8 @@ def _search_settings(
     count = len(search.settings)
     lowest, reached = torch.full((count,), torch.inf), torch.zeros(count, dtype=torch.int64)
     best: _Best | None = None
-    for finished, stack in enumerate(search.walk(params, training, seed, ROUNDS), start=1):
+    walk = search.walk(params, training, seed, ROUNDS)
+    for finished, stack in zip(counted("search", range(1, ROUNDS + 1), unit="rounds at most"), walk, strict=True):
         logits = search.logits(stack, judging)
         losses = _losses(logits, judging.labels, judging.weights, search.task).mean(1).cpu()
         improved = losses < lowest  # False for NaN

@@ -12,7 +12,9 @@ from hftl.heads.lbfgs import MEMORY, Solution, minimize
 from hftl.heads.objective import FoldRows, Objective
 from hftl.heads.selection import f1_scores, standard_error
 from hftl.onednn import matmul
+from hftl.progress import counted
 from hftl.tasks import Link
+from hftl.wording import plural
 
 # Relative suboptimality at which a head of the path stops: small beside the standard error of its validation loss.
 PATH_TOLERANCE = 1e-3
@@ -81,7 +83,7 @@ def walk(
     objective: Objective | None = None
     solution: Solution | None = None
     curvature: Tensor | None = None
-    for index, strength in enumerate(strengths):
+    for index, strength in enumerate(counted(f"path on {plural(len(folds), 'fold')}", strengths, unit="strengths")):
         before, objective = objective, Objective(rows, loss, outputs, strength, folds)
         # The Hessian's diagonal costs as much as a step, and only sets the scale of the first one.
         if before is not None and solution is not None and curvature is not None:

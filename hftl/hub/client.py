@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import random
+import sys
 import threading
 import time
 from collections import Counter
@@ -290,12 +291,16 @@ def staying_offline(asked: bool) -> Iterator[None]:
     if not asked:
         yield
         return
-    import datasets
     from huggingface_hub import constants
 
+    datasets = sys.modules.get("datasets")
     with ExitStack() as stack:
         # Each library read the variable when it was imported, and child processes will read it.
         stack.enter_context(patch.dict(os.environ, {"HF_HUB_OFFLINE": "1"}))
         stack.enter_context(patch.object(constants, "HF_HUB_OFFLINE", True))
-        stack.enter_context(patch.object(datasets.config, "HF_HUB_OFFLINE", True))
+        if datasets:
+            stack.enter_context(patch.object(datasets.config, "HF_HUB_OFFLINE", True))
         yield
+    if not datasets and (imported := sys.modules.get("datasets")):
+        # It read the variable while that was changed.
+        imported.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE

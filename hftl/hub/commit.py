@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha1, sha256
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from huggingface_hub import (
     CommitInfo,
@@ -38,6 +41,53 @@ RACES = frozenset({409, 412})
 # Something between us and the Hub answered; whether the Hub did what was asked is not known.
 UNSURE = frozenset({500, 502, 504})
 MOST_CONFLICTS = 6
+CHUNK = 1 << 16
+
+
+class Addition(CommitOperationAdd):
+    """A file to add to a repository that tells how many more bytes of it were sent.
+
+    Attributes:
+        sent: is told.
+        counted: how many it was told of.
+    """
+
+    sent: Callable[[int], None] = staticmethod(lambda _: None)
+    counted = 0
+
+    def reached(self, position: int) -> None:
+        """Tell of what was sent up to a position; what is sent again, because it failed, counts once."""
+        more = position - self.counted
+        if more > 0:
+            self.counted = position
+            self.sent(more)
+
+    @contextmanager
+    def as_file(self, with_tqdm: bool = False) -> Iterator[BinaryIO]:
+        """The content to read; the client asks for its own progress where it is what is being sent."""
+        with super().as_file() as file:
+            yield cast(BinaryIO, _SentFile(file, self.reached)) if with_tqdm else file
+
+
+class _SentFile(io.RawIOBase):
+    """A file that tells how far it was read; a file to the client too, which goes back in it before it tries again."""
+
+    def __init__(self, file: BinaryIO, reached: Callable[[int], None]) -> None:
+        self._file, self._reached = file, reached
+
+    def read(self, size: int = -1) -> bytes:
+        block = self._file.read(size)
+        self._reached(self._file.tell())
+        return block
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(partial(self.read, CHUNK), b"")
 
 
 @dataclass(frozen=True)
@@ -67,9 +117,10 @@ class Upload:
         content = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
         return sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
-    def operation(self) -> CommitOperationAdd:
-        """As an operation of a commit, which serves only once."""
-        made = CommitOperationAdd(self.path, self.content)
+    def operation(self, sent: Callable[[int], None]) -> Addition:
+        """As an operation of a commit, which serves only once and says what was sent."""
+        made = Addition(self.path, self.content)
+        made.sent = sent
         made.upload_info.sha256 = bytes.fromhex(self.sha256)
         return made
 
@@ -101,6 +152,7 @@ def commit_files(
     public: bool = False,
     create_pr: bool = False,
     revision: str | None = None,
+    sent: Callable[[int], None] = lambda _: None,
 ) -> Pushed:
     """Put files into a repository in one commit.
 
@@ -111,6 +163,7 @@ def commit_files(
         public: make the repository public, if it is made; else only its owner sees it.
         create_pr: open a pull request instead of committing.
         revision: the branch to commit to, made if it is not there; the main one if not given.
+        sent: is told how many more bytes were sent, or are there already.
 
     Raises:
         UserError: no token, or no right to push there.
@@ -119,7 +172,10 @@ def commit_files(
     api = hub_api()
     try:
         notes = [] if create_pr else _prepare(api, repo_id, public, revision)
-        commit, before = with_retries(lambda: _commit(api, repo_id, uploads, owns, create_pr, revision), races=RACES)
+        commit, before = with_retries(
+            lambda: _commit(api, repo_id, [upload.operation(sent) for upload in uploads], owns, create_pr, revision),
+            races=RACES,
+        )
         differing = _differing(api, repo_id, uploads, commit.oid)
     except HftlError:
         raise
@@ -208,7 +264,7 @@ def _info(api: HfApi, repo_id: str, revision: str | None = None) -> ModelInfo | 
 def _commit(
     api: HfApi,
     repo_id: str,
-    uploads: Sequence[Upload],
+    additions: Sequence[Addition],
     owns: Callable[[str], bool],
     create_pr: bool,
     revision: str | None,
@@ -218,14 +274,16 @@ def _commit(
     Safe to do again: where a commit's answer was lost, there is nothing left to change.
     """
     head = api.repo_info(repo_id, revision=revision).sha
-    additions = [upload.operation() for upload in uploads]
     there = [
         file.path for file in api.list_repo_tree(repo_id, revision=head, recursive=True) if isinstance(file, RepoFile)
     ]
-    kept = {upload.path for upload in uploads}
+    kept = {addition.path_in_repo for addition in additions}
     deletions = [CommitOperationDelete(path) for path in there if owns(path) and path not in kept]
     # Before the commit, because what was uploaded once is not uploaded again, whatever happens to the commit.
     api.preupload_lfs_files(repo_id, additions, revision=revision, create_pr=create_pr, free_memory=False)
+    for addition in additions:
+        # Small files go with the commit, and what the Hub had already is not sent.
+        addition.reached(addition.upload_info.size)
     try:
         made = api.create_commit(
             repo_id,

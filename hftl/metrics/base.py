@@ -1,15 +1,12 @@
 """What all metrics here share: they work with no network and leave nothing on the disk."""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import datasets
 import evaluate
-import numpy as np
-import numpy.typing as npt
 
-Array: TypeAlias = npt.NDArray[Any]
-Result: TypeAlias = dict[str, Any]
+from hftl.metrics.values import Array, Result
 
 
 class LocalMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
@@ -50,14 +47,3 @@ def metric_features(kind: str, *, rows_are_lists: bool = False) -> datasets.Feat
     value = datasets.Value(kind)
     column = datasets.Sequence(value) if rows_are_lists else value
     return datasets.Features({"predictions": column, "references": column})
-
-
-def to_plain(value: Any) -> Any:
-    """Turn NumPy values into what JSON knows; an undefined number becomes ``None``."""
-    if isinstance(value, dict):
-        return {str(key): to_plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [to_plain(inner) for inner in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -8,7 +8,8 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from hftl.metrics.base import Array, LocalMetric, Result, metric_features
+from hftl.metrics.base import LocalMetric, metric_features
+from hftl.metrics.values import Array, Result
 
 _CLASSES = metric_features("int64")
 _VECTORS = metric_features("int64", rows_are_lists=True)

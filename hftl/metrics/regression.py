@@ -4,7 +4,8 @@ import numpy as np
 from scipy import stats  # type: ignore[import-untyped]
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
-from hftl.metrics.base import Array, LocalMetric, Result, metric_features
+from hftl.metrics.base import LocalMetric, metric_features
+from hftl.metrics.values import Array, Result
 
 
 class RegressionScores(LocalMetric):

@@ -2,6 +2,9 @@
 
 Memory beside the predictions is bounded: with thousands of classes a float64 copy of the logits would weigh more than
 everything else in an evaluation, so rows are looked at in blocks and labels one by one.
+
+The metrics' own classes are brought where they are used: evaluate and scikit-learn take a second to import, and who
+predicts needs neither.
 """
 
 from collections import Counter
@@ -9,13 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import log_softmax, logit  # type: ignore[import-untyped]
-from sklearn.metrics import confusion_matrix
 
 from hftl.errors import ConvergenceError
-from hftl.metrics.base import Array, Result, to_plain
-from hftl.metrics.classification import F1, Accuracy, MeanAveragePrecision, PerClass
-from hftl.metrics.regression import RegressionScores
+from hftl.metrics.values import Array, Result, to_plain
 from hftl.tasks import Task
 
 MOST_CLASSES_IN_CONFUSION = 256
@@ -88,6 +87,11 @@ def _blocks_of_rows(logits: Array) -> Iterator[slice]:
 
 
 def _single_label(logits: Array, labels: Array, label_names: list[str]) -> Result:
+    from scipy.special import log_softmax  # type: ignore[import-untyped]
+    from sklearn.metrics import confusion_matrix
+
+    from hftl.metrics.classification import F1, Accuracy, PerClass
+
     predicted = logits.argmax(axis=1)
     total = 0.0
     for rows in _blocks_of_rows(logits):
@@ -106,6 +110,10 @@ def _single_label(logits: Array, labels: Array, label_names: list[str]) -> Resul
 
 
 def _multi_label(logits: Array, labels: Array, label_names: list[str], thresholds: Sequence[float] | None) -> Result:
+    from scipy.special import logit
+
+    from hftl.metrics.classification import MeanAveragePrecision
+
     # Logits as they are: 0 is what a probability of 0.5 is, without rounding.
     cuts = np.zeros(len(label_names)) if thresholds is None else logit(np.asarray(thresholds, np.float64))
     total = 0.0
@@ -173,6 +181,8 @@ def _ratio(part: Array | np.integer[Any], whole: Array | np.integer[Any]) -> Arr
 
 
 def _regression(predicted: Array, expected: Array, target_names: list[str]) -> Result:
+    from hftl.metrics.regression import RegressionScores
+
     predicted, expected = predicted.astype(np.float64), expected.astype(np.float64)
     result: Result = RegressionScores().of(predicted, expected)
     if len(target_names) > 1:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
 
-from hftl.metrics.base import Array
+from hftl.metrics.values import Array
 from hftl.tasks import Task
 
 # A probability that float32 rounded to 0 has a logarithm all the same.

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from hftl.intervals import LEVEL, Interval
 from hftl.report.audited import audit_parts
 from hftl.report.charts import along, whiskers
-from hftl.report.parts import Cell, Page, Part, Table, counted, with_interval, with_sign, write_page
+from hftl.report.parts import Cell, Page, Part, Table, count_cell, with_interval, with_sign, write_page
 from hftl.scout.advise import Advice
 from hftl.scout.audit import Audit
 from hftl.scout.curve import Curve
@@ -67,7 +67,7 @@ def _rank_parts(answer: Ranking) -> list[Part]:
     rows = [
         [
             Cell(each.backbone),
-            counted(each.group),
+            count_cell(each.group),
             with_interval(each.probe),
             Cell(f"{each.knn.value:.3f}", each.knn.value),
             Cell(f"{each.log_evidence:.3f}", each.log_evidence),
@@ -98,7 +98,7 @@ def _layers_parts(answer: Layers) -> list[Part]:
     figure = along("depths", points, ("blocks", answer.metric), marked=float(answer.chosen))
     rows = [
         [
-            counted(each.depth),
+            count_cell(each.depth),
             with_interval(each.probe),
             Cell(f"{each.parameters / 1e6:,.1f} M", each.parameters),
             Cell(("yes" if each.same else "no") + (", chosen" if each.depth == answer.chosen else "")),
@@ -193,7 +193,7 @@ def _curve_parts(answer: Curve) -> list[Part]:
         lines.append(
             f"Fitted without the largest size it says {answer.predicted:.3f} there, and {last.score.value:.3f} is."
         )
-    rows = [[counted(each.rows), with_interval(each.score)] for each in answer.points]
+    rows = [[count_cell(each.rows), with_interval(each.score)] for each in answer.points]
     return [Part("Scores by labels", lines, [figure], [Table(["labelled rows#", f"{answer.metric}#"], rows)])]
 
 

@@ -12,7 +12,7 @@ from hftl.report.changes import said_value
 from hftl.report.charts import cost_and_score, whiskers
 from hftl.report.collected import Collected, ShownRow
 from hftl.report.comparison import ComparedRun, Comparison
-from hftl.report.parts import Card, Cell, Page, Part, Table, counted, with_interval, with_sign
+from hftl.report.parts import Card, Cell, Page, Part, Table, count_cell, with_interval, with_sign
 from hftl.wording import plural
 
 # Classes that are drawn, and rows that are shown; the table and `hftl compare --json` have more.
@@ -78,7 +78,7 @@ def _compared_scores(answer: Comparison) -> Table:
         cells = [Cell(str(number), number), Cell(run.folder), with_interval(run.score)]
         cells += [Cell("")] * 3 if gain is None else [with_sign(gain), Cell(f"{gain.p:.3f}", gain.p), Cell(run.verdict)]
         if answer.task.is_exclusive:
-            cells += [Cell("") if count is None else counted(count) for count in (run.only_it, run.only_first)]
+            cells += [Cell("") if count is None else count_cell(count) for count in (run.only_it, run.only_first)]
         rows.append(cells)
     return Table(heads, rows)
 
@@ -128,8 +128,8 @@ def _costs(answer: Comparison) -> Part:
         spent = [
             Cell(f"{cost.seconds.get(k, 0):,.1f}", cost.seconds.get(k, 0.0)) for k in ("total", "extract", "train")
         ]
-        parameters = Cell("–") if cost.trained_parameters is None else counted(cost.trained_parameters)
-        features = [counted(cost.computed), counted(cost.reused)]
+        parameters = Cell("–") if cost.trained_parameters is None else count_cell(cost.trained_parameters)
+        features = [count_cell(cost.computed), count_cell(cost.reused)]
         rows.append([Cell(_name(answer, number), number), *spent, *features, parameters])
     heads = ["run", "seconds#", "extract#", "train#", "rows computed#", "rows reused#", "parameters trained#"]
     line = "Features that were stored already cost a run nothing: rows reused are not in its seconds."
@@ -150,7 +150,7 @@ def _outputs(answer: Comparison) -> Part:
     for each in answer.outputs:
         scores = [Cell(f"{value:.3f}", value) for value in each.scores]
         gains = [with_sign(gain, stands_out=gain.p < 1 - LEVEL) for gain in each.against_first]
-        rows.append([Cell(each.name), counted(each.rows), *scores, *gains])
+        rows.append([Cell(each.name), count_cell(each.rows), *scores, *gains])
     numbers = range(1, len(answer.runs) + 1)
     heads = [what, "rows#", *(f"run {n}#" for n in numbers), *(f"{n} minus 1#" for n in numbers[1:])]
     beyond = sum(any(gain.p < 1 - LEVEL for gain in each.against_first) for each in answer.outputs)

@@ -131,6 +131,6 @@ def with_sign(number: Difference, *, stands_out: bool = False) -> Cell:
     return Cell(number.signed(), number.value, stands_out)
 
 
-def counted(number: int) -> Cell:
+def count_cell(number: int) -> Cell:
     """A count."""
     return Cell(f"{number:,}", number)

@@ -16,7 +16,7 @@ import numpy as np
 from markupsafe import Markup
 from safetensors import safe_open
 
-from hftl.export.card import HOW, METRICS, at_home, data_name, recipe_source, usage
+from hftl.export.card import HOW, METRICS, at_home, data_name, published_recipe, usage
 from hftl.intervals import Interval, proportion
 from hftl.report import figures
 from hftl.report.collected import COLLECTED, Collected
@@ -120,7 +120,7 @@ class RunPage:
             "doubts": self.doubts(),
             "cost": self.cost(),
             "use": self.use(),
-            "recipe": recipe_source(made),
+            "recipe": published_recipe(made),
             "notes": [at_home(note, made) for note in made.data.notes],
             "versions": made.versions,
             "collected": self.collected,

@@ -11,8 +11,7 @@ from pydantic import ValidationError
 
 from hftl.errors import HftlError, RecipeError
 from hftl.recipes import Recipe, RecipeFunction, find_recipe, first_problem
-from hftl.runs.folder import RECORD, RunFolder
-from hftl.runs.record import RunRecord
+from hftl.runs.record import RECORD, RunRecord
 from hftl.terminal import Terminal
 
 RecipeLike: TypeAlias = Recipe | RecipeFunction[...] | str | os.PathLike[str]
@@ -55,12 +54,15 @@ def named_recipe(ref: str) -> RecipeFunction[...]:
     path = Path(ref).expanduser()
     if path.suffix == ".json":
         return _of_run(path)
-    return _of_run(path / RECORD) if RunFolder.is_run(path) else find_recipe(ref)
+    return _of_run(path / RECORD) if (path / RECORD).is_file() else find_recipe(ref)
 
 
 def _of_run(file: Path) -> RecipeFunction[...]:
     if not file.is_file():
         raise RecipeError(f"no file {str(file)!r}: give a run's folder, as `hftl run` prints it, or its {RECORD}")
+    # Brought only here: a recipe's file is read without pyarrow.
+    from hftl.runs.folder import RunFolder
+
     try:
         record = RunFolder(file.parent).record(file.name)
     except HftlError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,20 @@ from hftl.data import Data
 from hftl.errors import BadRowError
 from hftl.runs.record import Metrics
 from hftl.terminal import Terminal
-from hftl.wording import printable
+from hftl.wording import is_debugging, plural, printable
+
+# Rows that are named where no file lists them.
+NAMED = 3
+NOISY = (
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "huggingface_hub",
+    "peft",
+    "sentence_transformers",
+    "torch",
+    "transformers",
+)
 
 
 def print_inputs(say: Terminal, backbone: Backbone, data: Data) -> None:
@@ -37,10 +52,19 @@ def print_features(say: Terminal, counts: Mapping[str, int]) -> None:
         )
 
 
-def print_bad_rows(say: Terminal, bad: Sequence[BadRowError]) -> None:
-    """Print how many rows are left out, if any."""
-    if bad:
-        say.print(f"          {len(bad):,} rows could not be decoded and were left out; skipped.json lists them")
+def print_bad_rows(say: Terminal, bad: Sequence[BadRowError], where: str = "") -> None:
+    """Print how many rows are left out, if any.
+
+    Args:
+        say: where.
+        bad: the rows.
+        where: the file that lists all of them; without one, the first few are named here.
+    """
+    if not bad:
+        return
+    which = f"{where} lists them" if where else "; ".join(f"{row.row}: {row.why}" for row in bad[:NAMED])
+    more = f"; and {len(bad) - NAMED:,} more" if not where and len(bad) > NAMED else ""
+    say.print(f"          {plural(len(bad), 'row')} could not be decoded and were left out; {which}{more}")
 
 
 def print_results(say: Terminal, metrics: Metrics, folder: Path, page: Path | None) -> None:
@@ -65,23 +89,39 @@ def print_results(say: Terminal, metrics: Metrics, folder: Path, page: Path | No
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence the chatter of transformers and datasets (load reports, progress bars) while a run speaks for itself."""
-    import datasets
-    from transformers.utils import logging
+    """Silence what other libraries report (warnings in their logs, progress bars) while a run speaks for itself.
 
-    level, bars, data_bars = (
-        logging.get_verbosity(),
-        logging.is_progress_bar_enabled(),
-        datasets.are_progress_bars_disabled(),
-    )
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    Errors are shown. With ``--debug`` everything is.
+    """
+    if is_debugging():
+        yield
+        return
+    # Not imported for this: who predicts from files does without it for a second of CPU time.
+    datasets = sys.modules.get("datasets")
+    from huggingface_hub import utils as hub
+    from transformers.utils import logging as transformers_logging
+
+    loggers = [logging.getLogger(name) for name in NOISY]
+    levels = [logger.level for logger in loggers]
+    bars = transformers_logging.is_progress_bar_enabled()
+    data_bars = datasets and not datasets.are_progress_bars_disabled()
+    # Downloads are long, and a bar tells of them; in a log file it would be many lines.
+    downloads = not (sys.stderr.isatty() or hub.are_progress_bars_disabled())  # type: ignore[attr-defined]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    if datasets and data_bars:
+        datasets.disable_progress_bars()
+    if downloads:
+        hub.disable_progress_bars()  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if bars:
-            logging.enable_progress_bar()
-        if not data_bars:
+            transformers_logging.enable_progress_bar()
+        if datasets and data_bars:
             datasets.enable_progress_bars()
+        if downloads:
+            hub.enable_progress_bars()  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from hftl.errors import HftlError, UserError
 from hftl.plugins.manager import plugins
-from hftl.runs.record import Metrics, RunRecord
+from hftl.runs.record import RECORD, Metrics, RunRecord
 from hftl.runs.writer import WriterLease, is_lease
 from hftl.store.files import size_and_checksum, write_file
 from hftl.tasks import Task
@@ -25,7 +25,7 @@ from hftl.wording import one_line
 
 Model = TypeVar("Model", bound=BaseModel)
 
-RECORD, METRICS, EVENTS = "recipe.json", "metrics.json", "events.jsonl"
+METRICS, EVENTS = "metrics.json", "events.jsonl"
 PREDICTIONS = "predictions.parquet"
 CARD = "README.md"
 

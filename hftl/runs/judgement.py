@@ -23,7 +23,8 @@ def judgements(metrics: Metrics, task: Task) -> list[str]:
         metrics: what came out of a run.
         task: what its labels are.
     """
-    return [*_below_baselines(metrics, task), *_below_start(metrics.finetune or {})]
+    finetune = metrics.finetune or {}
+    return [*_below_baselines(metrics, task), *_below_start(finetune, task), *_from_start(finetune, task)]
 
 
 def _below_baselines(metrics: Metrics, task: Task) -> list[str]:
@@ -43,16 +44,33 @@ def _below_baselines(metrics: Metrics, task: Task) -> list[str]:
     ]
 
 
-def _below_start(finetune: Mapping[str, Any]) -> list[str]:
+def _below_start(finetune: Mapping[str, Any], task: Task) -> list[str]:
     start, history = finetune.get("start"), finetune.get("epochs")
     if not start or not history:
         return []
     split, advice = start["split"], "lower --lr, or use --method head"
     kept = history[finetune["kept_epoch"]]
     if finetune["kept_epoch"] == 0:
-        return [f"start     kept, because no epoch was better on the {split} split; {advice}"]
+        others = [epoch[task.metric] for epoch in history[1:] if epoch[task.metric] is not None]
+        best = f": {task.metric} {_value(kept[task.metric])}, then {_value(max(others))} at best" if others else ""
+        return [f"start     kept, because no epoch was better on the {split} split{best}; {advice}"]
     worse = ", ".join(f"{name} from {_value(start[name])} to {_value(kept[name])}" for name in start["better_in"])
     return [f"start     better than the result on the {split} split: {worse}; {advice}"] if worse else []
+
+
+def _from_start(finetune: Mapping[str, Any], task: Task) -> list[str]:
+    """From the start to the epoch that is kept: the last line, so that nobody has to look for it."""
+    start, history = finetune.get("start"), finetune.get("epochs")
+    if not start or not history or not finetune["kept_epoch"]:
+        return []
+    kept, name = finetune["kept_epoch"], task.metric
+    before, after = start[name], history[kept][name]
+    if before is None or after is None:
+        how = "not to be compared"
+    else:
+        how = "better" if after > before else "worse" if after < before else "the same"
+    said = f"{name} {_value(before)} → {_value(after)} on the {start['split']} split: {how}"
+    return [f"epochs    start → epoch {kept} of {len(history) - 1}: {said}"]
 
 
 def _value(value: float | None) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from hftl.errors import HftlError, UserError
-from hftl.runs.folder import EVENTS, METRICS, RECORD, RunFolder
+from hftl.runs.folder import EVENTS, METRICS, RunFolder
+from hftl.runs.record import RECORD
 
 State = Literal["finished", "unfinished", "damaged"]
 

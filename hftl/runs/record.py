@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from hftl.tasks import Task
 
+RECORD = "recipe.json"
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)

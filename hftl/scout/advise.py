@@ -118,7 +118,7 @@ def advise(
         minutes: the budget.
         backbones: others to rank beside the recipe's own.
         subset: use only about so many training rows, stratified.
-        name: the recipe's name, for the command; None for what was given, or RECIPE.
+        name: the recipe as it is written behind ``hftl run``, for the command; None for what was given, or RECIPE.
         offline: use only what is on this machine.
         allow_pickle: read weights that are there only as a pickle, as nothing but tensors.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
@@ -173,7 +173,7 @@ def advise(
         with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
             trials = _trials(recipe, reader, clock, chosen.rows_per_second, subset, skipped)
     sentence, flags = _conclusion(trials, depth, ranking.metric)
-    command = shlex.join(["hftl", "run", name, "--backbone", chosen.backbone, *flags])
+    command = f"hftl run {name} {shlex.join(['--backbone', chosen.backbone, *flags])}"
     took = (time.monotonic() - clock.started) / 60
     return Advice(chosen.backbone, ranking.metric, evidence, trials, skipped, sentence, command, round(took, 2))
 
@@ -210,7 +210,15 @@ def _trials(
         with tempfile.TemporaryDirectory(prefix="hftl-advise-") as folder:
             try:
                 check(method, target, Path(folder))
-                trained = finetune(method, target, trial, start=head.parameters, seed=recipe.seed, folder=Path(folder))
+                trained = finetune(
+                    method,
+                    target,
+                    trial,
+                    start=head.parameters,
+                    seed=recipe.seed,
+                    folder=Path(folder),
+                    quiet=reader.quiet,
+                )
             except Interrupted:
                 raise
             except HftlError as error:

@@ -19,6 +19,7 @@ from hftl.frozen.recipe import probe_of, stored_features, view_of
 from hftl.heads import cross_validate, fit_linear
 from hftl.intervals import Difference, Interval, difference, resamples
 from hftl.metrics.resampled import resampled_metric
+from hftl.progress import Progress
 from hftl.recipes import Recipe
 from hftl.rowrefs import said_digest
 from hftl.runs.again import RecipeLike, as_recipe
@@ -130,10 +131,11 @@ def audit(
     copies = copies_by_split(found, rows.split_of)
     far, is_far = far_rows(neighbours.cosine)
     notes: list[str] = []
-    labels = _judged(notes, "labels were not judged", lambda: _judge_labels(rows, recipe, found)) or _Judged.nothing(
-        rows
-    )
-    leak = _judged(notes, "the test score without leaks is unknown", lambda: _leak_effect(rows, recipe, copies))
+    with Progress("labels", quiet=reader.quiet):
+        judged = _judged(notes, "labels were not judged", lambda: _judge_labels(rows, recipe, found))
+        labels = judged or _Judged.nothing(rows)
+    with Progress("leaks", quiet=reader.quiet):
+        leak = _judged(notes, "the test score without leaks is unknown", lambda: _leak_effect(rows, recipe, copies))
     findings = [
         *_copy_findings(rows, copies),
         *sorted(labels.findings, key=lambda each: -each.score),

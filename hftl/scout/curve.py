@@ -11,6 +11,7 @@ from hftl.data.holdout import hold_out
 from hftl.errors import DataError
 from hftl.heads import fit_linear
 from hftl.intervals import LEVEL, RESAMPLES, Array, Interval, difference, percentiles
+from hftl.progress import counted
 from hftl.runs.again import RecipeLike, as_recipe
 from hftl.scored import Score, scored
 from hftl.scout.answer import Answer
@@ -107,23 +108,23 @@ def curve(
     recipe, _ = as_recipe(recipe)
     with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
         known = reader.training(recipe, subset)
-    sizes, scores = _measured(known, seeds)
+    sizes, scores = _measured(known, seeds, reader.quiet)
     return _answer(known, sizes, scores)
 
 
-def _measured(known: TrainingRows, seeds: int) -> tuple[list[int], list[list[Score]]]:
+def _measured(known: TrainingRows, seeds: int, quiet: bool) -> tuple[list[int], list[list[Score]]]:
     """The sizes, and for each of them the score of each seed."""
     labels, task = known.split.labels, known.task
     sizes: list[int] = []
     scores: list[list[Score]] = []
     strengths: list[float] = []
-    for seed in range(known.seed, known.seed + seeds):
+    for seed in counted("curve", range(known.seed, known.seed + seeds), unit="draws", quiet=quiet):
         pool, held = hold_out(labels, task, HELD_OUT, seed)
         order = pool[nested_order(labels[pool], task, seed)]
         if not sizes:
             sizes = _sizes(len(pool), len(known.data.label_names) if task.is_exclusive else 0)
             scores = [[] for _ in sizes]
-        for place, size in enumerate(sizes):
+        for place, size in enumerate(counted("sizes", sizes, unit="sizes")):
             # The first seed chooses the strength of its size: it depends on the size far more than on the draw.
             known_already = place < len(strengths)
             given = [strengths[place]] if known_already else _nearby(strengths[-1]) if strengths else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from hftl.intervals import LEVEL, Difference, Interval
 from hftl.methods import Pooling
 from hftl.onednn import speed_up
 from hftl.plugins.spec import BackboneSpec
+from hftl.progress import counted
 from hftl.recipes import Recipe
 from hftl.runs.again import RecipeLike, as_recipe, reference_of
 from hftl.scored import Score
@@ -132,7 +132,7 @@ def layers(
         together: depths whose features are probed side by side as well.
         subset: use, and compute, only about so many training rows, stratified.
         folds: of the cross-validation.
-        name: the recipe's name, for the commands; None for what was given, or RECIPE.
+        name: the recipe as it is written behind ``hftl run``, for the command; None for what was given, or RECIPE.
         offline: use only what is on this machine.
         allow_pickle: read a backbone's weights that are there only as a pickle, as nothing but tensors.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
@@ -159,7 +159,8 @@ def layers(
         stored_features(spec, target, kept, every, reader.say, on_bad_row=on_bad_row, quiet=reader.quiet)
         asked = _Asked(recipe, spec, target, training_part(data, subset, recipe.seed), reader)
         known = {depth: asked.rows(own, depth) for depth in depths}
-        scores = {depth: probe_rows(rows, folds) for depth, rows in known.items()}
+        probed = counted("layers", list(known.items()), unit="depths", quiet=reader.quiet)
+        scores = {depth: probe_rows(rows, folds) for depth, rows in probed}
         best = max(depths, key=lambda depth: (scores[depth].interval.value, -depth))
         same = {depth: ahead_by(scores[best], scores[depth]).p >= 1 - LEVEL for depth in depths}
         enough = scores[best].interval.value - MOST_LOST
@@ -186,12 +187,11 @@ def layers(
             speedup = measured_once(what, lambda: times_as_fast(short, whole))
     metric = whole.task.metric
     advice = _sentence(curve, best, chosen, metric, speedup)
-    commands = [["hftl", "run", name, "--depth", str(chosen)]]
+    commands = [f"hftl run {name} --depth {chosen}"]
     if chosen < len(curve):
-        commands.append(["hftl", "run", name, "--method", "partial", "--set", f"method.freeze={chosen}"])
-    shown = [shlex.join(command) for command in commands]
+        commands.append(f"hftl run {name} --method partial --freeze {chosen}")
     return Layers(
-        metric, len(whole.split), folds, curve, best, chosen, pooled, round(speedup, 3), advice, shown, side_by_side
+        metric, len(whole.split), folds, curve, best, chosen, pooled, round(speedup, 3), advice, commands, side_by_side
     )
 
 

@@ -12,6 +12,7 @@ from hftl.errors import HftlError, RecipeError
 from hftl.intervals import Interval
 from hftl.plugins.registry import backbone_claims, find
 from hftl.plugins.spec import BackboneOptions
+from hftl.progress import counted
 from hftl.recipes import Recipe
 from hftl.runs.again import RecipeLike, as_recipe, reference_of
 from hftl.scored import Score
@@ -111,7 +112,7 @@ def rank(
         backbones: references.
         subset: use only about so many training rows, stratified.
         folds: of the cross-validation.
-        name: the recipe's name, for the command; None for what was given, or RECIPE.
+        name: the recipe as it is written behind ``hftl run``, for the command; None for what was given, or RECIPE.
         offline: use only what is on this machine.
         allow_pickle: read weights that are there only as a pickle, as nothing but tensors.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
@@ -129,7 +130,7 @@ def rank(
     failed: list[FailedBackbone] = []
     metric, rows = "", 0
     with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
-        for reference in asked:
+        for reference in counted("rank", asked, unit="backbones", quiet=reader.quiet):
             try:
                 known = reader.training(recipe.model_copy(update={"backbone": reference}), subset)
                 metric, rows = known.task.metric, len(known.split)
@@ -192,7 +193,7 @@ def cheapest_of_best(ranked: Sequence[RankedBackbone]) -> RankedBackbone:
 def _advised_backbone(ranked: Sequence[RankedBackbone], metric: str, name: str) -> tuple[str, str]:
     chosen = cheapest_of_best(ranked)
     equals = [each for each in ranked if each.group == chosen.group]
-    command = shlex.join(["hftl", "run", name, "--backbone", chosen.backbone])
+    command = f"hftl run {name} {shlex.join(['--backbone', chosen.backbone])}"
     if len(ranked) == 1:
         return f"{chosen.backbone} is the only one that could be ranked: {metric} {chosen.probe}.", command
     if len(equals) == 1:

@@ -25,6 +25,7 @@ from hftl.intervals import (
     percentiles,
     resamples,
 )
+from hftl.progress import counted
 from hftl.runs.again import RecipeLike, as_recipe
 from hftl.scored import Score, each_output, scored, telling_rows
 from hftl.scout.answer import Answer
@@ -147,8 +148,9 @@ def transfer(
         notes = []
         try:
             twins = [Target(Untrained(target.backbone, recipe.seed + i), target.config) for i in range(seeds)]
-            made = [reader.rows(recipe, spec, twin, part) for twin in twins]
-            rivals[f"random weights, {seeds} times"] = [probe_rows(twin, folds, parts=1) for twin in made]
+            drawn = counted("random weights", twins, unit="twins", quiet=reader.quiet)
+            made = [probe_rows(reader.rows(recipe, spec, twin, part), folds, parts=1) for twin in drawn]
+            rivals[f"random weights, {seeds} times"] = made
         except (BackboneError, CutError) as error:
             notes.append(f"not compared with random weights: {error}")
         if plain := _without_network(known, folds):
