@@ -188,8 +188,6 @@ def features(
     with quiet_libraries(), staying_offline(offline):
         with met_everywhere():
             spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
-        if views != [own] and target.backbone.wants != "text":
-            raise RecipeError("pictures have one pooling, which the recipe states: give --set method.pooling=mean")
         stored = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
     return matrix_of(stored, data)
 

@@ -148,6 +148,8 @@ def test_a_classification_class_gives_way_to_a_pooling_that_is_asked_for(cli: Cl
 def test_what_cannot_be_pooled_is_refused(cli: Cli, tmp_path: Path) -> None:
     texts = write_recipe(tmp_path, tiny.save("bert", tmp_path / "bert"), runs.write_texts(tmp_path / "texts.csv", 20))
     assert "take 'native', 'mean', 'cls'" in cli.refused("run", texts, "--pooling", "pooler")
+    pictures = write_recipe(tmp_path, save("dinov3_vit", tmp_path / "dino"), runs.write_images(tmp_path / "data"))
+    assert "give --set method.pooling=mean" in cli.refused("features", pictures, "--pooling", "mean")
     folder = save("siglip_vision_model", tmp_path / "siglip")
     (folder / "head.json").write_text("{")
     with pytest.raises(BackboneError, match=r"its head.json is damaged"):

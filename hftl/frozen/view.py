@@ -16,6 +16,7 @@ from hftl.backbones.cut.cut import Cut
 from hftl.backbones.cut.search import find_cut, pooled_cut, prepare_head
 from hftl.backbones.protocol import Backbone, at_depth
 from hftl.backbones.weights import NameRule
+from hftl.errors import CutError
 from hftl.methods import Pooling
 from hftl.store.shard import ColumnSpec, Digests
 from hftl.store.space import Space
@@ -66,7 +67,11 @@ class View:
         """
         name = type(model).__name__
         prepare_head(model, head, probes)
-        if self.pooling == "native" or isinstance(model, PooledClassifier):
+        made: Any = model
+        own = made.pooling.kind if isinstance(model, PooledClassifier) else None
+        if own and self.pooling not in ("native", own):
+            raise CutError(f"{name} pools by {own}: for another, give --set method.pooling={self.pooling}")
+        if self.pooling == "native" or own:
             equal_lengths = needs_equal_lengths(model, probes, name)
             return find_cut(model, head, equal_length_probes(model, probes) if equal_lengths else probes), equal_lengths
         cut = pooled_cut(model, head, probes, self.pooling)
