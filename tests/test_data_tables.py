@@ -234,7 +234,7 @@ def test_long_texts_and_many_rows(tmp_path: Path) -> None:
 def test_line_breaks_in_texts_survive_where_a_file_is_read_in_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hftl.data.csv_text._LARGEST_ROW", 64)
+    monkeypatch.setattr("hftl.data.csv_text.LARGEST_ROW", 64)
     rows = [(f"line {i}\nand\n\nmore", "ab"[i % 2]) for i in range(50)]
     data = load_text(write_csv(tmp_path / "d.csv", rows))
     assert all_rows(data) == sorted(((text,), label) for text, label in rows)

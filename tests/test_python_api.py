@@ -311,7 +311,7 @@ def test_answers_of_the_scout_are_a_line_a_frame_and_a_table(tmp_path: Path, mon
 
 def test_long_tables_are_cut_in_a_notebook_and_whole_in_a_frame():
     finding = Finding("copy", "train", RED, "a", "<b>why</b>", "train", "y", "", 1.0, "d1d1")
-    answer = hftl.Audit({}, [finding] * 100, {}, None, None, [], {}, [], "Look at them.", 0.0)
+    answer = hftl.Audit({}, [finding] * 100, {}, None, None, [], {}, [], "Look at them.", 0.0, None, "text")
     assert len(answer.to_pandas()) == 100
     seen = Seen(answer._repr_html_())
     assert seen.text.count("why") == 21

@@ -28,7 +28,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+# Brought before pickles are refused, because classes in what they import are derived from Python's picklers.
+import evaluate  # noqa: F401
 import numpy as np
+import sklearn
+import sklearn.utils  # noqa: F401
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, patch_environment
