@@ -27,7 +27,6 @@ from hftl.backbones.vision import ImageBackbone
 from hftl.errors import BackboneError, HftlError, UserError
 from hftl.export import onnx
 
-
 # Tracing takes seconds; HFTL_LONG=1 traces all of them.
 NAMES = ["bert", "dinov2", "resnet", *(["mpnet", "vit", "deit", "convnext"] if os.environ.get("HFTL_LONG") else [])]
 
