@@ -124,10 +124,13 @@ class LoadedModel:
             BackboneError: the model cannot read a row.
             HftlError: the logits are no numbers.
         """
-        groups = equal_length_groups(encoded)
-        # Rows of one length need no padding, so that nothing has to be known about it.
-        if len(groups) > 1 and not self.equal_lengths:
-            groups = [list(range(len(encoded)))]
+        if isinstance(self.network, OnnxNetwork) and self.network.ranges_of_batch:
+            groups = [[row] for row in range(len(encoded))]
+        else:
+            groups = equal_length_groups(encoded)
+            # Rows of one length need no padding, so that nothing has to be known about it.
+            if len(groups) > 1 and not self.equal_lengths:
+                groups = [list(range(len(encoded)))]
         logits = torch.empty(len(encoded), len(self.label_names))
         for group in groups:
             batch = on_device(self.backbone.collate([encoded[i] for i in group]), self.device)

@@ -28,6 +28,8 @@ from hftl.store.files import size_and_checksum
 from hftl.wording import named_error
 
 FACTS = "export.json"
+# The operation that finds the range of a whole batch.
+DYNAMIC = b"DynamicQuantizeLinear"
 # Where a run keeps them: float32, and 8 bits.
 ONNX_FOLDERS = ("onnx", "onnx-int8")
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
@@ -53,6 +55,9 @@ class OnnxNetwork(nn.Module):
     Args:
         folder: with ``model.onnx`` and ``config.json``.
 
+    Attributes:
+        ranges_of_batch: whether a row's numbers depend on its batch, so that rows are to be asked one by one.
+
     Raises:
         BackboneError: the file is damaged, or not what was compared when it was exported.
         UserError: onnxruntime is not installed.
@@ -76,6 +81,8 @@ class OnnxNetwork(nn.Module):
         except Exception as error:  # onnxruntime has a class of its own for each thing that is wrong with a file
             raise BackboneError(f"{folder / ONNX} cannot be loaded: {named_error(error)[:300]}") from error
         self.names = [each.name for each in self.session.get_inputs()]
+        # Where ranges of activations are found as they run, a row's numbers depend on the rows beside it.
+        self.ranges_of_batch = DYNAMIC in (folder / ONNX).read_bytes()
 
     def forward(self, **inputs: Tensor) -> SequenceClassifierOutput:
         """Logits (n, C) float32 on the CPU of a batch of n rows."""

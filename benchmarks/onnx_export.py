@@ -1,6 +1,6 @@
 """ONNX beside torch: size, rows a second on the same encoded rows, and the metric; float32 and 8 bits.
 
-    python benchmarks/onnx.py RUN...
+    python benchmarks/onnx_export.py RUN...
 
 RUN is a finished run. Ratios are of one process on the same threads; batches are of 16 rows of like length.
 """
@@ -35,14 +35,14 @@ def main() -> None:
     print("run | format | MB | rows/s | speed beside torch | metric | change (95 %) | largest difference")
     for run in parser.parse_args().runs:
         with quiet_libraries():
-            model = hftl.load(run)
+            model = hftl.load(run).loaded
             inputs = data_of_run(model.run, model.backbone).test.inputs
             order = np.argsort(inputs.lengths()) if isinstance(inputs, Texts) else np.arange(len(inputs))
             chosen = order[np.linspace(0, len(order) - 1, min(ROWS, len(order))).astype(int)].tolist()
             encoded = model.backbone.encode([inputs[i] for i in chosen], [inputs.name(i) for i in chosen])
             batches = [encoded[i : i + BATCH_ROWS] for i in range(0, len(encoded), BATCH_ROWS)]
             made = {"onnx": hftl.to_onnx(run, quiet=True), "onnx int8": hftl.to_onnx(run, int8=True, quiet=True)}
-            loaded = {"torch": model, **{name: hftl.load(each.folder) for name, each in made.items()}}
+            loaded = {"torch": model, **{name: hftl.load(each.folder).loaded for name, each in made.items()}}
             speeds = {name: rows_per_second(each, batches) for name, each in loaded.items()}
         one = made["onnx"]
         print(f"{run} | torch | {one.bytes_before / 1e6:.1f} | {speeds['torch']:.0f} | 1 | {one.before:.4f} | |")
