@@ -85,7 +85,7 @@ def make_pages(folder: Path, asked: argparse.Namespace) -> list[Path]:
     digits = str(ROOT / "recipes" / "digits.py")
     texts = asked.texts or write(folder / "texts.csv", "intent", intents())
     labels = asked.labels or write(folder / "labels.csv", "things", several())
-    separated = [] if asked.labels else ["--label-separator", "|"]
+    separated = ["--task", "multi_label", *([] if asked.labels else ["--label-separator", "|"])]
     targets = asked.targets or write(folder / "targets.csv", "urgency", numbers())
     made = {
         "digits": [digits],
