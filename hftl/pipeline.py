@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 
 from hftl.backbones.protocol import Target
-from hftl.data import Data
+from hftl.data import Data, Texts
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
 from hftl.export.proof import Evidence, prove_exports
@@ -26,10 +26,12 @@ from hftl.frozen.features import StoredFeatures, matrix_of
 from hftl.frozen.head import train_head
 from hftl.frozen.matrix import Features
 from hftl.frozen.recipe import inputs_of, probe_of, stored_features, view_of
+from hftl.heads import lexicon
 from hftl.hub.client import staying_offline
 from hftl.methods import Head, Pooling
 from hftl.metric_functions import add_own_metrics
 from hftl.metrics import evaluate_predictions
+from hftl.metrics.resampled import resampled_metric
 from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
 from hftl.plugins.registry import add_metrics
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
@@ -147,7 +149,7 @@ def run(
         metrics = metrics.model_copy(update={"seconds": seconds})
         metrics = finish(folder, exported, record, metrics, bad)
         page = None
-        if report:
+        if report and not data.task.of_words:
             shown = partial(collect, data, features, trained, target.backbone.modality, recipe.seed)
             page = written_report(folder, shown, say)
     print_results(say, metrics, folder.path, page)
@@ -328,6 +330,8 @@ def measure(
     if task.is_exclusive and "baselines" not in trained.report:
         frequent = np.bincount(data.train.labels).argmax()
         trained.report["baselines"] = {"majority": float((test.labels == frequent).mean())}
+    if task.of_words:
+        trained.report["baselines"] = {"lexicon": lexicon_f1(data)}
     thresholds = trained.report.get("thresholds")
     values = evaluate_predictions(task, logits.numpy(), test.labels, data.label_names, thresholds)
     add_metrics(values, logits.numpy(), test.labels, task)
@@ -343,10 +347,24 @@ def measure(
     return Metrics(eval=values, features=counts, rows=data.sizes(), **{trained.section: trained.report})
 
 
+def lexicon_f1(data: Data) -> float:
+    """F1 on the test split of whoever knows the training words by heart, and nothing else."""
+    train, test = data.train, data.test
+    assert isinstance(train.inputs, Texts)
+    assert isinstance(test.inputs, Texts)
+    said = np.eye(len(data.label_names), dtype=np.float32)[
+        lexicon(train.inputs.values, train.labels, test.inputs.values)
+    ]
+    once = np.ones((1, len(test)))
+    return float(resampled_metric(data.task, said, test.labels, once, data.label_names)[0])
+
+
 def evidence_of(recipe: Recipe, features: StoredFeatures | None, data: Data, trained: Trained) -> Evidence:
     """What an export is compared with before it is called a result."""
     equal_lengths = features.content.equal_lengths if features else None
-    return Evidence(data.test, trained.logits, recipe.method.mixed_precision, equal_lengths, PartialState().device)
+    return Evidence(
+        data.test, data.task, trained.logits, recipe.method.mixed_precision, equal_lengths, PartialState().device
+    )
 
 
 def finish(

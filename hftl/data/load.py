@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from hftl.data.cells import Cells
 from hftl.data.columns import choose_columns
-from hftl.data.dataset import Data, Files, Indices, Split, Texts
+from hftl.data.dataset import Data, Files, Indices, Split, Texts, labels_as_bytes
 from hftl.data.holdout import make_splits, shared_rows
 from hftl.data.labels import EncodedLabels, encode_labels, infer_task
 from hftl.data.objects import said_of
@@ -19,6 +19,7 @@ from hftl.data.opening import decode_text
 from hftl.data.raw import RawData, SplitName, digest
 from hftl.data.raw_labels import RawLabels, ReadLabels, Stated, label_text, read_labels
 from hftl.data.references import open_reference
+from hftl.data.sentences import encode_tags, sentences_of, word_columns
 from hftl.data.split_columns import divide_by_column
 from hftl.errors import BadRowError, DataError
 from hftl.store.digests import digest_texts
@@ -44,14 +45,14 @@ def load_data(
 
     Args:
         ref: ``user/name``, ``user/name:config`` or ``user/name@revision`` (Hub); a folder (``split/class/file``,
-            ``class/split/file`` or ``class/file``); a ``.csv .tsv .jsonl .json .parquet`` file or a folder of them; a
-            folder that `datasets` saved; ``sample:NAME``; a `datasets.Dataset` or ``DatasetDict``; a pandas or polars
-            ``DataFrame``; a list of pairs (input, label); or a dict of splits of these, or of files.
+            ``class/split/file`` or ``class/file``); a ``.csv .tsv .jsonl .json .parquet .conll .bio .iob`` file or a
+            folder of them; a folder that `datasets` saved; ``sample:NAME``; a `datasets.Dataset` or ``DatasetDict``; a
+            pandas or polars ``DataFrame``; a list of pairs (input, label); or a dict of splits of these, or of files.
         wants: what the backbone takes: ``text``, or ``file`` for images and sounds.
         suffixes: suffixes of the files wanted in class folders, such as ``.jpg``; any if empty.
         input_columns: the input column, or two for a pair of texts; inferred if not given.
         label_columns: the label column, or several targets; inferred if not given.
-        task: ``single_label``, ``multi_label`` or ``regression``; inferred if not given.
+        task: ``single_label``, ``multi_label``, ``regression`` or ``token_labels``; inferred if not given.
         unlabelled: values of the label column that mark rows without a label, which are left out; ``""`` for a
             missing value. If not given, -1 where the data name their classes, or where it stands beside class numbers
             and no task is given.
@@ -73,11 +74,22 @@ def load_data(
     source = divide_by_column(source, [*(input_columns or ()), *(label_columns or ())])
     _require_train(source, said)
     cells = Cells(source)
-    inputs, labels = choose_from(source, cells, "train", wants, input_columns, label_columns)
+    tagged = word_columns(source, "train", input_columns, label_columns, stated.task) if wants == "text" else None
+    inputs: tuple[str, ...]
+    labels: tuple[str, ...]
+    if tagged:
+        inputs, labels = tagged[:1], tagged[1:]
+    else:
+        inputs, labels = choose_from(source, cells, "train", wants, input_columns, label_columns)
     source, missing = _without_unlabelled_splits(source, labels)
     read = read_labels(source, cells, labels, stated)
-    encoded, why = _encode(read, labels, stated, column_is_certain=bool(label_columns) or source.is_class_folder)
-    rows = {split: split_inputs(source, split, inputs, wants, raw.rows) for split, raw in read.splits.items()}
+    if tagged:
+        words = {split: sentences_of(source, split, tagged[0], raw.rows) for split, raw in read.splits.items()}
+        encoded, why = encode_tags(read.splits, words, tagged, read.class_names)
+        rows: dict[SplitName, Texts | Files] = dict(words)
+    else:
+        encoded, why = _encode(read, labels, stated, column_is_certain=bool(label_columns) or source.is_class_folder)
+        rows = {split: split_inputs(source, split, inputs, wants, raw.rows) for split, raw in read.splits.items()}
     splits, made = make_splits(rows, encoded, seed, test_size, validation_size)
     return Data(
         ref=said,
@@ -93,7 +105,7 @@ def load_data(
             *missing,
             *read.notes,
             *encoded.notes,
-            *_null_texts(source, read.splits, inputs, wants),
+            *([] if tagged else _null_texts(source, read.splits, inputs, wants)),
             *made,
             *shared_rows(splits["train"], splits["test"]),
         ],
@@ -102,7 +114,7 @@ def load_data(
             **source.identity,
             "splits": {name: len(split) for name, split in splits.items()},
             "columns": {"inputs": list(inputs), "labels": list(labels)},
-            "labels_digest": digest(*(split.labels.tobytes() for split in splits.values())),
+            "labels_digest": digest(*(labels_as_bytes(split.labels) for split in splits.values())),
             **({} if isinstance(ref, str) else {"inputs_digest": _inputs_digest(splits.values())}),
         },
         set_aside=not {"test", "validation"} & rows.keys(),

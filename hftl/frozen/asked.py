@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from hftl.backbones.cut.replay import replaying
-from hftl.backbones.loading import load_backbone
+from hftl.backbones.loading import for_words, load_backbone
 from hftl.data import Files, Texts
 from hftl.errors import HftlError
 from hftl.export.loaded import LoadedModel
 from hftl.export.onnx import OnnxNetwork
 from hftl.frozen.extract import digest_rows
+from hftl.frozen.features import line_columns
 from hftl.frozen.view import Content, View, open_space
 from hftl.plugins.registry import find
 from hftl.plugins.spec import BackboneOptions
@@ -35,8 +36,8 @@ def stored_logits(model: LoadedModel, inputs: Files | Texts, store: FeatureStore
         store: where features are kept.
 
     Returns:
-        The rows' numbers, int64 (m,), and their logits (m, C) float32 on the CPU; none where the run's own features
-        are not there any more.
+        The rows' numbers, int64 (m,), and their logits (m, C), or (words, C), float32 on the CPU; none where the run's
+        own features are not there any more.
     """
     nothing = np.zeros(0, dtype=np.int64), torch.zeros(0, len(model.label_names))
     space = _space_of(model, store)
@@ -68,6 +69,8 @@ def _space_of(model: LoadedModel, store: FeatureStore) -> Space | None:
         spec = find(record.backbone_reference)
         options = BackboneOptions(record.recipe.get("max_length"), offline=True)
         backbone = load_backbone(spec, options, record.recipe.get("depth"), method["pooling"])
+        if model.task.of_words:
+            backbone = for_words(backbone)
         space = open_space(store, backbone, spec.origin, View(method["pooling"], method["mixed_precision"]))
     except HftlError:
         return None
@@ -78,6 +81,7 @@ def _space_of(model: LoadedModel, store: FeatureStore) -> Space | None:
 def _head_logits(model: LoadedModel, content: Content, columns: Mapping[str, Any]) -> Tensor:
     """The head on stored columns of m rows: (m, C) float32 on the CPU."""
     cut, network = content.cut, model.network
+    columns = line_columns(columns, cut)
     with torch.inference_mode():
         if cut.kind != "replay":
             head = network.layers if cut.kind == "pooled" else network.get_submodule(cut.linear or "")

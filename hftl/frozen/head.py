@@ -22,13 +22,15 @@ from hftl.backbones.protocol import Target
 from hftl.data import Data
 from hftl.export.model import Dense, export_model, export_sentence_transformer, fold
 from hftl.export.trained import Exported, Trained
-from hftl.frozen.features import SplitFeatures, StoredFeatures
+from hftl.frozen.features import SplitFeatures, StoredFeatures, line_columns
 from hftl.heads import baselines, fit_linear, fit_mlp, fit_native, mlp_logits
 from hftl.heads.precision import device_with_float64
 from hftl.methods import Head
 from hftl.store.values import Ragged
 
 EVALUATION_ROWS = 1024
+# Of a network's outputs, which fine-tuning goes on with.
+LEAST_DEVIATION = 1e-6
 
 
 def train_head(
@@ -76,7 +78,7 @@ class _Job:
         fit = fit_linear(
             vectors["train"],
             labels["train"],
-            task=self.data.task,
+            task=self.data.task.unit,
             num_labels=len(self.data.label_names),
             strengths=method.strengths,
             folds=method.folds,
@@ -85,17 +87,21 @@ class _Job:
             calibrate=method.calibrate,
             bias=cut.bias,
             validation=(vectors["validation"], labels["validation"]) if "validation" in vectors else None,
+            groups=self._sentences(),
+            least=LEAST_DEVIATION if self.data.task.of_words else 0.0,
             seed=self.seed,
         )
         weight, bias = fit.weight.cpu(), fit.bias.cpu()
         fit.report["parameters"] = weight.numel() + (bias.numel() if cut.bias else 0)
         if self.data.task.is_exclusive:
             fit.report["baselines"] = baselines(vectors["train"], labels["train"], vectors["test"], labels["test"])
+        # What heads say of held-out words is of no use to whom sentences are rows.
+        held_out = None if self.data.task.of_words else fit.held_out
         logits = fit.logits(vectors["test"]).cpu()
         if cut.kind == "pooled":
             return Trained(logits, "head", fit.report, self._export_pooled([Dense(weight, bias)]), {}, fit.held_out)
         parameters = fold(cut, weight, bias)
-        return Trained(logits, "head", fit.report, self._export(parameters), parameters, fit.held_out)
+        return Trained(logits, "head", fit.report, self._export(parameters), parameters, held_out)
 
     def perceptron(self, hidden: int) -> Trained:
         """One hidden layer on pooled tokens, trained with AdamW."""
@@ -141,11 +147,12 @@ class _Job:
                 start,
                 columns["train"],
                 labels["train"],
-                task=self.data.task,
+                task=self.data.task.unit,
                 num_labels=len(self.data.label_names),
                 class_weight=self.method.class_weight,
                 calibrate=self.method.calibrate,
                 validation=(columns["validation"], labels["validation"]) if "validation" in columns else None,
+                groups=self._sentences(),
                 seed=self.seed,
                 device=self.device,
             )
@@ -157,11 +164,20 @@ class _Job:
         return Trained(torch.cat(blocks), "head", fit.report, self._export(parameters), parameters)
 
     def _vectors(self) -> dict[str, Tensor]:
-        return {name: part.columns["features"].to(self.device) for name, part in self.features.splits.items()}
+        splits = self.features.splits
+        return {name: line_columns(p.columns, self.cut)["features"].to(self.device) for name, p in splits.items()}
 
     def _labels(self) -> dict[str, Tensor]:
-        splits = self.features.splits
-        return {name: torch.from_numpy(part.split.labels).to(self.device) for name, part in splits.items()}
+        task = self.data.task
+        lines = {name: task.by_line(part.split.labels) for name, part in self.features.splits.items()}
+        return {name: torch.from_numpy(each).to(self.device) for name, each in lines.items()}
+
+    def _sentences(self) -> Tensor | None:
+        """The sentence of each training word, which folds do not part; None where rows are no sentences."""
+        if not self.data.task.of_words:
+            return None
+        lengths = torch.tensor([len(row) for row in self.features.splits["train"].split.labels])
+        return torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(self.device)
 
     def _export(self, parameters: dict[str, Tensor]) -> Callable[[Path], list[Exported]]:
         content = self.features.content
@@ -172,10 +188,11 @@ class _Job:
 
 
 def _as_tensors(features: SplitFeatures, cut: Cut) -> dict[str, Tensor]:
-    """The kept columns with rows first; ragged ones padded on the right with zeros."""
+    """The kept columns with rows (or words) first; ragged ones padded on the right with zeros."""
     tensors = {}
+    columns = line_columns(features.columns, cut)
     for name in cut.kept():
-        value = features.columns[name]
+        value = columns[name]
         if isinstance(value, Ragged):
             rows = torch.split(value.values, value.lengths.tolist())
             value = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hftl.backbones.loading import load_backbone
+from hftl.backbones.loading import for_words, load_backbone
 from hftl.backbones.matching import data_for
 from hftl.backbones.protocol import Backbone, Target
 from hftl.data import Data
@@ -37,6 +37,12 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
     if backbone.wants == "text" and pooling not in of_texts:
         raise RecipeError(f"pooling={pooling!r}: for texts and method={recipe.method.name}, take {listing(of_texts)}")
     data = data_of(recipe, backbone)
+    if data.task.of_words:
+        backbone = for_words(backbone)
+        if pooling != "native":
+            raise RecipeError(
+                f"pooling={pooling!r} makes one vector of a text, and here each word has a label: leave it out"
+            )
     print_inputs(say, backbone, data)
     if isinstance(recipe.method, Head) and data.validation is not None and recipe.method.folds != Head().folds:
         say.print("          the data bring a validation split, which the strength is chosen on: folds are not used")

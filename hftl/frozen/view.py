@@ -106,7 +106,7 @@ class Content:
         weights = asdict(self.weights) if self.weights else None
         return {
             "architecture": self.architecture,
-            "split": asdict(self.cut),
+            "split": self.cut.as_json(),
             "weights": weights,
             "equal_lengths": self.equal_lengths,
         }

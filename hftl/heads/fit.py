@@ -24,6 +24,7 @@ class LinearOptions:
     tolerance: float
     seed: int
     groups: Tensor | None = None
+    least: float = 0.0
 
 
 @dataclass(frozen=True)

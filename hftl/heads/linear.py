@@ -30,6 +30,8 @@ def fit_linear(
     bias: bool = True,
     calibrate: bool = True,
     validation: tuple[Tensor, Tensor] | None = None,
+    groups: Tensor | None = None,
+    least: float = 0.0,
     tolerance: float = 1e-10,
     seed: int = 0,
 ) -> HeadFit:
@@ -61,6 +63,10 @@ def fit_linear(
             what fits a model whose last layer has none.
         calibrate: divide the logits by a temperature fitted on held-out rows (classification only).
         validation: features and labels to choose and calibrate on, in place of folds.
+        groups: (n,) int64, the group of each row, such as the sentence of a word; folds never part a group.
+        least: share of the largest deviation below which a feature counts as constant; 0 for none, as heads do not
+            depend on the scale of features. To be stated where the network is trained on: some have outputs whose norm
+            has a weight of 1e-30, and to divide by such a deviation makes a weight that no training survives.
         tolerance: relative distance from the minimum at which the exported head stops; the report says
             whether it was reached.
         seed: decides the folds.
@@ -77,7 +83,9 @@ def fit_linear(
     labels = check_labels(labels, len(features), task, num_labels).to(features.device)
     weights = loss_weights(labels, task, num_labels, class_weight)
     path = None if strengths is None else check_strengths(strengths)
-    options = LinearOptions(task, num_labels, path, folds, rule, standardize, bias, calibrate, tolerance, seed)
+    options = LinearOptions(
+        task, num_labels, path, folds, rule, standardize, bias, calibrate, tolerance, seed, groups, least
+    )
     if validation is not None:
         validation = _check_validation(validation, features, options)
 
@@ -85,6 +93,7 @@ def fit_linear(
     used = (weights > 0).any(1)
     if not bool(used.all()):
         features, labels, weights = features[used], labels[used], weights[used]
+        options = replace(options, groups=None if groups is None else groups[used])
     with threads_for(features, num_labels * folds):
         if task.has_classes:
             head = fit_logistic(features, labels, weights, options, validation)

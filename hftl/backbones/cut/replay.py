@@ -25,18 +25,24 @@ class Replay:
         self.structures = [treespec_loads(call.structure) for call in cut.calls]
 
     def __call__(self, kept: Mapping[str, Any], parameters: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Logits (n, C) of a batch of kept columns; ``parameters`` stand in for the head's own, by name."""
+        """Logits (n, C) of a batch of kept columns; ``parameters`` stand in for the head's own, by name.
+
+        Where the cut is of words, rows are words: each is a row of one token.
+        """
+        if self.cut.words:
+            kept = {name: value[:, None] for name, value in kept.items()}
         kept, rows, length = self._padded(kept)
         device = next(iter(kept.values())).device
         inputs = {name: kept[name] for name in self.cut.tokens}
         for name, (shape, dtype) in self.cut.blanks.items():
+            shape = [1, *shape[1:]] if self.cut.words and shape else shape
             inputs[name] = torch.zeros((), dtype=getattr(torch, dtype), device=device).expand(rows, *shape)
         self.frontier.answers = lambda index: self._answer(index, kept, rows, length)
         if parameters is None:
             logits: Tensor = self.model(**inputs).logits
         else:
             logits = torch.func.functional_call(self.model, dict(parameters), (), inputs).logits
-        return logits
+        return logits[:, 0] if self.cut.words else logits
 
     def _padded(self, kept: Mapping[str, Any]) -> tuple[dict[str, Tensor], int, int]:
         """Ragged columns padded on the right with zeros; the number of rows and of tokens."""
@@ -47,7 +53,7 @@ class Replay:
         rows = len(next(iter(columns.values())))
         if self.cut.tokens:
             return columns, rows, columns[self.cut.tokens[0]].shape[1]
-        return columns, rows, self.cut.positions or 0
+        return columns, rows, 1 if self.cut.words else self.cut.positions or 0
 
     def _answer(self, index: int, kept: Mapping[str, Tensor], rows: int, length: int) -> Any:
         leaves: list[Any] = []
