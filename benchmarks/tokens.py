@@ -3,15 +3,17 @@
     python benchmarks/tokens.py DATA [--epochs 3] [--methods head,lora,full] [--out FOLDER] [--memory WORDS]
 
 DATA is any reference to sentences with tags, such as a folder with WNUT-17's train.jsonl, validation.jsonl and
-test.jsonl. The grid of scikit-learn's LogisticRegression is solved on the same features, standardised, and its best C is
+test.jsonl. The grid of scikit-learn's LogisticRegression is solved on the same features, standardised; its best C is
 chosen by F1 on the validation split. Where seqeval is installed, the run's F1 is compared with its.
 
-``--memory`` measures instead what the head takes beside its features, on so many random words of 384 numbers and 13 tags.
+``--memory`` measures instead what the head takes beside its features, on so many random words of 384 numbers and 13
+tags.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import time
 from pathlib import Path
@@ -27,7 +29,7 @@ from hftl.heads import fit_linear
 from hftl.metrics.resampled import resampled_metric
 from hftl.tasks import Task
 
-GRID = (0.001, 0.01, 0.1, 1.0, 10.0)
+GRID = (0.001, 0.002, 0.004, 0.01, 0.02, 0.05, 0.1, 1.0, 10.0)
 METHODS: dict[str, Any] = {"head": hftl.Head, "lora": hftl.LoRA, "full": hftl.Full}
 
 
@@ -51,7 +53,7 @@ def main() -> None:
         assert run is not None
         found, seconds = run.metrics["eval"], run.metrics["seconds"]["train"]
         line(name, found["f1"], found["precision"], found["recall"], seconds)
-        by_seqeval(run.path / "predictions.parquet", found["f1"])
+        by_seqeval(chosen.out / name / "predictions.parquet", found["f1"])
     if "head" in chosen.methods:
         grid(recipe.model_copy(update={"method": hftl.Head()}), chosen.out / "head")
 
@@ -93,7 +95,7 @@ def grid(recipe: hftl.Recipe, run: Path) -> None:
             flush=True,
         )
         best = max(best, (chosen_by, reached, c, seconds))
-    ours = hftl.Run(run).metrics["eval"]["f1"]
+    ours = json.loads((run / "metrics.json").read_text())["eval"]["f1"]
     print(f"the best by validation, C={best[2]:g}: {best[1]:.4f} on test; the head above: {ours - best[1]:+.4f}")
 
 

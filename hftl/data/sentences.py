@@ -41,15 +41,15 @@ def word_columns(
         return None
     lists = [name for name, column in part.columns.items() if _is_list(column.type)]
     of_texts = [name for name in lists if _holds_texts(part.columns[name].type)]
-    words = list(input_columns) if input_columns is not None else _named(WORD_NAMES, of_texts)
+    words = list(input_columns) if input_columns is not None else _called(WORD_NAMES, of_texts)
     rest = [name for name in lists if name not in words]
-    tags = list(label_columns) if label_columns is not None else _named(TAG_NAMES, rest)
+    tags = list(label_columns) if label_columns is not None else _called(TAG_NAMES, rest)
     if task is not None:
         if not words and len(of_texts) == 1 + (tags == of_texts[-1:]):
             words = [name for name in of_texts if name not in tags]
         if not tags and len(rest) == 1:
             tags = rest
-        return _checked(part, split, words, tags, lists)
+        return _stated_columns(part, split, words, tags, lists)
     if len(words) != 1 or len(tags) != 1 or words[0] not in of_texts or tags[0] not in lists:
         return None
     is_text = (pa.types.is_string, pa.types.is_large_string)
@@ -59,7 +59,9 @@ def word_columns(
     return words[0], tags[0]
 
 
-def _checked(part: RawSplit, split: str, words: list[str], tags: list[str], lists: Sequence[str]) -> tuple[str, str]:
+def _stated_columns(
+    part: RawSplit, split: str, words: list[str], tags: list[str], lists: Sequence[str]
+) -> tuple[str, str]:
     there = [*part.columns, *part.unusable]
     where = part.names.source if part.names is not None else f"the {split} split"
     for chosen, noun, option in ((words, "words", "input_columns"), (tags, "tags", "label_columns")):
@@ -91,7 +93,7 @@ def _holds_texts(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type))
 
 
-def _named(names: Sequence[str], columns: Sequence[str]) -> list[str]:
+def _called(names: Sequence[str], columns: Sequence[str]) -> list[str]:
     lowered = {column.strip().lower(): column for column in columns}
     return [lowered[name] for name in names if name in lowered][:1]
 

@@ -40,9 +40,12 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
     if data.task.of_words:
         backbone = for_words(backbone)
         if pooling != "native":
-            raise RecipeError(
-                f"pooling={pooling!r} makes one vector of a text, and here each word has a label: leave it out"
-            )
+            raise RecipeError(f"pooling={pooling!r} makes one vector of a text, and words have labels: leave it out")
+    elif backbone.pipeline_tag == "token-classification":
+        raise RecipeError(
+            f"{backbone.name}: transformers has token classification for it and nothing for whole texts: give "
+            "sentences whose words have tags, or another backbone"
+        )
     print_inputs(say, backbone, data)
     if isinstance(recipe.method, Head) and data.validation is not None and recipe.method.folds != Head().folds:
         say.print("          the data bring a validation split, which the strength is chosen on: folds are not used")

@@ -88,7 +88,7 @@ class InputReader:
         """
         if self.of_words:
             return (
-                _sentence(name, cells[0], kept)
+                _row_of_words(name, cells[0], kept)
                 if len(cells) == 1
                 else bad_row(name, f"the model reads {self.kind}", kept)
             )
@@ -187,7 +187,7 @@ class InputReader:
         return candidates
 
 
-def _sentence(name: str, cell: Any, kept: Mapping[str, Any] | None) -> InputRow:
+def _row_of_words(name: str, cell: Any, kept: Mapping[str, Any] | None) -> InputRow:
     """A row of words: a text is cut into them."""
     try:
         if isinstance(cell, (list, tuple)):
