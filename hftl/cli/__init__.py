@@ -41,6 +41,7 @@ from hftl.cli import (
     run,
     runs,
     transfer,
+    tune,
 )
 from hftl.cli.flags import RecipeCommand
 from hftl.cli.launch import is_first_process
@@ -77,6 +78,7 @@ def build_app() -> typer.Typer:
     app.command("transfer", cls=RecipeCommand)(transfer.transfer)
     app.command("curve", cls=RecipeCommand)(curve.curve)
     app.command("advise", cls=RecipeCommand)(advise.advise)
+    app.command("tune", cls=RecipeCommand)(tune.tune)
     app.command("runs")(runs.runs)
     app.command("compare")(compare.compare)
     app.command("predict")(predict.predict)
