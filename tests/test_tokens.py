@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from runs import Cli, metrics, predictions
+from runs import Cli, metrics, predictions, write_sentences
 from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
 import hftl
@@ -28,7 +28,6 @@ from hftl.metrics.resampled import resampled_metrics
 from hftl.tagging import Tagging
 from hftl.tasks import Task
 
-ENTITIES = {"animal": ["cat", "dog", "bird"], "place": ["tree", "hill", "rug"]}
 ARCHITECTURES = ["bert", "roberta", "modernbert"]
 if os.environ.get("HFTL_LONG"):
     ARCHITECTURES += [
@@ -43,21 +42,6 @@ if os.environ.get("HFTL_LONG"):
         "llama",
         "qwen3",
     ]
-
-
-def write_sentences(path: Path, rows: int, seed: int = 0, **extra: list[str]) -> Path:
-    """A jsonl file of sentences in the tiny tokenizer's words; a colour before an animal or place belongs to it."""
-    draw = random.Random(seed)
-    with path.open("w", encoding="utf-8") as file:
-        for _ in range(rows):
-            words, tags = [], []
-            for _ in range(draw.choice([1, 2, 3])):
-                kind = draw.choice(sorted(ENTITIES))
-                entity = [*draw.choice([[], ["red"], ["two", "blue"]]), draw.choice(ENTITIES[kind])]
-                words += [draw.choice(["the", "a", "one"]), *entity, draw.choice(["sat", "ran", "flew"])]
-                tags += ["O", f"B-{kind}", *[f"I-{kind}"] * (len(entity) - 1), "O"]
-            file.write(json.dumps({"tokens": words, "tags": tags}) + "\n")
-    return path
 
 
 @pytest.fixture(scope="module")
