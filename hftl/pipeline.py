@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from hftl.frozen.features import StoredFeatures, matrix_of
 from hftl.frozen.head import train_head
 from hftl.frozen.matrix import Features
 from hftl.frozen.recipe import inputs_of, probe_of, stored_features, view_of
+from hftl.frozen.view import View
 from hftl.hub.client import staying_offline
 from hftl.methods import Head, Pooling
 from hftl.metric_functions import add_own_metrics
@@ -115,7 +115,7 @@ def run(
         if features:
             data, bad = features.readable(data), features.bad
             if folder:
-                folder.log("features", **features.counts, space=features.space.id)
+                folder.log("features", **features.counts, space=features.id)
         elif on_bad_row == "skip":
             data, bad = without_bad_rows(target.backbone, data)
             print_bad_rows(say, bad, SKIPPED)
@@ -170,7 +170,7 @@ def features(
 
     Args:
         recipe: the backbone and the data; as of `run`.
-        pooling: ``"native"``, ``"mean"`` or ``"cls"``; None for the recipe's own.
+        pooling: as of `Head`; None for the recipe's own.
         also: other poolings to store from the same pass.
         offline: use only what is on this machine.
         allow_pickle: read a backbone's weights that are there only as a pickle, as nothing but tensors.
@@ -183,11 +183,18 @@ def features(
     """
     recipe, _ = as_recipe(recipe)
     say = Terminal(quiet=quiet or not start_processes().is_main_process)
-    own = view_of(recipe)
-    views = [replace(own, pooling=each) for each in (pooling or own.pooling, *also)]
+    if pooling:
+        recipe = recipe.model_copy(update={"method": recipe.method.model_copy(update={"pooling": pooling})})
+    probe = probe_of(recipe)
     with quiet_libraries(), staying_offline(offline):
         with met_everywhere():
             spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
+        if target.backbone.wants != "text" and also and "native" in (probe.pooling, *also):
+            raise RecipeError(
+                "pooling=native: pictures are pooled of the base model, and what the classification class reads comes "
+                "from another pass: ask for native alone"
+            )
+        views = [View.of(target.backbone, each, probe.mixed_precision) for each in (probe.pooling, *also)]
         stored = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
     return matrix_of(stored, data)
 
@@ -253,7 +260,14 @@ def starting_features(
     """
     try:
         return stored_features(
-            spec, target, data, [view_of(recipe)], say, on_bad_row=on_bad_row, quiet=quiet, listed=SKIPPED
+            spec,
+            target,
+            data,
+            [view_of(recipe, target.backbone)],
+            say,
+            on_bad_row=on_bad_row,
+            quiet=quiet,
+            listed=SKIPPED,
         )
     except CutError as error:
         if isinstance(recipe.method, Head):
@@ -337,7 +351,7 @@ def measure(
     names = [test.inputs.name(i) for i in range(len(test))]
     scores = task.scores(logits).numpy()
     folder.write_predictions(task, names, test.labels, scores, data.label_names, thresholds)
-    counts: dict[str, Any] = {**features.counts, "space": features.space.id} if features else {**NO_FEATURES}
+    counts: dict[str, Any] = {**features.counts, "space": features.id} if features else {**NO_FEATURES}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True
     return Metrics(eval=values, features=counts, rows=data.sizes(), **{trained.section: trained.report})
