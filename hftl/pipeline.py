@@ -14,6 +14,7 @@ import torch
 from accelerate import PartialState
 
 from hftl.backbones.protocol import Target
+from hftl.backbones.text_tower import prompts_of
 from hftl.data import Data
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
@@ -27,7 +28,7 @@ from hftl.frozen.matrix import Features
 from hftl.frozen.recipe import inputs_of, probe_of, stored_features, view_of
 from hftl.frozen.view import View
 from hftl.hub.client import staying_offline
-from hftl.methods import Head, Pooling
+from hftl.methods import PROMPT, Head, Pooling
 from hftl.metric_functions import add_own_metrics
 from hftl.metrics import evaluate_predictions
 from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
@@ -45,6 +46,7 @@ from hftl.runs.judgement import judgements
 from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
 from hftl.scout.layers import layers
+from hftl.scout.zero_shot import known_zero_shot, zero_shot_start
 from hftl.terminal import Terminal
 from hftl.wording import named_error
 
@@ -132,7 +134,7 @@ def run(
             if note not in said:
                 # What only the model's weights tell, where they were read.
                 say.print(f"          {note}")
-        metrics = measure(recipe, folder, trained, features, data, say)
+        metrics = measure(recipe, folder, target, trained, features, data, say=say)
         if thresholds := trained.report.get("thresholds"):
             # A field of our own in config.json: whoever loads the model decides as the run did.
             target.config.thresholds = thresholds
@@ -302,11 +304,19 @@ def finetuned(
 
     assert not isinstance(recipe.method, Head)
     head: Trained | None = on_main(lambda: solved_head(recipe, target, features, data, say)) if features else None
+    start: dict[str, torch.Tensor] | None = None
+    if recipe.method.init == "zero-shot":
+        named = recipe.method
+        start = on_main(lambda: zero_shot_start(named, target, data))
+        said = prompts_of(data.label_names[0], named.prompts or [PROMPT])[0]
+        say.print(f"start     the text tower's embeddings of {said!r} and the other labels")
+    elif head:
+        start = start_of(head, data, say)
     trained = finetune(
         recipe.method,
         target,
         data,
-        start=start_of(head, data, say) if head else None,
+        start=start,
         seed=recipe.seed,
         folder=Path(broadcast(str(folder.path) if folder else None)),
         resume=resume,
@@ -333,7 +343,14 @@ def start_of(head: Trained, data: Data, say: Terminal) -> dict[str, torch.Tensor
 
 
 def measure(
-    recipe: Recipe, folder: RunFolder, trained: Trained, features: StoredFeatures | None, data: Data, say: Terminal
+    recipe: Recipe,
+    folder: RunFolder,
+    target: Target,
+    trained: Trained,
+    features: StoredFeatures | None,
+    data: Data,
+    *,
+    say: Terminal,
 ) -> Metrics:
     """Metrics on the test split and what training reports; predictions go to ``predictions.parquet``."""
     for step in trained.report.get("path", []):
@@ -342,6 +359,9 @@ def measure(
     if task.is_exclusive and "baselines" not in trained.report:
         frequent = np.bincount(data.train.labels).argmax()
         trained.report["baselines"] = {"majority": float((test.labels == frequent).mean())}
+    unseen = known_zero_shot(target, features.splits["test"], data) if features else None
+    if unseen is not None:
+        trained.report["baselines"]["zero_shot"] = unseen
     thresholds = trained.report.get("thresholds")
     values = evaluate_predictions(task, logits.numpy(), test.labels, data.label_names, thresholds)
     add_metrics(values, logits.numpy(), test.labels, task)

@@ -58,6 +58,8 @@ class PooledClassifier(PreTrainedModel):  # type: ignore[misc]
     def __init__(self, config: Any, body: Any = None) -> None:
         super().__init__(config)
         self.body = AutoModel.from_config(config) if body is None else body
+        if self.pooling.call != "forward":
+            self.body.forward = getattr(self.body, self.pooling.call)
         self.classifier = nn.Linear(self.width, config.num_labels)
         if body is None:
             self.post_init()
@@ -85,6 +87,11 @@ def classifier_class(config: Any, pooling: Pooled, width: int) -> type[PooledCla
 def _meta_model(config: Any) -> Any:
     with torch.device("meta"):
         return AutoModel.from_config(copy.deepcopy(config), trust_remote_code=False)
+
+
+def has_text_tower(base: nn.Module) -> bool:
+    """Whether a base model for pictures embeds texts too, so that the scaled product of the two says what fits."""
+    return all(hasattr(base, name) for name in ("get_image_features", "get_text_features", "logit_scale"))
 
 
 class _PooledAuto:
@@ -117,6 +124,7 @@ class Output:
         pooled: numbers of its own pooled output; None where it has none.
         layout: of its last output; see `Pooled`.
         mask: the input that tells tokens from padding, if there is one.
+        call: see `Pooled`.
     """
 
     tokens: int
@@ -124,6 +132,7 @@ class Output:
     pooled: int | None
     layout: Layout
     mask: str | None
+    call: str
 
 
 class Bare(PretrainedBackbone):
@@ -137,6 +146,8 @@ class Bare(PretrainedBackbone):
     # Classes that transformers classifies such inputs with, and one of them for a person.
     classes: Any
     one = ""
+    # The method of the base model that is called.
+    call = "forward"
     # As the recipe names it; None for the model's own.
     asked: str | None = None
 
@@ -158,9 +169,9 @@ class Bare(PretrainedBackbone):
     @cached_property
     def _output(self) -> Output:
         """What the base model returns of its first probe, without its weights."""
-        batch = self.probes()[0]
+        batch, call = self.probes()[0], self.call
         try:
-            output = _shaped_output(self.base_config, batch)
+            output = _shaped_output(self.base_config, call, batch)
             last = last_of(output)
             layout = layout_of(last)
             tokens = tokens_of(output, layout)
@@ -177,6 +188,7 @@ class Bare(PretrainedBackbone):
             pooled=pooled.shape[1] if pooled is not None and of_rows else None,
             layout=layout,
             mask=next((name for name in MASKS if name in batch and batch[name].shape == tokens.shape[:2]), None),
+            call=call,
         )
 
     @property
@@ -189,10 +201,11 @@ class Bare(PretrainedBackbone):
         """How one vector is made of a row's tokens."""
         kind = self.kind
         if lacking := [part for part in Pooled(kind).parts if part not in self.poolings]:
-            what = {"cls": "class token", "pooler": "pooled output"}.get(lacking[0], lacking[0])
+            names = {"cls": "class token", "pooler": "pooled output", "projection": "text tower beside it"}
+            what = names.get(lacking[0], lacking[0])
             others = ["cls+mean", *self.poolings] if "cls" in self.poolings else self.poolings
             raise RecipeError(f"pooling={kind!r}: {self.name} has no {what}; take {listing(others)}")
-        return Pooled(kind, self.skip, self._output.layout, self._output.mask)
+        return Pooled(kind, self.skip, self._output.layout, self._output.mask, self._output.call)
 
     @property
     def _stated(self) -> dict[str, Any]:
@@ -208,7 +221,7 @@ class Bare(PretrainedBackbone):
     def auto_class(self) -> Any:
         """The class that the model becomes."""
         output, parts = self._output, self.pooling.parts
-        width = sum((output.pooled or 0) if part == "pooler" else output.width for part in parts)
+        width = sum((output.pooled or 0) if part in ("pooler", "projection") else output.width for part in parts)
         return _PooledAuto(classifier_class(self.base_config, self.pooling, width))
 
     @cached_property
@@ -259,11 +272,12 @@ class Bare(PretrainedBackbone):
         return model, untrained
 
 
-def _shaped_output(config: Any, batch: Mapping[str, Tensor]) -> Any:
+def _shaped_output(config: Any, call: str, batch: Mapping[str, Tensor]) -> Any:
     """What a base model returns of a batch, in shape: no weight is read, nor memory taken for one."""
     try:
         with torch.no_grad(), torch.device("meta"):
-            return _meta_model(config).eval()(**{name: value.to("meta") for name, value in batch.items()})
+            model = _meta_model(config).eval()
+            return getattr(model, call)(**{name: value.to("meta") for name, value in batch.items()})
     except Exception:  # whatever a class raises where it reads a number that is not there
         with init_empty_weights():
             model = AutoModel.from_config(copy.deepcopy(config), trust_remote_code=False).eval()
@@ -272,7 +286,7 @@ def _shaped_output(config: Any, batch: Mapping[str, Tensor]) -> Any:
             # One zero that stands for all of them.
             setattr(model.get_submodule(owner), own, nn.Parameter(torch.zeros(()).expand(parameter.shape)))
         with torch.no_grad():
-            return model(**batch)
+            return getattr(model, call)(**batch)
 
 
 class BareImageBackbone(Bare, ImageBackbone):
@@ -304,7 +318,14 @@ class BareImageBackbone(Bare, ImageBackbone):
     def poolings(self) -> list[str]:
         """The kinds that one pass of the model gives, each of one vector a row."""
         first = ["cls"] if self.skip else []
-        return [*first, "mean", *(["pooler"] if self._output.pooled else [])]
+        last = "pooler" if self.call == "forward" else "projection"
+        return [*first, "mean", *([last] if self._output.pooled else [])]
+
+    @cached_property
+    def call(self) -> str:  # type: ignore[override]
+        """The image tower's part of a model that also reads texts, whose forward wants both."""
+        base = _meta_model(self.base_config)
+        return "get_image_features" if has_text_tower(base) else "forward"
 
     @property
     def usual(self) -> str:
@@ -318,7 +339,7 @@ class BareImageBackbone(Bare, ImageBackbone):
         if self._output.layout != "tokens" or self._output.mask:
             return 0
         registers = getattr(config, "num_register_tokens", 0) or 0
-        for before in dict.fromkeys((getattr(config, "n_cls_tokens", 0), registers + 1, 1, registers, 0)):
+        for before in dict.fromkeys((getattr(config, "n_cls_tokens", 0), registers + 1, 1, registers, 0, 2)):
             left = tokens - before
             if left > 0 and math.isqrt(left) ** 2 == left:
                 return int(before)

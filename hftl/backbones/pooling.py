@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hftl.errors import BackboneError
 from hftl.foreign import tree_flatten
@@ -23,17 +23,20 @@ class Pooled:
 
     Attributes:
         kind: ``cls`` for the first token, ``mean`` over the tokens, ``cls+mean`` for both behind each other (which
-            DINOv2 and DINOv3 are evaluated with), ``pooler`` for the model's own pooled output.
+            DINOv2 and DINOv3 are evaluated with), ``pooler`` for the model's own pooled output, ``projection`` for a
+            picture's embedding in the space that a text tower shares, of length one.
         skip: tokens before the first that ``mean`` counts: a picture's class token, and registers, which stand for no
             patch.
         layout: of the output: ``tokens`` (n, t, d), ``map`` (n, d, h, w) or ``map last`` (n, h, w, d).
         mask: the input that tells tokens from padding; None where there is none.
+        call: the method of the base model that is called; of one that also has a text tower not its forward.
     """
 
     kind: str
     skip: int = 0
     layout: Layout = "tokens"
     mask: str | None = None
+    call: str = "forward"
 
     @classmethod
     def by(cls, model: Any, kind: str) -> Pooled:
@@ -56,9 +59,9 @@ class Pooled:
         Raises:
             BackboneError: there is nothing in it that could be pooled so.
         """
-        if self.kind == "pooler":
+        if self.kind in ("pooler", "projection"):
             pooled: Tensor = output.pooler_output
-            return pooled
+            return pooled if self.kind == "pooler" else nn.functional.normalize(pooled, dim=-1)
         tokens = tokens_of(output, self.layout)
         mask = inputs.get(self.mask) if self.mask else None
         if mask is not None and mask.shape != tokens.shape[:2]:
@@ -67,13 +70,13 @@ class Pooled:
         return torch.cat([PARTS[part](tokens, mask, self.skip) for part in self.parts], dim=1)
 
 
-def _first(tokens: Tensor, mask: Tensor | None, _skip: int) -> Tensor:
+def _first_token(tokens: Tensor, mask: Tensor | None, _skip: int) -> Tensor:
     if mask is None:
         return tokens[:, 0]
     return tokens[torch.arange(len(tokens), device=tokens.device), mask.int().argmax(1)]
 
 
-def _mean(tokens: Tensor, mask: Tensor | None, skip: int) -> Tensor:
+def _over_tokens(tokens: Tensor, mask: Tensor | None, skip: int) -> Tensor:
     if mask is None:
         return tokens[:, skip:].mean(1)
     weights = mask[:, skip:].to(tokens)[..., None]
@@ -81,7 +84,7 @@ def _mean(tokens: Tensor, mask: Tensor | None, skip: int) -> Tensor:
 
 
 # From tokens (n, t, d), a mask (n, t) or none, and how many come before the first that stands for a patch.
-PARTS: dict[str, Callable[[Tensor, Tensor | None, int], Tensor]] = {"cls": _first, "mean": _mean}
+PARTS: dict[str, Callable[[Tensor, Tensor | None, int], Tensor]] = {"cls": _first_token, "mean": _over_tokens}
 
 
 def tokens_of(output: Any, layout: Layout) -> Tensor:

@@ -41,6 +41,7 @@ from hftl.cli import (
     run,
     runs,
     transfer,
+    zero_shot,
 )
 from hftl.cli.flags import RecipeCommand
 from hftl.cli.launch import is_first_process
@@ -76,6 +77,7 @@ def build_app() -> typer.Typer:
     app.command("audit", cls=RecipeCommand)(audit.audit)
     app.command("transfer", cls=RecipeCommand)(transfer.transfer)
     app.command("curve", cls=RecipeCommand)(curve.curve)
+    app.command("zero-shot", cls=RecipeCommand)(zero_shot.zero_shot)
     app.command("advise", cls=RecipeCommand)(advise.advise)
     app.command("runs")(runs.runs)
     app.command("compare")(compare.compare)

@@ -128,7 +128,7 @@ def _eval_results(made: RunRecord, metrics: Metrics) -> list[EvalResult]:
     return [
         EvalResult(
             # What is measured, which is not what the base model's own class is for.
-            task_type=_measured(made.backbone.pipeline_tag),
+            task_type=_task_of_tag(made.backbone.pipeline_tag),
             dataset_type=str(repo) if is_repo_id(repo) else "custom",
             dataset_name=printable(data_name(made)),
             dataset_config=identity.get("config"),
@@ -142,7 +142,7 @@ def _eval_results(made: RunRecord, metrics: Metrics) -> list[EvalResult]:
     ]
 
 
-def _measured(tag: str) -> str:
+def _task_of_tag(tag: str) -> str:
     """The task that a model was trained for, also where what is exported is a base model and its head."""
     return {"feature-extraction": "text-classification"}.get(tag, tag.replace("feature-extraction", "classification"))
 
@@ -154,7 +154,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
     """What the template tells."""
     backbone, data, method = made.backbone, made.data, made.method
     task, names, identity = data.task, data.label_names, data.identity
-    tag = _measured(backbone.pipeline_tag)
+    tag = _task_of_tag(backbone.pipeline_tag)
     auto_model, auto_processor, processor_argument = AUTO_CLASSES.get(tag, ("", "", ""))
     computed, columns = metrics.eval, identity.get("columns", {})
     report = metrics.head or {}

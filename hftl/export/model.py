@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,8 @@ def export_pooled(
     head = {"weight": layers[0].weight, "bias": layers[0].bias}
     write_weights(folder / HEAD_WEIGHTS, NameRule("", []), {}, head, torch.float32)
     names = [config.id2label[number] for number in range(config.num_labels)]
-    facts = {"pooling": pooled.kind, "skip": pooled.skip, "layout": pooled.layout, "mask": pooled.mask}
-    _write_json(folder / HEAD_FACTS, {**facts, "labels": names})
+    facts = asdict(pooled)
+    _write_json(folder / HEAD_FACTS, {"pooling": facts.pop("kind"), **facts, "labels": names})
     return [Exported(folder, backbone.library)]
 
 

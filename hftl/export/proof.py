@@ -273,9 +273,11 @@ def _bare(folder: Path, backbone: Backbone, device: torch.device) -> Asked:
     def asked(rows: Sequence[Any]) -> Tensor:
         inputs = on_device(batch(rows), device)
         with torch.inference_mode():
-            output = body(**inputs)
+            output = getattr(body, facts["call"])(**inputs)
         if facts["pooling"] == "pooler":
             features = output.pooler_output
+        elif facts["pooling"] == "projection":
+            features = output.pooler_output / output.pooler_output.norm(dim=-1, keepdim=True)
         else:
             tokens = output.last_hidden_state
             tokens = {"tokens": tokens, "map": tokens.flatten(2).mT, "map last": tokens.flatten(1, -2)}[facts["layout"]]

@@ -432,7 +432,12 @@ NAMES = {name: told for name, (_, told) in METRICS.items()} | {
     "log_loss": "Log loss",
     "rmse": "Root mean squared error",
 }
-SHORT = {"majority": "most frequent label", "prototype": "nearest class mean", "knn": "nearest neighbours"}
+SHORT = {
+    "majority": "most frequent label",
+    "prototype": "nearest class mean",
+    "knn": "nearest neighbours",
+    "zero_shot": "text tower, no label",
+}
 COLUMNS = ("f1", "precision", "recall", "support", "threshold")
 STEPS = {"extract": "features", "train": "training", "total": "in all"}
 
