@@ -28,6 +28,7 @@ import torch
 from architectures import SPECIAL, Outcome, picture_size, pictures, shrunk
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoImageProcessor, AutoModel, Siglip2ImageProcessorPil
 from transformers import ViTImageProcessorPil as ViTProcessor
 from transformers.models.auto.modeling_auto import (
@@ -83,7 +84,13 @@ def listed(config: Any) -> dict[str, Any]:
 
 def configuration(model_type: str) -> Any:
     kind = CONFIG_MAPPING[model_type]
-    options = shrunk(kind()) | listed(kind()) | SPECIAL.get(model_type, {}) | MORE.get(model_type, {})
+    usual = kind()
+    options = shrunk(usual) | listed(usual) | SPECIAL.get(model_type, {}) | MORE.get(model_type, {})
+    for part in type(usual).sub_configs:
+        inner = getattr(usual, part, None)
+        if isinstance(options.get(part), dict) and hasattr(inner, "to_dict"):
+            # Such a part may be of any type, so that its type has to be named.
+            options[part] = {"model_type": inner.model_type, **listed(inner), **options[part]}
     return kind(**{name: value for name, value in options.items() if value is not None})
 
 
@@ -91,7 +98,14 @@ def checkpoint(model_type: str, folder: Path) -> None:
     config = configuration(model_type)
     config.architectures = []
     torch.manual_seed(0)
-    AutoModel.from_config(config).eval().save_pretrained(folder)
+    model = AutoModel.from_config(config).eval()
+    if not any(isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) for module in model.modules()):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                # The classes' own initial values make every row look alike.
+                if parameter.dim() > 1:
+                    parameter.mul_(4)
+    model.save_pretrained(folder)
     side = picture_size(config)
     if "siglip2" in model_type:
         Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16).save_pretrained(folder)

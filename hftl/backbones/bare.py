@@ -172,7 +172,9 @@ class Bare(PretrainedBackbone):
         batch, call = self.probes()[0], self.call
         try:
             output = _shaped_output(self.base_config, call, batch)
-            last = last_of(output)
+            last, rows = last_of(output), len(next(iter(batch.values())))
+            if len(last) != rows:
+                raise BackboneError(f"it returns {len(last)} rows for a batch of {rows}")
             layout = layout_of(last)
             tokens = tokens_of(output, layout)
         except Exception as error:  # whatever a model's class raises, or lacks, on what its preprocessing gives

@@ -105,9 +105,8 @@ def last_of(output: Any) -> Tensor:
     Raises:
         BackboneError: it returns no such thing.
     """
-    last = getattr(output, "last_hidden_state", None)
     # Modules inside a classification class may return plain tuples.
-    leaves = [last] if isinstance(last, Tensor) else tree_flatten(output)[0]
+    leaves = [output.get("last_hidden_state")] if isinstance(output, Mapping) else tree_flatten(output)[0]
     for value in leaves:
         if isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (3, 4):
             return value

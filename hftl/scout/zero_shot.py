@@ -142,8 +142,8 @@ def zero_shot(
         keep_remembered(store.root / MEMORY, key, score.interval.value)
         if folder:
             with writing(folder):
-                written = export_pooled(
-                    target, _pooled(target).pooling, [Dense(weight, bias)], None, folder, model.body
+                written = export_dual(
+                    target, _dual(target).pooling, [Dense(weight, bias)], None, folder, model.body
                 )
             device = PartialState().device
             evidence = Evidence(test.split, logits, probe.mixed_precision, stored.content.equal_lengths, device)
@@ -184,14 +184,14 @@ def known_zero_shot(target: Target, test: SplitFeatures, data: Data) -> float | 
 
 def _classifier(target: Target, said: Sequence[Sequence[str]]) -> tuple[PooledClassifier, Tensor, Tensor]:
     """The model, and the weight and bias that its text tower gives."""
-    backbone = _pooled(target)
+    backbone = _dual(target)
     model: Any
     model, _ = target.build()
     weight, bias = text_classifier(model.body, backbone.source.folder, said)
     return model, weight, bias
 
 
-def _pooled(target: Target) -> BareImageBackbone:
+def _dual(target: Target) -> BareImageBackbone:
     backbone = target.backbone
     if not isinstance(backbone, BareImageBackbone) or backbone.pooling.kind != "projection":
         raise BackboneError(f"{backbone.name} has no text tower beside an image tower, so that it knows no labels")
