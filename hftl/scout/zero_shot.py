@@ -142,9 +142,7 @@ def zero_shot(
         keep_remembered(store.root / MEMORY, key, score.interval.value)
         if folder:
             with writing(folder):
-                written = export_dual(
-                    target, _dual(target).pooling, [Dense(weight, bias)], None, folder, model.body
-                )
+                written = export_pooled(target, _dual(target).pooling, [Dense(weight, bias)], None, folder, model.body)
             device = PartialState().device
             evidence = Evidence(test.split, logits, probe.mixed_precision, stored.content.equal_lengths, device)
             prove_exports(written, target, evidence, reader.say.print)
