@@ -26,6 +26,7 @@ from hftl.frozen.features import StoredFeatures, matrix_of
 from hftl.frozen.head import train_head
 from hftl.frozen.matrix import Features
 from hftl.frozen.recipe import inputs_of, probe_of, stored_features, view_of
+from hftl.frozen.shares import Share, StoredRows, stored_rows
 from hftl.frozen.view import View
 from hftl.hub.client import staying_offline
 from hftl.methods import PROMPT, Head, Pooling
@@ -47,6 +48,7 @@ from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
 from hftl.scout.layers import layers
 from hftl.scout.zero_shot import known_zero_shot, zero_shot_start
+from hftl.store.store import FeatureStore, cache_root
 from hftl.terminal import Terminal
 from hftl.wording import named_error
 
@@ -167,6 +169,7 @@ def features(
     allow_pickle: bool = False,
     quiet: bool = False,
     on_bad_row: str = "error",
+    part: str | None = None,
 ) -> Features:
     """Compute what is missing of a recipe's features and return all of them, without training.
 
@@ -178,19 +181,23 @@ def features(
         allow_pickle: read a backbone's weights that are there only as a pickle, as nothing but tensors.
         quiet: print nothing but errors.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
+        part: ``"3/64"`` for every 64th row alone, from the third on, where other machines do the others.
 
     Raises:
         UserError: the recipe, its data or its backbone cannot be used.
         StoreError: features cannot be stored.
     """
     recipe, _ = as_recipe(recipe)
+    share = Share.parse(part) if part else None
     say = Terminal(quiet=quiet or not start_processes().is_main_process)
-    if pooling:
-        recipe = recipe.model_copy(update={"method": recipe.method.model_copy(update={"pooling": pooling})})
+    recipe = _pooled_by(recipe, pooling)
     probe = probe_of(recipe)
     with quiet_libraries(), staying_offline(offline):
         with met_everywhere():
             spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
+            if share:
+                data = share.of_data(data)
+                say.print(f"part      {part}: {sum(data.sizes().values()):,} of these rows")
         if target.backbone.wants != "text" and also and "native" in (probe.pooling, *also):
             raise RecipeError(
                 "pooling=native: pictures are pooled of the base model, and what the classification class reads comes "
@@ -199,6 +206,43 @@ def features(
         views = [View.of(target.backbone, each, probe.mixed_precision) for each in (probe.pooling, *also)]
         stored = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
     return matrix_of(stored, data)
+
+
+def missing_features(
+    recipe: RecipeLike,
+    *,
+    pooling: Pooling | None = None,
+    offline: bool = False,
+    quiet: bool = False,
+    part: str | None = None,
+) -> StoredRows:
+    """Which rows of a recipe's data have no features yet; nothing is computed.
+
+    Args:
+        recipe: the backbone and the data; as of `run`.
+        pooling: of the features; None for the recipe's own.
+        offline: use only what is on this machine.
+        quiet: print nothing but errors.
+        part: ``"3/64"`` to look at one part alone.
+
+    Raises:
+        UserError: the recipe, its data or its backbone cannot be used.
+        StoreError: the store cannot be read.
+    """
+    recipe, _ = as_recipe(recipe)
+    share = Share.parse(part) if part else None
+    recipe = _pooled_by(recipe, pooling)
+    with quiet_libraries(), staying_offline(offline):
+        spec, target, data = inputs_of(recipe, Terminal(quiet=quiet), BackboneOptions(recipe.max_length, offline))
+        view = view_of(recipe, target.backbone)
+        return stored_rows(FeatureStore(cache_root()), spec, target, share.of_data(data) if share else data, view)
+
+
+def _pooled_by(recipe: Recipe, pooling: Pooling | None) -> Recipe:
+    """The recipe with another pooling, where one is asked for."""
+    if pooling is None:
+        return recipe
+    return recipe.model_copy(update={"method": recipe.method.model_copy(update={"pooling": pooling})})
 
 
 # The steps of a run, in the order in which they are taken.
