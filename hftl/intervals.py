@@ -54,7 +54,9 @@ class Difference(Interval):
         return f"{value} ({low} to {high})"
 
 
-def resamples(rows: int, *, groups: npt.NDArray[np.int64] | None = None, seed: int = 0) -> Iterator[Array]:
+def resamples(
+    rows: int, *, groups: npt.NDArray[np.int64] | None = None, seed: int = 0, most: int = RESAMPLES
+) -> Iterator[Array]:
     """How often each row is drawn in each of 2,000 bootstrap samples (Efron 1979), in blocks of samples.
 
     The same rows, groups and seed give the same samples, so that two scores of the same rows are compared in pairs.
@@ -63,16 +65,17 @@ def resamples(rows: int, *, groups: npt.NDArray[np.int64] | None = None, seed: i
         rows: how many there are.
         groups: int64 (rows,), the group of each row; groups are drawn whole, because their rows are not independent.
         seed: of the draws.
+        most: only so many of the samples, the first ones.
 
     Yields:
-        float64 (b, rows); the b add up to 2,000.
+        float64 (b, rows); the b add up to 2,000, or to ``most``.
     """
     members = np.arange(rows) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = int(members.max()) + 1
     generator = np.random.default_rng(seed)
     together = max(1, _BLOCK_NUMBERS // max(rows, count))
-    for start in range(0, RESAMPLES, together):
-        number = min(together, RESAMPLES - start)
+    for start in range(0, most, together):
+        number = min(together, most - start)
         drawn = generator.integers(0, count, (number, count)) + count * np.arange(number)[:, None]
         times = np.bincount(drawn.ravel(), minlength=number * count).reshape(number, count)
         yield times[:, members].astype(np.float64)
@@ -83,7 +86,7 @@ def percentiles(value: float, draws: Array, *, spread: float = 1.0) -> Interval:
 
     Args:
         value: the statistic.
-        draws: (2000,), on each sample.
+        draws: (samples,), on each sample.
         spread: what the draws' distances from the value are multiplied with.
     """
     tail = (1 - LEVEL) / 2
@@ -110,7 +113,7 @@ def difference(value: float, draws: Array, *, spread: float = 1.0) -> Difference
 
     Args:
         value: the difference.
-        draws: (2000,), the difference on each sample.
+        draws: (samples,), the difference on each sample.
         spread: what the draws' distances from the value are multiplied with; see `SPREAD_OF_HEADS`.
     """
     distances = (draws - value) * spread

@@ -15,6 +15,7 @@ import torch
 from accelerate import PartialState
 
 from hftl.backbones.protocol import Target
+from hftl.criterion import Criterion
 from hftl.data import Data
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
@@ -25,7 +26,7 @@ from hftl.finished import Run
 from hftl.frozen.features import StoredFeatures, matrix_of
 from hftl.frozen.head import train_head
 from hftl.frozen.matrix import Features
-from hftl.frozen.recipe import inputs_of, probe_of, stored_features, view_of
+from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of
 from hftl.hub.client import staying_offline
 from hftl.methods import Head, Pooling
 from hftl.metric_functions import add_own_metrics
@@ -46,7 +47,7 @@ from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
 from hftl.scout.layers import layers
 from hftl.terminal import Terminal
-from hftl.wording import named_error
+from hftl.wording import named_error, printable
 
 SKIPPED = "skipped.json"
 NO_FEATURES = {"rows": 0, "computed": 0, "reused": 0}
@@ -100,13 +101,14 @@ def run(
             recipe = with_depth(recipe, say, offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row)
         with met_everywhere():
             spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
+        criterion = chooses(recipe, data.task)
         on_main(lambda: check_method(recipe, target, Path(out or "runs"), resume=resume, track=track))
         said = list(target.backbone.notes)
         # Only the main process has a folder; the others compute their share and write nothing but features.
         folder: RunFolder | None = on_main(lambda: open_folder(out, name, resume))
         if folder:
             held.callback(folder.release)
-        record = record_of(name, recipe, spec, target.backbone, data)
+        record = record_of(name, recipe, spec, target.backbone, data, criterion)
         if folder:
             folder.write_record(record)
         features, bad = None, []
@@ -151,7 +153,7 @@ def run(
             shown = partial(collect, data, features, trained, target.backbone.modality, recipe.seed)
             page = written_report(folder, shown, say)
     print_results(say, metrics, folder.path, page)
-    for line in judgements(metrics, data.task):
+    for line in judgements(metrics, criterion):
         say.print(line)
     return Run(folder.path)
 
@@ -268,7 +270,15 @@ def solved_head(recipe: Recipe, target: Target, features: StoredFeatures | None,
     """The head, trained on the features."""
     assert features is not None
     with Progress("head", quiet=say.quiet):
-        return train_head(probe_of(recipe), target, features, data, seed=recipe.seed, device=PartialState().device)
+        return train_head(
+            probe_of(recipe),
+            target,
+            features,
+            data,
+            seed=recipe.seed,
+            device=PartialState().device,
+            criterion=chooses(recipe, data.task),
+        )
 
 
 def finetuned(
@@ -287,12 +297,14 @@ def finetuned(
     from hftl.finetune.train import finetune
 
     assert not isinstance(recipe.method, Head)
+    criterion = chooses(recipe, data.task)
     head: Trained | None = on_main(lambda: solved_head(recipe, target, features, data, say)) if features else None
     trained = finetune(
         recipe.method,
         target,
         data,
-        start=start_of(head, data, say) if head else None,
+        criterion=criterion,
+        start=start_of(head, data, criterion, say) if head else None,
         seed=recipe.seed,
         folder=Path(broadcast(str(folder.path) if folder else None)),
         resume=resume,
@@ -310,11 +322,10 @@ def finetuned(
     return trained
 
 
-def start_of(head: Trained, data: Data, say: Terminal) -> dict[str, torch.Tensor]:
+def start_of(head: Trained, data: Data, criterion: Criterion, say: Terminal) -> dict[str, torch.Tensor]:
     """The solved head's parameters, for fine-tuning to start from, and a word on how good they are."""
-    values = evaluate_predictions(data.task, head.logits.numpy(), data.test.labels, data.label_names)
-    name = next(iter(values))
-    say.print(f"start     the head solved on the features: {name} {values[name]:.4f}")
+    value = criterion.value(head.logits.numpy(), data.test.labels)
+    say.print(f"start     the head solved on the features: {printable(criterion.name)} {value:.4f}")
     return head.parameters
 
 
@@ -340,7 +351,10 @@ def measure(
     counts: dict[str, Any] = {**features.counts, "space": features.space.id} if features else {**NO_FEATURES}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True
-    return Metrics(eval=values, features=counts, rows=data.sizes(), **{trained.section: trained.report})
+    criterion = chooses(recipe, task)
+    chosen_by = {"metric": criterion.name, "greater_is_better": criterion.greater_is_better}
+    sections: dict[str, Any] = {trained.section: trained.report}
+    return Metrics(eval=values, features=counts, chosen_by=chosen_by, rows=data.sizes(), **sections)
 
 
 def evidence_of(recipe: Recipe, features: StoredFeatures | None, data: Data, trained: Trained) -> Evidence:

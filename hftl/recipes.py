@@ -60,6 +60,11 @@ class Recipe(Options):
             that a run's record names the rows themselves.
         metrics: functions that are computed beside hftl's own metrics, on the test split: ``function(y_true, y_pred)``
             or ``function(logits, labels, task)``, told apart by these names; see `hftl.metric_functions`.
+        metric: the metric that chooses the strength of a head, the epoch, and what the scout advises: one of hftl's, of
+            a plugin's or of ``metrics``; None for accuracy (mAP of several labels, r2 of numbers), and for the held-out
+            loss along a path of strengths.
+        greater_is_better: which way of ``metric`` is better, where that is a function that does not say so itself by an
+            attribute of this name.
     """
 
     backbone: str
@@ -78,6 +83,8 @@ class Recipe(Options):
     seed: int = Field(default=0, ge=0, lt=2**32)
     drop: tuple[RowRef, ...] = ()
     metrics: tuple[MetricLike, ...] = ()
+    metric: str | None = Field(default=None, min_length=1)
+    greater_is_better: bool | None = None
 
     @field_validator("drop", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""The task's metric on rows that a model has not seen: its value, its interval, and its draws on bootstrap samples.
+"""The metric that chooses on rows that a model has not seen: its value, its interval, its draws on bootstrap samples.
 
 What a probe of the scout says of a score, and what a comparison of runs says of theirs, is made here and only here.
 """
@@ -10,57 +10,98 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
 
+from hftl.criterion import Criterion
 from hftl.errors import DataError
-from hftl.intervals import Array, Interval, percentiles, proportion, resamples
+from hftl.intervals import (
+    Array,
+    Difference,
+    Interval,
+    difference,
+    percentiles,
+    proportion,
+    resamples,
+)
 from hftl.metrics.resampled import resampled_metric
 from hftl.tasks import Task
 
 
 @dataclass(frozen=True)
 class Score:
-    """The task's metric on held-out rows.
+    """The metric that chooses, on held-out rows.
 
     Attributes:
+        criterion: the metric.
         interval: its value and 95 % interval.
-        draws: (2000,) float64, the metric on bootstrap samples of the rows: the same samples for the same rows.
+        draws: (samples,) float64, the metric on bootstrap samples of the rows: the same samples for the same rows.
         rows: (m,) int64, the rows that were held out.
         scores: (m, C) float32, what was predicted for them.
     """
 
+    criterion: Criterion
     interval: Interval
     draws: Array = field(repr=False)
     rows: np.ndarray = field(repr=False)
     scores: np.ndarray = field(repr=False)
 
+    @property
+    def merit(self) -> float:
+        """The value, more being better."""
+        return self.criterion.rank(self.interval.value)
+
 
 def scored(
-    task: Task, labels: np.ndarray, rows: np.ndarray, scores: np.ndarray, *, seed: int, spread: float = 1.0
+    criterion: Criterion,
+    labels: np.ndarray,
+    rows: np.ndarray,
+    scores: np.ndarray,
+    *,
+    seed: int,
+    spread: float = 1.0,
+    groups: np.ndarray | None = None,
 ) -> Score:
-    """The task's metric of predictions for some rows, with its interval.
+    """The metric that chooses of predictions for some rows, with its interval.
 
     Args:
-        task: what the labels are.
+        criterion: the metric.
         labels: of all rows.
         rows: (m,) int64, those that were predicted.
-        scores: (m, C), what was predicted.
+        scores: (m, C) logits; what orders the classes alike, where the metric asks for no more.
         seed: of the bootstrap samples.
         spread: how many times as far the metric spreads as under resampled rows; 1 for one fixed model.
+        groups: int64, the group of each of all rows; groups are drawn whole. None where rows are independent.
 
     Raises:
-        DataError: the metric is undefined, because the labels of these rows do not vary.
+        DataError: the metric is undefined on these rows.
     """
     truth = labels[rows]
-    value = float(resampled_metric(task, scores, truth, np.ones((1, len(rows))))[0])
+    of_rows = None if groups is None else groups[rows]
+    value = criterion.value(scores, truth)
     if not np.isfinite(value):
-        raise DataError(f"{task.metric} is undefined on these {len(rows):,} rows: their labels do not vary")
-    draws = np.concatenate([resampled_metric(task, scores, truth, times) for times in resamples(len(rows), seed=seed)])
+        raise DataError(
+            f"{criterion.name} is undefined on these {len(rows):,} rows: their labels, or the predictions, do not vary"
+        )
+    samples = resamples(len(rows), groups=of_rows, seed=seed, most=criterion.samples)
+    draws = np.concatenate([criterion.at(scores, truth, times) for times in samples])
     # A sample may leave the metric undefined; it says nothing.
     draws = np.where(np.isfinite(draws), draws, value)
-    if task.is_exclusive:
+    if criterion.name == "accuracy" and groups is None:
         interval = proportion(value * len(rows), len(rows), spread=spread)
     else:
         interval = percentiles(value, draws, spread=spread)
-    return Score(interval, draws, rows, scores)
+    return Score(criterion, interval, draws, rows, scores)
+
+
+def better_by(one: Score, other: Score, *, spread: float = 1.0) -> Difference:
+    """How much better one score is than another of the same rows: above 0 where it is, whichever way the metric runs.
+
+    Args:
+        one: the one.
+        other: the other.
+        spread: as of `hftl.intervals.difference`.
+    """
+    sign = one.criterion.sign
+    value = sign * (one.interval.value - other.interval.value)
+    return difference(value, sign * (one.draws - other.draws), spread=spread)
 
 
 def each_output(task: Task, scores: np.ndarray, labels: np.ndarray, counts: Array) -> Array:

@@ -106,7 +106,7 @@ def _answer(folder: Path, url: str | None) -> dict[str, Any]:
 
     run = RunFolder.open(folder)
     metrics = run.metrics()
-    said = [" ".join(line.split()) for line in judgements(metrics, run.record().data.task)]
+    said = [" ".join(line.split()) for line in judgements(metrics, run.record().criterion)]
     return {"folder": str(folder), "metrics": metrics.as_json(), "said": said, "pushed": url}
 
 

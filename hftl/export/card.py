@@ -152,7 +152,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
     tag = backbone.pipeline_tag
     auto_model, auto_processor, processor_argument = AUTO_CLASSES.get(tag, ("", "", ""))
     computed, columns = metrics.eval, identity.get("columns", {})
-    report = metrics.head or {}
+    report = metrics.head or metrics.finetune or {}
     return {
         "name": made.name,
         "what": _what(task, len(names), tag),
@@ -262,7 +262,9 @@ def _settings(made: RunRecord, report: Mapping[str, Any]) -> dict[str, Any]:
     options = made.method
     method = {"method": options["name"]} | {f"method.{n}": value for n, value in options.items() if n != "name"}
     chosen = {
-        f"chosen {name}": report[key] for name, key in (("strength", "chosen"), ("on", "chosen_on")) if key in report
+        f"chosen {name}": report[key]
+        for name, key in (("strength", "chosen"), ("on", "chosen_on"), ("by", "chosen_by"))
+        if report.get(key)
     }
     return {**method, **chosen, **fields}
 
@@ -322,7 +324,9 @@ def published_recipe(made: RunRecord) -> str:
 def _to_fill_in(made: RunRecord) -> dict[str, str]:
     """Comments on the fields of a recipe that mean something only on the machine that ran it."""
     backbone, data = made.backbone, str(made.recipe["data"])
-    comments: dict[str, list[str]] = {"backbone": [], "data": []}
+    comments: dict[str, list[str]] = {"backbone": [], "data": [], "metric": []}
+    if any(each.endswith(f":{made.recipe.get('metric')}") for each in made.recipe.get("metrics", ())):
+        comments["metric"].append("fill in: metrics=(…,), in which the recipe brought this function")
     if backbone.commit is None and str(made.recipe["backbone"]) != backbone.name:
         comments["backbone"].append("fill in: the folder that you keep this model in")
     if backbone.plugin not in ("", "hftl"):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hftl.backbones.cut.cut import Cut
 from hftl.backbones.cut.replay import STATISTICS, initial_head, measured_buffers, needs_weights, replaying
 from hftl.backbones.protocol import Target
+from hftl.criterion import Criterion
 from hftl.data import Data
 from hftl.export.model import Dense, export_model, export_sentence_transformer, fold
 from hftl.export.trained import Exported, Trained
@@ -32,7 +33,14 @@ EVALUATION_ROWS = 1024
 
 
 def train_head(
-    method: Head, target: Target, features: StoredFeatures, data: Data, *, seed: int, device: torch.device
+    method: Head,
+    target: Target,
+    features: StoredFeatures,
+    data: Data,
+    *,
+    seed: int,
+    device: torch.device,
+    criterion: Criterion | None = None,
 ) -> Trained:
     """Train the head on stored features.
 
@@ -43,12 +51,22 @@ def train_head(
         data: what the labels mean.
         seed: of folds, batches and initial values.
         device: where to compute; the CPU instead where it has no float64.
+        criterion: the metric that chooses the strength, or the setting and the round, where a recipe named one; the
+            held-out loss does otherwise, and where it is None.
 
     Raises:
         ConvergenceError: there is no finite solution.
         UserError: an option does not fit the data.
     """
-    job = _Job(method, target, features, data, seed, device_with_float64(device))
+    job = _Job(
+        method,
+        target,
+        features,
+        data,
+        seed,
+        device_with_float64(device),
+        criterion if criterion and criterion.is_stated else None,
+    )
     if method.hidden:
         return job.perceptron(method.hidden)
     return job.native() if features.content.cut.kind == "replay" else job.linear()
@@ -64,6 +82,7 @@ class _Job:
     data: Data
     seed: int
     device: torch.device
+    judge: Criterion | None
 
     @property
     def cut(self) -> Cut:
@@ -85,6 +104,7 @@ class _Job:
             calibrate=method.calibrate,
             bias=cut.bias,
             validation=(vectors["validation"], labels["validation"]) if "validation" in vectors else None,
+            judge=self.judge,
             seed=self.seed,
         )
         weight, bias = fit.weight.cpu(), fit.bias.cpu()
@@ -110,6 +130,7 @@ class _Job:
             class_weight=self.method.class_weight,
             calibrate=self.method.calibrate,
             validation=held,
+            judge=self.judge,
             seed=self.seed,
         )
         logits = mlp_logits(fit.params, vectors["test"]).cpu()
@@ -146,6 +167,7 @@ class _Job:
                 class_weight=self.method.class_weight,
                 calibrate=self.method.calibrate,
                 validation=(columns["validation"], labels["validation"]) if "validation" in columns else None,
+                judge=self.judge,
                 seed=self.seed,
                 device=self.device,
             )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from hftl.backbones.loading import load_backbone
 from hftl.backbones.matching import data_for
 from hftl.backbones.protocol import Backbone, Target
+from hftl.criterion import Criterion, criterion_of
 from hftl.data import Data
 from hftl.data.drop import without_rows
 from hftl.data.limit import limited
@@ -22,8 +23,9 @@ from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.recipes import Recipe
 from hftl.runs.console import print_bad_rows, print_features, print_inputs
 from hftl.store.store import FeatureStore, cache_root
+from hftl.tasks import Task
 from hftl.terminal import Terminal
-from hftl.wording import listing
+from hftl.wording import listing, printable
 
 
 def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[BackboneSpec, Target, Data]:
@@ -38,11 +40,23 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
         raise RecipeError(f"pooling={pooling!r}: for texts and method={recipe.method.name}, take {listing(of_texts)}")
     data = data_of(recipe, backbone)
     print_inputs(say, backbone, data)
+    criterion = chooses(recipe, data.task)
+    if criterion.is_stated:
+        say.print(f"metric    {printable(criterion.name)} chooses, {criterion.direction}")
     if isinstance(recipe.method, Head) and data.validation is not None and recipe.method.folds != Head().folds:
         say.print("          the data bring a validation split, which the strength is chosen on: folds are not used")
     for note in backbone.notes:
         say.print(f"          {note}")
     return spec, Target(backbone, backbone.config(data.task, data.label_names)), data
+
+
+def chooses(recipe: Recipe, task: Task) -> Criterion:
+    """The metric that chooses in a recipe whose labels are of this task.
+
+    Raises:
+        RecipeError: the task has no such metric, or nobody says which way of it is better.
+    """
+    return criterion_of(task, recipe.metric, recipe.greater_is_better, recipe.metrics)
 
 
 def data_of(recipe: Recipe, backbone: Backbone) -> Data:

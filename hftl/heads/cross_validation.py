@@ -10,6 +10,7 @@ from hftl.errors import DataError
 from hftl.heads.checks import check_features, check_labels, loss_weights
 from hftl.heads.fit import HeldOutLogits, LinearOptions
 from hftl.heads.folds import task_folds
+from hftl.heads.judging import Judge
 from hftl.heads.logistic import held_out_logistic
 from hftl.heads.ridge import fit_ridge, left_out_predictions
 from hftl.heads.threads import threads_for
@@ -28,6 +29,7 @@ def cross_validate(
     strengths: Sequence[float] | None = None,
     class_weight: ClassWeight = None,
     bias: bool = True,
+    judge: Judge | None = None,
     seed: int = 0,
 ) -> HeldOutLogits:
     """Solve a linear head without each fold in turn, and let it judge that fold.
@@ -49,6 +51,7 @@ def cross_validate(
         strengths: L2 strengths to choose from; None for a path of 20.
         class_weight: as for `fit_linear`.
         bias: whether heads have a free bias.
+        judge: the metric that chooses the strength; as of `fit_linear`.
         seed: decides the folds.
 
     Raises:
@@ -58,7 +61,7 @@ def cross_validate(
     labels = check_labels(labels, len(features), task, num_labels).to(features.device)
     weights = loss_weights(labels, task, num_labels, class_weight)
     path = None if strengths is None else sorted(map(float, strengths), reverse=True)
-    options = LinearOptions(task, num_labels, path, folds, "best", True, bias, True, 1e-10, seed, groups)
+    options = LinearOptions(task, num_labels, path, folds, "best", True, bias, True, 1e-10, seed, groups, judge)
     with threads_for(features, num_labels * folds):
         if task.has_classes:
             return held_out_logistic(features, labels, weights, options, parts)

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from hftl.criterion import Criterion
 from hftl.tasks import Task
 
 RECORD = "recipe.json"
@@ -104,6 +105,14 @@ class RunRecord(_Record):
         return method
 
     @property
+    def criterion(self) -> Criterion:
+        """The metric that chose; the task's own in records that name none."""
+        task, name = self.data.task, self.recipe.get("metric")
+        if not name:
+            return Criterion.of_task(task)
+        return Criterion(task, str(name), bool(self.recipe.get("greater_is_better", True)), is_stated=True)
+
+    @property
     def backbone_reference(self) -> str:
         """What to write for the same backbone: at the same commit, where the Hub has it."""
         given = str(self.recipe["backbone"])
@@ -150,6 +159,8 @@ class Metrics(_Record):
 
     Attributes:
         eval: metrics on the test split.
+        chosen_by: the metric that chose, and whether more of it is better: ``{"metric": …, "greater_is_better": …}``;
+            empty in runs of a release that did not record it.
         features: rows asked for, computed, reused and truncated, and the space's id.
         head: what the training of a head reports; None for fine-tuning.
         finetune: what fine-tuning reports; None for a head.
@@ -161,6 +172,7 @@ class Metrics(_Record):
 
     eval: dict[str, Any]
     features: dict[str, Any]
+    chosen_by: dict[str, Any] = Field(default_factory=dict)
     head: dict[str, Any] | None = None
     finetune: dict[str, Any] | None = None
     rows: dict[str, int] = Field(default_factory=dict)

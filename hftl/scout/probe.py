@@ -7,17 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from hftl.criterion import Criterion, as_logits
 from hftl.heads import cross_validate, neighbour_scores
 from hftl.intervals import (
     LEVEL,
     SPREAD_OF_HEADS,
     Difference,
-    difference,
     holm,
 )
-from hftl.scored import Score, scored
+from hftl.scored import Score, better_by, scored
 from hftl.scout.stored import TrainingRows
-from hftl.tasks import Task
 
 # Of each fold. With five folds, heads that judge have seen 95 % of the rows, and score hardly less than the head on all
 # of them, which is the one that a run exports.
@@ -25,46 +24,69 @@ PARTS = 4
 
 
 def linear_probe(
-    features: Tensor, labels: Tensor, *, task: Task, num_labels: int, folds: int, seed: int, parts: int = PARTS
+    features: Tensor,
+    labels: Tensor,
+    *,
+    criterion: Criterion,
+    num_labels: int,
+    folds: int,
+    seed: int,
+    parts: int = PARTS,
 ) -> Score:
     """The exact linear head, cross-validated; see `hftl.heads.cross_validate`.
 
-    The interval is that of the head on all rows, which a run exports.
+    A metric that a recipe names chooses the strength too; the held-out loss does otherwise. The interval is that of the
+    head on all rows, which a run exports.
 
     Raises:
         DataError: there is one class only, or no two rows of any class.
     """
-    held = cross_validate(features, labels, task=task, num_labels=num_labels, folds=folds, parts=parts, seed=seed)
+    held = cross_validate(
+        features,
+        labels,
+        task=criterion.task,
+        num_labels=num_labels,
+        folds=folds,
+        parts=parts,
+        judge=criterion if criterion.is_stated else None,
+        seed=seed,
+    )
     rows, logits = held.rows.numpy(), held.logits.numpy()
-    return scored(task, labels.numpy(), rows, logits, seed=seed, spread=SPREAD_OF_HEADS)
+    return scored(criterion, labels.numpy(), rows, logits, seed=seed, spread=SPREAD_OF_HEADS)
 
 
 def probe_rows(known: TrainingRows, folds: int, parts: int = PARTS) -> Score:
     """`linear_probe` of training rows."""
     labels, outputs = known.labels, len(known.data.label_names)
     return linear_probe(
-        known.features, labels, task=known.task, num_labels=outputs, folds=folds, seed=known.seed, parts=parts
+        known.features,
+        labels,
+        criterion=known.criterion,
+        num_labels=outputs,
+        folds=folds,
+        seed=known.seed,
+        parts=parts,
     )
 
 
-def neighbour_probe(features: Tensor, labels: Tensor, targets: Tensor, *, task: Task, seed: int) -> Score:
+def neighbour_probe(features: Tensor, labels: Tensor, targets: Tensor, *, criterion: Criterion, seed: int) -> Score:
     """The 20 nearest rows by cosine, each row judged by all others; nothing is trained.
 
     Args:
         features: (n, d).
         labels: of the rows.
         targets: (n, C) float32, the labels as numbers to average.
-        task: what they are.
+        criterion: the metric.
         seed: of the bootstrap samples.
     """
-    scores = neighbour_scores(features, targets, features, own=True)
-    return scored(task, labels.numpy(), np.arange(len(labels)), scores.numpy(), seed=seed, spread=SPREAD_OF_HEADS)
+    shares = neighbour_scores(features, targets, features, own=True).numpy()
+    scores = as_logits(criterion.task, shares) if criterion.is_stated else shares
+    return scored(criterion, labels.numpy(), np.arange(len(labels)), scores, seed=seed, spread=SPREAD_OF_HEADS)
 
 
 def ahead_by(one: Score, other: Score) -> Difference:
     """How much better one cross-validated head is than another on the same rows."""
-    value = one.interval.value - other.interval.value
-    return difference(value, one.draws - other.draws, spread=SPREAD_OF_HEADS)
+    return better_by(one, other, spread=SPREAD_OF_HEADS)
 
 
 def tied_groups(scores: Sequence[Score]) -> list[int]:
