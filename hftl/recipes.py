@@ -51,6 +51,13 @@ class Recipe(Options):
         depth: the backbone's first blocks (stages, where the architecture goes through stages) and its final norm, as a
             smaller model of the same class; ``"auto"`` for the shallowest that is as good as the best (`hftl.layers`);
             None for all of it.
+        group: the column that says which rows belong together, such as those of one patient: none of them stand in two
+            parts, in folds neither, and intervals draw groups; None where rows are independent.
+        time: the column that says when rows are from: training is older than what is tested; None where time says
+            nothing.
+        stratify: the column of whose values every part has its share; None for the label.
+        fold: the column that says which fold rows are in, where a strength is chosen or ``--cv`` scores; None to deal
+            them.
         test_size: share of the rows set aside where the data bring no test split.
         validation_size: share of the training rows set aside to choose the strength or the epoch on, where the data
             bring no validation split; None for folds, and for the last epoch or what `patience` sets aside.
@@ -77,6 +84,10 @@ class Recipe(Options):
     label_separator: str | None = Field(default=None, min_length=1)
     max_length: int | None = Field(default=None, ge=1)
     depth: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    group: str | None = Field(default=None, min_length=1)
+    time: str | None = Field(default=None, min_length=1)
+    stratify: str | None = Field(default=None, min_length=1)
+    fold: str | None = Field(default=None, min_length=1)
     test_size: float = Field(default=0.2, gt=0, lt=1)
     validation_size: float | None = Field(default=None, gt=0, lt=1)
     limit: int | None = Field(default=None, ge=2)

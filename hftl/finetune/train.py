@@ -21,7 +21,7 @@ from hftl.backbones.batching import needs_equal_lengths
 from hftl.backbones.protocol import Target
 from hftl.criterion import Criterion
 from hftl.data import Data
-from hftl.data.holdout import hold_out
+from hftl.data.division import hold_out_rows
 from hftl.errors import BackboneError, HftlError, UserError
 from hftl.export.model import finish_export
 from hftl.export.trained import Exported, Trained
@@ -281,7 +281,7 @@ def with_validation(
             "chooses nothing"
         )
         return data, False
-    stays, drawn = hold_out(data.train.labels, data.task, SET_ASIDE, seed)
+    stays, drawn = hold_out_rows(data.train, data.task, SET_ASIDE, seed)
     say(f"epochs    {len(drawn):,} training rows set aside to choose the epoch by {criterion.name}, seed {seed}")
     return replace(data, train=data.train.select(stays), validation=data.train.select(drawn, "validation")), True
 

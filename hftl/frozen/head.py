@@ -21,6 +21,7 @@ from hftl.backbones.cut.replay import STATISTICS, initial_head, measured_buffers
 from hftl.backbones.protocol import Target
 from hftl.criterion import Criterion
 from hftl.data import Data
+from hftl.data.division import folds_of
 from hftl.export.model import Dense, export_model, export_sentence_transformer, fold
 from hftl.export.trained import Exported, Trained
 from hftl.frozen.features import SplitFeatures, StoredFeatures
@@ -30,6 +31,8 @@ from hftl.methods import Head
 from hftl.store.values import Ragged
 
 EVALUATION_ROWS = 1024
+# Of which one is held out, where a head has no exact solution.
+FOLDS_OF_A_SEARCH = 5
 
 
 def train_head(
@@ -105,6 +108,7 @@ class _Job:
             bias=cut.bias,
             validation=(vectors["validation"], labels["validation"]) if "validation" in vectors else None,
             judge=self.judge,
+            dealt=self._dealt(method.folds),
             seed=self.seed,
         )
         weight, bias = fit.weight.cpu(), fit.bias.cpu()
@@ -131,6 +135,7 @@ class _Job:
             calibrate=self.method.calibrate,
             validation=held,
             judge=self.judge,
+            dealt=self._dealt(FOLDS_OF_A_SEARCH),
             seed=self.seed,
         )
         logits = mlp_logits(fit.params, vectors["test"]).cpu()
@@ -168,6 +173,7 @@ class _Job:
                 calibrate=self.method.calibrate,
                 validation=(columns["validation"], labels["validation"]) if "validation" in columns else None,
                 judge=self.judge,
+                dealt=self._dealt(FOLDS_OF_A_SEARCH),
                 seed=self.seed,
                 device=self.device,
             )
@@ -177,6 +183,13 @@ class _Job:
                 ]
         parameters = {name: value.cpu() for name, value in (fit.params | buffers).items()}
         return Trained(torch.cat(blocks), "head", fit.report, self._export(parameters), parameters)
+
+    def _dealt(self, folds: int) -> Tensor | None:
+        """The fold of each training row, where columns of the data decide about it; none where a split judges."""
+        if "validation" in self.features.splits:
+            return None
+        dealt = folds_of(self.features.splits["train"].split, self.data.task, folds, self.seed)
+        return None if dealt is None else torch.from_numpy(dealt)
 
     def _vectors(self) -> dict[str, Tensor]:
         return {name: part.columns["features"].to(self.device) for name, part in self.features.splits.items()}

@@ -14,6 +14,7 @@ from hftl.criterion import Criterion, criterion_of
 from hftl.data import Data
 from hftl.data.drop import without_rows
 from hftl.data.limit import limited
+from hftl.data.marks import Division
 from hftl.errors import RecipeError
 from hftl.frozen.features import StoredFeatures, features_of
 from hftl.frozen.view import View
@@ -72,6 +73,7 @@ def data_of(recipe: Recipe, backbone: Backbone) -> Data:
         seed=recipe.seed,
         test_size=recipe.test_size,
         validation_size=recipe.validation_size,
+        division=Division(recipe.group, recipe.time, recipe.stratify, recipe.fold),
     )
     if recipe.drop:
         data = without_rows(data, recipe.drop)

@@ -26,6 +26,7 @@ class LinearOptions:
     seed: int
     groups: Tensor | None = None
     judge: Judge | None = None
+    dealt: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ def fit_linear(
     calibrate: bool = True,
     validation: tuple[Tensor, Tensor] | None = None,
     judge: Judge | None = None,
+    dealt: Tensor | None = None,
     tolerance: float = 1e-10,
     seed: int = 0,
 ) -> HeadFit:
@@ -65,6 +66,7 @@ def fit_linear(
         validation: features and labels to choose and calibrate on, in place of folds.
         judge: the metric that chooses the strength, in place of the loss; the loss decides between strengths of which
             it says the same, and all of them where it is undefined at every one.
+        dealt: (n,) int64, the fold of each row, from 0, in place of folds that are stratified by label.
         tolerance: relative distance from the minimum at which the exported head stops; the report says
             whether it was reached.
         seed: decides the folds.
@@ -82,7 +84,7 @@ def fit_linear(
     weights = loss_weights(labels, task, num_labels, class_weight)
     path = None if strengths is None else check_strengths(strengths)
     options = LinearOptions(
-        task, num_labels, path, folds, rule, standardize, bias, calibrate, tolerance, seed, judge=judge
+        task, num_labels, path, folds, rule, standardize, bias, calibrate, tolerance, seed, judge=judge, dealt=dealt
     )
     if validation is not None:
         validation = _check_validation(validation, features, options)
@@ -91,6 +93,7 @@ def fit_linear(
     used = (weights > 0).any(1)
     if not bool(used.all()):
         features, labels, weights = features[used], labels[used], weights[used]
+        options = replace(options, dealt=None if dealt is None else dealt.to(used.device)[used])
     with threads_for(features, num_labels * folds):
         if task.has_classes:
             head = fit_logistic(features, labels, weights, options, validation)

@@ -16,7 +16,7 @@ from hftl.errors import ConvergenceError, DataError
 from hftl.heads.basis import Basis, default_strengths, fit_basis
 from hftl.heads.calibration import calibration_report, fit_temperature
 from hftl.heads.fit import HeadFit, HeldOutLogits, LinearOptions
-from hftl.heads.folds import task_folds
+from hftl.heads.folds import folds_for, task_folds
 from hftl.heads.judging import Judge, Judged, chosen_of, entry_of, judged
 from hftl.heads.objective import EVERY_ROW, NO_FOLD, FoldRows, Objective
 from hftl.heads.path import PATH_TOLERANCE, Candidate, HeldOut, held_out_logits, solve, walk
@@ -191,7 +191,7 @@ def _pose(
     every = labels if validation is None else torch.cat([labels, validation[1]])
     labels, weights = _restrict(labels, weights, learnable, link)
     if validation is None:
-        folds = task_folds(labels, options.task, options.folds, options.seed, options.groups)
+        folds = folds_for(labels, options)
     else:
         folds = torch.full((len(labels),), NO_FOLD, device=labels.device)
     # From training rows alone: a validation split must not have a say in what it judges.

@@ -34,6 +34,7 @@ def fit_mlp(
     validation: tuple[Features, Tensor] | None = None,
     calibrate: bool = True,
     judge: Judge | None = None,
+    dealt: Tensor | None = None,
     seed: int = 0,
 ) -> NativeFit:
     """Train a perceptron with one hidden layer (GELU): parameters for ``mlp_logits`` on raw features.
@@ -48,6 +49,7 @@ def fit_mlp(
         validation: ``({"features": matrix}, labels)`` to choose on.
         calibrate: as for ``fit_native``.
         judge: as for ``fit_linear``.
+        dealt: as for ``fit_native``.
         seed: decides the initial weights, and all that ``fit_native`` decides by it.
 
     Raises:
@@ -82,6 +84,7 @@ def fit_mlp(
         validation=validation,
         calibrate=calibrate,
         judge=judge,
+        dealt=dealt,
         seed=seed,
     )
     weight = fit.params["hidden.weight"] / scale

@@ -92,6 +92,7 @@ def fit_native(
     validation: tuple[Features, Tensor] | None = None,
     calibrate: bool = True,
     judge: Judge | None = None,
+    dealt: Tensor | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> NativeFit:
@@ -115,6 +116,7 @@ def fit_native(
         validation: features and labels to choose on.
         calibrate: divide the logits by a temperature fitted on the rows that chose (classification only).
         judge: the metric that chooses, in place of the loss; as of ``fit_linear``.
+        dealt: (n,) int64, the fold of each row, of which the first is held out; dealt by label where None.
         seed: decides the held-out rows, the order of the batches and dropout.
         device: where to train; that of the first feature where None.
 
@@ -129,7 +131,7 @@ def fit_native(
     rows = _labelled(features, labels, task, num_labels, class_weight, device)
     params = {name: value.detach().to(device) for name, value in params.items()}
     if validation is None:
-        training, judging = _hold_out(rows, task, seed)
+        training, judging = _hold_out(rows, task, seed, dealt)
     else:
         training, judging = rows, _labelled(*validation, task, num_labels, None, device)
     # Dropout draws from torch's global generators, whose state is the caller's.
@@ -387,11 +389,11 @@ def _labelled(
     return _LabelledRows({name: value.to(device) for name, value in features.items()}, labels, weights)
 
 
-def _hold_out(rows: _LabelledRows, task: Task, seed: int) -> tuple[_LabelledRows, _LabelledRows]:
+def _hold_out(rows: _LabelledRows, task: Task, seed: int, dealt: Tensor | None) -> tuple[_LabelledRows, _LabelledRows]:
     """A fifth of the rows, stratified by class, to judge on; classes of one row stay in training."""
     deal = task.case(single_label=stratified_folds, multi_label=rarest_label_folds, regression=random_folds)
     # The deal of the linear heads, of which one fold is enough here: each fold more would be one more training.
-    folds = deal(rows.labels, _HELD_OUT_FOLDS, seed)
+    folds = deal(rows.labels, _HELD_OUT_FOLDS, seed) if dealt is None else dealt.to(rows.labels.device)
     held = folds == 0
     if not bool(held.any()) or bool(held.all()):
         raise DataError(f"native head: {len(rows)} rows are too few to hold some out; give a validation split")

@@ -6,6 +6,7 @@ form from one pass over the rows, and a second pass gives all leave-one-out resi
 Technometrics 21 (1979), eq. 2.1).
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,9 +40,13 @@ def fit_ridge(
     variance = (targets - mean).square().mean(0).clamp_min(1e-300)
     weight_path = shrink[:, :, None] * products  # (strengths, rank, targets)
 
-    if validation is None:
+    if validation is None and options.dealt is not None and len(torch.unique(options.dealt)) > 1:
+        residuals, chosen_on = _fold_residuals(features, targets, strengths, options), "folds that were dealt"
+    elif validation is None:
+        chosen_on = "leave-one-out"
         residuals = _left_out_residuals(features, targets - mean, basis, weight_path, shrink)
     else:
+        chosen_on = "validation split"
         z = basis.transform(validation[0], torch.float64)[:, :-1]
         residuals = (validation[1] - mean - z @ weight_path).transpose(0, 1)
     chosen, path, by = _choice(
@@ -55,7 +60,7 @@ def fit_ridge(
     report: dict[str, Any] = {
         "kind": "ridge",
         "rule": options.rule,
-        "chosen_on": "validation split" if validation else "leave-one-out",
+        "chosen_on": chosen_on,
         "path": path,
         "chosen": strengths[chosen],
         **by,
@@ -66,6 +71,24 @@ def fit_ridge(
         "converged": True,
     }
     return HeadFit(weight.float(), shift.float(), report)
+
+
+def _fold_residuals(features: Tensor, targets: Tensor, strengths: list[float], options: LinearOptions) -> Tensor:
+    """What each row lies above what heads of the other folds predict: (n, strengths, targets).
+
+    Rows of one group are alike, so a row's own group must be out of its fold's heads, as leave-one-out cannot have it.
+    """
+    assert options.dealt is not None
+    dealt = options.dealt.to(features.device)
+    residuals = torch.zeros(len(targets), len(strengths), targets.shape[1], dtype=torch.float64, device=targets.device)
+    for fold in torch.unique(dealt).tolist():
+        held = dealt == fold
+        known = replace(options, strengths=strengths)
+        basis, _, mean, shrink, products = _path(features[~held], targets[~held], known)
+        z = basis.transform(features[held], torch.float64)[:, :-1]
+        predicted = mean + z @ (shrink[:, :, None] * products)
+        residuals[held] = (targets[held] - predicted).transpose(0, 1)
+    return residuals
 
 
 def _choice(

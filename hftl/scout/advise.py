@@ -16,7 +16,7 @@ from accelerate import PartialState
 
 from hftl.criterion import Criterion
 from hftl.data import Data
-from hftl.data.holdout import hold_out
+from hftl.data.division import hold_out_rows
 from hftl.errors import HftlError, Interrupted
 from hftl.frozen.head import train_head
 from hftl.frozen.recipe import chooses, probe_of, stored_features, view_of
@@ -192,7 +192,7 @@ def _trials(
         skipped.append(f"trials: {clock.left:.0f} s suffice for {rows} rows, which says nothing; give more --minutes")
         return []
     part = training_part(part, rows, recipe.seed)
-    stays, held = hold_out(part.train.labels, part.task, HELD_OUT, recipe.seed)
+    stays, held = hold_out_rows(part.train, part.task, HELD_OUT, recipe.seed)
     trial = replace(part, train=part.train.select(stays), test=part.train.select(held, "test"))
     features = stored_features(
         spec, target, trial, [view_of(recipe)], reader.say, on_bad_row=reader.on_bad_row, quiet=reader.quiet
@@ -243,7 +243,8 @@ def _trials(
 
 def _scored(criterion: Criterion, trial: Data, logits: torch.Tensor, seed: int) -> Score:
     labels = trial.test.labels
-    return scored(criterion, labels, np.arange(len(labels)), logits.numpy(), seed=seed)
+    every, groups = np.arange(len(labels)), trial.test.marks.groups
+    return scored(criterion, labels, every, logits.numpy(), seed=seed, groups=groups)
 
 
 def _conclusion(trials: Sequence[Trial], depth: Sequence[int], metric: str) -> tuple[str, list[str]]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from hftl.criterion import Criterion
-from hftl.data.holdout import hold_out
+from hftl.data.division import hold_out_rows
 from hftl.errors import DataError
 from hftl.heads import fit_linear
 from hftl.intervals import LEVEL, Array, Interval, difference, percentiles
@@ -120,7 +120,7 @@ def _measured(known: TrainingRows, seeds: int, quiet: bool) -> tuple[list[int], 
     scores: list[list[Score]] = []
     strengths: list[float] = []
     for seed in counted("curve", range(known.seed, known.seed + seeds), unit="draws", quiet=quiet):
-        pool, held = hold_out(labels, task, HELD_OUT, seed)
+        pool, held = hold_out_rows(known.split, task, HELD_OUT, seed)
         order = pool[nested_order(labels[pool], task, seed)]
         if not sizes:
             sizes = _sizes(len(pool), len(known.data.label_names) if task.is_exclusive else 0)
@@ -144,7 +144,7 @@ def _measured(known: TrainingRows, seeds: int, quiet: bool) -> tuple[list[int], 
             if not known_already:
                 strengths.append(float(fit.report["chosen"]))
             logits = fit.logits(known.features[held]).numpy()
-            scores[place].append(scored(criterion, labels, held, logits, seed=seed))
+            scores[place].append(scored(criterion, labels, held, logits, seed=seed, groups=known.split.marks.groups))
     return sizes, scores
 
 
@@ -197,7 +197,8 @@ def _answer(known: TrainingRows, sizes: list[int], scores: list[list[Score]]) ->
     if len(sizes) < FEWEST_SIZES:
         why_not = f"{len(sizes)} sizes of training sets are too few for a curve"
     elif rise.value <= 0 or rise.p > 1 - LEVEL:
-        why_not = f"{metric} does not get better beyond noise from {sizes[0]:,} to {sizes[-1]:,} labels"
+        grows = "rise" if criterion.greater_is_better else "fall"
+        why_not = f"{metric} does not {grows} beyond noise from {sizes[0]:,} to {sizes[-1]:,} labels"
     else:
         noise = draws.std(1).clip(1e-6)
         # The law is one of growth: of a metric of which less is better it is fitted to the negative.

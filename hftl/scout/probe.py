@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hftl.criterion import Criterion, as_logits
+from hftl.data.division import folds_of
 from hftl.heads import cross_validate, neighbour_scores
 from hftl.intervals import (
     LEVEL,
@@ -32,6 +34,8 @@ def linear_probe(
     folds: int,
     seed: int,
     parts: int = PARTS,
+    dealt: Tensor | None = None,
+    groups: np.ndarray | None = None,
 ) -> Score:
     """The exact linear head, cross-validated; see `hftl.heads.cross_validate`.
 
@@ -47,17 +51,19 @@ def linear_probe(
         task=criterion.task,
         num_labels=num_labels,
         folds=folds,
-        parts=parts,
+        parts=parts if dealt is None else 1,
+        dealt=dealt,
         judge=criterion if criterion.is_stated else None,
         seed=seed,
     )
     rows, logits = held.rows.numpy(), held.logits.numpy()
-    return scored(criterion, labels.numpy(), rows, logits, seed=seed, spread=SPREAD_OF_HEADS)
+    return scored(criterion, labels.numpy(), rows, logits, seed=seed, spread=SPREAD_OF_HEADS, groups=groups)
 
 
 def probe_rows(known: TrainingRows, folds: int, parts: int = PARTS) -> Score:
     """`linear_probe` of training rows."""
     labels, outputs = known.labels, len(known.data.label_names)
+    dealt = folds_of(known.split, known.task, folds, known.seed)
     return linear_probe(
         known.features,
         labels,
@@ -66,10 +72,20 @@ def probe_rows(known: TrainingRows, folds: int, parts: int = PARTS) -> Score:
         folds=folds,
         seed=known.seed,
         parts=parts,
+        dealt=None if dealt is None else torch.from_numpy(dealt),
+        groups=known.split.marks.groups,
     )
 
 
-def neighbour_probe(features: Tensor, labels: Tensor, targets: Tensor, *, criterion: Criterion, seed: int) -> Score:
+def neighbour_probe(
+    features: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    *,
+    criterion: Criterion,
+    seed: int,
+    groups: np.ndarray | None = None,
+) -> Score:
     """The 20 nearest rows by cosine, each row judged by all others; nothing is trained.
 
     Args:
@@ -78,10 +94,13 @@ def neighbour_probe(features: Tensor, labels: Tensor, targets: Tensor, *, criter
         targets: (n, C) float32, the labels as numbers to average.
         criterion: the metric.
         seed: of the bootstrap samples.
+        groups: int64 (n,), of which a row's own group is no neighbour, and which samples draw whole; None for rows.
     """
-    shares = neighbour_scores(features, targets, features, own=True).numpy()
+    apart = None if groups is None else torch.from_numpy(groups)
+    shares = neighbour_scores(features, targets, features, own=True, groups=apart).numpy()
     scores = as_logits(criterion.task, shares) if criterion.is_stated else shares
-    return scored(criterion, labels.numpy(), np.arange(len(labels)), scores, seed=seed, spread=SPREAD_OF_HEADS)
+    every = np.arange(len(labels))
+    return scored(criterion, labels.numpy(), every, scores, seed=seed, spread=SPREAD_OF_HEADS, groups=groups)
 
 
 def ahead_by(one: Score, other: Score) -> Difference:

@@ -167,7 +167,10 @@ def registered_alike(recipe: Recipe) -> list[str]:
 def _ranked(reference: str, known: TrainingRows, folds: int) -> RankedBackbone:
     task, labels = known.task, known.labels
     probe = probe_rows(known, folds)
-    neighbours = neighbour_probe(known.features, labels, known.targets, criterion=known.criterion, seed=known.seed)
+    groups = known.split.marks.groups
+    neighbours = neighbour_probe(
+        known.features, labels, known.targets, criterion=known.criterion, seed=known.seed, groups=groups
+    )
     notes = ["its head reads every token: their mean was probed"] if known.averaged else []
     if alone := len(known.split) - len(probe.rows):
         notes.append(f"{alone:,} rows stand alone in their class and were not held out")

@@ -12,6 +12,7 @@ from hftl.backbones.protocol import Target
 from hftl.backbones.untrained import Untrained
 from hftl.criterion import as_logits
 from hftl.data import Texts
+from hftl.data.division import folds_of
 from hftl.errors import BackboneError, CutError
 from hftl.heads.folds import task_folds
 from hftl.intervals import (
@@ -197,11 +198,12 @@ def _without_network(known: TrainingRows, folds: int) -> Score | None:
     """The model without a network for what the backbone reads; None where none is known."""
     inputs, modality = known.split.inputs, known.target.backbone.modality
     if isinstance(inputs, Texts):
-        dealt = task_folds(known.labels, known.task, folds, known.seed).numpy()
+        given = folds_of(known.split, known.task, folds, known.seed)
+        dealt = task_folds(known.labels, known.task, folds, known.seed).numpy() if given is None else given
         outputs = len(known.data.label_names)
         scores = text_scores(inputs, known.split.labels, dealt, task=known.task, num_labels=outputs)
         rows = np.flatnonzero(dealt >= 0)
-        return scored(known.criterion, known.split.labels, rows, scores, seed=known.seed, spread=SPREAD_OF_HEADS)
+        return _scored_alike(known, rows, scores, spread=SPREAD_OF_HEADS)
     if modality != "image":
         return None
     return probe_rows(replace(known, features=image_features(inputs)), folds, parts=1)
@@ -211,7 +213,13 @@ def _constant(known: TrainingRows, pretrained: Score) -> Score:
     """The same answer for every row: the mean of the labels."""
     answer = known.targets.mean(0).expand(len(pretrained.rows), -1).numpy()
     answer = as_logits(known.task, answer) if known.criterion.is_stated else answer
-    return scored(known.criterion, known.split.labels, pretrained.rows, answer, seed=known.seed)
+    return _scored_alike(known, pretrained.rows, answer)
+
+
+def _scored_alike(known: TrainingRows, rows: np.ndarray, scores: np.ndarray, spread: float = 1.0) -> Score:
+    """A rival's score, on the samples of rows that the backbone's own is made of."""
+    groups = known.split.marks.groups
+    return scored(known.criterion, known.split.labels, rows, scores, seed=known.seed, spread=spread, groups=groups)
 
 
 def _mean(scores: Sequence[Score]) -> Interval:
@@ -240,7 +248,9 @@ def _by_output(known: TrainingRows, pretrained: Score, rivals: Sequence[Score]) 
         return ours, np.mean([each_output(known.task, rival.scores, labels, times) for rival in rivals], axis=0)
 
     (ours,), (theirs,) = measured(np.ones((1, len(labels))))
-    drawn = [measured(times) for times in resamples(len(labels), seed=known.seed)]
+    groups = known.split.marks.groups
+    groups = None if groups is None else groups[pretrained.rows]
+    drawn = [measured(times) for times in resamples(len(labels), groups=groups, seed=known.seed)]
     draws = np.concatenate([one - other for one, other in drawn])
     occurring = [k for k in range(len(ours)) if np.isfinite(ours[k])]
     # The draw of the rival that does most like the pretrained backbone tells least.
