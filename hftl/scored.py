@@ -5,7 +5,9 @@ What a probe of the scout says of a score, and what a comparison of runs says of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
@@ -13,6 +15,8 @@ from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
 from hftl.criterion import Criterion
 from hftl.errors import DataError
 from hftl.intervals import (
+    LEVEL,
+    RESAMPLES,
     Array,
     Difference,
     Interval,
@@ -20,8 +24,9 @@ from hftl.intervals import (
     percentiles,
     proportion,
     resamples,
+    share_of_units,
 )
-from hftl.metrics.resampled import resampled_metric
+from hftl.metrics.resampled import resampled_metric, resampled_metrics
 from hftl.tasks import Task
 
 
@@ -89,6 +94,101 @@ def scored(
     else:
         interval = percentiles(value, draws, spread=spread)
     return Score(criterion, interval, draws, rows, scores)
+
+
+# Numbers that are drawn for intervals at most: where rows are many, fewer samples tell as much.
+_MOST_DRAWN = 40_000_000
+_FEWEST_RESAMPLES = 200
+_SHARES_OF_ROWS = ("accuracy", "subset_accuracy")
+# Of fewer rows, or groups, an interval is wide, and itself not sure.
+FEW_UNITS = 30
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """How sure the metrics of some predictions are.
+
+    Attributes:
+        of: by the metric's name, of those that are one number and defined.
+        units: how many independent rows, or groups, there are.
+        grouped: whether groups were drawn.
+        samples: bootstrap samples that they are made of.
+    """
+
+    of: dict[str, Interval]
+    units: int
+    grouped: bool
+    samples: int
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``metrics.json`` has."""
+        return {
+            "level": LEVEL,
+            "drawn": "groups" if self.grouped else "rows",
+            "units": self.units,
+            "samples": self.samples,
+            "of": {name: [each.low, each.high] for name, each in self.of.items()},
+        }
+
+
+def intervals_of(
+    task: Task,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    *,
+    thresholds: Sequence[float] | None = None,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
+    spread: float = 1.0,
+) -> Intervals:
+    """Intervals of all metrics that a run reports, by bootstrap over rows or groups.
+
+    A share of right rows has Wilson's interval, which holds near 1 too, of groups with the effective number of rows;
+    everything else has expanded percentiles.
+
+    Args:
+        task: what the labels are.
+        scores: (n, C), as `hftl.tasks.Task.scores` gives them; or (r, n, C), of r models that are scored each for
+            itself, of which the mean is what is reported.
+        labels: (n,) class numbers, or (n, C).
+        thresholds: of several labels; None for 0.5.
+        groups: int64 (n,), the group of each row; groups are drawn whole. None where rows are independent.
+        seed: of the samples.
+        spread: as of `hftl.intervals.percentiles`.
+    """
+    models = scores if scores.ndim == 3 else scores[None]
+    rows = len(labels)
+    units = rows if groups is None else len(np.unique(groups))
+    # Labels and targets are gone through one by one, exclusive classes all at once.
+    numbers = rows * len(models) if task.is_exclusive else models.size
+    wanted = min(RESAMPLES, max(_FEWEST_RESAMPLES, _MOST_DRAWN // max(numbers, 1)))
+
+    def measured(counts: Array) -> dict[str, Array]:
+        each = [resampled_metrics(task, one, labels, counts, thresholds) for one in models]
+        return {name: np.mean([found[name] for found in each], axis=0) for name in each[0]}
+
+    values = measured(np.ones((1, rows)))
+    drawn = [measured(counts) for counts in resamples(rows, groups=groups, seed=seed, most=wanted)]
+    found = {}
+    for name, (value,) in values.items():
+        draws = np.concatenate([each[name] for each in drawn])
+        draws = draws[np.isfinite(draws)]
+        if not len(draws) or not np.isfinite(value):
+            continue
+        found[name] = _interval(name, float(value), draws, units, grouped=groups is not None, spread=spread)
+    return Intervals(found, units, groups is not None, wanted)
+
+
+def _interval(name: str, value: float, draws: Array, units: int, *, grouped: bool, spread: float) -> Interval:
+    """Wilson's of a share of right rows, expanded percentiles of anything else.
+
+    Samples of rows of which none is wrong all say so; then a score has the interval that the share of right rows has.
+    """
+    if name in _SHARES_OF_ROWS and not grouped:
+        return proportion(value * units, units, spread=spread)
+    if name in _SHARES_OF_ROWS or (value in (0.0, 1.0) and not np.ptp(draws)):
+        return share_of_units(value, draws, units, spread=spread)
+    return percentiles(value, draws, spread=spread, units=units)
 
 
 def better_by(one: Score, other: Score, *, spread: float = 1.0) -> Difference:

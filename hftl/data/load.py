@@ -43,6 +43,7 @@ def load_data(
     test_size: float = 0.2,
     validation_size: float | None = None,
     division: Division | None = None,
+    set_aside: bool = True,
 ) -> Data:
     """Load data, infer columns and task, check the labels, and see that there is a split to report on.
 
@@ -64,6 +65,7 @@ def load_data(
         test_size: its share of the rows.
         validation_size: share of the training rows to set aside as the validation split; None for the data's own alone.
         division: columns that say more of how rows are divided; None where only labels do.
+        set_aside: whether rows are drawn where the data bring no test split; if not, the test split has no rows.
 
     Raises:
         DataError: the reference leads nowhere, or what is there cannot be used.
@@ -88,7 +90,9 @@ def load_data(
     encoded, why = _encode(read, labels, stated, column_is_certain=bool(label_columns) or source.is_class_folder)
     rows = {split: split_inputs(source, split, inputs, wants, raw.rows) for split, raw in read.splits.items()}
     marks = read_marks(source, cells, division, {split: raw.rows for split, raw in read.splits.items()})
-    splits, made = make_splits(rows, encoded, seed, test_size, validation_size, division=division, marks=marks)
+    splits, made = make_splits(
+        rows, encoded, seed, test_size if set_aside else None, validation_size, division=division, marks=marks
+    )
     return Data(
         ref=said,
         task=encoded.task,

@@ -74,7 +74,7 @@ def _values(source: RawData, cells: Cells, split: SplitName, column: str, rows: 
     values: list[Any] = []
     for row, value in zip(rows.tolist(), taken.to_pylist(), strict=True):
         where = f"{part.name(row)}: the column {printable(column)!r}"
-        if _is_missing(value):
+        if _is_empty(value):
             raise DataError(f"{where}, which is the {what} of rows, is empty: fill it in, or leave the row out")
         if isinstance(value, (list, dict, bytes)):
             raise DataError(f"{where} holds no single value, which the {what} of a row is; name another column")
@@ -82,7 +82,7 @@ def _values(source: RawData, cells: Cells, split: SplitName, column: str, rows: 
     return values
 
 
-def _is_missing(value: Any) -> bool:
+def _is_empty(value: Any) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and not math.isfinite(value))

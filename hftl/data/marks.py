@@ -60,6 +60,11 @@ class Marks:
     times: np.ndarray | None = None
     names: tuple[str, ...] = ()
 
+    @property
+    def group_names(self) -> list[str] | None:
+        """The name of each row's group; None where rows have none."""
+        return None if self.groups is None else [self.names[group] for group in self.groups.tolist()]
+
     def select(self, rows: np.ndarray) -> Marks:
         """Those of some rows, by position."""
         marked = ("groups", "strata", "folds", "times")

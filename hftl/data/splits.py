@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from hftl.data.dataset import Files, Split, Texts
 from hftl.data.division import hold_out_rows, how_drawn, leaks, said_of_division
 from hftl.data.labels import EncodedLabels
@@ -17,7 +19,7 @@ def make_splits(
     rows: Mapping[SplitName, Texts | Files],
     encoded: EncodedLabels,
     seed: int,
-    test_size: float,
+    test_size: float | None,
     validation_size: float | None = None,
     *,
     division: Division,
@@ -32,7 +34,7 @@ def make_splits(
         rows: inputs of each split, ``train`` among them.
         encoded: their labels.
         seed: of the draw.
-        test_size: share of the rows to draw.
+        test_size: share of the rows to draw where the data bring no test split; None to draw none, so that it is empty.
         validation_size: share of what is left in training to draw as the validation split; None for none.
         division: the columns that say more of how rows are divided.
         marks: what these say of each split's rows.
@@ -45,11 +47,11 @@ def make_splits(
     """
     there = {name: Split(name, rows[name], encoded.arrays[name], marks[name]) for name in SPLIT_NAMES if name in rows}
     splits, notes = _with_test(there, encoded.task, seed, test_size)
-    splits, more = _with_validation(splits, encoded.task, seed, validation_size)
+    splits, more = _with_drawn_validation(splits, encoded.task, seed, validation_size)
     return splits, [*notes, *more, *said_of_division(division, splits), *leaks(division, splits)]
 
 
-def _with_validation(
+def _with_drawn_validation(
     splits: dict[SplitName, Split], task: Task, seed: int, validation_size: float | None
 ) -> tuple[dict[SplitName, Split], list[str]]:
     if validation_size is None:
@@ -67,7 +69,7 @@ def _with_validation(
 
 
 def _with_test(
-    splits: dict[SplitName, Split], task: Task, seed: int, test_size: float
+    splits: dict[SplitName, Split], task: Task, seed: int, test_size: float | None
 ) -> tuple[dict[SplitName, Split], list[str]]:
     sizes = "splits: " + ", ".join(f"{name} {len(split):,}" for name, split in splits.items())
     if "test" in splits:
@@ -77,6 +79,8 @@ def _with_test(
         splits["test"] = replace(given, name="test")
         return splits, [f"{sizes}; no test split, so the run reports on the validation split"]
     whole = splits["train"]
+    if test_size is None:
+        return {"train": whole, "test": whole.select(np.arange(0), "test")}, []
     stays, drawn = hold_out_rows(whole, task, test_size, seed)
     share = f"{len(drawn) / len(whole):.0%} of {plural(len(whole), 'row')} ({len(drawn):,})"
     note = f"no evaluation split: {share} set aside{how_drawn(whole, task, seed)}"

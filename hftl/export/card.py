@@ -182,6 +182,9 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "sizes": metrics.rows or data.rows,
         "notes": [at_home(note, made) for note in data.notes],
         "scores": {name: value for name, value in computed.items() if value is None or isinstance(value, (int, float))},
+        "intervals": metrics.known_intervals(),
+        "crossed": metrics.cross_validation,
+        "drawn": metrics.intervals,
         **_by_class(computed, names),
         "at_half": computed.get("at_half"),
         "thresholds": "at_half" in computed,
@@ -271,9 +274,8 @@ def _settings(made: RunRecord, report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _limitations(made: RunRecord, metrics: Metrics) -> list[str]:
     backbone, task = made.backbone, made.data.task
-    rows = metrics.rows or made.data.rows
     limitations = [
-        f"The results are of {rows['test']:,} rows of the same data; other sources and times were not measured.",
+        f"The results are of {metrics.scored_rows:,} rows of the same data; other sources and times were not measured.",
         f"What {_whole_base(backbone)} gets wrong about people and things, this model gets wrong too; see its card.",
     ]
     if task.is_exclusive:

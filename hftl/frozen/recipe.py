@@ -29,8 +29,17 @@ from hftl.terminal import Terminal
 from hftl.wording import listing, printable
 
 
-def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[BackboneSpec, Target, Data]:
-    """Find the backbone and the data that a recipe names, and say what was found and inferred."""
+def inputs_of(
+    recipe: Recipe, say: Terminal, options: BackboneOptions, *, set_aside: bool = True
+) -> tuple[BackboneSpec, Target, Data]:
+    """Find the backbone and the data that a recipe names, and say what was found and inferred.
+
+    Args:
+        recipe: what to find.
+        say: where it is said.
+        options: of the backbone.
+        set_aside: whether rows are drawn to test on where the data bring none.
+    """
     if recipe.depth == "auto":
         raise RecipeError("depth='auto' is for `hftl run`, which chooses one: give a number, or leave it out")
     spec = find(recipe.backbone)
@@ -39,7 +48,7 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
     of_texts = ("native", "mean", "cls") if isinstance(recipe.method, Head) else ("native",)
     if backbone.wants == "text" and pooling not in of_texts:
         raise RecipeError(f"pooling={pooling!r}: for texts and method={recipe.method.name}, take {listing(of_texts)}")
-    data = data_of(recipe, backbone)
+    data = data_of(recipe, backbone, set_aside=set_aside)
     print_inputs(say, backbone, data)
     criterion = chooses(recipe, data.task)
     if criterion.is_stated:
@@ -60,8 +69,8 @@ def chooses(recipe: Recipe, task: Task) -> Criterion:
     return criterion_of(task, recipe.metric, recipe.greater_is_better, recipe.metrics)
 
 
-def data_of(recipe: Recipe, backbone: Backbone) -> Data:
-    """The rows that a recipe names, as a backbone reads them, without those to drop."""
+def data_of(recipe: Recipe, backbone: Backbone, *, set_aside: bool = True) -> Data:
+    """The rows that a recipe names, as a backbone reads them, without those to drop; see `inputs_of`."""
     data = data_for(
         backbone,
         recipe.data,
@@ -73,6 +82,7 @@ def data_of(recipe: Recipe, backbone: Backbone) -> Data:
         seed=recipe.seed,
         test_size=recipe.test_size,
         validation_size=recipe.validation_size,
+        set_aside=set_aside,
         division=Division(recipe.group, recipe.time, recipe.stratify, recipe.fold),
     )
     if recipe.drop:

@@ -112,6 +112,7 @@ class RunPage:
             "rows": self.metrics.rows or made.data.rows,
             "verdicts": [line.partition(" ")[2].strip() for line in judgements(self.metrics, made.criterion)],
             "scores": self.scores(),
+            "crossed": self.metrics.cross_validation,
             "training": self.learning(),
             **sections,
             **{name: tell() for name, tell in by_task.items()},
@@ -130,7 +131,11 @@ class RunPage:
 
     def scores(self) -> dict[str, Any]:
         """All numbers with intervals, the one that chooses first, and beside it what costs nothing."""
-        found, samples = intervals(self.predictions)
+        # Runs of a release that did not keep them in metrics.json have them made of their predictions.
+        found, told = self.metrics.known_intervals(), self.metrics.intervals
+        if not found:
+            made = intervals(self.predictions)
+            found, told = made.of, made.as_json()
         numbers = {
             name: value for name, value in self.metrics.eval.items() if value is None or isinstance(value, float)
         }
@@ -146,7 +151,9 @@ class RunPage:
             "all": scores,
             "free": free,
             "figure": figures.beside(shown, first) if free and shown else None,
-            "samples": samples,
+            "samples": told["samples"],
+            "drawn": told["drawn"],
+            "units": told["units"],
             "task_metric": first,
         }
 
