@@ -38,6 +38,8 @@ from hftl.tasks import Task
 FILE = "out_of_fold.parquet"
 # Strengths on either side of the last chosen one that the next fold looks at first.
 NEARBY = 2
+# Relative distance from the minimum at which a fold's head stops: far below what its rows can tell apart.
+FOLD_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -149,13 +151,12 @@ class Crossed:
 
     def intervals(self, task: Task, seed: int) -> Intervals:
         """How sure they are of the model that is trained on all rows."""
-        cuts = None if self.thresholds is None else self.thresholds[0]
         groups = self.split.marks.groups
         return intervals_of(
             task,
             self.scores(task),
             self.split.labels,
-            thresholds=cuts,
+            thresholds=self.thresholds,
             groups=groups,
             seed=seed,
             spread=SPREAD_OF_HEADS,

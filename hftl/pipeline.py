@@ -16,7 +16,7 @@ from accelerate import PartialState
 
 from hftl.backbones.protocol import Target
 from hftl.criterion import Criterion
-from hftl.crossed import Crossed, Plan, Train, cross_validated, of_fold, read_fold, taken, write_fold
+from hftl.crossed import FOLD_TOLERANCE, Crossed, Plan, Train, cross_validated, of_fold, read_fold, taken, write_fold
 from hftl.data import Data
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
@@ -296,7 +296,7 @@ def train_part(
             return None
         if strengths:
             recipe = recipe.model_copy(update={"method": recipe.method.model_copy(update={"strengths": strengths})})
-        return solved_head(recipe, target, features, part, silent)
+        return solved_head(recipe, target, features, part, silent, FOLD_TOLERANCE)
     where = folder.path / "cv" / name if folder else None
     done = broadcast(on_main(lambda: read_fold(where) if where else None))
     if done is not None:
@@ -358,8 +358,15 @@ def starting_features(
         return None
 
 
-def solved_head(recipe: Recipe, target: Target, features: StoredFeatures | None, data: Data, say: Terminal) -> Trained:
-    """The head, trained on the features."""
+def solved_head(
+    recipe: Recipe,
+    target: Target,
+    features: StoredFeatures | None,
+    data: Data,
+    say: Terminal,
+    tolerance: float = 1e-10,
+) -> Trained:
+    """The head, trained on the features; see `hftl.frozen.head.train_head`."""
     assert features is not None
     with Progress("head", quiet=say.quiet):
         return train_head(
@@ -370,6 +377,7 @@ def solved_head(recipe: Recipe, target: Target, features: StoredFeatures | None,
             seed=recipe.seed,
             device=PartialState().device,
             criterion=chooses(recipe, data.task),
+            tolerance=tolerance,
         )
 
 

@@ -136,7 +136,7 @@ def intervals_of(
     scores: np.ndarray,
     labels: np.ndarray,
     *,
-    thresholds: Sequence[float] | None = None,
+    thresholds: Sequence[float] | np.ndarray | None = None,
     groups: np.ndarray | None = None,
     seed: int = 0,
     spread: float = 1.0,
@@ -151,7 +151,7 @@ def intervals_of(
         scores: (n, C), as `hftl.tasks.Task.scores` gives them; or (r, n, C), of r models that are scored each for
             itself, of which the mean is what is reported.
         labels: (n,) class numbers, or (n, C).
-        thresholds: of several labels; None for 0.5.
+        thresholds: of several labels, (C,) or (r, n, C); None for 0.5.
         groups: int64 (n,), the group of each row; groups are drawn whole. None where rows are independent.
         seed: of the samples.
         spread: as of `hftl.intervals.percentiles`.
@@ -163,8 +163,11 @@ def intervals_of(
     numbers = rows * len(models) if task.is_exclusive else models.size
     wanted = min(RESAMPLES, max(_FEWEST_RESAMPLES, _MOST_DRAWN // max(numbers, 1)))
 
+    by_model = isinstance(thresholds, np.ndarray) and thresholds.ndim == 3
+    cuts: Sequence[Any] = list(thresholds) if by_model and thresholds is not None else [thresholds] * len(models)
+
     def measured(counts: Array) -> dict[str, Array]:
-        each = [resampled_metrics(task, one, labels, counts, thresholds) for one in models]
+        each = [resampled_metrics(task, one, labels, counts, cut) for one, cut in zip(models, cuts, strict=True)]
         return {name: np.mean([found[name] for found in each], axis=0) for name in each[0]}
 
     values = measured(np.ones((1, rows)))

@@ -98,10 +98,8 @@ def _folder(name: str, out: Path | None, seeds: list[int], *, resume: bool) -> P
     out = out.expanduser()
     file = out / FILE
     if file.is_file():
-        if _read(file).get("seeds") != seeds:
-            raise UserError(
-                f"{out} holds seeds {_read(file).get('seeds')}, not {seeds}; give another folder with --out"
-            )
+        if (there := _read(file).get("seeds")) != seeds:
+            raise UserError(f"{out} holds the seeds {there}, not {seeds}; give another folder with --out")
         if not resume:
             raise UserError(f"{out} holds runs with several seeds; add --resume to go on, or give another --out")
         return out

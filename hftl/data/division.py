@@ -209,7 +209,7 @@ def how_drawn(split: Split, task: Task, seed: int) -> str:
 def said_of_division(division: Division, splits: Mapping[SplitName, Split]) -> list[str]:
     """What columns divided the rows, a sentence each, and where given splits leak."""
     said = []
-    sizes = {name: splits[name].marks for name in SPLIT_NAMES if name in splits}
+    sizes = {name: splits[name].marks for name in SPLIT_NAMES if len(splits.get(name, ()))}
     if division.group is not None:
         counts = [f"{name} {plural(_values_of(m.groups), 'group')}" for name, m in sizes.items()]
         said.append(f"groups by column {division.group!r}: {', '.join(counts)}")

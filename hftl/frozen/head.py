@@ -44,6 +44,7 @@ def train_head(
     seed: int,
     device: torch.device,
     criterion: Criterion | None = None,
+    tolerance: float = 1e-10,
 ) -> Trained:
     """Train the head on stored features.
 
@@ -56,20 +57,14 @@ def train_head(
         device: where to compute; the CPU instead where it has no float64.
         criterion: the metric that chooses the strength, or the setting and the round, where a recipe named one; the
             held-out loss does otherwise, and where it is None.
+        tolerance: relative distance from the minimum at which a linear head stops.
 
     Raises:
         ConvergenceError: there is no finite solution.
         UserError: an option does not fit the data.
     """
-    job = _Job(
-        method,
-        target,
-        features,
-        data,
-        seed,
-        device_with_float64(device),
-        criterion if criterion and criterion.is_stated else None,
-    )
+    judge = criterion if criterion and criterion.is_stated else None
+    job = _Job(method, target, features, data, seed, device_with_float64(device), judge, tolerance)
     if method.hidden:
         return job.perceptron(method.hidden)
     return job.native() if features.content.cut.kind == "replay" else job.linear()
@@ -86,6 +81,7 @@ class _Job:
     seed: int
     device: torch.device
     judge: Criterion | None
+    tolerance: float
 
     @property
     def cut(self) -> Cut:
@@ -109,6 +105,7 @@ class _Job:
             validation=(vectors["validation"], labels["validation"]) if "validation" in vectors else None,
             judge=self.judge,
             dealt=self._dealt(method.folds),
+            tolerance=self.tolerance,
             seed=self.seed,
         )
         weight, bias = fit.weight.cpu(), fit.bias.cpu()

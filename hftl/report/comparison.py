@@ -168,7 +168,10 @@ def compare(runs: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Compari
     every = np.arange(len(first))
     criterion, said_of_metric = _criterion(opened)
     notes += said_of_metric
-    scores = [scored(criterion, rows.labels, every, _as_judged(criterion, rows), seed=seed) for rows in together]
+    scores = [
+        scored(criterion, rows.labels, every, _as_judged(criterion, rows), seed=seed, groups=first.groups)
+        for rows in together
+    ]
     gains = [
         _ahead(task, (rows, score), (first, scores[0])) for rows, score in zip(together[1:], scores[1:], strict=True)
     ]
@@ -291,7 +294,9 @@ def _each_gain(task: Task, names: Sequence[str], together: Sequence[Predictions]
         return np.stack([each_output(task, rows.scores, rows.labels, times) for rows in together])
 
     values = measured(np.ones((1, len(labels))))[:, 0]
-    draws = np.concatenate([measured(times) for times in resamples(len(labels), seed=seed)], axis=1)
+    draws = np.concatenate(
+        [measured(times) for times in resamples(len(labels), groups=together[0].groups, seed=seed)], axis=1
+    )
     occurring = [k for k in range(len(names)) if np.isfinite(values[:, k]).all()]
     telling = [telling_rows(task, rows.scores, together[0].scores, labels).tolist() for rows in together[1:]]
     gains: list[list[Difference]] = []

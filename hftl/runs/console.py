@@ -37,7 +37,7 @@ def print_inputs(say: Terminal, backbone: Backbone, data: Data) -> None:
     """Print what was found and inferred before any long work."""
     commit = f" at {backbone.commit[:12]}" if backbone.commit else ""
     say.print(f"backbone  {backbone.name}{commit} ({backbone.modality})")
-    counts = ", ".join(f"{name} {rows:,}" for name, rows in data.sizes().items())
+    counts = ", ".join(f"{name} {rows:,}" for name, rows in data.sizes().items() if rows)
     classes = f", {len(data.label_names):,} labels" if data.task.has_classes else ""
     say.print(f"data      {data.ref}: {counts} rows; {data.task.words}{classes}")
     for note in data.notes:
