@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from hftl.scout.rank import Ranking, rank
     from hftl.scout.transfer import Transfer, transfer
     from hftl.tasks import Task
+    from hftl.tuning.tune import tune
+    from hftl.tuning.tuned import Tuned
 
 # In a notebook without ipywidgets the libraries below would begin with tqdm's advice to install them; what hftl draws
 # itself needs none.
@@ -93,6 +95,7 @@ _HOME = {
     "Task": "hftl.tasks",
     "TextBackbone": "hftl.backbones.text",
     "Transfer": "hftl.scout.transfer",
+    "Tuned": "hftl.tuning.tuned",
     "UserError": "hftl.errors",
     "advise": "hftl.scout.advise",
     "audit": "hftl.scout.audit",
@@ -109,6 +112,7 @@ _HOME = {
     "run": "hftl.pipeline",
     "to_onnx": "hftl.convert",
     "transfer": "hftl.scout.transfer",
+    "tune": "hftl.tuning.tune",
 }
 
 __all__ = [
@@ -149,6 +153,7 @@ __all__ = [
     "Task",
     "TextBackbone",
     "Transfer",
+    "Tuned",
     "UserError",
     "advise",
     "audit",
@@ -165,6 +170,7 @@ __all__ = [
     "run",
     "to_onnx",
     "transfer",
+    "tune",
 ]
 
 

@@ -28,6 +28,7 @@ from hftl.frozen.features import StoredFeatures, matrix_of
 from hftl.frozen.head import train_head
 from hftl.frozen.matrix import Features
 from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of
+from hftl.frozen.shares import Share, StoredRows, stored_rows
 from hftl.hub.client import staying_offline
 from hftl.methods import Head, Pooling
 from hftl.metric_functions import add_own_metrics
@@ -49,6 +50,7 @@ from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
 from hftl.scored import intervals_of
 from hftl.scout.layers import layers
+from hftl.store.store import FeatureStore, cache_root
 from hftl.terminal import Terminal
 from hftl.wording import named_error, printable
 
@@ -186,6 +188,7 @@ def features(
     allow_pickle: bool = False,
     quiet: bool = False,
     on_bad_row: str = "error",
+    part: str | None = None,
 ) -> Features:
     """Compute what is missing of a recipe's features and return all of them, without training.
 
@@ -197,20 +200,55 @@ def features(
         allow_pickle: read a backbone's weights that are there only as a pickle, as nothing but tensors.
         quiet: print nothing but errors.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
+        part: ``"3/64"`` for every 64th row alone, from the third on, where other machines do the others.
 
     Raises:
         UserError: the recipe, its data or its backbone cannot be used.
         StoreError: features cannot be stored.
     """
     recipe, _ = as_recipe(recipe)
+    share = Share.parse(part) if part else None
     say = Terminal(quiet=quiet or not start_processes().is_main_process)
     own = view_of(recipe)
     views = [replace(own, pooling=each) for each in (pooling or own.pooling, *also)]
     with quiet_libraries(), staying_offline(offline):
         with met_everywhere():
             spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
+            if share:
+                data = share.of_data(data)
+                say.print(f"part      {part}: {sum(data.sizes().values()):,} of these rows")
         stored = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
     return matrix_of(stored, data)
+
+
+def missing_features(
+    recipe: RecipeLike,
+    *,
+    pooling: Pooling | None = None,
+    offline: bool = False,
+    quiet: bool = False,
+    part: str | None = None,
+) -> StoredRows:
+    """Which rows of a recipe's data have no features yet; nothing is computed.
+
+    Args:
+        recipe: the backbone and the data; as of `run`.
+        pooling: of the features; None for the recipe's own.
+        offline: use only what is on this machine.
+        quiet: print nothing but errors.
+        part: ``"3/64"`` to look at one part alone.
+
+    Raises:
+        UserError: the recipe, its data or its backbone cannot be used.
+        StoreError: the store cannot be read.
+    """
+    recipe, _ = as_recipe(recipe)
+    share = Share.parse(part) if part else None
+    own = view_of(recipe)
+    view = replace(own, pooling=pooling or own.pooling)
+    with quiet_libraries(), staying_offline(offline):
+        spec, target, data = inputs_of(recipe, Terminal(quiet=quiet), BackboneOptions(recipe.max_length, offline))
+        return stored_rows(FeatureStore(cache_root()), spec, target, share.of_data(data) if share else data, view)
 
 
 # The steps of a run, in the order in which they are taken.

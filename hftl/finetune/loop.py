@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hftl.backbones.batching import odd_rows
 from hftl.criterion import Criterion
-from hftl.errors import BadRowError, DataError, HftlError, Interrupted
+from hftl.errors import BadRowError, ConvergenceError, DataError, Interrupted
 from hftl.finetune.checkpoint import Checkpoint, Checkpoints, prune, step_name, write_checkpoint
 from hftl.finetune.ema import Ema
 from hftl.finetune.engine import Engine, whole
@@ -138,7 +138,7 @@ class Loop:
 
         Raises:
             Interrupted: SIGTERM or SIGINT came; a checkpoint is written.
-            HftlError: the loss or the gradient is NaN or infinite; the state before that step is written.
+            ConvergenceError: the loss or the gradient is NaN or infinite; the state before that step is written.
         """
         counting = Progress("train", self.total, quiet=quiet, unit="steps", done=self.state.step)
         with self.signals, torch.random.fork_rng(), counting as progress:
@@ -249,7 +249,7 @@ class Loop:
         names = [self.rows.encoder.split.inputs.name(row) for row in step.rows]
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
         self.log("not_finite", step=self.state.step, epoch=epoch + 1, loss=str(loss), norm=str(norm), lr=lr, rows=names)
-        raise HftlError(
+        raise ConvergenceError(
             f"{what} at step {self.state.step} (epoch {epoch + 1}, learning rate {lr:.3g}), rows: "
             f"{self._named_rows(step)} (events.jsonl lists all); the state before is saved; lower --lr, or look at "
             "these rows"
