@@ -24,7 +24,7 @@ from hftl.backbones.text import TextBackbone
 from hftl.backbones.words import WordBackbone, in_windows
 from hftl.data import load_data
 from hftl.metrics import evaluate_predictions
-from hftl.metrics.resampled import resampled_metrics
+from hftl.metrics.entities import SentenceSums
 from hftl.tagging import Tagging
 from hftl.tasks import Task
 
@@ -118,7 +118,7 @@ def test_entities_and_scores_are_those_of_seqeval(names: list[str], scheme: str)
     times = draw.integers(0, 3, len(sentences))
     drawn = np.repeat(np.arange(len(sentences)), times)
     scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    again = resampled_metrics(Task.TOKEN_LABELS, scores, labels, times[None].astype(float), label_names=names)
+    again = SentenceSums.of(scores, labels, names).at(times[None].astype(float))
     some = evaluate_predictions(
         Task.TOKEN_LABELS,
         np.concatenate([Task.TOKEN_LABELS.by_row(logits, labels)[i] for i in drawn]),

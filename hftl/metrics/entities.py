@@ -5,6 +5,7 @@ it. An entity is right where its type, its first word and its last word are.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -65,39 +66,51 @@ def entity_scores(scores: Array, labels: Array, label_names: Sequence[str]) -> R
     }
 
 
-def resampled_entity_scores(
-    scores: Array, labels: Array, counts: Array, label_names: Sequence[str]
-) -> dict[str, Array]:
-    """The numbers of `entity_scores` on samples in which each sentence stands so many times.
+@dataclass(frozen=True)
+class SentenceSums:
+    """What each sentence adds to the numbers of `entity_scores`, counted once for any sample of sentences.
 
-    Args:
-        scores: (words, C) probabilities.
-        labels: (n,) objects, the tags of each sentence's words.
-        counts: float64 (b, n).
-        label_names: names of the C tags.
-
-    Returns:
-        By name float64 (b,).
+    Attributes:
+        entities: float64 (n, types, 3), as `entity_counts` gives them.
+        words: float64 (n,).
+        summed: by name float64 (n,), the sums over a sentence's words of what is averaged over words.
     """
-    task, tagging = Task.TOKEN_LABELS, Tagging(tuple(label_names))
-    words, predicted = task.by_line(labels), scores.argmax(1)
-    found = entity_counts(tagging, labels, task.by_row(predicted, labels))
-    drawn = (counts @ found.reshape(len(labels), -1)).reshape(len(counts), *found.shape[1:])
-    hits, said, there = np.moveaxis(drawn, -1, 0)
-    f1, occurs = ratio(2 * hits, said + there), said + there > 0
-    sizes = np.array([len(row) for row in labels], dtype=np.float64)
-    of_words = {"accuracy": predicted == words, "log_loss": -_log_of_truth(scores, words)}
-    summed = {
-        name: np.array([values.sum() for values in task.by_row(each.astype(np.float64), labels)])
-        for name, each in of_words.items()
-    }
-    return {
-        "f1": ratio(2 * hits.sum(1), (said + there).sum(1)),
-        "precision": ratio(hits.sum(1), said.sum(1)),
-        "recall": ratio(hits.sum(1), there.sum(1)),
-        "f1_macro": ratio(f1.sum(1), occurs.sum(1)),
-        **{name: counts @ values / (counts @ sizes) for name, values in summed.items()},
-    }
+
+    entities: Array
+    words: Array
+    summed: dict[str, Array]
+
+    @classmethod
+    def of(cls, scores: Array, labels: Array, label_names: Sequence[str]) -> "SentenceSums":
+        """Count.
+
+        Args:
+            scores: (words, C) probabilities.
+            labels: (n,) objects, the tags of each sentence's words.
+            label_names: names of the C tags.
+        """
+        task, tagging = Task.TOKEN_LABELS, Tagging(tuple(label_names))
+        words, predicted = task.by_line(labels), scores.argmax(1)
+        of_words = {"accuracy": predicted == words, "log_loss": -_log_of_truth(scores, words)}
+        summed = {
+            name: np.array([values.sum() for values in task.by_row(each.astype(np.float64), labels)])
+            for name, each in of_words.items()
+        }
+        found = entity_counts(tagging, labels, task.by_row(predicted, labels))
+        return cls(found, np.array([len(row) for row in labels], dtype=np.float64), summed)
+
+    def at(self, counts: Array) -> dict[str, Array]:
+        """The numbers, float64 (b,) each, on samples in which each sentence stands so many times, (b, n)."""
+        drawn = (counts @ self.entities.reshape(len(self.words), -1)).reshape(len(counts), *self.entities.shape[1:])
+        hits, said, there = np.moveaxis(drawn, -1, 0)
+        f1, occurs = ratio(2 * hits, said + there), said + there > 0
+        return {
+            "f1": ratio(2 * hits.sum(1), (said + there).sum(1)),
+            "precision": ratio(hits.sum(1), said.sum(1)),
+            "recall": ratio(hits.sum(1), there.sum(1)),
+            "f1_macro": ratio(f1.sum(1), occurs.sum(1)),
+            **{name: counts @ values / (counts @ self.words) for name, values in self.summed.items()},
+        }
 
 
 def _log_of_truth(scores: Array, words: Array) -> Array:
