@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -124,7 +124,9 @@ def run(
             # A head takes seconds, so one process solves it and the others are done.
             trained = solved_head(recipe, target, features, data, say) if folder else None
         else:
-            trained = finetuned(recipe, target, features, data, folder, say, resume=resume, track=track)
+            trained = finetuned(
+                recipe, target, features, data, folder, say, origin=spec.origin, resume=resume, track=track
+            )
         if folder is None or trained is None:
             return None
         trained_at = time.monotonic()
@@ -279,6 +281,7 @@ def finetuned(
     folder: RunFolder | None,
     say: Terminal,
     *,
+    origin: Mapping[str, str],
     resume: bool,
     track: Sequence[str],
 ) -> Trained:
@@ -297,6 +300,7 @@ def finetuned(
         folder=Path(broadcast(str(folder.path) if folder else None)),
         resume=resume,
         known={name: split.digests for name, split in features.splits.items()} if features else None,
+        origin=origin,
         track=track,
         log=folder.log if folder else _log_nothing,
         say=say.print,

@@ -91,15 +91,19 @@ class Encoder:
         new = dict(zip(missing, made, strict=True))
         for row, encoded in new.items():
             if self._bytes < HOLD_BYTES:
-                self._bytes += _encoded_bytes(encoded)
+                self._bytes += encoded_bytes(encoded)
                 self._held[row] = encoded
         return [new[row] if row in new else self._held[row] for row in rows]
+
+    def collate(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Encoded rows as one batch."""
+        return self.backbone.collate(rows)
 
     def collated(self, rows: Sequence[int]) -> list[Group]:
         """Rows as the model is to run them: in one padded batch, or where padding would change them in several."""
         encoded = self(rows)
         groups = batch_groups(encoded, equal_lengths=self.equal_lengths)
-        return [(group, self.backbone.collate([encoded[i] for i in group])) for group in groups]
+        return [(group, self.collate([encoded[i] for i in group])) for group in groups]
 
     def changed(self, row: int, augmentation: Augmentation, random: np.random.Generator) -> Encoded:
         """One row, augmented before preprocessing."""
@@ -230,7 +234,7 @@ class TrainRows:
             partners = self._encode(epoch, [mix.partner for mix in mixes], PARTNER, rows)
             encoded = [mixed(*three) for three in zip(encoded, partners, mixes, strict=True)]
         counts = (torch.arange(len(rows)) < (len(rows) if counted is None else counted)).float()
-        batch = Batch(self.encoder.backbone.collate(encoded), self.targets(epoch, rows), counts)
+        batch = Batch(self.encoder.collate(encoded), self.targets(epoch, rows), counts)
         return batch.pin_memory() if self.pin_memory else batch
 
     def _encode(self, epoch: int, rows: Sequence[int], purpose: int, of: Sequence[int] | None = None) -> list[Encoded]:
@@ -242,7 +246,8 @@ class TrainRows:
         ]
 
 
-def _encoded_bytes(encoded: Encoded) -> int:
+def encoded_bytes(encoded: Encoded) -> int:
+    """The memory that an encoded row takes."""
     return sum(_value_bytes(value) for value in encoded.inputs.values())
 
 

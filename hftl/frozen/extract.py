@@ -224,7 +224,7 @@ class _Extraction:
         models = Models(self.target, self.views, new=bool(new))
         for view, space in new.items():
             # Proved before the space exists: no row is ever stored under a cut that does not replay the model.
-            content = models.content(view)
+            content = models.content(view, self.device)
             if content.equal_lengths:
                 space = self.views[view] = equal_length_space(self.store, space)
             space.create(content.as_info(), content.columns())

@@ -128,8 +128,8 @@ def features_of(
         quiet=quiet,
         on_bad_row=on_bad_row,
     )
-    with _turn(store, spaces.values(), digests, process, quiet):
-        computed, undecodable = _extracted(share)
+    with in_turn(store, spaces.values(), digests, process, quiet):
+        computed, undecodable = computed_by_all(share)
     recomputed = 0
     space = spaces[views[0]]
     bad += [undecodable[row] for row in sorted(undecodable)]
@@ -139,7 +139,7 @@ def features_of(
     except MissingRowsError:
         # A shard proved damaged only now and was set aside, or somebody cleared the space: its rows are computed
         # again, once.
-        recomputed = _extracted(share)[0]
+        recomputed = computed_by_all(share)[0]
         _gather(space, splits)
     if process.rank == 0:
         for each in spaces.values():
@@ -195,7 +195,7 @@ def matrix_of(features: StoredFeatures, data: Data) -> Features:
     )
 
 
-def _turn(
+def in_turn(
     store: FeatureStore, spaces: Iterable[Space], digests: Digests, process: Process, quiet: bool
 ) -> AbstractContextManager[None]:
     """Six runs started together on an empty store compute its rows once; processes of one run share them anyway."""
@@ -205,7 +205,7 @@ def _turn(
     return store.turn(spaces, digests, lambda other: say(f"features: {other} is computing these rows; waiting for it"))
 
 
-def _extracted(share: Callable[[], ExtractReport]) -> tuple[int, dict[int, BadRowError]]:
+def computed_by_all(share: Callable[[], ExtractReport]) -> tuple[int, dict[int, BadRowError]]:
     """Do this process's share; how many rows all processes computed, and the bad rows that any of them met."""
 
     def work() -> dict[str, Any]:

@@ -6,12 +6,14 @@ forward with those modules answering from what was kept, so that pooling, gather
 by construction and no architecture needs code of its own. What is kept is pruned to what the logits depend on, which
 one gradient tells.
 
-Three kinds of cut, the smallest that is exact wins:
+Three kinds of cut for a head, the smallest that is exact wins:
 
 - ``linear``: the head is one Linear whose input, mixed over tokens by fixed weights, gives the logits. One vector is
   kept.
 - ``replay``: the outputs of the frontier are kept, reduced to the token positions used, or whole.
 - ``pooled``: the caller asked for a pooled vector in place of the model's own head (`pooled_cut`).
+
+Where more than the head trains, ``blocks`` keeps what the frozen blocks below it return (`hftl.backbones.cut.blocks`).
 
 A cut is found and proved by `hftl.backbones.cut.search`, read by `hftl.backbones.cut.capture`, replayed by
 `hftl.backbones.cut.replay`.
@@ -55,7 +57,7 @@ class Cut:
     """Where a model is cut and what is kept of each row.
 
     Attributes:
-        kind: ``"linear"``, ``"replay"`` or ``"pooled"``.
+        kind: ``"linear"``, ``"replay"``, ``"pooled"`` or ``"blocks"``.
         head: the names of the parameters that train.
         linear: the name of the Linear that is the head, for kind ``linear``.
         bias: whether that Linear has a bias.
@@ -67,7 +69,7 @@ class Cut:
         width: elements of one row's feature vector for kinds ``linear`` and ``pooled``.
     """
 
-    kind: Literal["linear", "replay", "pooled"]
+    kind: Literal["linear", "replay", "pooled", "blocks"]
     head: list[str]
     linear: str | None = None
     bias: bool = True
@@ -89,7 +91,7 @@ class Cut:
 
     def kept(self) -> dict[str, tuple[str, list[int]]]:
         """Each column's dtype and per-row shape; a leading -1 marks a ragged column (one entry for each token)."""
-        if self.kind != "replay":
+        if self.kind in ("linear", "pooled"):
             return {"features": ("float32", [self.width])}
         length = -1 if self.positions is None else self.positions
         columns = {
