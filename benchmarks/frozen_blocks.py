@@ -12,6 +12,7 @@ look at, with one thread. ``--quick`` makes one pair of the shipped digits, to s
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -133,7 +134,7 @@ def one_run(arguments: argparse.Namespace, case: str, freeze: int, cache: str, s
     with tempfile.TemporaryDirectory() as folder:
         trained = finetune(method, target, data, start=None, seed=0, folder=Path(folder), origin=spec.origin, log=log)
     seconds = clocks() - started
-    pairs = zip(ends, ends[1:], strict=False)
+    pairs = itertools.pairwise(ends)
     later = [np.subtract(end, begin) for (before, begin), (epoch, end) in pairs if before == epoch > 1]
     spaces = FeatureStore(store).spaces()
     return {
