@@ -124,7 +124,7 @@ def _load(source: Source, options: BackboneOptions) -> Backbone:
     from transformers import MODEL_MAPPING
 
     from hftl.backbones.bare import HEAD_FACTS, BareImageBackbone
-    from hftl.backbones.pretrained import read_config
+    from hftl.backbones.configuration import read_config
     from hftl.backbones.text import TextBackbone
     from hftl.backbones.vision import ImageBackbone
 

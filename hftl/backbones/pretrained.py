@@ -6,21 +6,18 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 from typing_extensions import Self
 
+from hftl.backbones.configuration import check_layers, digest_text, read_config, without_generation
 from hftl.backbones.depth import (
     Shortened,
     Stack,
@@ -35,7 +32,8 @@ from hftl.backbones.depth import (
 )
 from hftl.backbones.files import is_onnx_folder
 from hftl.backbones.source import Source
-from hftl.backbones.weights import tensor_shapes, whole_on_every_process
+from hftl.backbones.weights import whole_on_every_process
+from hftl.backbones.whole import check_fit, check_shapes, check_size, drawn_beside, first_mismatch
 from hftl.errors import BackboneError
 from hftl.tasks import Task
 from hftl.wording import listing, named_error, one_line
@@ -49,16 +47,6 @@ NOT_IN_FEATURES = (
     "problem_type",
     "num_labels",
 )
-
-
-# A classifier has a name for each label; a file that states more than this was not made by one.
-MOST_LABELS = 1_000_000
-# How many times the checkpoint's numbers a model may hold (a checkpoint may lack tied or shared ones), and how many
-# besides: a new head.
-MOST_DESCRIBED, FREE_DESCRIBED = 4, 100_000_000
-# So many layers are built without a look at the weights: some architectures share one layer's tensors.
-MOST_LAYERS = 2_000
-COUNTS_LAYERS = re.compile(r"^(num|n)_.*(layers?|blocks?|experts|stages)$|(layers|n_layer|depths?|block_sizes)$")
 
 
 class PretrainedBackbone:
@@ -278,7 +266,7 @@ class PretrainedBackbone:
             neutral_norm(model, self.shortened.norm)
             untrained -= self.shortened.norm
         head = self.head_of(model)
-        self._drawn = self._drawn_beside(model, head, untrained)
+        self._drawn = drawn_beside(self, model, head, untrained)
         head |= untrained
         return model, head.intersection(name for name, _ in model.named_parameters())
 
@@ -288,7 +276,7 @@ class PretrainedBackbone:
 
     def _load(self, auto_class: Any, config: Any, **options: Any) -> tuple[Any, set[str]]:
         """A model of one of the Auto classes in eval mode, float32, and the parameters that the checkpoint lacks."""
-        self._check_size(config)
+        check_size(self, config)
         try:
             with whole_on_every_process():
                 model, loading = auto_class.from_pretrained(
@@ -303,101 +291,12 @@ class PretrainedBackbone:
                 )
         # Whatever a model's class raises on a configuration or weights that do not fit it.
         except Exception as error:
-            why = self._first_mismatch(config) or named_error(error)[:300]
+            why = first_mismatch(self, config) or named_error(error)[:300]
             raise BackboneError(f"{self.name} cannot be loaded: {why}") from error
         without_generation(model.config)
-        self._check_shapes(model, {key[0] for key in loading["mismatched_keys"]})
-        self._check_fit(model.eval())
+        check_shapes(self, model, {key[0] for key in loading["mismatched_keys"]})
+        check_fit(self, model.eval())
         return model, set(loading["missing_keys"]) | {key[0] for key in loading["mismatched_keys"]}
-
-    def _check_shapes(self, model: Any, mismatched: set[str]) -> None:
-        """Refuse weights of the body that have another shape than the configuration says.
-
-        transformers would draw them anew, and they would be trained like a head: only the labels may change a shape.
-        """
-        head = self.head_of(model)
-        if self.shortened:
-            mismatched = mismatched - self.shortened.norm
-        wrong = sorted(mismatched - head) if head else []
-        if wrong:
-            raise BackboneError(
-                f"{self.name}: {len(wrong):,} of its weights, such as {wrong[0]}, have another shape than its "
-                "config.json says; they do not belong together: fetch it again"
-            )
-
-    def _drawn_beside(self, model: Any, head: set[str], untrained: set[str]) -> list[str]:
-        """The body's parameters that the checkpoint lacks: a whole part that ends the body, such as a pooler.
-
-        Many checkpoints were published without one, and it is trained as the head is.
-
-        Raises:
-            BackboneError: others are missing, and the logits depend on them.
-        """
-        body = [name for name, _ in model.named_parameters() if name not in head]
-        drawn = [name for name in body if name in untrained]
-        # Without a base class nobody knows what is body and what is head.
-        if not head or not drawn:
-            return []
-        parts = {name: name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] for name in body}
-        held = [name for name in body if name not in untrained]
-        held_parts = {parts[name] for name in held}
-        after = set(body[body.index(held[-1]) :]) if held else set()
-        gone = [name for name in drawn if name not in after or parts[name] in held_parts]
-        if gone and self._matter(model, gone):
-            raise BackboneError(
-                f"{self.name}: its weights lack {len(gone):,} tensors that config.json describes, such as {gone[0]}; "
-                "they do not belong together, or the copy is not whole: fetch it again"
-            )
-        return [name for name in drawn if name not in gone]
-
-    def _matter(self, model: nn.Module, names: Sequence[str]) -> bool:
-        """Whether the logits depend on any of some parameters."""
-        logits = model(**self.probes()[0]).logits
-        gradients = torch.autograd.grad(logits.sum(), [model.get_parameter(name) for name in names], allow_unused=True)
-        return any(gradient is not None for gradient in gradients)
-
-    def _check_size(self, config: Any) -> None:
-        """Refuse a configuration that describes far more than its weights hold, before memory is taken for it."""
-        try:
-            held = sum(math.prod(shape) for shape in tensor_shapes(self.weight_files()).values())
-        except SafetensorError:
-            return  # loading them says what is wrong
-        described = sum(parameter.numel() for parameter in self.skeleton(config).parameters())
-        if described > MOST_DESCRIBED * held + FREE_DESCRIBED:
-            raise BackboneError(
-                f"{self.name}: its config.json describes {described:,} parameters, its weights hold {held:,}; "
-                "they do not belong together: fetch it again"
-            )
-
-    def _first_mismatch(self, config: Any) -> str | None:
-        """The first tensor whose shape is not what the configuration describes, which transformers only logs."""
-        try:
-            held = tensor_shapes(self.weight_files())
-        except SafetensorError:
-            return None
-        model = self.skeleton(config)
-        for name, value in model.state_dict().items():
-            shape = held.get(name, held.get(name.removeprefix(f"{model.base_model_prefix}.")))
-            if shape is not None and shape != list(value.shape):
-                return f"its {name} has the shape {shape}, its config.json describes {list(value.shape)}"
-        return None
-
-    def _check_fit(self, model: nn.Module) -> None:
-        """Run the model once on what its preprocessing gives.
-
-        Raises:
-            BackboneError: the two do not fit.
-        """
-        batch = self.probes()[0]
-        try:
-            with torch.no_grad():
-                model(**batch)
-        except Exception as error:  # whatever the model's class raises on inputs that it was not made for
-            shapes = ", ".join(f"{name} {tuple(value.shape[1:])}" for name, value in batch.items())
-            raise BackboneError(
-                f"{self.name}: the model cannot read what its own preprocessing gives ({shapes} a row): "
-                f"{named_error(error)[:200]}; the two files config.json and {self.processor_file} do not fit each other"
-            ) from error
 
     def skeleton(self, config: Any) -> nn.Module:
         """The same model on the meta device.
@@ -427,87 +326,3 @@ class PretrainedBackbone:
         prefix = f"{model.base_model_prefix}."
         names = {name for name, _ in model.named_parameters()}
         return {name for name in names if name not in known and name.removeprefix(prefix) not in known}
-
-
-def read_config(source: Source) -> Any:
-    """A checkpoint's configuration.
-
-    Raises:
-        BackboneError: transformers does not know the architecture, or the file is damaged.
-    """
-    try:
-        raw = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-        labels = max(_counts_in(raw, "num_labels"), default=0)
-        if labels > MOST_LABELS:
-            # transformers would make a name for each before anything else looks at them.
-            raise BackboneError(f"{source.id}: its config.json names {labels:,} labels, which is no classifier's")
-        kernel = next(_kernels(raw), None)
-        if kernel is not None:
-            raise BackboneError(
-                f"{source.id} asks for the kernel {kernel!r} of the Hub, which is code that hftl does not run: take "
-                "the line out of a copy of its config.json, and give that folder"
-            )
-        return AutoConfig.from_pretrained(source.folder, trust_remote_code=False, local_files_only=True)
-    except BackboneError:
-        raise
-    # Classes of configurations check, derive and convert as they like.
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise BackboneError(
-                f"{source.id} needs Python code of its own repository, which hftl does not run; choose a model whose "
-                "architecture transformers has, or write a plugin that loads it"
-            ) from error
-        raise BackboneError(f"{source.id}: {one_line(error)}") from error
-
-
-def _counts_in(config: Any, key: str) -> Iterator[int]:
-    """The integers under a key at any depth of a configuration."""
-    if isinstance(config, dict):
-        for name, value in config.items():
-            if name == key and isinstance(value, int):
-                yield value
-            yield from _counts_in(value, key)
-
-
-def check_layers(name: str, config: Any, tensors: int) -> None:
-    """Refuse more layers than there could be tensors for, because each layer is made as Python objects.
-
-    Raises:
-        BackboneError: a number of layers is far above the number of tensors in the weights.
-    """
-    for key, value in _layer_counts(config.to_dict()):
-        if value > max(MOST_LAYERS, tensors):
-            raise BackboneError(
-                f"{name}: its config.json says {key} = {value:,}, but its weights hold {tensors:,} tensors; "
-                "they do not belong together: fetch it again"
-            )
-
-
-def _layer_counts(config: Any) -> Iterator[tuple[str, int]]:
-    if isinstance(config, dict):
-        for name, value in config.items():
-            counts = value if isinstance(value, list) else [value]
-            if isinstance(name, str) and COUNTS_LAYERS.search(name):
-                yield from ((name, count) for count in counts if isinstance(count, int))
-            yield from _layer_counts(value)
-
-
-def _kernels(config: Any, asked: bool = False) -> Iterator[str]:
-    """Hub repositories that ``attn_implementation`` and the like name at any depth: code that would be run."""
-    if isinstance(config, dict):
-        for key, value in config.items():
-            yield from _kernels(value, asked or "_implementation" in key)
-    elif asked and isinstance(config, str) and "/" in config:
-        yield config
-
-
-def without_generation(config: Any) -> None:
-    """Keep a decoder from returning its key/value cache, which no classifier reads."""
-    for part in (config, config.get_text_config()):
-        if hasattr(part, "use_cache"):
-            part.use_cache = False
-
-
-def digest_text(text: str) -> str:
-    """32 hex digits that name a text."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

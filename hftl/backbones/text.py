@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from hftl.backbones.batching import Probe
+from hftl.backbones.configuration import digest_text
 from hftl.backbones.prefix import LONG, cuts_at_spaces, enough_of
-from hftl.backbones.pretrained import PretrainedBackbone, digest_text
+from hftl.backbones.pretrained import PretrainedBackbone
 from hftl.backbones.protocol import Encoded
 from hftl.backbones.sentence import MODULES, read_sentence_head
 from hftl.backbones.source import Source

@@ -12,7 +12,8 @@ import transformers
 from torch import nn
 
 from hftl.backbones.bare import BareImageBackbone
-from hftl.backbones.pretrained import PretrainedBackbone, without_generation
+from hftl.backbones.configuration import without_generation
+from hftl.backbones.pretrained import PretrainedBackbone
 from hftl.errors import BackboneError
 
 
