@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from hftl.backbones.vision import ImageBackbone
 from hftl.data import Data, RowNames, Split, Texts
 from hftl.errors import CutError, HftlError, RecipeError, StoreError
 from hftl.finetune.groups import run_below, set_modes
-from hftl.finetune.stored import StoredEncoder
+from hftl.finetune.stored import RowCost, StoredEncoder, worthwhile
 from hftl.finetune.train import build, finetune
 from hftl.frozen.blocks import block_rows
 from hftl.frozen.view import View
@@ -283,6 +284,21 @@ def test_auto_keeps_nothing_that_is_computed_in_no_time_and_a_resume_does_as_bef
     assert FeatureStore(cache_root()).spaces() == []
 
 
+def test_auto_weighs_time_and_disk() -> None:
+    data = small.picture_data(26, 9, validation=7)
+    cost = RowCost(encoding=0.1, running=1.0, size=1e6, encoded=1e3)
+    many, once = Partial(epochs=10), Partial(epochs=1)
+
+    # 10 × 26 + 11 × 7 + 9 rows run without, 42 with; all of them are read.
+    pays, why = worthwhile(many, data, 42, cost, 10**9)
+    assert pays
+    assert why.startswith("about 50 s with the store (1.0 MB a row), 350 s without; 42.0 MB more of 1.0 GB free")
+    assert not worthwhile(once, data, 42, cost, 10**9)[0]
+    assert worthwhile(once, data, 0, cost, 10**9)[0], "what is stored already costs no forward"
+    assert worthwhile(many, data, 42, cost, 80 * 10**6) == (False, "42.0 MB are too much for a disk with 80.0 MB free")
+    assert not worthwhile(many, data, 42, replace(cost, running=0.01), 10**9)[0], "it would save less than a second"
+
+
 # ── what may go wrong ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -419,4 +435,5 @@ def test_a_run_says_what_runs_once(cli: Cli, tmp_path: Path) -> None:
 
     assert "the first 1 of 2 run once: as asked; 24 rows computed" in first
     assert "the first 1 of 2 run once: as asked; 0 rows computed" in second
-    assert "cache_blocks: Input should be 'auto', 'always' or 'never'" in cli.refused("run", *options, "--cache-blocks", "perhaps", "--out", "three")
+    refused = cli.refused("run", *options, "--cache-blocks", "perhaps", "--out", "three")
+    assert "cache_blocks: Input should be 'auto', 'always' or 'never'" in refused

@@ -132,7 +132,7 @@ def _targets(model: nn.Module, heads: list[str], method: LoRA, name: str) -> dic
     depths = find_depths(model, head)
     last = frozen_blocks(method, depths, name) or 0
     deep = {parameter.rpartition(".")[0] for parameter, depth in depths.of.items() if depth > last}
-    known = linear_modules(model, heads) if asked in (None, "all-linear") else _named(model, asked)
+    known = linear_modules(model, heads) if asked in (None, "all-linear") else _modules_called(model, asked)
     chosen = [module for module in known if module in deep]
     if not chosen:
         raise RecipeError(f"method.from_block is {method.from_block}, and from there on LoRA has no layer to update")
@@ -140,7 +140,7 @@ def _targets(model: nn.Module, heads: list[str], method: LoRA, name: str) -> dic
     return method.lora | {"target_modules": chosen}
 
 
-def _named(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
+def _modules_called(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
     """The modules that PEFT's ``target_modules`` stands for: a pattern of whole names, or names and endings."""
     names = [name for name, module in model.named_modules() if isinstance(module, WRAPPED)]
     if isinstance(targets, str):

@@ -35,9 +35,9 @@ from hftl.frozen.blocks import BlockRows, block_rows, digests_of
 from hftl.frozen.view import View, open_space
 from hftl.methods import FineTune, LoRA, Partial
 from hftl.parallel import broadcast, on_main
-from hftl.store.space import MissingRowsError, Space
+from hftl.store.space import MissingRowsError
 from hftl.store.store import FeatureStore, cache_root
-from hftl.store.values import Ragged
+from hftl.store.values import by_row
 from hftl.wording import plural
 
 # Rows that are run to learn what the blocks cost.
@@ -78,16 +78,12 @@ class StoredEncoder(Encoder):
                 f"{error}: what the frozen blocks returned was removed or damaged since the run began; go on with "
                 "--resume, which computes it again"
             ) from error
-        columns = {name: _by_row(stored[name]) for name in self.columns}
+        columns = {name: by_row(stored[name]) for name in self.columns}
         return [Encoded(row) for row in rows_of_columns(columns)]
 
     def collate(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
         """Rows as one batch of columns, padded as the backbone pads."""
         return self.padding.collate([row.inputs for row in rows])
-
-
-def _by_row(column: Tensor | Ragged) -> Any:
-    return torch.split(column.values, column.lengths.tolist()) if isinstance(column, Ragged) else column
 
 
 @dataclass(frozen=True)
@@ -171,9 +167,14 @@ def stored_blocks(
     if method.cache_blocks == "auto" and before is not None:
         pays, why = before, "as before the stop"
     elif method.cache_blocks == "auto":
-        stored = open_space(store, target.backbone, origin, view)
-        estimate = broadcast(on_main(lambda: worthwhile(method, engine, frozen, target.backbone, data, store, stored)))
-        pays, why = estimate
+
+        def estimate() -> tuple[bool, str]:
+            digests = np.unique(np.concatenate(list(digests_of(store, data.splits()).values())), axis=0)
+            missing = int((~open_space(store, target.backbone, origin, view).known(digests)).sum())
+            cost = cost_of_row(engine, frozen, Encoder(target.backbone, data.train))
+            return worthwhile(method, data, missing, cost, free_bytes(store.root))
+
+        pays, why = broadcast(on_main(estimate))
     else:
         pays, why = True, "as asked"
     if not pays:
@@ -207,7 +208,7 @@ def unfit(method: FineTune, accelerator: Accelerator, backbone: Backbone, frozen
 
 
 @dataclass(frozen=True)
-class Cost:
+class RowCost:
     """What one row costs.
 
     Attributes:
@@ -223,33 +224,29 @@ class Cost:
     encoded: float
 
 
-def worthwhile(
-    method: FineTune,
-    engine: Engine,
-    frozen: Frozen,
-    backbone: Backbone,
-    data: Data,
-    store: FeatureStore,
-    stored: Space,
-) -> tuple[bool, str]:
+def worthwhile(method: FineTune, data: Data, missing: int, cost: RowCost, free: int) -> tuple[bool, str]:
     """Whether running the blocks once and reading what they return takes less time than running them in every epoch.
+
+    Args:
+        method: how often the rows are seen.
+        data: the rows.
+        missing: distinct rows that are not stored.
+        cost: of one.
+        free: bytes on the store's disk.
 
     Returns:
         Whether it does and the disk has room, and the numbers for a person.
     """
-    digests = np.unique(np.concatenate(list(digests_of(store, data.splits()).values())), axis=0)
-    missing = int((~stored.known(digests)).sum())
     watched, test = method.epochs + 1, 1
     passes = {"train": method.epochs, "validation": watched, "test": test if data.validation else watched + test}
     rows = sum(len(split) for split in data.splits())
     runs = sum(len(split) * passes[split.name] for split in data.splits())
-    cost = cost_of_row(engine, frozen, Encoder(backbone, data.train))
     # Rows are encoded once where they can be held.
     encoded = rows if rows * cost.encoded < HOLD_BYTES else runs
     fresh = runs * cost.running + encoded * cost.encoding
     once = missing * (cost.encoding + cost.running + cost.size / WRITTEN) + runs * cost.size / READ
     once += SECONDS_OF_CUT if missing else 0
-    needed, free = missing * cost.size, free_bytes(store.root)
+    needed = missing * cost.size
     what = f"about {once:,.0f} s with the store ({size_of(cost.size)} a row), {fresh:,.0f} s without"
     if needed > SHARE_OF_DISK * free:
         return False, f"{size_of(needed)} are too much for a disk with {size_of(free)} free"
@@ -258,7 +255,7 @@ def worthwhile(
     return True, f"{what}; {size_of(needed)} more of {size_of(free)} free"
 
 
-def cost_of_row(engine: Engine, frozen: Frozen, encoder: Encoder) -> Cost:
+def cost_of_row(engine: Engine, frozen: Frozen, encoder: Encoder) -> RowCost:
     """Measure what a row costs on a few of them: encoded, and run as far as the last frozen block."""
     chosen = np.unique(np.linspace(0, len(encoder.split) - 1, SAMPLE).astype(int)).tolist()
     started = time.perf_counter()
@@ -280,7 +277,7 @@ def cost_of_row(engine: Engine, frozen: Frozen, encoder: Encoder) -> Cost:
         size = size * float(mask.float().mean()) + sum(value.nbytes for value in batch.values())
     count = len(chosen)
     held = sum(encoded_bytes(row) for row in encoded)
-    return Cost(encoding / count, running / count, size / count, held / count)
+    return RowCost(encoding / count, running / count, size / count, held / count)
 
 
 @torch.no_grad()

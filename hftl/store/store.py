@@ -164,7 +164,7 @@ class FeatureStore:
         total = sum(space.bytes for space in spaces)
         chosen = []
         # What frozen blocks return takes hundreds of times the room of features, for one way of training.
-        for space in sorted(reversed(spaces), key=lambda space: space.blocks is None):
+        for space in sorted(spaces, key=lambda space: (space.blocks is None, space.last_used)):
             if total > max_bytes and not space.in_use:
                 total -= space.bytes
                 chosen.append(space)
