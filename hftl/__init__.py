@@ -49,7 +49,10 @@ if TYPE_CHECKING:
     from hftl.scout.layers import Layers, layers
     from hftl.scout.rank import Ranking, rank
     from hftl.scout.transfer import Transfer, transfer
+    from hftl.scout.zero_shot import ZeroShot, zero_shot
     from hftl.tasks import Task
+    from hftl.tuning.tune import tune
+    from hftl.tuning.tuned import Tuned
 
 # In a notebook without ipywidgets the libraries below would begin with tqdm's advice to install them; what hftl draws
 # itself needs none.
@@ -93,7 +96,9 @@ _HOME = {
     "Task": "hftl.tasks",
     "TextBackbone": "hftl.backbones.text",
     "Transfer": "hftl.scout.transfer",
+    "Tuned": "hftl.tuning.tuned",
     "UserError": "hftl.errors",
+    "ZeroShot": "hftl.scout.zero_shot",
     "advise": "hftl.scout.advise",
     "audit": "hftl.scout.audit",
     "compare": "hftl.report.comparison",
@@ -109,6 +114,8 @@ _HOME = {
     "run": "hftl.pipeline",
     "to_onnx": "hftl.convert",
     "transfer": "hftl.scout.transfer",
+    "tune": "hftl.tuning.tune",
+    "zero_shot": "hftl.scout.zero_shot",
 }
 
 __all__ = [
@@ -149,7 +156,9 @@ __all__ = [
     "Task",
     "TextBackbone",
     "Transfer",
+    "Tuned",
     "UserError",
+    "ZeroShot",
     "advise",
     "audit",
     "compare",
@@ -165,6 +174,8 @@ __all__ = [
     "run",
     "to_onnx",
     "transfer",
+    "tune",
+    "zero_shot",
 ]
 
 
