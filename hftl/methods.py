@@ -7,14 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import Self
 
-<<<<<<< HEAD
-Pooling = Literal["native", "mean", "cls", "cls+mean", "pooler"]
-CacheBlocks = Literal["auto", "always", "never"]
-=======
 # What is said of a label where nothing else is given, as CLIP's paper does.
 PROMPT = "a photo of a {label}"
 Pooling = Literal["native", "mean", "cls", "cls+mean", "pooler", "projection"]
->>>>>>> main
+CacheBlocks = Literal["auto", "always", "never"]
 
 
 class Options(BaseModel):

@@ -137,22 +137,17 @@ def run(
         fitting = time.monotonic()
         crossed = None
         if plan:
-            train = partial(train_part, recipe, target, folder, resume=resume)
+            train = partial(train_part, recipe, target, folder, origin=spec.origin, resume=resume)
             crossed = crossed_run(plan, recipe, data, features, train, say)
             data, features = scored_by_folds(data, features, crossed)
         if isinstance(recipe.method, Head):
             # A head takes seconds, so one process solves it and the others are done.
             trained = solved_head(recipe, target, features, data, say) if folder else None
         else:
-<<<<<<< HEAD
-            trained = finetuned(
-                recipe, target, features, data, folder, say, origin=spec.origin, resume=resume, track=track
-            )
-=======
             where = folder.path if folder else None
             log = folder.log if folder else _log_nothing
-            trained = finetuned(recipe, target, features, data, where, say, resume=resume, track=track, log=log)
->>>>>>> main
+            told: dict[str, Any] = {"origin": spec.origin, "resume": resume, "track": track, "log": log}
+            trained = finetuned(recipe, target, features, data, where, say, **told)
         if folder is None or trained is None:
             return None
         trained_at = time.monotonic()
@@ -347,6 +342,7 @@ def train_part(
     name: str,
     strengths: list[float] | None,
     *,
+    origin: Mapping[str, str],
     resume: bool,
 ) -> Trained | None:
     """The model without one fold; one of fine-tuning that was done before the run was stopped is read again."""
@@ -361,7 +357,8 @@ def train_part(
     done = broadcast(on_main(lambda: read_fold(where) if where else None))
     if done is not None:
         return of_fold(done)
-    trained = finetuned(recipe, target, features, part, where, silent, resume=resume, track=(), log=_log_nothing)
+    told: dict[str, Any] = {"origin": origin, "resume": resume, "track": (), "log": _log_nothing}
+    trained = finetuned(recipe, target, features, part, where, silent, **told)
     on_main(lambda: write_fold(where, trained) if where else None)
     return trained
 

@@ -21,13 +21,9 @@ import torch
 from torch import Tensor
 
 from hftl.backbones.batching import odd_rows
-<<<<<<< HEAD
 from hftl.backbones.blocks import Depths
-from hftl.errors import BadRowError, DataError, HftlError, Interrupted
-=======
 from hftl.criterion import Criterion
 from hftl.errors import BadRowError, ConvergenceError, DataError, Interrupted
->>>>>>> main
 from hftl.finetune.checkpoint import Checkpoint, Checkpoints, prune, step_name, write_checkpoint
 from hftl.finetune.ema import Ema
 from hftl.finetune.engine import Engine, whole

@@ -21,14 +21,9 @@ from hftl.backbones.bare import Bare
 from hftl.backbones.batching import needs_equal_lengths
 from hftl.backbones.blocks import Depths, find_depths
 from hftl.backbones.protocol import Target
-<<<<<<< HEAD
-from hftl.data import Data, Split
-from hftl.data.holdout import hold_out
-=======
 from hftl.criterion import Criterion
-from hftl.data import Data
+from hftl.data import Data, Split
 from hftl.data.division import hold_out_rows
->>>>>>> main
 from hftl.errors import BackboneError, HftlError, UserError
 from hftl.export.model import Dense, export_pooled, finish_export
 from hftl.export.trained import Exported, Trained
@@ -148,7 +143,6 @@ def finetune(
     if equal_lengths:
         say("rows      padding changes this model's numbers, so rows are evaluated in batches of equal length (slower)")
     rows = train_rows(method, target, data, seed, accelerator)
-<<<<<<< HEAD
     encoder: Callable[[Split], Encoder] = partial(Encoder, target.backbone, equal_lengths=equal_lengths)
     from_store = ExitStack()
     stored = None
@@ -162,17 +156,11 @@ def finetune(
         rows.encoder = encoder(data.train)
     test = encoder(data.test)
     watched = encoder(data.validation) if data.validation else test
-    watch = Watch(watched, data.label_names, chooses)
+    watch = Watch(watched, data.label_names, criterion, chooses)
     log = tracked(log, accelerator)
     loop = Loop(method, engine, rows, watch, built.depths, checkpoints, log=log, below=built.below)
     if built.frozen and not checkpoint:
         loop.choose(stored=stored is not None)
-=======
-    test = Encoder(target.backbone, data.test, equal_lengths=equal_lengths)
-    watched = Encoder(target.backbone, data.validation, equal_lengths=equal_lengths) if data.validation else test
-    watch = Watch(watched, data.label_names, criterion, chooses)
-    loop = Loop(method, engine, rows, watch, built.depths, checkpoints, log=tracked(log, accelerator))
->>>>>>> main
     if track:
         accelerator.init_trackers("hftl", config=flat_settings(checkpoints.made_with))
     if not checkpoint and "auto" in (method.batch_size, method.micro_batch):

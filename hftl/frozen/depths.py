@@ -10,11 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-<<<<<<< HEAD
-from hftl.backbones.batching import on_device
-=======
 from hftl.backbones.bare import PooledClassifier
->>>>>>> main
+from hftl.backbones.batching import on_device
 from hftl.backbones.cut.capture import Capture
 from hftl.backbones.cut.echo import Echo, prove_echo
 from hftl.backbones.cut.frontier import head_buffers

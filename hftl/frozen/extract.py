@@ -249,7 +249,7 @@ class _Extraction:
         joining = {}
         for view, space in self.beside.items():
             try:
-                content = Content.of(space) if space.info is not None else models.content(view)
+                content = Content.of(space) if space.info is not None else models.content(view, self.device)
             except CutError:
                 # Nobody asked for it.
                 continue

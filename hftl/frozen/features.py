@@ -137,13 +137,8 @@ def features_of(
         quiet=quiet,
         on_bad_row=on_bad_row,
     )
-<<<<<<< HEAD
-    with in_turn(store, spaces.values(), digests, process, quiet):
+    with in_turn(store, (spaces | beside).values(), digests, process, quiet):
         computed, undecodable = computed_by_all(share)
-=======
-    with _turn(store, (spaces | beside).values(), digests, process, quiet):
-        computed, undecodable = _extracted(share)
->>>>>>> main
     recomputed = 0
     parts = [spaces[part] for part in views[0].parts]
     bad += [undecodable[row] for row in sorted(undecodable)]
@@ -153,13 +148,8 @@ def features_of(
     except MissingRowsError:
         # A shard proved damaged only now and was set aside, or somebody cleared the space: its rows are computed
         # again, once.
-<<<<<<< HEAD
         recomputed = computed_by_all(share)[0]
-        _gather(space, splits)
-=======
-        recomputed = _extracted(share)[0]
         _gather(parts, splits)
->>>>>>> main
     if process.rank == 0:
         for each in (spaces | beside).values():
             if each.info is not None:

@@ -97,21 +97,13 @@ class View:
         """
         name = type(model).__name__
         prepare_head(model, head, probes)
-<<<<<<< HEAD
         if self.blocks is not None:
             if needs_equal_lengths(model, probes, name):
                 raise CutError("padding changes this model's numbers, and training pads")
             # Without padding a row's numbers are those of the row alone, on a CPU to the bit.
             ragged = any("attention_mask" in probe for probe in probes)
             return blocks_cut(model, head, self.blocks, probes, self.autocast), ragged
-        made: Any = model
-        own = made.pooling.kind if isinstance(model, PooledClassifier) else None
-        if own and self.pooling not in ("native", own):
-            raise CutError(f"{name} pools by {own}: for another, give --set method.pooling={self.pooling}")
-        if self.pooling == "native" or own:
-=======
         if self.pooling == "native":
->>>>>>> main
             equal_lengths = needs_equal_lengths(model, probes, name)
             return find_cut(model, head, equal_length_probes(model, probes) if equal_lengths else probes), equal_lengths
         if self.pooling == "pooler" and getattr(model, "lacks_pooler", False):

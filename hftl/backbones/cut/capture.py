@@ -10,12 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hftl.backbones.cut.cut import Cut
-<<<<<<< HEAD
 from hftl.backbones.cut.frontier import Frontier, ReachedError, Recorded
-=======
-from hftl.backbones.cut.frontier import Frontier, Recorded
 from hftl.backbones.pooling import Pooled
->>>>>>> main
 from hftl.errors import CutError
 from hftl.foreign import tree_unflatten
 
