@@ -10,6 +10,7 @@ from typing_extensions import Self
 # What is said of a label where nothing else is given, as CLIP's paper does.
 PROMPT = "a photo of a {label}"
 Pooling = Literal["native", "mean", "cls", "cls+mean", "pooler", "projection"]
+CacheBlocks = Literal["auto", "always", "never"]
 
 
 class Options(BaseModel):
@@ -168,6 +169,9 @@ class LoRA(FineTune):
         dora: learn magnitude and direction apart (Liu et al. 2024).
         pissa: start from the principal components of the weights (Meng et al. 2024).
         lora: any other fields of ``peft.LoraConfig``, such as ``{"target_modules": ["query", "value"]}``.
+        from_block: the first block with updates, counted from 0, those below it being frozen; negative counts from the
+            end: -2 updates the last two. None updates all.
+        cache_blocks: with ``from_block``, as of `Partial`.
     """
 
     name: Literal["lora"] = "lora"
@@ -179,6 +183,8 @@ class LoRA(FineTune):
     dora: bool = False
     pissa: bool = False
     lora: dict[str, Any] = Field(default_factory=dict)
+    from_block: int | None = None
+    cache_blocks: CacheBlocks = "auto"
 
 
 class Partial(FineTune):
@@ -186,10 +192,14 @@ class Partial(FineTune):
 
     Attributes:
         freeze: blocks to freeze; negative counts from the end: -2 trains the last two.
+        cache_blocks: whether what the frozen blocks return is kept in the store and read in every epoch, so that they
+            run once for each row: ``"auto"`` where that saves time and the disk has room, ``"always"`` wherever it can
+            be done, or ``"never"``.
     """
 
     name: Literal["partial"] = "partial"
     freeze: int = -2
+    cache_blocks: CacheBlocks = "auto"
 
 
 Method = Annotated[Head | Full | LoRA | Partial, Field(discriminator="name")]
