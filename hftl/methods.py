@@ -32,7 +32,9 @@ class Head(Options):
         class_weight: ``"balanced"``, or one weight for each class in the order of the label names.
         calibrate: scale the logits by a temperature fitted on held-out rows.
         mixed_precision: of the frozen part's forward pass; features are stored in float32 in any case. With ``"bf16"``
-            or ``"fp16"`` the exported model, which computes in float32, agrees with the run to that precision only.
+            or ``"fp16"`` a text backbone's weights are read in it, which halves memory, and exported in it, the head in
+            float32; other backbones compute under autocast and are exported in float32. Either way the exported model
+            agrees with the run to that precision only, and the run says how far it does.
     """
 
     name: Literal["head"] = "head"

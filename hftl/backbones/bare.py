@@ -115,9 +115,9 @@ class _PooledAuto:
         made: PooledClassifier = self.kind._from_config(config)
         return made
 
-    def from_pretrained(self, folder: Path, *, config: Any, **options: Any) -> tuple[PooledClassifier, dict[str, Any]]:
+    def from_pretrained(self, _: None, *, config: Any, **options: Any) -> tuple[PooledClassifier, dict[str, Any]]:
         # transformers finds the base model in a classifier's checkpoint too, whatever that calls it.
-        body, loading = AutoModel.from_pretrained(folder, config=config, **options)
+        body, loading = type(_meta_model(config)).from_pretrained(None, config=config, **options)
         model = self.kind(config, body)
         inside = {name: [f"{BODY}.{key}" for key in loading[name]] for name in ("missing_keys", "unexpected_keys")}
         new = [name for name, _ in model.named_parameters() if not name.startswith(f"{BODY}.")]

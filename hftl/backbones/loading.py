@@ -21,7 +21,11 @@ ATTRIBUTES = sorted({*Backbone.__annotations__, *(name for name in vars(Backbone
 
 
 def load_backbone(
-    spec: BackboneSpec, options: BackboneOptions, depth: int | None = None, pooling: Pooling = "native"
+    spec: BackboneSpec,
+    options: BackboneOptions,
+    depth: int | None = None,
+    pooling: Pooling = "native",
+    precision: str = "no",
 ) -> Backbone:
     """Load a backbone, and pin what goes wrong inside a plugin on that plugin.
 
@@ -30,6 +34,8 @@ def load_backbone(
         options: how.
         depth: its first blocks only; None for all.
         pooling: what a head on pictures reads; texts are pooled from the same pass, whatever is asked.
+        precision: of the frozen pass, ``"no"`` for float32, ``"bf16"`` or ``"fp16"``: a model of texts has its weights
+            read in it. Models of pictures stay in float32, and compute under autocast.
 
     Raises:
         BackboneError: the model cannot be found or used, or not at that depth.
@@ -62,7 +68,28 @@ def load_backbone(
         backbone.name = spec.name
     if pooling != "native" and backbone.wants != "text":
         backbone = _pooled(backbone, pooling)
+    backbone = in_precision(backbone, precision)
     return backbone if depth is None else at_depth(backbone, depth)
+
+
+def in_precision(backbone: Backbone, precision: str) -> Backbone:
+    """The backbone with its weights read in 16 bits, where it is one of texts; else as it is."""
+    from hftl.backbones.precision import DTYPES
+    from hftl.backbones.text import TextBackbone
+
+    return backbone.in_dtype(DTYPES[precision]) if isinstance(backbone, TextBackbone) else backbone
+
+
+def as_published(backbone: Backbone) -> Backbone:
+    """The backbone with its weights read in the dtype that its configuration names, as transformers does by itself.
+
+    Only where it is one of texts, and that dtype has 16 bits.
+    """
+    from hftl.backbones.precision import HALVES
+    from hftl.backbones.text import TextBackbone
+
+    stated = getattr(backbone.base_config, "dtype", None) if isinstance(backbone, TextBackbone) else None
+    return backbone.in_dtype(stated) if isinstance(backbone, TextBackbone) and stated in HALVES else backbone
 
 
 def _pooled(backbone: Backbone, pooling: Pooling) -> Backbone:

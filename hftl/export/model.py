@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hftl.backbones.bare import BareImageBackbone
 from hftl.backbones.cut.cut import Cut
+from hftl.backbones.precision import weights_dtype
 from hftl.backbones.protocol import Target
 from hftl.backbones.weights import NameRule, write_weights
 from hftl.export.trained import Exported
@@ -49,7 +50,7 @@ def export_model(
                     tensor.copy_(head[name])
         model.save_pretrained(folder)  # type: ignore[operator]
     else:
-        write_weights(folder / WEIGHTS, rule, backbone.weight_files(), head, torch.float32)
+        write_weights(folder / WEIGHTS, rule, backbone.weight_files(), head, weights_dtype(backbone))
     # Last, because a model's own save_pretrained writes the configuration that it ran with.
     finish_export(target, folder)
     return [Exported(folder, backbone.library)]
@@ -93,7 +94,7 @@ def export_sentence_transformer(target: Target, pooling: str, layers: Sequence[D
     parts = ["1_Pooling", *(f"{number}_Dense" for number in range(2, 2 + len(layers)))]
     for part in parts:
         (folder / part).mkdir(parents=True, exist_ok=True)
-    write_weights(folder / WEIGHTS, NameRule("", []), backbone.weight_files(), {}, torch.float32)
+    write_weights(folder / WEIGHTS, NameRule("", []), backbone.weight_files(), {}, weights_dtype(backbone))
     config.save_pretrained(folder)
     backbone.save_processor(folder)
     modules = [

@@ -67,8 +67,9 @@ def _space_of(model: LoadedModel, store: FeatureStore) -> Space | None:
     try:
         spec = find(record.backbone_reference)
         options = BackboneOptions(record.recipe.get("max_length"), offline=True)
-        backbone = load_backbone(spec, options, record.recipe.get("depth"), method["pooling"])
-        space = open_space(store, backbone, spec.origin, View(method["pooling"], method["mixed_precision"]))
+        pooling, precision = method["pooling"], method["mixed_precision"]
+        backbone = load_backbone(spec, options, record.recipe.get("depth"), pooling, precision)
+        space = open_space(store, backbone, spec.origin, View(pooling, precision))
     except HftlError:
         return None
     same = space.id == model.run.metrics().features.get("space")

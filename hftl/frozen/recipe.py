@@ -31,8 +31,9 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
     if recipe.depth == "auto":
         raise RecipeError("depth='auto' is for `hftl run`, which chooses one: give a number, or leave it out")
     spec = find(recipe.backbone)
-    pooling = probe_of(recipe).pooling
-    backbone = load_backbone(spec, options, recipe.depth, pooling)
+    probe = probe_of(recipe)
+    pooling = probe.pooling
+    backbone = load_backbone(spec, options, recipe.depth, pooling, probe.mixed_precision)
     of_texts = ("native", "mean", "cls") if isinstance(recipe.method, Head) else ("native",)
     if backbone.wants == "text" and pooling not in of_texts:
         raise RecipeError(f"pooling={pooling!r}: for texts and method={recipe.method.name}, take {listing(of_texts)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from hftl.backbones.batching import equal_length_probes, needs_equal_lengths, of
 from hftl.backbones.cut.capture import Capture
 from hftl.backbones.cut.cut import Cut
 from hftl.backbones.cut.search import find_cut, pooled_cut, prepare_head
+from hftl.backbones.precision import DTYPES, Precision, in_float32
 from hftl.backbones.protocol import Backbone, at_depth
 from hftl.backbones.weights import NameRule
 from hftl.errors import CutError
@@ -29,8 +30,6 @@ EXTRACTOR_VERSION = 1
 # first release padded all batches, and what it stored of models that padding does not change is as good as ever.
 EQUAL_LENGTHS: dict[str, Any] = {"batches": "equal lengths"}
 
-Precision = Literal["no", "bf16", "fp16"]
-
 
 @dataclass(frozen=True)
 class View:
@@ -39,7 +38,8 @@ class View:
     Attributes:
         pooling: ``"native"`` for what the model's own head reads, else the ``"mean"`` or the first (``"cls"``) token of
             the frozen body's last output. A classifier that hftl made of a base model pools by itself as it is called.
-        precision: of the pass: ``"no"`` for float32 throughout, ``"bf16"`` or ``"fp16"`` for autocast.
+        precision: of the pass: ``"no"`` for float32 throughout, ``"bf16"`` or ``"fp16"`` for autocast, or for
+            weights of a text backbone that were read in it.
         depth: after how many blocks the pass ends, with the final norm; None for the backbone as it is. It names the
             space that this view of the backbone at that depth has.
     """
@@ -51,7 +51,7 @@ class View:
     @property
     def autocast(self) -> torch.dtype | None:
         """What torch computes in where it deems that safe; None for float32 throughout."""
-        return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        return None if self.precision == "no" else DTYPES[self.precision]
 
     def identity(self) -> dict[str, Any]:
         """The view's part of a feature space's identity."""
@@ -65,6 +65,10 @@ class View:
         Raises:
             CutError: no cut is exact, or a row's numbers depend on its batch mates.
         """
+        with in_float32(model):
+            return self._find_cut(model, head, probes)
+
+    def _find_cut(self, model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]]) -> tuple[Cut, bool]:
         name = type(model).__name__
         prepare_head(model, head, probes)
         made: Any = model

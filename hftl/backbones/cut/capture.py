@@ -144,7 +144,7 @@ def _mixed(logits: Tensor, noted: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 def pool(record: Recorded, batch: Mapping[str, Tensor], pooling: str) -> Tensor:
     """Pool the first output of the frozen body, (n, t, d) or (n, d, h, w), to (n, d)."""
-    value = next((leaf.detach() for leaf in record.floats() if leaf.dim() in (3, 4)), None)
+    value = next((leaf.detach().float() for leaf in record.floats() if leaf.dim() in (3, 4)), None)
     if value is None or (value.dim() == 4 and pooling == "cls"):
         return torch.empty(0, 0)
     if value.dim() == 4:
