@@ -21,9 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-WORDS = (
-    "the a one two red blue cat dog bird sat ran flew over under mat rug tree hill what where who is was not".split()
-)
+WORDS = ["the", "a", "one", "two", "red", "blue", "cat", "dog", "bird", "sat", "ran", "flew", "over", "under", "mat"]
 DTYPES = {"bf16": "bfloat16", "no": "float32"}
 
 

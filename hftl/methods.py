@@ -10,6 +10,10 @@ from typing_extensions import Self
 Pooling = Literal["native", "mean", "cls", "cls+mean", "pooler"]
 
 
+# Of frozen weights.
+Bits = Literal["8bit", "4bit"]
+
+
 class Options(BaseModel):
     """A set of named options that refuses names it does not know."""
 
@@ -35,6 +39,8 @@ class Head(Options):
             or ``"fp16"`` a text backbone's weights are read in it, which halves memory, and exported in it, the head in
             float32; other backbones compute under autocast and are exported in float32. Either way the exported model
             agrees with the run to that precision only, and the run says how far it does.
+        quantize: read the linear layers of a text backbone in ``"8bit"`` or ``"4bit"`` through bitsandbytes. The export
+            is quantised too, and needs that library.
     """
 
     name: Literal["head"] = "head"
@@ -46,6 +52,7 @@ class Head(Options):
     class_weight: Literal["balanced"] | list[float] | None = None
     calibrate: bool = True
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    quantize: Bits | None = None
 
     @field_validator("strengths")
     @classmethod

@@ -98,6 +98,10 @@ def in_float32(model: Any) -> Iterator[None]:
     """
     with ExitStack() as hooks:
         for module in model.modules() if isinstance(model, nn.Module) else ():
+            if getattr(module, "compute_dtype", None) in HALVES:
+                # What bitsandbytes multiplies weights of 4 bits in.
+                hooks.callback(setattr, module, "compute_dtype", module.compute_dtype)
+                module.compute_dtype = torch.float32  # type: ignore[assignment]
             if any(own is not None and own.dtype in HALVES for own in module._parameters.values()):
                 held = _Held(module)
                 for hook in (

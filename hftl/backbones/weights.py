@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hftl.backbones.precision import slices
+from hftl.backbones.quantized import is_quantized
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ def find_rule(model: Any, head: set[str], files: Mapping[str, Path]) -> NameRule
 
     Returns:
         None if the tensors so named do not load as the very model (one may have another shape in it), or it is no
-        ``PreTrainedModel``; it must then be saved by its own class.
+        ``PreTrainedModel``, or quantised; it must then be saved by its own class.
     """
-    if not isinstance(model, PreTrainedModel):
+    if not isinstance(model, PreTrainedModel) or is_quantized(model):
         return None
     state = model.state_dict()
     prefix = f"{model.base_model_prefix}."

@@ -15,6 +15,7 @@ from hftl.backbones.bare import BareImageBackbone
 from hftl.backbones.cut.cut import Cut
 from hftl.backbones.precision import weights_dtype
 from hftl.backbones.protocol import Target
+from hftl.backbones.quantized import is_quantized
 from hftl.backbones.weights import NameRule, write_weights
 from hftl.export.trained import Exported
 
@@ -44,6 +45,10 @@ def export_model(
     config.architectures = [architecture]
     if rule is None:
         model, _ = target.build()
+        if is_quantized(model):
+            # Of a quantised checkpoint transformers converts no tensor, and would feed a float32 head 16 bits.
+            for name in head:
+                model.get_parameter(name).data = model.get_parameter(name).data.to(weights_dtype(backbone))
         with torch.no_grad():
             for name, tensor in model.state_dict().items():
                 if name in head:

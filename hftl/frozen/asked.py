@@ -68,7 +68,7 @@ def _space_of(model: LoadedModel, store: FeatureStore) -> Space | None:
         spec = find(record.backbone_reference)
         options = BackboneOptions(record.recipe.get("max_length"), offline=True)
         pooling, precision = method["pooling"], method["mixed_precision"]
-        backbone = load_backbone(spec, options, record.recipe.get("depth"), pooling, precision)
+        backbone = load_backbone(spec, options, record.recipe.get("depth"), pooling, precision, method.get("quantize"))
         space = open_space(store, backbone, spec.origin, View(pooling, precision))
     except HftlError:
         return None

@@ -33,7 +33,7 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
     spec = find(recipe.backbone)
     probe = probe_of(recipe)
     pooling = probe.pooling
-    backbone = load_backbone(spec, options, recipe.depth, pooling, probe.mixed_precision)
+    backbone = load_backbone(spec, options, recipe.depth, pooling, probe.mixed_precision, probe.quantize)
     of_texts = ("native", "mean", "cls") if isinstance(recipe.method, Head) else ("native",)
     if backbone.wants == "text" and pooling not in of_texts:
         raise RecipeError(f"pooling={pooling!r}: for texts and method={recipe.method.name}, take {listing(of_texts)}")
