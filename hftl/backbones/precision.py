@@ -86,6 +86,10 @@ def _widened(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return tuple(map(_wide, args)), {name: _wide(value) for name, value in kwargs.items()}
 
 
+def _widened_output(_module: nn.Module, _args: Any, output: Any) -> Any:
+    return _wide(output)
+
+
 def _wide(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in HALVES else value
 
@@ -102,7 +106,10 @@ def in_float32(model: Any) -> Iterator[None]:
                 # What bitsandbytes multiplies weights of 4 bits in.
                 hooks.callback(setattr, module, "compute_dtype", module.compute_dtype)
                 module.compute_dtype = torch.float32  # type: ignore[assignment]
-            if any(own is not None and own.dtype in HALVES for own in module._parameters.values()):
+            if isinstance(module, nn.Embedding):
+                # What is looked up is widened, which is the same, and not the whole vocabulary.
+                hooks.callback(module.register_forward_hook(_widened_output).remove)
+            elif any(own is not None and own.dtype in HALVES for own in module._parameters.values()):
                 held = _Held(module)
                 for hook in (
                     module.register_forward_pre_hook(held.widen, with_kwargs=True, prepend=True),
