@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from hftl.scout.layers import Layers, layers
     from hftl.scout.rank import Ranking, rank
     from hftl.scout.transfer import Transfer, transfer
+    from hftl.scout.zero_shot import ZeroShot, zero_shot
     from hftl.tasks import Task
 
 # In a notebook without ipywidgets the libraries below would begin with tqdm's advice to install them; what hftl draws
@@ -94,6 +95,7 @@ _HOME = {
     "TextBackbone": "hftl.backbones.text",
     "Transfer": "hftl.scout.transfer",
     "UserError": "hftl.errors",
+    "ZeroShot": "hftl.scout.zero_shot",
     "advise": "hftl.scout.advise",
     "audit": "hftl.scout.audit",
     "compare": "hftl.report.comparison",
@@ -109,6 +111,7 @@ _HOME = {
     "run": "hftl.pipeline",
     "to_onnx": "hftl.convert",
     "transfer": "hftl.scout.transfer",
+    "zero_shot": "hftl.scout.zero_shot",
 }
 
 __all__ = [
@@ -150,6 +153,7 @@ __all__ = [
     "TextBackbone",
     "Transfer",
     "UserError",
+    "ZeroShot",
     "advise",
     "audit",
     "compare",
@@ -165,6 +169,7 @@ __all__ = [
     "run",
     "to_onnx",
     "transfer",
+    "zero_shot",
 ]
 
 

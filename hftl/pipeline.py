@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from accelerate import PartialState
 
 from hftl.backbones.protocol import Target
+from hftl.backbones.text_tower import prompts_of
 from hftl.data import Data
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
@@ -26,8 +26,9 @@ from hftl.frozen.features import StoredFeatures, matrix_of
 from hftl.frozen.head import train_head
 from hftl.frozen.matrix import Features
 from hftl.frozen.recipe import inputs_of, probe_of, stored_features, view_of
+from hftl.frozen.view import View
 from hftl.hub.client import staying_offline
-from hftl.methods import Head, Pooling
+from hftl.methods import PROMPT, Head, Pooling
 from hftl.metric_functions import add_own_metrics
 from hftl.metrics import evaluate_predictions
 from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
@@ -45,6 +46,7 @@ from hftl.runs.judgement import judgements
 from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
 from hftl.scout.layers import layers
+from hftl.scout.zero_shot import known_zero_shot, zero_shot_start
 from hftl.terminal import Terminal
 from hftl.wording import named_error
 
@@ -115,7 +117,7 @@ def run(
         if features:
             data, bad = features.readable(data), features.bad
             if folder:
-                folder.log("features", **features.counts, space=features.space.id)
+                folder.log("features", **features.counts, space=features.id)
         elif on_bad_row == "skip":
             data, bad = without_bad_rows(target.backbone, data)
             print_bad_rows(say, bad, SKIPPED)
@@ -132,7 +134,7 @@ def run(
             if note not in said:
                 # What only the model's weights tell, where they were read.
                 say.print(f"          {note}")
-        metrics = measure(recipe, folder, trained, features, data, say)
+        metrics = measure(recipe, folder, target, trained, features, data, say=say)
         if thresholds := trained.report.get("thresholds"):
             # A field of our own in config.json: whoever loads the model decides as the run did.
             target.config.thresholds = thresholds
@@ -170,7 +172,7 @@ def features(
 
     Args:
         recipe: the backbone and the data; as of `run`.
-        pooling: ``"native"``, ``"mean"`` or ``"cls"``; None for the recipe's own.
+        pooling: as of `Head`; None for the recipe's own.
         also: other poolings to store from the same pass.
         offline: use only what is on this machine.
         allow_pickle: read a backbone's weights that are there only as a pickle, as nothing but tensors.
@@ -183,11 +185,18 @@ def features(
     """
     recipe, _ = as_recipe(recipe)
     say = Terminal(quiet=quiet or not start_processes().is_main_process)
-    own = view_of(recipe)
-    views = [replace(own, pooling=each) for each in (pooling or own.pooling, *also)]
+    if pooling:
+        recipe = recipe.model_copy(update={"method": recipe.method.model_copy(update={"pooling": pooling})})
+    probe = probe_of(recipe)
     with quiet_libraries(), staying_offline(offline):
         with met_everywhere():
             spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
+        if target.backbone.wants != "text" and also and "native" in (probe.pooling, *also):
+            raise RecipeError(
+                "pooling=native: pictures are pooled of the base model, and what the classification class reads comes "
+                "from another pass: ask for native alone"
+            )
+        views = [View.of(target.backbone, each, probe.mixed_precision) for each in (probe.pooling, *also)]
         stored = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
     return matrix_of(stored, data)
 
@@ -253,7 +262,14 @@ def starting_features(
     """
     try:
         return stored_features(
-            spec, target, data, [view_of(recipe)], say, on_bad_row=on_bad_row, quiet=quiet, listed=SKIPPED
+            spec,
+            target,
+            data,
+            [view_of(recipe, target.backbone)],
+            say,
+            on_bad_row=on_bad_row,
+            quiet=quiet,
+            listed=SKIPPED,
         )
     except CutError as error:
         if isinstance(recipe.method, Head):
@@ -288,11 +304,19 @@ def finetuned(
 
     assert not isinstance(recipe.method, Head)
     head: Trained | None = on_main(lambda: solved_head(recipe, target, features, data, say)) if features else None
+    start: dict[str, torch.Tensor] | None = None
+    if recipe.method.init == "zero-shot":
+        named = recipe.method
+        start = on_main(lambda: zero_shot_start(named, target, data))
+        said = prompts_of(data.label_names[0], named.prompts or [PROMPT])[0]
+        say.print(f"start     the text tower's embeddings of {said!r} and the other labels")
+    elif head:
+        start = start_of(head, data, say)
     trained = finetune(
         recipe.method,
         target,
         data,
-        start=start_of(head, data, say) if head else None,
+        start=start,
         seed=recipe.seed,
         folder=Path(broadcast(str(folder.path) if folder else None)),
         resume=resume,
@@ -319,7 +343,14 @@ def start_of(head: Trained, data: Data, say: Terminal) -> dict[str, torch.Tensor
 
 
 def measure(
-    recipe: Recipe, folder: RunFolder, trained: Trained, features: StoredFeatures | None, data: Data, say: Terminal
+    recipe: Recipe,
+    folder: RunFolder,
+    target: Target,
+    trained: Trained,
+    features: StoredFeatures | None,
+    data: Data,
+    *,
+    say: Terminal,
 ) -> Metrics:
     """Metrics on the test split and what training reports; predictions go to ``predictions.parquet``."""
     for step in trained.report.get("path", []):
@@ -328,6 +359,9 @@ def measure(
     if task.is_exclusive and "baselines" not in trained.report:
         frequent = np.bincount(data.train.labels).argmax()
         trained.report["baselines"] = {"majority": float((test.labels == frequent).mean())}
+    unseen = known_zero_shot(target, features.splits["test"], data) if features else None
+    if unseen is not None:
+        trained.report["baselines"]["zero_shot"] = unseen
     thresholds = trained.report.get("thresholds")
     values = evaluate_predictions(task, logits.numpy(), test.labels, data.label_names, thresholds)
     add_metrics(values, logits.numpy(), test.labels, task)
@@ -337,7 +371,7 @@ def measure(
     names = [test.inputs.name(i) for i in range(len(test))]
     scores = task.scores(logits).numpy()
     folder.write_predictions(task, names, test.labels, scores, data.label_names, thresholds)
-    counts: dict[str, Any] = {**features.counts, "space": features.space.id} if features else {**NO_FEATURES}
+    counts: dict[str, Any] = {**features.counts, "space": features.id} if features else {**NO_FEATURES}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True
     return Metrics(eval=values, features=counts, rows=data.sizes(), **{trained.section: trained.report})

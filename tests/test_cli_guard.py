@@ -164,3 +164,25 @@ def test_handlers_of_the_caller_are_back_after_a_command(cli: Cli):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     cli.ok("recipes")
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_command_starts_without_collecting_and_then_collects_as_python_does() -> None:
+    script = """
+import gc, weakref
+from hftl.cli.startup import OBJECTS_OF_LIBRARIES, put_off_collection
+
+class Cycle:
+    def __init__(self):
+        self.me = self
+
+usual, runs = gc.get_threshold(), gc.get_stats()[0]["collections"]
+put_off_collection()
+kept = [[] for _ in range(OBJECTS_OF_LIBRARIES // 2)]
+assert gc.get_stats()[0]["collections"] == runs
+kept += [[] for _ in range(OBJECTS_OF_LIBRARIES)]
+assert gc.get_threshold() == usual and gc.get_freeze_count() >= OBJECTS_OF_LIBRARIES and not gc.callbacks
+seen = weakref.ref(Cycle())
+more = [[] for _ in range(10 * usual[0])]
+assert seen() is None
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -31,9 +31,7 @@ def features(
     ] = None,
     change: Change = None,
     show: Show = False,
-    pooling: Annotated[
-        str | None, typer.Option(help="native, mean or cls; several as a,b are stored from one pass.")
-    ] = None,
+    pooling: Annotated[str | None, typer.Option(help="As of a run; several as a,b are stored from one pass.")] = None,
     on_bad_row: OnBadRow = "error",
     allow_pickle: AllowPickle = False,
     offline: Offline = False,
@@ -72,9 +70,10 @@ def features(
 
 def _poolings(text: str) -> list[Any]:
     from hftl.errors import RecipeError
+    from hftl.methods import Pooling
 
     asked = [part.strip() for part in text.split(",")]
-    wrong = [part for part in asked if part not in ("native", "mean", "cls")]
+    wrong = [part for part in asked if part not in get_args(Pooling)]
     if wrong:
-        raise RecipeError(f"--pooling {wrong[0]!r}: the poolings are native, mean and cls")
+        raise RecipeError(f"--pooling {wrong[0]!r}: the poolings are {', '.join(get_args(Pooling))}")
     return list(dict.fromkeys(asked))

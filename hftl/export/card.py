@@ -128,7 +128,7 @@ def _eval_results(made: RunRecord, metrics: Metrics) -> list[EvalResult]:
     return [
         EvalResult(
             # What is measured, which is not what the base model's own class is for.
-            task_type=made.backbone.pipeline_tag.replace("feature-extraction", "classification"),
+            task_type=_task_of_tag(made.backbone.pipeline_tag),
             dataset_type=str(repo) if is_repo_id(repo) else "custom",
             dataset_name=printable(data_name(made)),
             dataset_config=identity.get("config"),
@@ -142,6 +142,11 @@ def _eval_results(made: RunRecord, metrics: Metrics) -> list[EvalResult]:
     ]
 
 
+def _task_of_tag(tag: str) -> str:
+    """The task that a model was trained for, also where what is exported is a base model and its head."""
+    return {"feature-extraction": "text-classification"}.get(tag, tag.replace("feature-extraction", "classification"))
+
+
 # ── text ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -149,7 +154,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
     """What the template tells."""
     backbone, data, method = made.backbone, made.data, made.method
     task, names, identity = data.task, data.label_names, data.identity
-    tag = backbone.pipeline_tag
+    tag = _task_of_tag(backbone.pipeline_tag)
     auto_model, auto_processor, processor_argument = AUTO_CLASSES.get(tag, ("", "", ""))
     computed, columns = metrics.eval, identity.get("columns", {})
     report = metrics.head or {}
@@ -167,7 +172,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "processor_argument": processor_argument,
         "backbone": backbone.name,
         "commit": backbone.commit,
-        "pooled": backbone.identity.get("pooling_of_base"),
+        "pooled": backbone.pooling,
         "shorter": backbone.identity.get("depth", {}).get("config", {}),
         "problem_type": task.problem_type,
         "example": _example(tag, task, len(names), len(columns.get("inputs", ()))),

@@ -16,13 +16,13 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
-from hftl.backbones.bare import BareImageBackbone
+from hftl.backbones.bare import Bare
 from hftl.backbones.batching import needs_equal_lengths
 from hftl.backbones.protocol import Target
 from hftl.data import Data
 from hftl.data.holdout import hold_out
 from hftl.errors import BackboneError, HftlError, UserError
-from hftl.export.model import finish_export
+from hftl.export.model import Dense, export_pooled, finish_export
 from hftl.export.trained import Exported, Trained
 from hftl.finetune.augment import Augmentation, Mixing
 from hftl.finetune.auto import choose_lr, largest_micro_batch
@@ -404,12 +404,15 @@ def export(built: Built, target: Target, folder: Path) -> list[Exported]:
     exported = [Exported(folder, backbone.library)]
     if hasattr(model, "peft_config"):
         # An adapter of a class that hftl made fits no model that anybody else can load.
-        if not isinstance(backbone, BareImageBackbone):
+        if not isinstance(backbone, Bare):
             adapter = folder.parent / "adapter"
             save_adapter(model, built.initial, adapter)
             backbone.save_processor(adapter)
             exported.append(Exported(adapter, "peft"))
         model = model.merge_and_unload()
+    if isinstance(backbone, Bare):
+        head = Dense(model.classifier.weight.detach().cpu(), model.classifier.bias.detach().cpu())
+        return export_pooled(target, backbone.pooling, [head], None, folder, model.body)
     model.save_pretrained(folder)
     target.config.architectures = [type(model).__name__]
     # Last, because a model's own save_pretrained writes the configuration that it ran with.

@@ -16,11 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hftl.backbones.bare import HEAD, Bare
 from hftl.backbones.cut.cut import Cut
 from hftl.backbones.cut.replay import STATISTICS, initial_head, measured_buffers, needs_weights, replaying
+from hftl.backbones.pooling import Pooled
 from hftl.backbones.protocol import Target
+from hftl.backbones.weights import NameRule
 from hftl.data import Data
-from hftl.export.model import Dense, export_model, export_sentence_transformer, fold
+from hftl.export.model import Dense, export_model, export_pooled, fold
 from hftl.export.trained import Exported, Trained
 from hftl.frozen.features import SplitFeatures, StoredFeatures
 from hftl.heads import baselines, fit_linear, fit_mlp, fit_native, mlp_logits
@@ -93,7 +96,9 @@ class _Job:
             fit.report["baselines"] = baselines(vectors["train"], labels["train"], vectors["test"], labels["test"])
         logits = fit.logits(vectors["test"]).cpu()
         if cut.kind == "pooled":
-            return Trained(logits, "head", fit.report, self._export_pooled([Dense(weight, bias)]), {}, fit.held_out)
+            # The class that is to be fine-tuned has a place for it.
+            own = {f"{HEAD}.weight": weight, f"{HEAD}.bias": bias} if isinstance(self.target.backbone, Bare) else {}
+            return Trained(logits, "head", fit.report, self._export_pooled([Dense(weight, bias)]), own, fit.held_out)
         parameters = fold(cut, weight, bias)
         return Trained(logits, "head", fit.report, self._export(parameters), parameters, fit.held_out)
 
@@ -168,7 +173,11 @@ class _Job:
         return partial(export_model, self.target, content.architecture, content.weights, parameters)
 
     def _export_pooled(self, layers: list[Dense]) -> Callable[[Path], list[Exported]]:
-        return partial(export_sentence_transformer, self.target, self.cut.pooling or "", layers)
+        backbone = self.target.backbone
+        if isinstance(backbone, Bare):
+            return partial(export_pooled, self.target, backbone.pooling, layers, self.features.content.weights)
+        # Beside a classification class, sentence-transformers finds the base model in the checkpoint as it is.
+        return partial(export_pooled, self.target, Pooled(self.cut.pooling or ""), layers, NameRule("", []))
 
 
 def _as_tensors(features: SplitFeatures, cut: Cut) -> dict[str, Tensor]:

@@ -23,7 +23,6 @@ from hftl.recipes import Recipe
 from hftl.runs.console import print_bad_rows, print_features, print_inputs
 from hftl.store.store import FeatureStore, cache_root
 from hftl.terminal import Terminal
-from hftl.wording import listing
 
 
 def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[BackboneSpec, Target, Data]:
@@ -32,11 +31,17 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
         raise RecipeError("depth='auto' is for `hftl run`, which chooses one: give a number, or leave it out")
     spec = find(recipe.backbone)
     probe = probe_of(recipe)
-    pooling = probe.pooling
-    backbone = load_backbone(spec, options, recipe.depth, pooling, probe.mixed_precision, probe.quantize)
-    of_texts = ("native", "mean", "cls") if isinstance(recipe.method, Head) else ("native",)
-    if backbone.wants == "text" and pooling not in of_texts:
-        raise RecipeError(f"pooling={pooling!r}: for texts and method={recipe.method.name}, take {listing(of_texts)}")
+    backbone = load_backbone(
+        spec,
+        options,
+        recipe.depth,
+        probe.pooling,
+        trains_body=not isinstance(recipe.method, Head),
+        precision=probe.mixed_precision,
+        quantize=probe.quantize,
+    )
+    if probe.hidden and backbone.wants != "text":
+        raise RecipeError("hidden: only the format of sentence-transformers has a place for it, and that is for texts")
     data = data_of(recipe, backbone)
     print_inputs(say, backbone, data)
     if isinstance(recipe.method, Head) and data.validation is not None and recipe.method.folds != Head().folds:
@@ -70,10 +75,10 @@ def probe_of(recipe: Recipe) -> Head:
     return recipe.method if isinstance(recipe.method, Head) else recipe.method.probe
 
 
-def view_of(recipe: Recipe) -> View:
+def view_of(recipe: Recipe, backbone: Backbone) -> View:
     """What that head reads of the backbone."""
     probe = probe_of(recipe)
-    return View(probe.pooling, probe.mixed_precision)
+    return View.of(backbone, probe.pooling, probe.mixed_precision)
 
 
 def stored_features(
@@ -95,5 +100,7 @@ def stored_features(
         say.print(
             "          padding changes this model's numbers: rows ran, and are to be run, in batches of equal length"
         )
+    if views[0].pooling == "last" and features.content.cut.kind == "linear":
+        say.print(f"          the last token is what {features.content.architecture} reads by itself (pooling native)")
     print_bad_rows(say, features.bad, listed)
     return features

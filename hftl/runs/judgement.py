@@ -13,6 +13,7 @@ FREE = {
     "majority": "always saying the most frequent class",
     "prototype": "the nearest class mean of the same features",
     "knn": "the nearest neighbours among the same features",
+    "zero_shot": "the backbone's text tower without a label",
 }
 
 

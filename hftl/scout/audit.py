@@ -121,7 +121,13 @@ def audit(
     with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
         spec, target, data = reader.inputs(recipe)
         features = stored_features(
-            spec, target, data, [view_of(recipe)], reader.say, on_bad_row=on_bad_row, quiet=reader.quiet
+            spec,
+            target,
+            data,
+            [view_of(recipe, target.backbone)],
+            reader.say,
+            on_bad_row=on_bad_row,
+            quiet=reader.quiet,
         )
     started = time.monotonic()
     rows = _Rows.of(features, features.readable(data))

@@ -122,9 +122,8 @@ class Reader:
 
     def rows(self, recipe: Recipe, spec: BackboneSpec, target: Target, data: Data) -> TrainingRows:
         """The features of all training rows of some data; as `training`."""
-        features = stored_features(
-            spec, target, data, [view_of(recipe)], self.say, on_bad_row=self.on_bad_row, quiet=self.quiet
-        )
+        views = [view_of(recipe, target.backbone)]
+        features = stored_features(spec, target, data, views, self.say, on_bad_row=self.on_bad_row, quiet=self.quiet)
         split = features.splits["train"]
         matrix, averaged = split_matrix(split, features.content.cut)
         return TrainingRows(
