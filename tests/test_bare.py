@@ -25,13 +25,17 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoTokenizer,
+    Siglip2ImageProcessorPil,
 )
 
 import hftl
+from hftl.backbones import hftl_resolve_backbone
 from hftl.backbones.bare import BareImageBackbone, BareTextBackbone
 from hftl.backbones.source import local_source
+from hftl.backbones.vision import ImageBackbone
 from hftl.errors import BackboneError, RecipeError
 from hftl.frozen.view import View
+from hftl.plugins.spec import BackboneOptions
 
 SMALL = {
     "hidden_size": 32,
@@ -295,6 +299,42 @@ def test_rows_that_are_known_in_one_pooling_are_not_computed_for_another_unasked
     assert metrics(Path("again"))["features"]["computed"] == 0
     cli.ok("run", recipe, "--out", "cls", "--pooling", "cls+mean", "--quiet")
     assert metrics(Path("cls"))["features"]["computed"] > 0
+
+
+def test_patches_that_are_padding_are_not_pooled(cli: Cli, tmp_path: Path) -> None:
+    config = CONFIG_MAPPING["siglip2_vision_model"](**tiny.WIDE, patch_size=8, num_patches=16)
+    folder = tmp_path / "backbone"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModel.from_config(config).save_pretrained(folder)
+    Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16).save_pretrained(folder)
+    data = tmp_path / "data"
+    runs.write_images(data)
+    for path in data.rglob("*.png"):
+        Image.open(path).resize((20, 48)).save(path)
+
+    cli.ok("run", write_recipe(tmp_path, folder, data), "--out", "run", "--quiet")
+
+    test = predictions(Path("run"))
+    batch = AutoImageProcessor.from_pretrained("run/model")(Image.open(data / test["row"][0]), return_tensors="pt")
+    own = batch["pixel_attention_mask"][0].bool()
+    assert not bool(own.all())
+    with torch.no_grad():
+        tokens = AutoModel.from_pretrained("run/model").eval()(**batch).last_hidden_state[0]
+    head = load_file("run/model/head.safetensors")
+    scores = (tokens[own].mean(0) @ head["weight"].T + head["bias"]).softmax(0).numpy()
+    np.testing.assert_allclose(scores, test["scores"][0], atol=1e-5)
+    made = runs.card_example(Path("run/model"), {"photo.jpg": str(data / test["row"][0])})
+    np.testing.assert_allclose(made["logits"].softmax(1)[0].numpy(), scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "ijepa", "hiera", "siglip2", "clip"])
+def test_a_class_with_a_head_of_the_family_is_preferred(tmp_path: Path, kind: str) -> None:
+    CONFIG_MAPPING[kind]().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    loaded = hftl_resolve_backbone(str(tmp_path))
+    assert loaded is not None
+    assert type(loaded.load(BackboneOptions())) is ImageBackbone
 
 
 def test_a_base_model_has_a_random_twin_and_depths(cli: Cli, tmp_path: Path) -> None:

@@ -174,6 +174,8 @@ class _Extraction:
         self.backbone = target.backbone
         self.views = views
         self.beside = beside
+        # What is computed: the views that were asked for, and of the others those that the same pass gives.
+        self.filled: dict[View, Space] = {}
         self.rows = rows
         self.digests = digests
         self.lacking = lacking
@@ -238,12 +240,13 @@ class _Extraction:
         contents = {view: Content.of(space) for view, space in self.views.items()}
         # One pass computes all views, so what one of them needs all get.
         self.equal_lengths = any(content.equal_lengths for content in contents.values())
-        self._join(models)
-        self.kept = {view: [] for view in self.views}
-        return models.captured({view: Content.of(space) for view, space in self.views.items()}, self.device)
+        self.filled = self.views | self._joining(models)
+        self.kept = {view: [] for view in self.filled}
+        return models.captured({view: Content.of(space) for view, space in self.filled.items()}, self.device)
 
-    def _join(self, models: Models) -> None:
-        """Compute beside what was asked for whatever the same pass gives, in the same batches."""
+    def _joining(self, models: Models) -> dict[View, Space]:
+        """What the same pass gives, in the same batches, beside what was asked for."""
+        joining = {}
         for view, space in self.beside.items():
             try:
                 content = Content.of(space) if space.info is not None else models.content(view)
@@ -255,7 +258,8 @@ class _Extraction:
             if space.info is None:
                 space = equal_length_space(self.store, space) if self.equal_lengths else space
                 space.create(content.as_info(), content.columns())
-            self.views[view] = space
+            joining[view] = space
+        return joining
 
     def _check_same(self, capture: Keeping, row: int, encoded: Encoded, kept: list[dict[str, Any]]) -> None:
         """Ask for the first good row of a batch again, alone."""
@@ -271,7 +275,7 @@ class _Extraction:
 
     def _check_stored(self, capture: Keeping) -> None:
         """Ask for one row again that an earlier run stored, where there is one."""
-        for number, (view, space) in enumerate(self.views.items()):
+        for number, (view, space) in enumerate(self.filled.items()):
             known = np.flatnonzero(~self.lacking[view] & self.digests.any(1))
             if not len(known):
                 continue
@@ -344,7 +348,7 @@ class _Extraction:
             return
         held, self.held, self.bytes = np.array(self.held), [], 0
         bad: set[int] = set()
-        for view in self.views:
+        for view in self.filled:
             parts, self.kept[view] = self.kept[view], []
             columns = {name: _pack([part[name] for part in parts]) for name in parts[0]}
             bad |= self._commit_view(view, held, columns, np.flatnonzero(self.lacking[view][held]))
@@ -355,7 +359,7 @@ class _Extraction:
         self, view: View, held: np.ndarray, columns: dict[str, Tensor | Ragged], chosen: np.ndarray
     ) -> set[int]:
         """Commit the chosen ones of the held rows; returns those asked for whose features are not finite."""
-        space = self.views[view]
+        space = self.filled[view]
         names = [self.rows.name(int(row)) for row in held[chosen]]
         try:
             space.commit(self.digests[held[chosen]], {n: _take(v, chosen) for n, v in columns.items()}, names)

@@ -152,7 +152,8 @@ def features_of(
         _gather(parts, splits)
     if process.rank == 0:
         for each in (spaces | beside).values():
-            compact(each)
+            if each.info is not None:
+                compact(each)
     truncated = sum(int(features.columns.pop("truncated").sum()) for features in splits)
     total = sum(len(features.digests) for features in splits)
     if recomputed:
