@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=16, help="16 make 1.04 B parameters")
     parser.add_argument("--rows", type=int, default=60)
+    parser.add_argument("--precision", choices=DTYPES, default="bf16", help="what weights are asked for in")
     parser.add_argument("--shard", default="200MB", help="largest size of a shard")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -37,14 +38,12 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         texts = write_texts(Path(folder) / "texts.csv", arguments.rows)
-        print(f"{'checkpoint':12}{'asked':8}{'what':12}{'weights MB':>12}{'peak MB':>10}{'ratio':>8}{'seconds':>9}")
+        print(f"{'checkpoint':12}{'asked':10}{'what':14}{'weights MB':>10}{'peak MB':>9}{'ratio':>8}{'seconds':>9}")
         for kept in ("bfloat16", "float32"):
             checkpoint = Path(folder) / kept
             parameters = make_checkpoint(checkpoint, kept, arguments.layers, arguments.shard)
-            asked = ("bf16", "no") if kept == "float32" else ("bf16",)
-            for precision in asked:
-                for what in ("transformers", "features", "run"):
-                    report(checkpoint, texts, precision, what, parameters)
+            for what in ("transformers", "features", "run"):
+                report(checkpoint, texts, arguments.precision, what, parameters)
             for file in checkpoint.iterdir():
                 file.unlink()
 
@@ -92,7 +91,7 @@ def report(checkpoint: Path, texts: Path, precision: str, what: str, parameters:
             sys.exit(done.stderr)
     found = json.loads(done.stdout.splitlines()[-1])
     weights = parameters * (2 if precision == "bf16" else 4) / 1e6
-    row = f"{checkpoint.name:12}{DTYPES[precision]:10}{what:14}{weights:>8,.0f}{found['peak']:>10,.0f}"
+    row = f"{checkpoint.name:12}{DTYPES[precision]:10}{what:14}{weights:>10,.0f}{found['peak']:>9,.0f}"
     print(f"{row}{found['peak'] / weights:>8.2f}{found['seconds']:>9.1f}", flush=True)
 
 

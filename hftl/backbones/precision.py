@@ -6,14 +6,17 @@ what has to be proved to five digits is computed module by module: its own weigh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from hftl.errors import BackboneError
+from hftl.wording import one_line
 
 Precision = Literal["no", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,17 +48,28 @@ def slices(files: Mapping[str, Path], dtype: torch.dtype) -> dict[str, Any]:
     Args:
         files: tensor names, and the safetensors file of each.
         dtype: what floating point tensors will be converted to.
+
+    Raises:
+        BackboneError: a file is damaged, or a tensor is not in the file that an index names for it.
     """
     made: dict[str, Any] = {}
     for file in sorted(set(files.values())):
         names = [name for name, where in files.items() if where == file]
-        opened: Any = safe_open(file, framework="pt")
-        found = {name: opened.get_slice(name) for name in names}
-        if any(part.get_dtype() != _SHORT[dtype] for part in found.values()):
-            opened = safe_open(file, framework="pt", backend="pread")
-            found = {name: opened.get_slice(name) for name in names}
-        made |= found
+        try:
+            made |= _slices_of(file, names, dtype)
+        except SafetensorError as error:
+            raise BackboneError(f"{file.name} is damaged ({one_line(error, 100)}): fetch it again") from error
     return made
+
+
+def _slices_of(file: Path, names: Sequence[str], dtype: torch.dtype) -> dict[str, Any]:
+    """Some tensors of one file."""
+    opened: Any = safe_open(file, framework="pt")
+    found = {name: opened.get_slice(name) for name in names}
+    if any(part.get_dtype() != _SHORT[dtype] for part in found.values()):
+        opened = safe_open(file, framework="pt", backend="pread")
+        found = {name: opened.get_slice(name) for name in names}
+    return found
 
 
 _SHORT = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}

@@ -301,7 +301,8 @@ class PretrainedBackbone:
             model, loading = read_model(auto_class, config, self.weight_files(), self.dtype, **options)
         # Whatever a model's class raises on a configuration or weights that do not fit it.
         except Exception as error:
-            why = first_mismatch(self, config) or named_error(error)[:300]
+            why = str(error) if isinstance(error, BackboneError) else named_error(error)[:300]
+            why = first_mismatch(self, config) or why
             raise BackboneError(f"{self.name} cannot be loaded: {why}") from error
         without_generation(model.config)
         check_shapes(self, model, {key[0] for key in loading["mismatched_keys"]})
