@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from hftl.scout.transfer import Transfer, transfer
     from hftl.scout.zero_shot import ZeroShot, zero_shot
     from hftl.tasks import Task
+    from hftl.tuning.tune import tune
+    from hftl.tuning.tuned import Tuned
 
 # In a notebook without ipywidgets the libraries below would begin with tqdm's advice to install them; what hftl draws
 # itself needs none.
@@ -94,6 +96,7 @@ _HOME = {
     "Task": "hftl.tasks",
     "TextBackbone": "hftl.backbones.text",
     "Transfer": "hftl.scout.transfer",
+    "Tuned": "hftl.tuning.tuned",
     "UserError": "hftl.errors",
     "ZeroShot": "hftl.scout.zero_shot",
     "advise": "hftl.scout.advise",
@@ -111,6 +114,7 @@ _HOME = {
     "run": "hftl.pipeline",
     "to_onnx": "hftl.convert",
     "transfer": "hftl.scout.transfer",
+    "tune": "hftl.tuning.tune",
     "zero_shot": "hftl.scout.zero_shot",
 }
 
@@ -152,6 +156,7 @@ __all__ = [
     "Task",
     "TextBackbone",
     "Transfer",
+    "Tuned",
     "UserError",
     "ZeroShot",
     "advise",
@@ -169,6 +174,7 @@ __all__ = [
     "run",
     "to_onnx",
     "transfer",
+    "tune",
     "zero_shot",
 ]
 

@@ -2,7 +2,7 @@
 
     HftlError                   something failed (exit status 1)
     ├── StoreError              the feature store cannot be read or written
-    ├── ConvergenceError        a head has no usable solution
+    ├── ConvergenceError        a head has no usable solution, or training diverged
     ├── HubError                the Hub cannot be reached, goes on failing, or sent something damaged
     ├── Interrupted             training was asked to stop and saved its state (exit status 130)
     └── UserError               the input is wrong (exit status 2)
@@ -33,7 +33,7 @@ class StoreError(HftlError):
 
 
 class ConvergenceError(HftlError):
-    """A head has no usable solution: the objective is not finite."""
+    """A head has no usable solution, or training diverged: something is not finite."""
 
 
 class Interrupted(HftlError):  # noqa: N818 (nothing went wrong)
