@@ -14,7 +14,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,9 +103,9 @@ class _PooledAuto:
         made: PooledClassifier = self.kind._from_config(config)
         return made
 
-    def from_pretrained(self, folder: Path, *, config: Any, **options: Any) -> tuple[PooledClassifier, dict[str, Any]]:
+    def from_pretrained(self, _: None, *, config: Any, **options: Any) -> tuple[PooledClassifier, dict[str, Any]]:
         # transformers finds the base model in a classifier's checkpoint too, whatever that calls it.
-        body, loading = AutoModel.from_pretrained(folder, config=config, **options)
+        body, loading = type(_meta_model(config)).from_pretrained(None, config=config, **options)
         model = self.kind(config, body)
         inside = {name: [f"{BODY}.{key}" for key in loading[name]] for name in ("missing_keys", "unexpected_keys")}
         new = [name for name, _ in model.named_parameters() if not name.startswith(f"{BODY}.")]
@@ -369,12 +368,13 @@ class BareTextBackbone(Bare, TextBackbone):
     @property
     def poolings(self) -> list[str]:
         """The kinds that one pass of the model gives, each of one vector a row."""
-        return ["cls", "mean", *(["pooler"] if self._output.pooled else [])]
+        return ["cls", "last", "mean", *(["pooler"] if self._output.pooled else [])]
 
     @property
     def usual(self) -> str:
-        """What sentence encoders are mostly trained with."""
-        return "mean"
+        """The last token of a causal language model, which alone has seen all others; else what most encoders learn."""
+        names = self.base_config.architectures or []
+        return "last" if any(name.endswith("ForCausalLM") for name in names) else "mean"
 
     @cached_property
     def _padding_index(self) -> int | None:
