@@ -64,10 +64,14 @@ def find_rule(model: Any, head: set[str], files: Mapping[str, Path]) -> NameRule
     if any(name in state and list(state[name].shape) != shapes[before] for name, (_, before) in renamed.items()):
         return None
     named = dict(_read_all(renamed)) | {name: state[name] for name in head}
-    with whole_on_every_process():
-        loaded, loading = type(model).from_pretrained(
-            None, config=model.config, state_dict=dict(named), dtype=torch.float32, output_loading_info=True
-        )
+    try:
+        with whole_on_every_process():
+            loaded, loading = type(model).from_pretrained(
+                None, config=model.config, state_dict=dict(named), dtype=torch.float32, output_loading_info=True
+            )
+    except RuntimeError:
+        # A tensor that transformers renames as it reads it has another shape here.
+        return None
     if loading["missing_keys"] or loading["mismatched_keys"]:
         return None
     again = loaded.state_dict()

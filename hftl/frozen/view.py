@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hftl.backbones.bare import Bare
+from hftl.backbones.bare import OWN, Bare
 from hftl.backbones.batching import equal_length_probes, needs_equal_lengths, of_equal_length_only
 from hftl.backbones.cut.capture import Capture
 from hftl.backbones.cut.cut import Cut
@@ -90,7 +90,7 @@ class View:
         if self.pooling == "native":
             equal_lengths = needs_equal_lengths(model, probes, name)
             return find_cut(model, head, equal_length_probes(model, probes) if equal_lengths else probes), equal_lengths
-        if self.pooling == "pooler" and getattr(model, "lacks_pooler", False):
+        if self.pooling in OWN and getattr(model, "lacks_pooler", False):
             raise CutError(f"{name}: its weights lack what its pooled output is made by: take another pooling")
         cut = pooled_cut(model, head, probes, self.pooling)
         capture = Capture(model, [cut])
