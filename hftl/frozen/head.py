@@ -22,7 +22,9 @@ from hftl.backbones.cut.replay import STATISTICS, initial_head, measured_buffers
 from hftl.backbones.pooling import Pooled
 from hftl.backbones.protocol import Target
 from hftl.backbones.weights import NameRule
+from hftl.criterion import Criterion
 from hftl.data import Data
+from hftl.data.division import folds_of
 from hftl.export.model import Dense, export_model, export_pooled, fold
 from hftl.export.trained import Exported, Trained
 from hftl.frozen.features import SplitFeatures, StoredFeatures
@@ -32,10 +34,20 @@ from hftl.methods import Head
 from hftl.store.values import Ragged
 
 EVALUATION_ROWS = 1024
+# Of which one is held out, where a head has no exact solution.
+FOLDS_OF_A_SEARCH = 5
 
 
 def train_head(
-    method: Head, target: Target, features: StoredFeatures, data: Data, *, seed: int, device: torch.device
+    method: Head,
+    target: Target,
+    features: StoredFeatures,
+    data: Data,
+    *,
+    seed: int,
+    device: torch.device,
+    criterion: Criterion | None = None,
+    tolerance: float = 1e-10,
 ) -> Trained:
     """Train the head on stored features.
 
@@ -46,12 +58,16 @@ def train_head(
         data: what the labels mean.
         seed: of folds, batches and initial values.
         device: where to compute; the CPU instead where it has no float64.
+        criterion: the metric that chooses the strength, or the setting and the round, where a recipe named one; the
+            held-out loss does otherwise, and where it is None.
+        tolerance: relative distance from the minimum at which a linear head stops.
 
     Raises:
         ConvergenceError: there is no finite solution.
         UserError: an option does not fit the data.
     """
-    job = _Job(method, target, features, data, seed, device_with_float64(device))
+    judge = criterion if criterion and criterion.is_stated else None
+    job = _Job(method, target, features, data, seed, device_with_float64(device), judge, tolerance)
     if method.hidden:
         return job.perceptron(method.hidden)
     return job.native() if features.content.cut.kind == "replay" else job.linear()
@@ -67,6 +83,8 @@ class _Job:
     data: Data
     seed: int
     device: torch.device
+    judge: Criterion | None
+    tolerance: float
 
     @property
     def cut(self) -> Cut:
@@ -88,6 +106,9 @@ class _Job:
             calibrate=method.calibrate,
             bias=cut.bias,
             validation=(vectors["validation"], labels["validation"]) if "validation" in vectors else None,
+            judge=self.judge,
+            dealt=self._dealt(method.folds),
+            tolerance=self.tolerance,
             seed=self.seed,
         )
         weight, bias = fit.weight.cpu(), fit.bias.cpu()
@@ -115,6 +136,8 @@ class _Job:
             class_weight=self.method.class_weight,
             calibrate=self.method.calibrate,
             validation=held,
+            judge=self.judge,
+            dealt=self._dealt(FOLDS_OF_A_SEARCH),
             seed=self.seed,
         )
         logits = mlp_logits(fit.params, vectors["test"]).cpu()
@@ -151,6 +174,8 @@ class _Job:
                 class_weight=self.method.class_weight,
                 calibrate=self.method.calibrate,
                 validation=(columns["validation"], labels["validation"]) if "validation" in columns else None,
+                judge=self.judge,
+                dealt=self._dealt(FOLDS_OF_A_SEARCH),
                 seed=self.seed,
                 device=self.device,
             )
@@ -160,6 +185,13 @@ class _Job:
                 ]
         parameters = {name: value.cpu() for name, value in (fit.params | buffers).items()}
         return Trained(torch.cat(blocks), "head", fit.report, self._export(parameters), parameters)
+
+    def _dealt(self, folds: int) -> Tensor | None:
+        """The fold of each training row, where columns of the data decide about it; none where a split judges."""
+        if "validation" in self.features.splits:
+            return None
+        dealt = folds_of(self.features.splits["train"].split, self.data.task, folds, self.seed)
+        return None if dealt is None else torch.from_numpy(dealt)
 
     def _vectors(self) -> dict[str, Tensor]:
         return {name: part.columns["features"].to(self.device) for name, part in self.features.splits.items()}

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hftl.heads.judging import Judge
 from hftl.heads.selection import Rule
 from hftl.tasks import Task
 
@@ -24,6 +25,8 @@ class LinearOptions:
     tolerance: float
     seed: int
     groups: Tensor | None = None
+    judge: Judge | None = None
+    dealt: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from hftl.backbones.bare import HEAD, BareImageBackbone, PooledClassifier
 from hftl.backbones.protocol import Backbone, Target
 from hftl.backbones.text_tower import check_templates, prompts_of, text_classifier
+from hftl.criterion import Criterion
 from hftl.data import Data
 from hftl.errors import BackboneError, DataError, UserError
 from hftl.export.model import Dense, export_pooled
@@ -136,7 +137,8 @@ def zero_shot(
         logits = test.columns["features"] @ weight.T + bias
         labels = test.split.labels
         rows = np.arange(len(labels))
-        score = scored(data.task, labels, rows, data.task.scores(logits).numpy(), seed=recipe.seed)
+        criterion, groups = Criterion.of_task(data.task), test.split.marks.groups
+        score = scored(criterion, labels, rows, logits.numpy(), seed=recipe.seed, groups=groups)
         store = FeatureStore(cache_root())
         key = _key(target.backbone, test, data, store.file_digests)
         keep_remembered(store.root / MEMORY, key, score.interval.value)
@@ -153,9 +155,9 @@ def zero_shot(
         LabelFound(name, said[i][0], int(counts[i]), float(found[labels == i].mean()) if counts[i] else 0.0)
         for i, name in enumerate(data.label_names)
     ]
-    advice = f"Without a label: {data.task.metric} {score.interval}; the most frequent class has {majority:.3f}."
+    advice = f"Without a label: {criterion.name} {score.interval}; the most frequent class has {majority:.3f}."
     place = str(folder) if folder else None
-    return ZeroShot(data.task.metric, score.interval, majority, len(labels), list(prompts), told, place, advice)
+    return ZeroShot(criterion.name, score.interval, majority, len(labels), list(prompts), told, place, advice)
 
 
 def zero_shot_start(method: FineTune, target: Target, data: Data) -> dict[str, Tensor]:
