@@ -58,8 +58,10 @@ def inputs_of(
     data = data_of(recipe, backbone, set_aside=set_aside)
     if data.task.of_words:
         backbone = for_words(backbone)
-        if pooling != "native":
-            raise RecipeError(f"pooling={pooling!r} makes one vector of a text, and words have labels: leave it out")
+        if probe.pooling != "native":
+            raise RecipeError(
+                f"pooling={probe.pooling!r} makes one vector of a text, and words have labels: leave it out"
+            )
     elif backbone.pipeline_tag == "token-classification":
         raise RecipeError(
             f"{backbone.name}: transformers has token classification for it and nothing for whole texts: give "
