@@ -220,8 +220,8 @@ def cross_validated(
         held = dealt[repeat] == fold
         if not held.any():
             continue
-        part, kept = _without(data, features, held)
-        trained, path = _trained(train, part, kept, f"{repeat + 1}-{fold + 1}", path)
+        part, kept = _without_fold(data, features, held)
+        trained, path = _trained_near(train, part, kept, f"{repeat + 1}-{fold + 1}", path)
         if trained is None:
             continue
         logits[repeat, held] = trained.logits.numpy()
@@ -301,7 +301,7 @@ class _Path:
         return self.strengths[max(0, self.chosen - NEARBY) : self.chosen + NEARBY + 1]
 
 
-def _trained(
+def _trained_near(
     train: Train, part: Data, kept: StoredFeatures | None, name: str, path: _Path | None
 ) -> tuple[Trained | None, _Path | None]:
     near = path.near() if path else None
@@ -317,7 +317,7 @@ def _trained(
     return trained, _Path(known, int(np.abs(np.log(np.array(known) / trained.report["chosen"])).argmin()))
 
 
-def _without(data: Data, features: StoredFeatures | None, held: np.ndarray) -> tuple[Data, StoredFeatures | None]:
+def _without_fold(data: Data, features: StoredFeatures | None, held: np.ndarray) -> tuple[Data, StoredFeatures | None]:
     """Training without some of its rows, which are the test split."""
     stays, drawn = np.flatnonzero(~held), np.flatnonzero(held)
     part = replace(data, train=data.train.select(stays), test=data.train.select(drawn, "test"))

@@ -134,7 +134,7 @@ def run(
         fitting = time.monotonic()
         crossed = None
         if plan:
-            train = partial(train_part, recipe, target, folder, resume=resume)
+            train = partial(train_part, recipe=recipe, target=target, folder=folder, resume=resume)
             crossed = crossed_run(plan, recipe, data, features, train, say)
             data, features = scored_by_folds(data, features, crossed)
         if isinstance(recipe.method, Head):
@@ -151,7 +151,7 @@ def run(
             if note not in said:
                 # What only the model's weights tell, where they were read.
                 say.print(f"          {note}")
-        metrics = measure(recipe, folder, trained, features, data, say, crossed)
+        metrics = measure(recipe, folder, trained, features, data, say, crossed=crossed)
         if thresholds := trained.report.get("thresholds"):
             # A field of our own in config.json: whoever loads the model decides as the run did.
             target.config.thresholds = thresholds
@@ -317,14 +317,14 @@ def crossed_run(
 
 
 def train_part(
-    recipe: Recipe,
-    target: Target,
-    folder: RunFolder | None,
     part: Data,
     features: StoredFeatures | None,
     name: str,
     strengths: list[float] | None,
     *,
+    recipe: Recipe,
+    target: Target,
+    folder: RunFolder | None,
     resume: bool,
 ) -> Trained | None:
     """The model without one fold; one of fine-tuning that was done before the run was stopped is read again."""
@@ -475,6 +475,7 @@ def measure(
     features: StoredFeatures | None,
     data: Data,
     say: Terminal,
+    *,
     crossed: Crossed | None,
 ) -> Metrics:
     """Metrics on the test split and what training reports; predictions go to ``predictions.parquet``.
@@ -505,7 +506,7 @@ def measure(
     names = [test.inputs.name(i) for i in range(len(test))]
     scores = task.scores(logits).numpy()
     named = test.marks.group_names
-    folder.write_predictions(task, names, test.labels, scores, data.label_names, thresholds, named)
+    folder.write_predictions(task, names, test.labels, scores, data.label_names, thresholds, groups=named)
     counts: dict[str, Any] = {**features.counts, "space": features.space.id} if features else {**NO_FEATURES}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True
