@@ -83,9 +83,7 @@ def dealt_for(plan: Plan, split: Split, task: Task, seed: int) -> np.ndarray:
     """
     if split.marks.folds is not None:
         if plan.repeats > 1:
-            raise RecipeError(
-                f"the data bring their folds, which cannot be dealt {plan.repeats} times: give --cv {plan.folds}"
-            )
+            raise RecipeError(f"folds that are given cannot be dealt {plan.repeats} times: give --cv {plan.folds}")
         if (given := len(np.unique(split.marks.folds))) != plan.folds:
             raise RecipeError(f"the column of folds has {given} in training, not {plan.folds}: give --cv {given}")
     dealt = []
