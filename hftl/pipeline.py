@@ -141,7 +141,7 @@ def run(
         fitting = time.monotonic()
         crossed = None
         if plan:
-            train = partial(train_part, recipe, target, folder, origin=spec.origin, resume=resume)
+            train = partial(train_part, recipe=recipe, target=target, folder=folder, origin=spec.origin, resume=resume)
             crossed = crossed_run(plan, recipe, data, features, train, say)
             data, features = scored_by_folds(data, features, crossed)
         if isinstance(recipe.method, Head):
@@ -338,14 +338,14 @@ def crossed_run(
 
 
 def train_part(
-    recipe: Recipe,
-    target: Target,
-    folder: RunFolder | None,
     part: Data,
     features: StoredFeatures | None,
     name: str,
     strengths: list[float] | None,
     *,
+    recipe: Recipe,
+    target: Target,
+    folder: RunFolder | None,
     origin: Mapping[str, str],
     resume: bool,
 ) -> Trained | None:
@@ -552,7 +552,7 @@ def measure(
     names = [test.inputs.name(i) for i in range(len(test))]
     scores = task.scores(logits).numpy()
     named = test.marks.group_names
-    folder.write_predictions(task, names, test.labels, scores, data.label_names, thresholds, named)
+    folder.write_predictions(task, names, test.labels, scores, data.label_names, thresholds, groups=named)
     counts: dict[str, Any] = {**features.counts, "space": features.id} if features else {**NO_FEATURES}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True
