@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hftl.backbones.batching import odd_rows
+from hftl.backbones.batching import WordBatch, line_logits, odd_rows
 from hftl.backbones.blocks import Depths
 from hftl.criterion import Criterion
 from hftl.errors import BadRowError, ConvergenceError, DataError, Interrupted
@@ -219,7 +219,7 @@ class Loop:
 
     def _loss(self, batch: Batch, step: Step, number: int) -> Tensor:
         try:
-            logits = self.engine.wrapped(**batch.inputs).logits
+            logits = line_logits(self.engine.wrapped, batch.inputs)
         except ValueError as error:
             raise self._refused(batch, step, number, one_line(error)) from error
         return self.loss(logits, batch.targets, batch.counted)
@@ -227,7 +227,9 @@ class Loop:
     def _refused(self, batch: Batch, step: Step, number: int, why: str) -> DataError:
         """Rows that the model cannot read, or not beside one another, as a text with an end token of its own."""
         # Other processes do not take part in asking, so it must not be a model of which they hold parts.
-        odd = [] if self.engine.is_spread else odd_rows(self.engine.unsynchronised, batch.inputs)
+        # Windows of sentences are no rows that could be named.
+        unnamed = self.engine.is_spread or isinstance(batch.inputs, WordBatch)
+        odd = [] if unnamed else odd_rows(self.engine.unsynchronised, batch.inputs)
         if not odd:
             return DataError(
                 f"the model refuses a batch of step {self.state.step + 1}: {why}; its rows: {self._named_rows(step)}; "

@@ -38,6 +38,7 @@ from hftl.parallel import broadcast, on_main
 from hftl.store.space import MissingRowsError
 from hftl.store.store import FeatureStore, cache_root
 from hftl.store.values import by_row
+from hftl.tasks import Task
 from hftl.wording import plural
 
 # Rows that are run to learn what the blocks cost.
@@ -155,7 +156,7 @@ def stored_blocks(
     if method.cache_blocks == "never":
         return None
     name = f"blocks    the first {frozen.count} of {frozen.of} run"
-    if why := unfit(method, engine.accelerator, target.backbone, frozen):
+    if why := unfit(method, engine.accelerator, target.backbone, frozen, data.task):
         say(f"{name} in every epoch: {why}")
         return None
     view = View(
@@ -189,8 +190,10 @@ def stored_blocks(
     return Stored(engine.model, target.backbone, rows)
 
 
-def unfit(method: FineTune, accelerator: Accelerator, backbone: Backbone, frozen: Frozen) -> str:
+def unfit(method: FineTune, accelerator: Accelerator, backbone: Backbone, frozen: Frozen, task: Task) -> str:
     """Why what the blocks return cannot be kept; empty where it can."""
+    if task.of_words:
+        return "sentences are read in windows, and what the blocks return of those is not stored"
     if Augmentation(method.flip, method.crop, method.trivial_augment):
         return "each epoch changes the pictures (flip, crop or trivial_augment)"
     if method.cutmix or (method.mixup and backbone.wants != "text"):

@@ -390,7 +390,9 @@ def engine_for(method: FineTune, accelerator: Accelerator, built: Built, target:
 def train_rows(method: FineTune, target: Target, data: Data, seed: int, accelerator: Accelerator) -> TrainRows:
     """The training rows in the order of their steps, and the loss of them."""
     num_labels = len(data.label_names)
-    weights = data.task.class_weights(method.class_weight, torch.from_numpy(data.train.labels), num_labels)
+    weights = data.task.class_weights(
+        method.class_weight, torch.from_numpy(data.task.by_line(data.train.labels)), num_labels
+    )
     batch_size = DEFAULT_BATCH if method.batch_size == "auto" else method.batch_size
     share_of_one = math.ceil(batch_size / accelerator.num_processes)
     return TrainRows(

@@ -25,7 +25,12 @@ class Replay:
         self.structures = [treespec_loads(call.structure) for call in cut.calls]
 
     def __call__(self, kept: Mapping[str, Any], parameters: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Logits (n, C) of a batch of kept columns; ``parameters`` stand in for the head's own, by name."""
+        """Logits (n, C) of a batch of kept columns; ``parameters`` stand in for the head's own, by name.
+
+        Where the cut is of words, rows are words: each is a row of one token.
+        """
+        if self.cut.words:
+            kept = {name: value[:, None] for name, value in kept.items()}
         kept, rows, length = self._padded(kept)
         inputs = model_inputs(self.cut, kept, rows)
         self.frontier.answers = lambda index: self._answer(index, kept, rows, length)
@@ -33,7 +38,7 @@ class Replay:
             logits: Tensor = self.model(**inputs).logits
         else:
             logits = torch.func.functional_call(self.model, dict(parameters), (), inputs).logits
-        return logits
+        return logits[:, 0] if self.cut.words else logits
 
     def _padded(self, kept: Mapping[str, Any]) -> tuple[dict[str, Tensor], int, int]:
         """Ragged columns padded on the right with zeros; the number of rows and of tokens."""
@@ -44,7 +49,7 @@ class Replay:
         rows = len(next(iter(columns.values())))
         if self.cut.tokens:
             return columns, rows, columns[self.cut.tokens[0]].shape[1]
-        return columns, rows, self.cut.positions or 0
+        return columns, rows, 1 if self.cut.words else self.cut.positions or 0
 
     def _answer(self, index: int, kept: Mapping[str, Tensor], rows: int, length: int) -> Any:
         return tree_unflatten(kept_leaves(self.cut.calls[index], kept, rows, length), self.structures[index])
@@ -70,6 +75,8 @@ def model_inputs(cut: Cut, kept: Mapping[str, Tensor], rows: int) -> dict[str, T
     device = next(iter(kept.values())).device
     inputs = {name: kept[name] for name in cut.tokens}
     for name, (shape, dtype) in cut.blanks.items():
+        # Where the cut is of words, a row is one token.
+        shape = [1, *shape[1:]] if cut.words and shape else shape
         inputs[name] = torch.zeros((), dtype=getattr(torch, dtype), device=device).expand(rows, *shape)
     return inputs
 
