@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -141,7 +141,7 @@ def run(
         fitting = time.monotonic()
         crossed = None
         if plan:
-            train = partial(train_part, recipe, target, folder, resume=resume)
+            train = partial(train_part, recipe=recipe, target=target, folder=folder, origin=spec.origin, resume=resume)
             crossed = crossed_run(plan, recipe, data, features, train, say)
             data, features = scored_by_folds(data, features, crossed)
         if isinstance(recipe.method, Head):
@@ -150,7 +150,8 @@ def run(
         else:
             where = folder.path if folder else None
             log = folder.log if folder else _log_nothing
-            trained = finetuned(recipe, target, features, data, where, say, resume=resume, track=track, log=log)
+            told: dict[str, Any] = {"origin": spec.origin, "resume": resume, "track": track, "log": log}
+            trained = finetuned(recipe, target, features, data, where, say, **told)
         if folder is None or trained is None:
             return None
         trained_at = time.monotonic()
@@ -337,14 +338,15 @@ def crossed_run(
 
 
 def train_part(
-    recipe: Recipe,
-    target: Target,
-    folder: RunFolder | None,
     part: Data,
     features: StoredFeatures | None,
     name: str,
     strengths: list[float] | None,
     *,
+    recipe: Recipe,
+    target: Target,
+    folder: RunFolder | None,
+    origin: Mapping[str, str],
     resume: bool,
 ) -> Trained | None:
     """The model without one fold; one of fine-tuning that was done before the run was stopped is read again."""
@@ -359,7 +361,8 @@ def train_part(
     done = broadcast(on_main(lambda: read_fold(where) if where else None))
     if done is not None:
         return of_fold(done)
-    trained = finetuned(recipe, target, features, part, where, silent, resume=resume, track=(), log=_log_nothing)
+    told: dict[str, Any] = {"origin": origin, "resume": resume, "track": (), "log": _log_nothing}
+    trained = finetuned(recipe, target, features, part, where, silent, **told)
     on_main(lambda: write_fold(where, trained) if where else None)
     return trained
 
@@ -454,6 +457,7 @@ def finetuned(
     where: Path | None,
     say: Terminal,
     *,
+    origin: Mapping[str, str],
     resume: bool,
     track: Sequence[str],
     log: Callable[..., None],
@@ -483,6 +487,7 @@ def finetuned(
         folder=Path(broadcast(str(where) if where else None)),
         resume=resume,
         known={name: split.digests for name, split in features.splits.items()} if features else None,
+        origin=origin,
         track=track,
         log=log,
         say=say.print,
@@ -547,7 +552,7 @@ def measure(
     names = [test.inputs.name(i) for i in range(len(test))]
     scores = task.scores(logits).numpy()
     named = test.marks.group_names
-    folder.write_predictions(task, names, test.labels, scores, data.label_names, thresholds, named)
+    folder.write_predictions(task, names, test.labels, scores, data.label_names, thresholds, groups=named)
     counts: dict[str, Any] = {**features.counts, "space": features.id} if features else {**NO_FEATURES}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hftl.backbones.precision import in_float32
 from hftl.backbones.protocol import Encoded
 from hftl.errors import CutError
 from hftl.wording import one_line
@@ -171,7 +172,7 @@ def _has_tokens(value: Tensor, mask: Tensor) -> bool:
     return value.shape[1:2] == mask.shape[1:] and value.dim() <= 3
 
 
-def _padded_as_batches_are(probes: Sequence[Inputs]) -> list[Inputs]:
+def padded_as_batches_are(probes: Sequence[Inputs]) -> list[Inputs]:
     """The probes without those padded on another side than the first one that is padded.
 
     The first is padded as the backbone's batches are. Padding on the other side shifts the positions of many models,
@@ -214,7 +215,8 @@ def needs_equal_lengths(model: Callable[..., Any], probes: Sequence[Inputs], nam
     Raises:
         CutError: a row's logits depend on the other rows even where all are of one length, or it cannot run alone.
     """
-    return of_equal_length_only(_logits_of(model), probes, name or type(model).__name__)
+    with in_float32(model):
+        return of_equal_length_only(_logits_of(model), probes, name or type(model).__name__)
 
 
 def _logits_of(model: Callable[..., Any]) -> Callable[[Inputs], Sequence[Tensor]]:
@@ -231,7 +233,7 @@ def _logits_of(model: Callable[..., Any]) -> Callable[[Inputs], Sequence[Tensor]
 
 def of_equal_length_only(numbers: Callable[[Inputs], Sequence[Tensor]], probes: Sequence[Inputs], name: str) -> bool:
     """As `needs_equal_lengths`, with a function that gives what is compared, (n, …), of a batch."""
-    probes = _padded_as_batches_are(probes)
+    probes = padded_as_batches_are(probes)
     rows = [row for probe in probes for row in rows_of(probe)]
     alone, expected = _run_alone(numbers, rows, name)
     # A row that runs only beside longer ones (some models want so many tokens) lives on their padding.

@@ -24,7 +24,7 @@ from hftl.store.stat_index import StatIndex
 from hftl.store.store import FeatureStore, cache_root
 
 # Settings that change neither a weight nor what is measured; a run may be resumed with others.
-NOT_IN_RESULT = ("keep", "save_every", "micro_batch")
+NOT_IN_RESULT = ("keep", "save_every", "micro_batch", "cache_blocks")
 # How many differences a person is told.
 NAMED_DIFFERENCES = 4
 # Values that say something to a person; longer ones, and digests, are only said to be others.

@@ -93,15 +93,19 @@ class Encoder:
         new = dict(zip(missing, made, strict=True))
         for row, encoded in new.items():
             if self._bytes < HOLD_BYTES:
-                self._bytes += _encoded_bytes(encoded)
+                self._bytes += encoded_bytes(encoded)
                 self._held[row] = encoded
         return [new[row] if row in new else self._held[row] for row in rows]
+
+    def collate(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Encoded rows as one batch."""
+        return self.backbone.collate(rows)
 
     def collated(self, rows: Sequence[int]) -> list[Group]:
         """Rows as the model is to run them: in one padded batch, or where padding would change them in several."""
         encoded = self(rows)
         groups = batch_groups(encoded, equal_lengths=self.equal_lengths)
-        return [(group, self.backbone.collate([encoded[i] for i in group])) for group in groups]
+        return [(group, self.collate([encoded[i] for i in group])) for group in groups]
 
     def changed(self, row: int, augmentation: Augmentation, random: np.random.Generator) -> Encoded:
         """One row, augmented before preprocessing."""
@@ -234,7 +238,7 @@ class TrainRows:
         counts = (torch.arange(len(rows)) < (len(rows) if counted is None else counted)).float()
         # Of a sentence every word counts, or none.
         counts = counts.repeat_interleave(torch.tensor([row.lines for row in encoded]))
-        batch = Batch(self.encoder.backbone.collate(encoded), self.targets(epoch, rows), counts)
+        batch = Batch(self.encoder.collate(encoded), self.targets(epoch, rows), counts)
         return batch.pin_memory() if self.pin_memory else batch
 
     def _encode(self, epoch: int, rows: Sequence[int], purpose: int, of: Sequence[int] | None = None) -> list[Encoded]:
@@ -246,7 +250,8 @@ class TrainRows:
         ]
 
 
-def _encoded_bytes(encoded: Encoded) -> int:
+def encoded_bytes(encoded: Encoded) -> int:
+    """The memory that an encoded row takes."""
     return sum(_value_bytes(value) for value in encoded.inputs.values())
 
 

@@ -24,7 +24,7 @@ from hftl.plugins.registry import find
 from hftl.plugins.spec import BackboneOptions
 from hftl.store.space import MissingRowsError, Space
 from hftl.store.store import FeatureStore
-from hftl.store.values import Ragged
+from hftl.store.values import by_row
 
 REPLAYED_ROWS = 256
 
@@ -71,10 +71,13 @@ def _spaces_of(model: LoadedModel, store: FeatureStore) -> list[Space]:
     try:
         spec = find(record.backbone_reference)
         options = BackboneOptions(record.recipe.get("max_length"), offline=True)
-        backbone = load_backbone(spec, options, record.recipe.get("depth"), method["pooling"])
+        pooling, precision = method["pooling"], method["mixed_precision"]
+        backbone = load_backbone(
+            spec, options, record.recipe.get("depth"), pooling, precision=precision, quantize=method.get("quantize")
+        )
         if model.task.of_words:
             backbone = for_words(backbone)
-        view = View.of(backbone, method["pooling"], method["mixed_precision"])
+        view = View.of(backbone, pooling, precision)
         spaces = [open_space(store, backbone, spec.origin, part) for part in view.parts]
     except HftlError:
         return []
@@ -91,7 +94,7 @@ def _head_logits(model: LoadedModel, content: Content, columns: Mapping[str, Any
             head = network.layers if isinstance(network, SentenceHead) else network.get_submodule(cut.linear or HEAD)
             logits: Tensor = head(columns["features"].to(model.device))
             return logits.float().cpu()
-        kept = {name: _by_row(columns[name]) for name in cut.kept()}
+        kept = {name: by_row(columns[name]) for name in cut.kept()}
         rows = len(next(iter(kept.values())))
         with replaying(network, cut) as replay:
             blocks = [
@@ -99,11 +102,6 @@ def _head_logits(model: LoadedModel, content: Content, columns: Mapping[str, Any
                 for start in range(0, rows, REPLAYED_ROWS)
             ]
     return torch.cat(blocks).float().cpu()
-
-
-def _by_row(column: Tensor | Ragged) -> Any:
-    """A column whose rows can be sliced: a tensor, or a list of tensors where they have lengths of their own."""
-    return list(torch.split(column.values, column.lengths.tolist())) if isinstance(column, Ragged) else column
 
 
 def _block(value: Any, start: int, device: torch.device) -> Any:

@@ -233,7 +233,7 @@ class _Extraction:
         models = Models(self.target, self.views | self.beside, new=bool(new) or new_beside)
         for view, space in new.items():
             # Proved before the space exists: no row is ever stored under a cut that does not replay the model.
-            content = models.content(view)
+            content = models.content(view, self.device)
             if content.equal_lengths:
                 space = self.views[view] = equal_length_space(self.store, space)
             space.create(content.as_info(), content.columns())
@@ -249,7 +249,7 @@ class _Extraction:
         joining = {}
         for view, space in self.beside.items():
             try:
-                content = Content.of(space) if space.info is not None else models.content(view)
+                content = Content.of(space) if space.info is not None else models.content(view, self.device)
             except CutError:
                 # Nobody asked for it.
                 continue

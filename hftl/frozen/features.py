@@ -138,8 +138,8 @@ def features_of(
         quiet=quiet,
         on_bad_row=on_bad_row,
     )
-    with _turn(store, (spaces | beside).values(), digests, process, quiet):
-        computed, undecodable = _extracted(share)
+    with in_turn(store, (spaces | beside).values(), digests, process, quiet):
+        computed, undecodable = computed_by_all(share)
     recomputed = 0
     parts = [spaces[part] for part in views[0].parts]
     bad += [undecodable[row] for row in sorted(undecodable)]
@@ -149,7 +149,7 @@ def features_of(
     except MissingRowsError:
         # A shard proved damaged only now and was set aside, or somebody cleared the space: its rows are computed
         # again, once.
-        recomputed = _extracted(share)[0]
+        recomputed = computed_by_all(share)[0]
         _gather(parts, splits)
     if process.rank == 0:
         for each in (spaces | beside).values():
@@ -252,7 +252,7 @@ def line_columns(columns: Mapping[str, Any], cut: Cut) -> Mapping[str, Any]:
     return {name: columns[name].values for name in cut.kept()} if cut.words else columns
 
 
-def _turn(
+def in_turn(
     store: FeatureStore, spaces: Iterable[Space], digests: Digests, process: Process, quiet: bool
 ) -> AbstractContextManager[None]:
     """Six runs started together on an empty store compute its rows once; processes of one run share them anyway."""
@@ -264,7 +264,7 @@ def _turn(
     return store.turn(spaces, digests, lambda other: say(f"features: {other} is computing these rows; waiting for it"))
 
 
-def _extracted(share: Callable[[], ExtractReport]) -> tuple[int, dict[int, BadRowError]]:
+def computed_by_all(share: Callable[[], ExtractReport]) -> tuple[int, dict[int, BadRowError]]:
     """Do this process's share; how many rows all processes computed, and the bad rows that any of them met."""
 
     def work() -> dict[str, Any]:

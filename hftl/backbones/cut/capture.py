@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hftl.backbones.batching import of_each_row
 from hftl.backbones.cut.cut import Cut
-from hftl.backbones.cut.frontier import Frontier, Recorded
+from hftl.backbones.cut.frontier import Frontier, ReachedError, Recorded
 from hftl.backbones.pooling import Pooled
 from hftl.errors import CutError
 from hftl.foreign import tree_unflatten
@@ -35,6 +35,9 @@ class Capture:
         self.linear = next((cut.linear for cut in cuts if cut.kind == "linear"), None)
         # Only a reduced replay asks, batch by batch, which tokens the logits depend on.
         self.asks = any(cut.kind == "replay" and cut.positions is not None for cut in cuts)
+        if all(cut.kind == "blocks" for cut in cuts):
+            # What trains behind them need not run.
+            self.frontier.stop_after = len(cuts[0].calls)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         """What each cut keeps of a batch.
@@ -55,7 +58,9 @@ class Capture:
             self.frontier,
             _linear_noted(self.model, self.linear) as noted,
         ):
-            logits = self.model(**batch).logits
+            logits = torch.empty(0)
+            with suppress(ReachedError):
+                logits = self.model(**batch).logits
             recorded = self.frontier.recorded
         gradients = gradients_of(logits, recorded) if self.asks else []
         return [self._kept(cut, batch, logits, recorded, gradients, noted) for cut in self.cuts]

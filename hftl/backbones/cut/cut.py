@@ -6,7 +6,7 @@ forward with those modules answering from what was kept, so that pooling, gather
 by construction and no architecture needs code of its own. What is kept is pruned to what the logits depend on, which
 one gradient tells.
 
-Three kinds of cut, the smallest that is exact wins:
+Three kinds of cut for a head, the smallest that is exact wins:
 
 - ``linear``: the head is one Linear whose input, mixed over tokens by fixed weights, gives the logits. One vector is
   kept.
@@ -16,6 +16,8 @@ Three kinds of cut, the smallest that is exact wins:
 Where each word has logits of its own, a row is a sentence, and what is kept of it has one entry for each word: the
 frontier's outputs at its first token. Each word is then replayed as a row of one token, which is exact where the head
 looks at one token at a time, and proved as everything else is.
+
+Where more than the head trains, ``blocks`` keeps what the frozen blocks below it return (`hftl.backbones.cut.blocks`).
 
 A cut is found and proved by `hftl.backbones.cut.search`, read by `hftl.backbones.cut.capture`, replayed by
 `hftl.backbones.cut.replay`.
@@ -59,7 +61,7 @@ class Cut:
     """Where a model is cut and what is kept of each row.
 
     Attributes:
-        kind: ``"linear"``, ``"replay"`` or ``"pooled"``.
+        kind: ``"linear"``, ``"replay"``, ``"pooled"`` or ``"blocks"``.
         head: the names of the parameters that train.
         linear: the name of the Linear that is the head, for kind ``linear``.
         bias: whether that Linear has a bias.
@@ -72,7 +74,7 @@ class Cut:
         words: whether one entry is kept for each word of a row, and not one, or one for each token.
     """
 
-    kind: Literal["linear", "replay", "pooled"]
+    kind: Literal["linear", "replay", "pooled", "blocks"]
     head: list[str]
     linear: str | None = None
     bias: bool = True
@@ -100,7 +102,7 @@ class Cut:
 
     def kept(self) -> dict[str, tuple[str, list[int]]]:
         """Each column's dtype and per-row shape; a leading -1 marks a ragged column: an entry for each token."""
-        if self.kind != "replay":
+        if self.kind in ("linear", "pooled"):
             return {"features": ("float32", [-1, self.width] if self.words else [self.width])}
         length = -1 if self.positions is None else self.positions
         columns = {

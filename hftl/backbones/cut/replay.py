@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hftl.backbones.cut.cut import Cut
+from hftl.backbones.cut.cut import Call, Cut
 from hftl.backbones.cut.frontier import Frontier, head_buffers, owner
 from hftl.foreign import initializer, tree_unflatten, treespec_loads
 
@@ -32,11 +32,7 @@ class Replay:
         if self.cut.words:
             kept = {name: value[:, None] for name, value in kept.items()}
         kept, rows, length = self._padded(kept)
-        device = next(iter(kept.values())).device
-        inputs = {name: kept[name] for name in self.cut.tokens}
-        for name, (shape, dtype) in self.cut.blanks.items():
-            shape = [1, *shape[1:]] if self.cut.words and shape else shape
-            inputs[name] = torch.zeros((), dtype=getattr(torch, dtype), device=device).expand(rows, *shape)
+        inputs = model_inputs(self.cut, kept, rows)
         self.frontier.answers = lambda index: self._answer(index, kept, rows, length)
         if parameters is None:
             logits: Tensor = self.model(**inputs).logits
@@ -56,17 +52,33 @@ class Replay:
         return columns, rows, 1 if self.cut.words else self.cut.positions or 0
 
     def _answer(self, index: int, kept: Mapping[str, Tensor], rows: int, length: int) -> Any:
-        leaves: list[Any] = []
-        for leaf in self.cut.calls[index].leaves:
-            if leaf is None:
-                leaves.append(None)
-            elif leaf.column is not None:
-                leaves.append(kept[leaf.column])
-            else:
-                device = next(iter(kept.values())).device
-                zero = torch.zeros((), dtype=getattr(torch, leaf.dtype), device=device)
-                leaves.append(zero.expand(rows, *(length if size == -1 else size for size in leaf.shape)))
-        return tree_unflatten(leaves, self.structures[index])
+        return tree_unflatten(kept_leaves(self.cut.calls[index], kept, rows, length), self.structures[index])
+
+
+def kept_leaves(call: Call, kept: Mapping[str, Tensor], rows: int, length: int) -> list[Any]:
+    """What a call returned, as leaves: kept tensors, and zeros (n, …) where the logits depend on nothing."""
+    leaves: list[Any] = []
+    for leaf in call.leaves:
+        if leaf is None:
+            leaves.append(None)
+        elif leaf.column is not None:
+            leaves.append(kept[leaf.column])
+        else:
+            device = next(iter(kept.values())).device
+            zero = torch.zeros((), dtype=getattr(torch, leaf.dtype), device=device)
+            leaves.append(zero.expand(rows, *(length if size == -1 else size for size in leaf.shape)))
+    return leaves
+
+
+def model_inputs(cut: Cut, kept: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """Keyword arguments of a replayed forward: the inputs that were kept, and zeros (n, …) for all others."""
+    device = next(iter(kept.values())).device
+    inputs = {name: kept[name] for name in cut.tokens}
+    for name, (shape, dtype) in cut.blanks.items():
+        # Where the cut is of words, a row is one token.
+        shape = [1, *shape[1:]] if cut.words and shape else shape
+        inputs[name] = torch.zeros((), dtype=getattr(torch, dtype), device=device).expand(rows, *shape)
+    return inputs
 
 
 @contextmanager

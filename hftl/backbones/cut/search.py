@@ -128,11 +128,11 @@ def prove(model: nn.Module, cut: Cut, probes: Sequence[Mapping[str, Tensor]]) ->
             value = kept[name]
             if isinstance(value, Tensor) and list(value.shape[1:]) != list(shape):
                 raise CutError(f"{name} has another size in each batch, and no mask says which of it is a row's own")
-        _compare(_replayed(model, cut, kept), expected[-1])
+        compare_logits(_replayed(model, cut, kept), expected[-1])
         given.append(kept)
     if len(given) > 1:
         mixed = {name: _mixed_rows([kept[name] for kept in given]) for name in given[0]}
-        _compare(_replayed(model, cut, mixed), torch.cat(expected))
+        compare_logits(_replayed(model, cut, mixed), torch.cat(expected))
 
 
 def _prove_words(model: nn.Module, cut: Cut, probes: Sequence[Mapping[str, Tensor]]) -> None:
@@ -141,7 +141,7 @@ def _prove_words(model: nn.Module, cut: Cut, probes: Sequence[Mapping[str, Tenso
         with torch.no_grad():
             expected = torch.cat(of_each_row(batch, model(**batch).logits))
         kept = Capture(model, [cut])(batch)[0]
-        _compare(_replayed(model, cut, {name: torch.cat(rows) for name, rows in kept.items()}), expected)
+        compare_logits(_replayed(model, cut, {name: torch.cat(rows) for name, rows in kept.items()}), expected)
 
 
 def logits_of_tokens(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
@@ -159,7 +159,12 @@ def _replayed(model: nn.Module, cut: Cut, kept: Mapping[str, Any]) -> Tensor:
             return replay(kept)
 
 
-def _compare(logits: Tensor, expected: Tensor) -> None:
+def compare_logits(logits: Tensor, expected: Tensor) -> None:
+    """See that replayed logits are the model's.
+
+    Raises:
+        CutError: they differ by more than 1e-5 of the largest logit (or 1e-5, if that is more).
+    """
     worst = float((logits - expected).abs().max())
     if not worst <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise CutError(f"replayed logits differ from the model's by {worst:.1e}")
@@ -200,7 +205,16 @@ def _reduced_candidate(model: nn.Module, head: set[str], probes: Sequence[Mappin
 
 
 def _whole_candidate(model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]]) -> Cut:
-    return _replay_cut(model, head, probes[0], None)
+    return whole_cut(model, head, probes[0])
+
+
+def whole_cut(model: nn.Module, head: set[str], batch: Mapping[str, Tensor]) -> Cut:
+    """What the frozen frontier returns on a batch, of all token positions; not proved.
+
+    Raises:
+        CutError: it is not laid out by rows, or the logits depend on no frozen module.
+    """
+    return _replay_cut(model, head, batch, None)
 
 
 # From the smallest.
