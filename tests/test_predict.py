@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -157,8 +158,8 @@ def test_one_output_without_a_problem_type_is_no_softmax_of_one_number(tmp_path:
 
     (plain,) = pipeline("text-classification", model=str(tmp_path / "model"))("the cat sat")
     assert list(row["scores"].values()) == pytest.approx([plain["score"]], abs=1e-6)
-    assert Task.of_problem_type("regression", 1) is Task.REGRESSION
-    assert Task.of_problem_type(None, 2) is Task.SINGLE_LABEL
+    assert Task.of_config(SimpleNamespace(architectures=[], problem_type="regression", num_labels=1)) is Task.REGRESSION
+    assert Task.of_config(SimpleNamespace(architectures=None, problem_type=None, num_labels=2)) is Task.SINGLE_LABEL
 
 
 def test_a_model_is_loaded_once_and_asked_often(cli: Cli, tickets: Path) -> None:
