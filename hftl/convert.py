@@ -102,6 +102,8 @@ def to_onnx(
         folder = Path(out).expanduser() if out else source.path / ONNX_FOLDERS[int8]
         _check_target(folder)
         model = LoadedModel.load(source.path, offline=offline).on_cpu()
+        if model.task.of_words:
+            raise UserError(f"{source.path}: each word has a label there, and such a model is not written as ONNX yet")
         data = data_of_run(source, model.backbone)
         # Written beside, so that a folder of that name is always a whole and compared one.
         draft = folder.with_name(f".{folder.name}.unfinished")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -15,9 +15,10 @@ import torch
 from accelerate import PartialState
 
 from hftl.backbones.protocol import Target
+from hftl.backbones.text_tower import prompts_of
 from hftl.criterion import Criterion
 from hftl.crossed import FOLD_TOLERANCE, Crossed, Plan, Train, cross_validated, of_fold, read_fold, taken, write_fold
-from hftl.data import Data
+from hftl.data import Data, Texts
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
 from hftl.export.proof import Evidence, prove_exports
@@ -29,10 +30,13 @@ from hftl.frozen.head import train_head
 from hftl.frozen.matrix import Features
 from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of
 from hftl.frozen.shares import Share, StoredRows, stored_rows
+from hftl.frozen.view import View
+from hftl.heads import lexicon
 from hftl.hub.client import staying_offline
-from hftl.methods import Head, Pooling
+from hftl.methods import PROMPT, Head, Pooling
 from hftl.metric_functions import add_own_metrics
 from hftl.metrics import evaluate_predictions
+from hftl.metrics.resampled import resampled_metric
 from hftl.metrics.values import to_plain
 from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
 from hftl.plugins.registry import add_metrics
@@ -50,6 +54,7 @@ from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
 from hftl.scored import intervals_of
 from hftl.scout.layers import layers
+from hftl.scout.zero_shot import known_zero_shot, zero_shot_start
 from hftl.store.store import FeatureStore, cache_root
 from hftl.terminal import Terminal
 from hftl.wording import named_error, printable
@@ -111,6 +116,8 @@ def run(
         with met_everywhere():
             options = BackboneOptions(recipe.max_length, offline, allow_pickle)
             spec, target, data = inputs_of(recipe, say, options, set_aside=plan is None)
+        if plan is not None and data.task.of_words:
+            raise RecipeError("--cv deals whole rows to folds, and here each word has a label: leave it out")
         criterion = chooses(recipe, data.task)
         on_main(lambda: check_method(recipe, target, Path(out or "runs"), resume=resume, track=track))
         said = list(target.backbone.notes)
@@ -127,14 +134,14 @@ def run(
         if features:
             data, bad = features.readable(data), features.bad
             if folder:
-                folder.log("features", **features.counts, space=features.space.id)
+                folder.log("features", **features.counts, space=features.id)
         elif on_bad_row == "skip":
             data, bad = without_bad_rows(target.backbone, data)
             print_bad_rows(say, bad, SKIPPED)
         fitting = time.monotonic()
         crossed = None
         if plan:
-            train = partial(train_part, recipe=recipe, target=target, folder=folder, resume=resume)
+            train = partial(train_part, recipe=recipe, target=target, folder=folder, origin=spec.origin, resume=resume)
             crossed = crossed_run(plan, recipe, data, features, train, say)
             data, features = scored_by_folds(data, features, crossed)
         if isinstance(recipe.method, Head):
@@ -143,7 +150,8 @@ def run(
         else:
             where = folder.path if folder else None
             log = folder.log if folder else _log_nothing
-            trained = finetuned(recipe, target, features, data, where, say, resume=resume, track=track, log=log)
+            told: dict[str, Any] = {"origin": spec.origin, "resume": resume, "track": track, "log": log}
+            trained = finetuned(recipe, target, features, data, where, say, **told)
         if folder is None or trained is None:
             return None
         trained_at = time.monotonic()
@@ -151,7 +159,7 @@ def run(
             if note not in said:
                 # What only the model's weights tell, where they were read.
                 say.print(f"          {note}")
-        metrics = measure(recipe, folder, trained, features, data, say, crossed=crossed)
+        metrics = measure(recipe, folder, target, trained, features, data, say=say, crossed=crossed)
         if thresholds := trained.report.get("thresholds"):
             # A field of our own in config.json: whoever loads the model decides as the run did.
             target.config.thresholds = thresholds
@@ -166,7 +174,7 @@ def run(
         metrics = metrics.model_copy(update={"seconds": seconds})
         metrics = finish(folder, exported, record, metrics, bad)
         page = None
-        if report:
+        if report and not data.task.of_words:
             shown: Callable[[], Collected] = partial(
                 collect, data, features, trained, target.backbone.modality, recipe.seed
             )
@@ -194,7 +202,7 @@ def features(
 
     Args:
         recipe: the backbone and the data; as of `run`.
-        pooling: ``"native"``, ``"mean"`` or ``"cls"``; None for the recipe's own.
+        pooling: as of `Head`; None for the recipe's own.
         also: other poolings to store from the same pass.
         offline: use only what is on this machine.
         allow_pickle: read a backbone's weights that are there only as a pickle, as nothing but tensors.
@@ -209,14 +217,20 @@ def features(
     recipe, _ = as_recipe(recipe)
     share = Share.parse(part) if part else None
     say = Terminal(quiet=quiet or not start_processes().is_main_process)
-    own = view_of(recipe)
-    views = [replace(own, pooling=each) for each in (pooling or own.pooling, *also)]
+    recipe = _pooled_by(recipe, pooling)
+    probe = probe_of(recipe)
     with quiet_libraries(), staying_offline(offline):
         with met_everywhere():
             spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
             if share:
                 data = share.of_data(data)
                 say.print(f"part      {part}: {sum(data.sizes().values()):,} of these rows")
+        if target.backbone.wants != "text" and also and "native" in (probe.pooling, *also):
+            raise RecipeError(
+                "pooling=native: pictures are pooled of the base model, and what the classification class reads comes "
+                "from another pass: ask for native alone"
+            )
+        views = [View.of(target.backbone, each, probe.mixed_precision) for each in (probe.pooling, *also)]
         stored = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
     return matrix_of(stored, data)
 
@@ -244,11 +258,18 @@ def missing_features(
     """
     recipe, _ = as_recipe(recipe)
     share = Share.parse(part) if part else None
-    own = view_of(recipe)
-    view = replace(own, pooling=pooling or own.pooling)
+    recipe = _pooled_by(recipe, pooling)
     with quiet_libraries(), staying_offline(offline):
         spec, target, data = inputs_of(recipe, Terminal(quiet=quiet), BackboneOptions(recipe.max_length, offline))
+        view = view_of(recipe, target.backbone)
         return stored_rows(FeatureStore(cache_root()), spec, target, share.of_data(data) if share else data, view)
+
+
+def _pooled_by(recipe: Recipe, pooling: Pooling | None) -> Recipe:
+    """The recipe with another pooling, where one is asked for."""
+    if pooling is None:
+        return recipe
+    return recipe.model_copy(update={"method": recipe.method.model_copy(update={"pooling": pooling})})
 
 
 # The steps of a run, in the order in which they are taken.
@@ -325,6 +346,7 @@ def train_part(
     recipe: Recipe,
     target: Target,
     folder: RunFolder | None,
+    origin: Mapping[str, str],
     resume: bool,
 ) -> Trained | None:
     """The model without one fold; one of fine-tuning that was done before the run was stopped is read again."""
@@ -339,7 +361,8 @@ def train_part(
     done = broadcast(on_main(lambda: read_fold(where) if where else None))
     if done is not None:
         return of_fold(done)
-    trained = finetuned(recipe, target, features, part, where, silent, resume=resume, track=(), log=_log_nothing)
+    told: dict[str, Any] = {"origin": origin, "resume": resume, "track": (), "log": _log_nothing}
+    trained = finetuned(recipe, target, features, part, where, silent, **told)
     on_main(lambda: write_fold(where, trained) if where else None)
     return trained
 
@@ -385,7 +408,14 @@ def starting_features(
     """
     try:
         return stored_features(
-            spec, target, data, [view_of(recipe)], say, on_bad_row=on_bad_row, quiet=quiet, listed=SKIPPED
+            spec,
+            target,
+            data,
+            [view_of(recipe, target.backbone)],
+            say,
+            on_bad_row=on_bad_row,
+            quiet=quiet,
+            listed=SKIPPED,
         )
     except CutError as error:
         if isinstance(recipe.method, Head):
@@ -427,6 +457,7 @@ def finetuned(
     where: Path | None,
     say: Terminal,
     *,
+    origin: Mapping[str, str],
     resume: bool,
     track: Sequence[str],
     log: Callable[..., None],
@@ -438,16 +469,25 @@ def finetuned(
     assert not isinstance(recipe.method, Head)
     criterion = chooses(recipe, data.task)
     head: Trained | None = on_main(lambda: solved_head(recipe, target, features, data, say)) if features else None
+    start: dict[str, torch.Tensor] | None = None
+    if recipe.method.init == "zero-shot":
+        named = recipe.method
+        start = on_main(lambda: zero_shot_start(named, target, data))
+        said = prompts_of(data.label_names[0], named.prompts or [PROMPT])[0]
+        say.print(f"start     the text tower's embeddings of {said!r} and the other labels")
+    elif head:
+        start = start_of(head, data, criterion, say)
     trained = finetune(
         recipe.method,
         target,
         data,
         criterion=criterion,
-        start=start_of(head, data, criterion, say) if head else None,
+        start=start,
         seed=recipe.seed,
         folder=Path(broadcast(str(where) if where else None)),
         resume=resume,
         known={name: split.digests for name, split in features.splits.items()} if features else None,
+        origin=origin,
         track=track,
         log=log,
         say=say.print,
@@ -471,11 +511,12 @@ def start_of(head: Trained, data: Data, criterion: Criterion, say: Terminal) -> 
 def measure(
     recipe: Recipe,
     folder: RunFolder,
+    target: Target,
     trained: Trained,
     features: StoredFeatures | None,
     data: Data,
-    say: Terminal,
     *,
+    say: Terminal,
     crossed: Crossed | None,
 ) -> Metrics:
     """Metrics on the test split and what training reports; predictions go to ``predictions.parquet``.
@@ -493,6 +534,11 @@ def measure(
     if task.is_exclusive and "baselines" not in trained.report:
         frequent = np.bincount(data.train.labels).argmax()
         trained.report["baselines"] = {"majority": float((test.labels == frequent).mean())}
+    if task.of_words:
+        trained.report["baselines"] = {"lexicon": lexicon_f1(data)}
+    unseen = known_zero_shot(target, features.splits["test"], data) if features else None
+    if unseen is not None:
+        trained.report["baselines"]["zero_shot"] = unseen
     thresholds: Any = trained.report.get("thresholds")
     if by_folds and by_folds.thresholds is not None:
         thresholds = by_folds.thresholds[0]
@@ -507,7 +553,7 @@ def measure(
     scores = task.scores(logits).numpy()
     named = test.marks.group_names
     folder.write_predictions(task, names, test.labels, scores, data.label_names, thresholds, groups=named)
-    counts: dict[str, Any] = {**features.counts, "space": features.space.id} if features else {**NO_FEATURES}
+    counts: dict[str, Any] = {**features.counts, "space": features.id} if features else {**NO_FEATURES}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True
     criterion = chooses(recipe, task)
@@ -517,7 +563,10 @@ def measure(
         sure = by_folds.intervals(task, recipe.seed)
     else:
         groups = test.marks.groups
-        sure = intervals_of(task, scores, test.labels, thresholds=thresholds, groups=groups, seed=recipe.seed)
+        names_of = data.label_names
+        sure = intervals_of(
+            task, scores, test.labels, thresholds=thresholds, groups=groups, seed=recipe.seed, label_names=names_of
+        )
     if crossed:
         with writing(folder.path):
             crossed.write(folder.path, task, data.label_names)
@@ -533,10 +582,24 @@ def measure(
     )
 
 
+def lexicon_f1(data: Data) -> float:
+    """F1 on the test split of whoever knows the training words by heart, and nothing else."""
+    train, test = data.train, data.test
+    assert isinstance(train.inputs, Texts)
+    assert isinstance(test.inputs, Texts)
+    said = np.eye(len(data.label_names), dtype=np.float32)[
+        lexicon(train.inputs.values, train.labels, test.inputs.values)
+    ]
+    once = np.ones((1, len(test)))
+    return float(resampled_metric(data.task, said, test.labels, once, data.label_names)[0])
+
+
 def evidence_of(recipe: Recipe, features: StoredFeatures | None, data: Data, trained: Trained) -> Evidence:
     """What an export is compared with before it is called a result."""
     equal_lengths = features.content.equal_lengths if features else None
-    return Evidence(data.test, trained.logits, recipe.method.mixed_precision, equal_lengths, PartialState().device)
+    return Evidence(
+        data.test, data.task, trained.logits, recipe.method.mixed_precision, equal_lengths, PartialState().device
+    )
 
 
 def finish(

@@ -42,6 +42,7 @@ from hftl.cli import (
     runs,
     transfer,
     tune,
+    zero_shot,
 )
 from hftl.cli.flags import RecipeCommand
 from hftl.cli.launch import is_first_process
@@ -77,6 +78,7 @@ def build_app() -> typer.Typer:
     app.command("audit", cls=RecipeCommand)(audit.audit)
     app.command("transfer", cls=RecipeCommand)(transfer.transfer)
     app.command("curve", cls=RecipeCommand)(curve.curve)
+    app.command("zero-shot", cls=RecipeCommand)(zero_shot.zero_shot)
     app.command("advise", cls=RecipeCommand)(advise.advise)
     app.command("tune", cls=RecipeCommand)(tune.tune)
     app.command("runs")(runs.runs)

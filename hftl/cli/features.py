@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -35,9 +35,7 @@ def features(
     ] = None,
     change: Change = None,
     show: Show = False,
-    pooling: Annotated[
-        str | None, typer.Option(help="native, mean or cls; several as a,b are stored from one pass.")
-    ] = None,
+    pooling: Annotated[str | None, typer.Option(help="As of a run; several as a,b are stored from one pass.")] = None,
     part: Annotated[
         str | None,
         typer.Option(metavar="I/N", help="Only every N-th row from the I-th on, as one machine of N."),
@@ -124,9 +122,10 @@ def _say_status(
 
 def _poolings(text: str) -> list[Any]:
     from hftl.errors import RecipeError
+    from hftl.methods import Pooling
 
     asked = [part.strip() for part in text.split(",")]
-    wrong = [part for part in asked if part not in ("native", "mean", "cls")]
+    wrong = [part for part in asked if part not in get_args(Pooling)]
     if wrong:
-        raise RecipeError(f"--pooling {wrong[0]!r}: the poolings are native, mean and cls")
+        raise RecipeError(f"--pooling {wrong[0]!r}: the poolings are {', '.join(get_args(Pooling))}")
     return list(dict.fromkeys(asked))

@@ -21,14 +21,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hftl.backbones.bare import HEAD_FACTS, HEAD_WEIGHTS, BareImageBackbone
-from hftl.backbones.batching import needs_equal_lengths, on_device
+from hftl.backbones.bare import HEAD_FACTS, HEAD_WEIGHTS, Bare
+from hftl.backbones.batching import line_logits, needs_equal_lengths, on_device
 from hftl.backbones.loading import reopened
 from hftl.backbones.protocol import Backbone, Target
 from hftl.backbones.source import Source
+from hftl.backbones.words import WordBackbone
 from hftl.data import Split, Texts
 from hftl.errors import HftlError
 from hftl.export.trained import Exported
+from hftl.tasks import Task
 from hftl.wording import named_error, plural
 
 ROWS = 8
@@ -47,13 +49,15 @@ class Evidence:
 
     Attributes:
         test: the test split.
-        logits: the run's, (n, C) float32, of all of its rows.
+        task: what its labels are.
+        logits: the run's, (n, C) float32, of all of its rows; (words, C) of sentences.
         precision: in which the run computed: ``"no"`` for float32, ``"bf16"`` or ``"fp16"``.
         equal_lengths: whether rows of this model have to run in batches of equal length; None where nobody knows yet.
         device: where to compute, best the one that the run used.
     """
 
     test: Split
+    task: Task
     logits: Tensor
     precision: str
     equal_lengths: bool | None
@@ -69,6 +73,14 @@ class Evidence:
             lengths = inputs.lengths()
             chosen[:2] = [int(lengths.argmin()), int(lengths.argmax())][: len(chosen)]
         return sorted(set(chosen))
+
+    def of(self, rows: Sequence[int]) -> Tensor:
+        """The run's logits of some rows, float32."""
+        if not self.task.of_words:
+            return self.logits[list(rows)].float()
+        lengths = [len(labels) for labels in self.test.labels]
+        parts = torch.split(self.logits.float(), lengths)
+        return torch.cat([parts[row] for row in rows])
 
 
 def prove_exports(
@@ -140,9 +152,12 @@ def _compared(asked: Asked, target: Target, evidence: Evidence, say: Callable[[s
         )
         rows = [row for i, row in enumerate(rows) if i not in deep]
         chosen = [row for i, row in enumerate(chosen) if i not in deep]
+    if isinstance(target.backbone, WordBackbone):
+        whole = [i for i, row in enumerate(rows) if isinstance(row, tuple) and target.backbone.is_plain(row)]
+        rows, chosen = [rows[i] for i in whole], [chosen[i] for i in whole]
     if not rows:
         return None
-    expected = evidence.logits[chosen].float()
+    expected = evidence.of(chosen)
     tolerance = TOLERANCES[evidence.precision] * max(float(expected.abs().max()), 1e-6)
     try:
         alone = torch.cat([asked([row]) for row in rows])
@@ -150,10 +165,10 @@ def _compared(asked: Asked, target: Target, evidence: Evidence, say: Callable[[s
         return f"{named_error(error)[:300]}"
     if (gap := _difference(alone, expected)) > tolerance:
         # Only now, because it costs as much again.
-        noise = max(_difference(asked([row] * 4), alone[i : i + 1].expand(4, -1)) for i, row in enumerate(rows))
+        noise = max(_difference(asked([row] * 4), asked([row]).repeat(4, 1)) for row in rows)
         if gap > max(tolerance, NOISE * noise):
-            worst = int((alone - expected).abs().amax(1).argmax())
-            name = inputs.name(chosen[worst])
+            each = torch.split((alone - expected).abs().amax(1), [len(evidence.of([row])) for row in chosen])
+            name = inputs.name(chosen[int(torch.stack([gaps.max() for gaps in each]).argmax())])
             return f"the logits of {name} alone are {gap:.2g} apart, of a largest of {float(expected.abs().max()):.2g}"
         tolerance = max(tolerance, NOISE * noise)
         say(
@@ -201,8 +216,10 @@ def _stranger(exported: Exported, backbone: Backbone, device: torch.device) -> A
     folder = exported.folder
     if exported.library == "sentence-transformers" and backbone.modality == "text":
         return _sentence_encoder(folder, device) if find_spec("sentence_transformers") else None
-    if isinstance(backbone, BareImageBackbone):
-        return _bare(folder, device)
+    if isinstance(backbone, WordBackbone):
+        return _tagger(folder, device)
+    if isinstance(backbone, Bare):
+        return _bare(folder, backbone, device)
     if exported.library == "transformers" and backbone.modality in ("text", "image"):
         return _transformers(folder, backbone, device)
     source = getattr(backbone, "source", None)
@@ -224,62 +241,89 @@ def _by_backbone(network: Any, backbone: Backbone, device: torch.device) -> Aske
 
 def _logits(network: Any, batch: Any, device: torch.device) -> Tensor:
     with torch.inference_mode():
-        logits: Tensor = network(**on_device(batch, device)).logits
+        logits = line_logits(network, on_device(batch, device))
     return logits.float().cpu()
 
 
+PLAIN: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
+
 def _transformers(folder: Path, backbone: Backbone, device: torch.device) -> Asked:
-    from transformers import (
-        AutoImageProcessor,
-        AutoModelForImageClassification,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-    )
-    from transformers.image_utils import load_image
+    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
-    plain: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     auto = AutoModelForSequenceClassification if backbone.modality == "text" else AutoModelForImageClassification
-    network = auto.from_pretrained(folder, use_safetensors=True, **plain).eval().to(device)
-    if backbone.modality == "text":
-        tokenizer = AutoTokenizer.from_pretrained(folder, **plain)
-
-        def batch(rows: Sequence[Any]) -> Any:
-            texts = [[row[i] for row in rows] for i in range(len(rows[0]))]
-            return tokenizer(*texts, truncation=True, padding=True, return_tensors="pt")
-    else:
-        from PIL import Image
-
-        processor = AutoImageProcessor.from_pretrained(folder, **plain)
-
-        def batch(rows: Sequence[Any]) -> Any:
-            pictures = [load_image(Image.open(io.BytesIO(row))) for row in rows]
-            return processor(images=pictures, return_tensors="pt")
-
+    network = auto.from_pretrained(folder, use_safetensors=True, **PLAIN).eval().to(device)
+    batch = _preparing(folder, backbone)
     return lambda rows: _logits(network, batch(rows), device)
 
 
-def _bare(folder: Path, device: torch.device) -> Asked:
-    """A base model and the head beside it, as the card says."""
+def _tagger(folder: Path, device: torch.device) -> Asked:
+    """A token classification model, asked for the first token of each word."""
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    network = AutoModelForTokenClassification.from_pretrained(folder, use_safetensors=True, **PLAIN).eval().to(device)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **PLAIN)
+
+    def asked(rows: Sequence[Any]) -> Tensor:
+        words = [list(row) for row in rows]
+        batch = tokenizer(words, is_split_into_words=True, padding=True, return_tensors="pt")
+        logits = _logits(network, dict(batch), device)
+        lines = []
+        for row in range(len(rows)):
+            word_of = batch.word_ids(row)
+            lines += [logits[row, word_of.index(word)] for word in range(len(words[row])) if word in word_of]
+        return torch.stack(lines)
+
+    return asked
+
+
+def _preparing(folder: Path, backbone: Backbone) -> Callable[[Sequence[Any]], Any]:
+    """What makes a batch of raw rows, as transformers' own classes do."""
     from PIL import Image
-    from transformers import AutoImageProcessor, AutoModel
+    from transformers import AutoImageProcessor, AutoTokenizer
     from transformers.image_utils import load_image
 
-    plain: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    body = AutoModel.from_pretrained(folder, use_safetensors=True, **plain).eval().to(device)
-    processor = AutoImageProcessor.from_pretrained(folder, **plain)
+    if backbone.modality == "text":
+        tokenizer = AutoTokenizer.from_pretrained(folder, **PLAIN)
+
+        def of_texts(rows: Sequence[Any]) -> Any:
+            texts = [[row[i] for row in rows] for i in range(len(rows[0]))]
+            return tokenizer(*texts, truncation=True, padding=True, return_tensors="pt")
+
+        return of_texts
+    processor = AutoImageProcessor.from_pretrained(folder, **PLAIN)
+
+    def of_pictures(rows: Sequence[Any]) -> Any:
+        return processor(images=[load_image(Image.open(io.BytesIO(row))) for row in rows], return_tensors="pt")
+
+    return of_pictures
+
+
+def _bare(folder: Path, backbone: Backbone, device: torch.device) -> Asked:
+    """A base model and the head beside it, as the card says."""
+    from transformers import AutoModel
+
+    body = AutoModel.from_pretrained(folder, use_safetensors=True, **PLAIN).eval().to(device)
+    batch = _preparing(folder, backbone)
     head, facts = load_file(folder / HEAD_WEIGHTS), json.loads((folder / HEAD_FACTS).read_text(encoding="utf-8"))
 
     def asked(rows: Sequence[Any]) -> Tensor:
-        pictures = [load_image(Image.open(io.BytesIO(row))) for row in rows]
+        inputs = on_device(batch(rows), device)
         with torch.inference_mode():
-            output = body(**on_device(processor(images=pictures, return_tensors="pt"), device))
+            output = getattr(body, facts["call"])(**inputs)
         if facts["pooling"] == "pooler":
             features = output.pooler_output
+        elif facts["pooling"] == "projection":
+            features = output.pooler_output / output.pooler_output.norm(dim=-1, keepdim=True)
         else:
             tokens = output.last_hidden_state
-            tokens = tokens.flatten(2).mT if tokens.dim() == 4 else tokens
-            parts = {"cls": tokens[:, 0], "mean": tokens[:, facts["skip"] :].mean(1)}
-            features = torch.cat([parts[part] for part in facts["pooling"].split("+")], dim=1)
+            tokens = {"tokens": tokens, "map": tokens.flatten(2).mT, "map last": tokens.flatten(1, -2)}[facts["layout"]]
+            skip, mask = facts["skip"], inputs[facts["mask"]].bool() if facts["mask"] else None
+            own = [row if mask is None else row[mask[i]] for i, row in enumerate(tokens)]
+            parts = {"cls": lambda row: row[0], "mean": lambda row: row[skip:].mean(0)}
+            features = torch.stack(
+                [torch.cat([parts[kind](row) for kind in facts["pooling"].split("+")]) for row in own]
+            )
         logits: Tensor = features.float().cpu() @ head["weight"].T + head["bias"]
         return logits
 

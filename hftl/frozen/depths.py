@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hftl.backbones.bare import PooledClassifier
+from hftl.backbones.batching import on_device
 from hftl.backbones.cut.capture import Capture
 from hftl.backbones.cut.echo import Echo, prove_echo
 from hftl.backbones.cut.frontier import head_buffers
@@ -58,7 +61,7 @@ class Models:
         model, head = target.build()
         speed_up(model)
         trained = head.union(head_buffers(model, head))
-        self.whole = Ready(model, head, find_rule(model, trained, target.backbone.weight_files()) if new else None)
+        self.whole = Ready(model, head, export_rule(model, trained, target.backbone.weight_files()) if new else None)
         self.built: dict[int | None, Ready] = {None: self.whole}
         depths = sorted({view.depth for view in views if view.depth is not None})
         if depths:
@@ -89,14 +92,21 @@ class Models:
             rule = None if made and made.norm else NameRule(rule.add, [name for name in rule.drop if name in files])
         return Ready(model, head, rule)
 
-    def content(self, view: View) -> Content:
+    def content(self, view: View, device: torch.device) -> Content:
         """What a new space of a view is to record; leaves the head with random values.
+
+        Args:
+            view: what is kept.
+            device: where the model will run.
 
         Raises:
             CutError: no cut is exact, or a row's numbers depend on its batch mates.
         """
-        built = self.built[view.depth]
-        return proved_content(built.model, built.head, view, built.rule, self.probes)
+        built, probes = self.built[view.depth], self.probes
+        if view.device is not None:
+            built.model.to(device)
+            probes = [on_device(probe, device) for probe in probes]
+        return proved_content(built.model, built.head, view, built.rule, probes)
 
     def captured(self, contents: Mapping[View, Content], device: torch.device) -> Keeping:
         """What keeps of a batch what each view asks for, in their order, with all models on a device."""
@@ -116,6 +126,13 @@ class Models:
             return [next(columns[view.depth]) for view in contents]
 
         return kept
+
+
+def export_rule(model: nn.Module, trained: set[str], files: Mapping[str, Path]) -> NameRule | None:
+    """How an export's tensors are named; of a base model that hftl gave a head, only the base model's."""
+    if isinstance(model, PooledClassifier):
+        return find_rule(model.body, set(), files)
+    return find_rule(model, trained, files)
 
 
 def stack_of(backbone: Backbone) -> Stack:

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from hftl.backbones.batching import pads_left
+from hftl.backbones.cut.cut import Cut
 from hftl.backbones.protocol import Target
 from hftl.data import Data, Split
 from hftl.errors import BadRowError
 from hftl.frozen.budget import keep_remembered, remembered
 from hftl.frozen.extract import ConcatRows, ExtractReport, digest_rows, extract
 from hftl.frozen.matrix import Features, flatten_columns
-from hftl.frozen.view import Content, View, equal_length_space, open_space
+from hftl.frozen.view import Content, View, equal_length_space, open_space, side_by_side
 from hftl.parallel import Process, on_all
 from hftl.progress import Progress
 from hftl.store.compaction import compact
@@ -53,20 +55,25 @@ class StoredFeatures:
     """The features of all splits, and what it took to have them.
 
     Attributes:
-        space: where they are stored.
+        spaces: where they are stored; several where a row's vector is made of as many.
         content: what the space records of the model: how it is cut, how its weights are named.
         splits: by name: ``train``, ``validation`` if there is one, ``test``.
-        counts: rows asked for, computed now, reused; truncated rows.
+        counts: rows asked for, computed now, reused; truncated rows, or sentences read in windows.
         bad: rows left out, with the reason.
         seconds: wall time.
     """
 
-    space: Space
+    spaces: list[Space]
     content: Content
     splits: dict[str, SplitFeatures]
     counts: dict[str, int]
     bad: list[BadRowError]
     seconds: float
+
+    @property
+    def id(self) -> str:
+        """What names the features: the space, or the spaces that they are made of."""
+        return joined_id(self.spaces)
 
     def readable(self, data: Data) -> Data:
         """The data without the rows that could not be decoded."""
@@ -96,7 +103,8 @@ def features_of(
         target: the pretrained network and the configuration to build it with.
         origin: who registered it, and the version of the features.
         data: the rows.
-        views: what is kept of each row; the first is returned, the others are stored from the same pass.
+        views: what is kept of each row; the first is returned, the others are stored from the same pass. So are other
+            poolings of the first, for the rows that are computed anyway.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
         quiet: print no progress.
 
@@ -106,8 +114,9 @@ def features_of(
         StoreError: features cannot be stored.
     """
     started = time.monotonic()
-    spaces = {view: open_space(store, target.backbone, origin, view) for view in views}
+    spaces = {part: open_space(store, target.backbone, origin, part) for view in views for part in view.parts}
     settle(store, target, spaces)
+    beside = spaces_beside(store, target, origin, views[0], spaces)
     process = Process.current()
     bad: list[BadRowError] = []
     splits = []
@@ -125,34 +134,39 @@ def features_of(
         digests,
         process,
         store=store,
+        beside=beside,
         quiet=quiet,
         on_bad_row=on_bad_row,
     )
-    with _turn(store, spaces.values(), digests, process, quiet):
-        computed, undecodable = _extracted(share)
+    with in_turn(store, (spaces | beside).values(), digests, process, quiet):
+        computed, undecodable = computed_by_all(share)
     recomputed = 0
-    space = spaces[views[0]]
+    parts = [spaces[part] for part in views[0].parts]
     bad += [undecodable[row] for row in sorted(undecodable)]
     splits = _without_all(splits, undecodable)
     try:
-        _gather(space, splits)
+        _gather(parts, splits)
     except MissingRowsError:
         # A shard proved damaged only now and was set aside, or somebody cleared the space: its rows are computed
         # again, once.
-        recomputed = _extracted(share)[0]
-        _gather(space, splits)
+        recomputed = computed_by_all(share)[0]
+        _gather(parts, splits)
     if process.rank == 0:
-        for each in spaces.values():
-            compact(each)
+        for each in (spaces | beside).values():
+            if each.info is not None:
+                compact(each)
     truncated = sum(int(features.columns.pop("truncated").sum()) for features in splits)
     total = sum(len(features.digests) for features in splits)
     if recomputed:
         # A row that was computed before the space was cleared and again after it counts once.
         distinct = np.unique(np.concatenate([features.digests for features in splits]), axis=0)
         computed = min(computed + recomputed, len(distinct))
-    counts = {"rows": total, "computed": computed, "reused": total - computed, "truncated": truncated}
+    # A sentence that is longer than the model reads at once is read in windows, and not cut.
+    longer = "windowed" if data.task.of_words else "truncated"
+    counts = {"rows": total, "computed": computed, "reused": total - computed, longer: truncated}
     by_name = {features.split.name: features for features in splits}
-    return StoredFeatures(space, Content.of(space), by_name, counts, bad, time.monotonic() - started)
+    content = side_by_side([Content.of(space) for space in parts])
+    return StoredFeatures(parts, content, by_name, counts, bad, time.monotonic() - started)
 
 
 def settle(store: FeatureStore, target: Target, spaces: dict[View, Space]) -> None:
@@ -171,14 +185,45 @@ def settle(store: FeatureStore, target: Target, spaces: dict[View, Space]) -> No
         known = remembered(memory).get(space.id)
         if known is None:
             model, head = target.build()
-            known = view.find_cut(model, head, target.backbone.probes())[1]
+            probes = target.backbone.probes()
+            # Padded on the left, its first token was taken for the first of the text.
+            known = view.find_cut(model, head, probes)[1] or (view.pooling == "cls" and pads_left(probes[0]))
             keep_remembered(memory, space.id, known)
         if known:
             spaces[view] = equal_length_space(store, space)
 
 
+def spaces_beside(
+    store: FeatureStore, target: Target, origin: Mapping[str, str], view: View, asked: Mapping[View, Space]
+) -> dict[View, Space]:
+    """The spaces of other poolings that a pass for a view may fill; none of the first release, which nobody asked."""
+    spaces = {each: open_space(store, target.backbone, origin, each) for each in view.beside(target.backbone)}
+    return {
+        each: space
+        for each, space in spaces.items()
+        if each not in asked and (space.info is None or Content.of(space).equal_lengths is not None)
+    }
+
+
+def joined_id(spaces: Sequence[Space]) -> str:
+    """What names features that are made of the rows of some spaces."""
+    return "+".join(space.id for space in spaces)
+
+
+def gathered(spaces: Sequence[Space], digests: Digests) -> Columns:
+    """The columns of rows; of several spaces their vectors behind each other.
+
+    Raises:
+        MissingRowsError: rows are not stored.
+    """
+    columns: list[Columns] = [space.gather(digests) for space in spaces]
+    if len(columns) == 1:
+        return columns[0]
+    return columns[0] | {"features": torch.cat([each["features"] for each in columns], dim=1)}
+
+
 def matrix_of(features: StoredFeatures, data: Data) -> Features:
-    """All splits' features as one matrix, with labels and row names.
+    """All splits' features as one matrix, with labels and row names; of sentences with a line for each word.
 
     Raises:
         RecipeError: rows have features of different lengths.
@@ -186,26 +231,40 @@ def matrix_of(features: StoredFeatures, data: Data) -> Features:
     cut = features.content.cut
     kept = [name for name in cut.kept() if name not in cut.tokens]
     parts = features.splits
+    lines = {name: [len(row) if cut.words else 1 for row in part.split.labels] for name, part in parts.items()}
+    columns = {name: line_columns(part.columns, cut) for name, part in parts.items()}
     return Features(
-        matrix=torch.cat([flatten_columns(part.columns, kept) for part in parts.values()]).numpy(),
-        labels=np.concatenate([part.split.labels for part in parts.values()]),
+        matrix=torch.cat([flatten_columns(columns[name], kept) for name in parts]).numpy(),
+        labels=np.concatenate([data.task.by_line(part.split.labels) for part in parts.values()]),
         label_names=data.label_names,
-        row_names=[part.split.inputs.name(i) for part in parts.values() for i in range(len(part.split))],
-        split=np.repeat(np.array(list(parts)), [len(part.split) for part in parts.values()]),
+        row_names=[
+            part.split.inputs.name(row)
+            for name, part in parts.items()
+            for row, count in enumerate(lines[name])
+            for _ in range(count)
+        ],
+        split=np.repeat(np.array(list(parts)), [sum(each) for each in lines.values()]),
     )
 
 
-def _turn(
+def line_columns(columns: Mapping[str, Any], cut: Cut) -> Mapping[str, Any]:
+    """The columns of a split with a line for each word, where the cut keeps words; as they are elsewhere."""
+    return {name: columns[name].values for name in cut.kept()} if cut.words else columns
+
+
+def in_turn(
     store: FeatureStore, spaces: Iterable[Space], digests: Digests, process: Process, quiet: bool
 ) -> AbstractContextManager[None]:
     """Six runs started together on an empty store compute its rows once; processes of one run share them anyway."""
     if process.world > 1:
         return nullcontext()
     say = Progress("features", len(digests), quiet=quiet).say
+    # In one order, whichever of them was asked for.
+    spaces = sorted(spaces, key=lambda space: space.id)
     return store.turn(spaces, digests, lambda other: say(f"features: {other} is computing these rows; waiting for it"))
 
 
-def _extracted(share: Callable[[], ExtractReport]) -> tuple[int, dict[int, BadRowError]]:
+def computed_by_all(share: Callable[[], ExtractReport]) -> tuple[int, dict[int, BadRowError]]:
     """Do this process's share; how many rows all processes computed, and the bad rows that any of them met."""
 
     def work() -> dict[str, Any]:
@@ -218,9 +277,9 @@ def _extracted(share: Callable[[], ExtractReport]) -> tuple[int, dict[int, BadRo
     return sum(report["computed"] for report in reports), bad
 
 
-def _gather(space: Space, splits: Sequence[SplitFeatures]) -> None:
+def _gather(spaces: Sequence[Space], splits: Sequence[SplitFeatures]) -> None:
     for features in splits:
-        features.columns = space.gather(features.digests)
+        features.columns = gathered(spaces, features.digests)
 
 
 def _digested(split: Split, index: StatIndex, on_bad_row: str) -> tuple[SplitFeatures, list[BadRowError]]:

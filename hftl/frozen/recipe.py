@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hftl.backbones.loading import load_backbone
+from hftl.backbones.loading import for_words, load_backbone
 from hftl.backbones.matching import data_for
 from hftl.backbones.protocol import Backbone, Target
 from hftl.criterion import Criterion, criterion_of
@@ -26,7 +26,7 @@ from hftl.runs.console import print_bad_rows, print_features, print_inputs
 from hftl.store.store import FeatureStore, cache_root
 from hftl.tasks import Task
 from hftl.terminal import Terminal
-from hftl.wording import listing, printable
+from hftl.wording import printable
 
 
 def inputs_of(
@@ -44,13 +44,24 @@ def inputs_of(
         raise RecipeError("depth='auto' is for `hftl run`, which chooses one: give a number, or leave it out")
     spec = find(recipe.backbone)
     pooling = probe_of(recipe).pooling
-    backbone = load_backbone(spec, options, recipe.depth, pooling)
-    of_texts = ("native", "mean", "cls") if isinstance(recipe.method, Head) else ("native",)
-    if backbone.wants == "text" and pooling not in of_texts:
-        raise RecipeError(f"pooling={pooling!r}: for texts and method={recipe.method.name}, take {listing(of_texts)}")
+    trains_body = not isinstance(recipe.method, Head)
+    backbone = load_backbone(spec, options, recipe.depth, pooling, trains_body=trains_body)
+    if probe_of(recipe).hidden and backbone.wants != "text":
+        raise RecipeError("hidden: only the format of sentence-transformers has a place for it, and that is for texts")
     data = data_of(recipe, backbone, set_aside=set_aside)
+    if data.task.of_words:
+        backbone = for_words(backbone)
+        if pooling != "native":
+            raise RecipeError(f"pooling={pooling!r} makes one vector of a text, and words have labels: leave it out")
+    elif backbone.pipeline_tag == "token-classification":
+        raise RecipeError(
+            f"{backbone.name}: transformers has token classification for it and nothing for whole texts: give "
+            "sentences whose words have tags, or another backbone"
+        )
     print_inputs(say, backbone, data)
     criterion = chooses(recipe, data.task)
+    if criterion.is_stated and data.task.of_words:
+        raise RecipeError("metric: of tagged words F1 chooses the epoch and the held-out loss the head; leave it out")
     if criterion.is_stated:
         say.print(f"metric    {printable(criterion.name)} chooses, {criterion.direction}")
     if isinstance(recipe.method, Head) and data.validation is not None and recipe.method.folds != Head().folds:
@@ -95,10 +106,10 @@ def probe_of(recipe: Recipe) -> Head:
     return recipe.method if isinstance(recipe.method, Head) else recipe.method.probe
 
 
-def view_of(recipe: Recipe) -> View:
+def view_of(recipe: Recipe, backbone: Backbone) -> View:
     """What that head reads of the backbone."""
     probe = probe_of(recipe)
-    return View(probe.pooling, probe.mixed_precision)
+    return View.of(backbone, probe.pooling, probe.mixed_precision)
 
 
 def stored_features(

@@ -81,11 +81,11 @@ def stored_rows(store: FeatureStore, spec: BackboneSpec, target: Target, data: D
     Raises:
         StoreError: the store cannot be read.
     """
-    space = open_space(store, target.backbone, spec.origin, view)
+    spaces = [open_space(store, target.backbone, spec.origin, part) for part in view.parts]
     stored, missing = {}, []
     for split in data.splits():
         digests, unreadable = digest_rows(split.inputs, store.file_digests)
-        known = space.known(digests)
+        known = np.logical_and.reduce([space.known(digests) for space in spaces])
         known[list(unreadable)] = False
         stored[split.name] = int(known.sum())
         missing += [split.inputs.name(int(row)) for row in np.flatnonzero(~known)]

@@ -103,6 +103,7 @@ class RunPage:
             single_label={"confusion": self.confusion, "classes": self.classes, "calibration": self.calibration},
             multi_label={"curves": self.curves, "classes": self.classes, "calibration": self.calibration},
             regression={"targets": self.targets},
+            token_labels={"classes": self.classes},
         )
         sections = dict.fromkeys(("confusion", "classes", "calibration", "curves", "targets"))
         return {
@@ -439,7 +440,7 @@ class RunPage:
         return [*found, ("hftl", lines)]
 
     def _example(self) -> str:
-        if self.made.backbone.pipeline_tag != "text-classification":
+        if self.made.backbone.pipeline_tag not in ("text-classification", "feature-extraction"):
             return '"file"' if "image" not in self.made.backbone.pipeline_tag else '"photo.jpg"'
         pairs = len(self.made.data.identity.get("columns", {}).get("inputs", ())) == 2
         return '("some text", "another text")' if pairs else '"some text"'
@@ -449,7 +450,12 @@ NAMES = {name: told for name, (_, told) in METRICS.items()} | {
     "log_loss": "Log loss",
     "rmse": "Root mean squared error",
 }
-SHORT = {"majority": "most frequent label", "prototype": "nearest class mean", "knn": "nearest neighbours"}
+SHORT = {
+    "majority": "most frequent label",
+    "prototype": "nearest class mean",
+    "knn": "nearest neighbours",
+    "zero_shot": "text tower, no label",
+}
 COLUMNS = ("f1", "precision", "recall", "support", "threshold")
 STEPS = {"extract": "features", "train": "training", "total": "in all"}
 

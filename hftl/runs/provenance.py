@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from accelerate import PartialState
 
 from hftl._version import __version__
+from hftl.backbones.bare import Bare
 from hftl.backbones.protocol import Backbone
 from hftl.criterion import Criterion
 from hftl.data import Data
@@ -45,6 +47,7 @@ def record_of(
             license=dict(backbone.license) or stated,
             pickled=backbone.pickled,
             max_length=backbone.max_length,
+            pooling=asdict(backbone.pooling) if isinstance(backbone, Bare) else None,
             identity=backbone.identity(),
         ),
         data=DataRecord(

@@ -34,6 +34,8 @@ class BackboneRecord(_Record):
         license: what its card states: ``license``, ``license_name``, ``license_link``, those given.
         pickled: whether its weights were published as a pickle.
         max_length: tokens kept of a text; None where rows are not cut.
+        pooling: of a base model without a classification class how its output is pooled, ``kind`` and ``skip``; see
+            `hftl.backbones.pooling.Pooled`. None where the class has a head of its own.
         identity: model and preprocessing, as they name the feature space.
     """
 
@@ -45,6 +47,7 @@ class BackboneRecord(_Record):
     license: dict[str, str]
     pickled: bool = False
     max_length: int | None = None
+    pooling: dict[str, Any] | None = None
     identity: dict[str, Any]
 
 

@@ -195,7 +195,13 @@ def _trials(
     stays, held = hold_out_rows(part.train, part.task, HELD_OUT, recipe.seed)
     trial = replace(part, train=part.train.select(stays), test=part.train.select(held, "test"))
     features = stored_features(
-        spec, target, trial, [view_of(recipe)], reader.say, on_bad_row=reader.on_bad_row, quiet=reader.quiet
+        spec,
+        target,
+        trial,
+        [view_of(recipe, target.backbone)],
+        reader.say,
+        on_bad_row=reader.on_bad_row,
+        quiet=reader.quiet,
     )
     trial = features.readable(trial)
     began = time.monotonic()

@@ -30,6 +30,7 @@ from hftl.scout.findings import Finding
 from hftl.scout.oddities import ClassPair, far_rows, one_class_in_two_names, pairs_of_one_name
 from hftl.scout.stored import reading, split_matrix
 from hftl.scout.suspects import confident_learning, large_residuals, wrong_in_each_label
+from hftl.tasks import for_whole_rows
 from hftl.wording import plural
 
 T = TypeVar("T")
@@ -120,7 +121,13 @@ def audit(
     with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
         spec, target, data = reader.inputs(recipe)
         features = stored_features(
-            spec, target, data, [view_of(recipe)], reader.say, on_bad_row=on_bad_row, quiet=reader.quiet
+            spec,
+            target,
+            data,
+            [view_of(recipe, target.backbone)],
+            reader.say,
+            on_bad_row=on_bad_row,
+            quiet=reader.quiet,
         )
     started = time.monotonic()
     rows = _Rows.of(features, features.readable(data))
@@ -357,6 +364,7 @@ def _judge_labels(rows: _Rows, recipe: Recipe, copies: Copies) -> _Judged:
         single_label=lambda: _judge_classes(rows, judged, scores, recipe.seed),
         multi_label=lambda: _judge_label_sets(rows, judged, scores),
         regression=lambda: _judge_targets(rows, judged, scores),
+        token_labels=for_whole_rows,
     )
     return judge()
 

@@ -150,7 +150,7 @@ def layers(
         depths = range(1, stack_of(target.backbone).blocks + 1)
         if unknown := [depth for depth in together if depth not in depths]:
             raise RecipeError(f"layers {unknown[0]}: {target.backbone.name} has the depths 1 to {depths[-1]}")
-        own = view_of(recipe)
+        own = view_of(recipe, target.backbone)
         poolings: Sequence[Pooling] = ("mean", "cls") if target.backbone.wants == "text" else ()
         views = [own, *(replace(own, pooling=pooling) for pooling in poolings if pooling != own.pooling)]
         kept = data if subset is None else training_part(data, subset, recipe.seed)
@@ -183,7 +183,7 @@ def layers(
         speedup = 1.0
         if chosen < depths[-1]:
             short = known[chosen]
-            what = f"{short.stored.space.id} {whole.stored.space.id}"
+            what = f"{short.stored.id} {whole.stored.id}"
             speedup = measured_once(what, lambda: times_as_fast(short, whole))
     metric = whole.criterion.name
     advice = _sentence(curve, best, chosen, metric, speedup)
