@@ -9,8 +9,10 @@ from typing_extensions import Self
 
 # What is said of a label where nothing else is given, as CLIP's paper does.
 PROMPT = "a photo of a {label}"
-Pooling = Literal["native", "mean", "cls", "cls+mean", "pooler", "projection"]
+Pooling = Literal["native", "mean", "cls", "cls+mean", "last", "pooler", "projection"]
 CacheBlocks = Literal["auto", "always", "never"]
+# Of frozen weights.
+Bits = Literal["8bit", "4bit"]
 
 
 class Options(BaseModel):
@@ -25,7 +27,8 @@ class Head(Options):
     Attributes:
         pooling: what of the backbone the head reads: ``"native"`` for what the model's own head reads (exported in
             the model's own class), or of its last layer the ``"mean"`` over the tokens, the first (``"cls"``) or, as
-            ``"cls+mean"``, both behind each other, or ``"pooler"``, the base model's own pooled output, or
+            ``"cls+mean"``, both behind each other, or the ``"last"`` (which is what classes of causal language models
+            read by themselves), or ``"pooler"``, the base model's own pooled output, or
             ``"projection"``, a picture's embedding beside a text tower (CLIP, SigLIP). What sentence-transformers can
             hold of texts is then exported for it, all else as the base model with the head beside it.
         hidden: units of one hidden layer (GELU), trained with AdamW instead of solved; None for a linear head. Only the
@@ -36,7 +39,11 @@ class Head(Options):
         class_weight: ``"balanced"``, or one weight for each class in the order of the label names.
         calibrate: scale the logits by a temperature fitted on held-out rows.
         mixed_precision: of the frozen part's forward pass; features are stored in float32 in any case. With ``"bf16"``
-            or ``"fp16"`` the exported model, which computes in float32, agrees with the run to that precision only.
+            or ``"fp16"`` a text backbone's weights are read in it, which halves memory, and exported in it, the head in
+            float32; other backbones compute under autocast and are exported in float32. Either way the exported model
+            agrees with the run to that precision only, and the run says how far it does.
+        quantize: read the linear layers of a text backbone in ``"8bit"`` or ``"4bit"`` through bitsandbytes. The export
+            is quantised too, and needs that library.
     """
 
     name: Literal["head"] = "head"
@@ -48,6 +55,7 @@ class Head(Options):
     class_weight: Literal["balanced"] | list[float] | None = None
     calibrate: bool = True
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    quantize: Bits | None = None
 
     @field_validator("strengths")
     @classmethod

@@ -503,7 +503,7 @@ def finetuned(
 
 def start_of(head: Trained, data: Data, criterion: Criterion, say: Terminal) -> dict[str, torch.Tensor]:
     """The solved head's parameters, for fine-tuning to start from, and a word on how good they are."""
-    value = criterion.value(head.logits.numpy(), data.test.labels)
+    value = criterion.value(head.logits.numpy(), data.test.labels, label_names=data.label_names)
     say.print(f"start     the head solved on the features: {printable(criterion.name)} {value:.4f}")
     return head.parameters
 

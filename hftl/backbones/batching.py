@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hftl.backbones.precision import in_float32
 from hftl.backbones.protocol import Encoded
 from hftl.errors import CutError
 from hftl.wording import one_line
@@ -214,7 +215,8 @@ def needs_equal_lengths(model: Callable[..., Any], probes: Sequence[Inputs], nam
     Raises:
         CutError: a row's logits depend on the other rows even where all are of one length, or it cannot run alone.
     """
-    return of_equal_length_only(_logits_of(model), probes, name or type(model).__name__)
+    with in_float32(model):
+        return of_equal_length_only(_logits_of(model), probes, name or type(model).__name__)
 
 
 def _logits_of(model: Callable[..., Any]) -> Callable[[Inputs], Sequence[Tensor]]:

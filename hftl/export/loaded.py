@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from hftl.backbones.batching import batch_logits, equal_length_groups, needs_equal_lengths, on_device
 from hftl.backbones.files import is_onnx_folder
-from hftl.backbones.loading import for_words, load_backbone
+from hftl.backbones.loading import as_published, for_words, load_backbone
 from hftl.backbones.protocol import Backbone, Encoded
 from hftl.errors import BackboneError, HftlError
 from hftl.export.onnx import ONNX_FOLDERS, OnnxNetwork
@@ -93,7 +93,7 @@ class LoadedModel:
             run.check_files(run.model)
         where = str(run.model) if run and not in_onnx else str(ref)
         with staying_offline(offline):
-            backbone = load_backbone(find(where), BackboneOptions(offline=offline))
+            backbone = as_published(load_backbone(find(where), BackboneOptions(offline=offline)))
             config = getattr(backbone, "base_config", None)
             if config is not None and Task.of_config(config).of_words:
                 backbone = for_words(backbone)

@@ -24,6 +24,7 @@ from torch import Tensor
 from hftl.backbones.bare import HEAD_FACTS, HEAD_WEIGHTS, Bare
 from hftl.backbones.batching import line_logits, needs_equal_lengths, on_device
 from hftl.backbones.loading import reopened
+from hftl.backbones.precision import weights_dtype
 from hftl.backbones.protocol import Backbone, Target
 from hftl.backbones.source import Source
 from hftl.backbones.words import WordBackbone
@@ -132,11 +133,6 @@ def _fault(exported: Exported, target: Target, evidence: Evidence, say: Callable
     if asked is None:
         say(f"export    not compared with the run: {exported.library} is not here, or hftl does not know how it loads")
         return None
-    if evidence.precision != "no":
-        say(
-            f"export    compared with the run to {TOLERANCES[evidence.precision]:.0%} only, because features were "
-            f"computed in {evidence.precision} and the export computes in float32"
-        )
     return _compared(asked, target, evidence, say)
 
 
@@ -174,6 +170,12 @@ def _compared(asked: Asked, target: Target, evidence: Evidence, say: Callable[[s
         say(
             f"export    the head is so steep that rounding alone moves its logits by {noise:.1g}: features hardly "
             "differ between rows, and other machines will predict otherwise; take another backbone or a stronger L2"
+        )
+    if evidence.precision != "no":
+        how = "weights in it" if weights_dtype(target.backbone) != torch.float32 else "the export computes in float32"
+        say(
+            f"export    its logits are within {gap / max(float(expected.abs().max()), 1e-6):.1%} of the run's "
+            f"({evidence.precision}, {how}; {TOLERANCES[evidence.precision]:.0%} would be allowed)"
         )
     try:
         together = asked(rows)

@@ -71,10 +71,13 @@ def _spaces_of(model: LoadedModel, store: FeatureStore) -> list[Space]:
     try:
         spec = find(record.backbone_reference)
         options = BackboneOptions(record.recipe.get("max_length"), offline=True)
-        backbone = load_backbone(spec, options, record.recipe.get("depth"), method["pooling"])
+        pooling, precision = method["pooling"], method["mixed_precision"]
+        backbone = load_backbone(
+            spec, options, record.recipe.get("depth"), pooling, precision=precision, quantize=method.get("quantize")
+        )
         if model.task.of_words:
             backbone = for_words(backbone)
-        view = View.of(backbone, method["pooling"], method["mixed_precision"])
+        view = View.of(backbone, pooling, precision)
         spaces = [open_space(store, backbone, spec.origin, part) for part in view.parts]
     except HftlError:
         return []

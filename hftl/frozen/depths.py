@@ -17,6 +17,7 @@ from hftl.backbones.cut.echo import Echo, prove_echo
 from hftl.backbones.cut.frontier import head_buffers
 from hftl.backbones.cut.search import prepare_head
 from hftl.backbones.depth import Stack, share_tensors
+from hftl.backbones.precision import has_halves
 from hftl.backbones.pretrained import PretrainedBackbone
 from hftl.backbones.protocol import Backbone, Target
 from hftl.backbones.weights import NameRule, find_rule
@@ -119,7 +120,9 @@ class Models:
                 share_tensors(built.model, self.whole.model.state_dict())
                 self.echo.most = 1
             cuts = [content.cut for view, content in contents.items() if view.depth == depth]
-            captures[depth] = Capture(built.model.to(device), cuts, next(iter(contents)).autocast)
+            # Weights in 16 bits are computed with as they are.
+            autocast = None if has_halves(built.model) else next(iter(contents)).autocast
+            captures[depth] = Capture(built.model.to(device), cuts, autocast)
 
         def kept(batch: Mapping[str, Tensor]) -> list[dict[str, Any]]:
             columns = {depth: iter(capture(batch)) for depth, capture in captures.items()}

@@ -43,16 +43,25 @@ def inputs_of(
     if recipe.depth == "auto":
         raise RecipeError("depth='auto' is for `hftl run`, which chooses one: give a number, or leave it out")
     spec = find(recipe.backbone)
-    pooling = probe_of(recipe).pooling
-    trains_body = not isinstance(recipe.method, Head)
-    backbone = load_backbone(spec, options, recipe.depth, pooling, trains_body=trains_body)
-    if probe_of(recipe).hidden and backbone.wants != "text":
+    probe = probe_of(recipe)
+    backbone = load_backbone(
+        spec,
+        options,
+        recipe.depth,
+        probe.pooling,
+        trains_body=not isinstance(recipe.method, Head),
+        precision=probe.mixed_precision,
+        quantize=probe.quantize,
+    )
+    if probe.hidden and backbone.wants != "text":
         raise RecipeError("hidden: only the format of sentence-transformers has a place for it, and that is for texts")
     data = data_of(recipe, backbone, set_aside=set_aside)
     if data.task.of_words:
         backbone = for_words(backbone)
-        if pooling != "native":
-            raise RecipeError(f"pooling={pooling!r} makes one vector of a text, and words have labels: leave it out")
+        if probe.pooling != "native":
+            raise RecipeError(
+                f"pooling={probe.pooling!r} makes one vector of a text, and words have labels: leave it out"
+            )
     elif backbone.pipeline_tag == "token-classification":
         raise RecipeError(
             f"{backbone.name}: transformers has token classification for it and nothing for whole texts: give "
@@ -131,5 +140,7 @@ def stored_features(
         say.print(
             "          padding changes this model's numbers: rows ran, and are to be run, in batches of equal length"
         )
+    if views[0].pooling == "last" and features.content.cut.kind == "linear":
+        say.print(f"          the last token is what {features.content.architecture} reads by itself (pooling native)")
     print_bad_rows(say, features.bad, listed)
     return features
