@@ -101,6 +101,7 @@ def run(
         with met_everywhere():
             spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
         on_main(lambda: check_method(recipe, target, Path(out or "runs"), resume=resume, track=track))
+        check_aim(recipe, data)
         said = list(target.backbone.notes)
         # Only the main process has a folder; the others compute their share and write nothing but features.
         folder: RunFolder | None = on_main(lambda: open_folder(out, name, resume))
@@ -224,6 +225,23 @@ def check_method(recipe: Recipe, target: Target, where: Path, *, resume: bool, t
         raise RecipeError("--track logs the steps of fine-tuning, and method=head takes none; leave it out")
 
 
+def check_aim(recipe: Recipe, data: Data) -> None:
+    """See that there are labels to decide, and rows to choose thresholds on, before anything is computed.
+
+    Raises:
+        RecipeError: there are none.
+    """
+    if recipe.aim.metric == "f1":
+        return
+    field = f"at_{recipe.aim.metric}"
+    if data.task.link != "sigmoid":
+        raise RecipeError(f"{field} is for data with several labels, and this is {data.task.words}: leave it out")
+    if not isinstance(recipe.method, Head) and data.validation is None and recipe.method.patience is None:
+        raise RecipeError(
+            f"{field}: thresholds are chosen on held-out rows, and there are none: add --validation-size 0.1"
+        )
+
+
 def open_folder(out: str | Path | None, name: str, resume: bool) -> RunFolder:
     """The run's folder: the one asked for, the one to go on with, or a new one."""
     if out:
@@ -268,7 +286,9 @@ def solved_head(recipe: Recipe, target: Target, features: StoredFeatures | None,
     """The head, trained on the features."""
     assert features is not None
     with Progress("head", quiet=say.quiet):
-        return train_head(probe_of(recipe), target, features, data, seed=recipe.seed, device=PartialState().device)
+        return train_head(
+            probe_of(recipe), target, features, data, seed=recipe.seed, device=PartialState().device, aim=recipe.aim
+        )
 
 
 def finetuned(
@@ -298,6 +318,7 @@ def finetuned(
         resume=resume,
         known={name: split.digests for name, split in features.splits.items()} if features else None,
         track=track,
+        aim=recipe.aim,
         log=folder.log if folder else _log_nothing,
         say=say.print,
         quiet=say.quiet,

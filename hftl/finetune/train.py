@@ -38,8 +38,8 @@ from hftl.finetune.memory import peak_memory_bytes
 from hftl.finetune.resume import flat_settings, resumed, settings
 from hftl.finetune.rows import Encoder, TrainRows
 from hftl.foreign import forget_precision
-from hftl.heads.selection import threshold_report
-from hftl.methods import FineTune, LoRA, Partial
+from hftl.heads.thresholds import threshold_report
+from hftl.methods import F1, Aim, FineTune, LoRA, Partial
 from hftl.onednn import speed_up
 from hftl.parallel import Process, broadcast, broadcast_tensors, on_main
 from hftl.progress import Progress
@@ -80,6 +80,7 @@ def finetune(
     resume: bool = False,
     known: Mapping[str, Digests] | None = None,
     track: Sequence[str] = (),
+    aim: Aim = F1,
     log: Callable[..., None] = lambda *_, **__: None,
     say: Callable[[str], None] = lambda _: None,
     quiet: bool = True,
@@ -97,6 +98,7 @@ def finetune(
         resume: go on from the newest whole checkpoint there.
         known: digests (n, 16) of the rows of splits, by the splits' names, where stored features brought them.
         track: trackers of accelerate to log to as well.
+        aim: what thresholds of several labels are chosen for, on the validation rows.
         log: takes an event's name and its values.
         say: takes a line for a person.
         quiet: show no progress.
@@ -152,7 +154,7 @@ def finetune(
     with Progress("test", quiet=quiet):
         logits = judge(test, loop.rows.micro_batch)
         if chooses and data.task.link == "sigmoid":
-            tuned = threshold_report(judge(watched, loop.rows.micro_batch), torch.from_numpy(watched.split.labels))
+            tuned = threshold_report(judge(watched, loop.rows.micro_batch), torch.from_numpy(watched.split.labels), aim)
     for tracker in accelerator.trackers:
         # Not accelerator.end_training, which also ends the processes' group while the model still holds on to it.
         tracker.finish()

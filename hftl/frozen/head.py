@@ -25,14 +25,21 @@ from hftl.export.trained import Exported, Trained
 from hftl.frozen.features import SplitFeatures, StoredFeatures
 from hftl.heads import baselines, fit_linear, fit_mlp, fit_native, mlp_logits
 from hftl.heads.precision import device_with_float64
-from hftl.methods import Head
+from hftl.methods import F1, Aim, Head
 from hftl.store.values import Ragged
 
 EVALUATION_ROWS = 1024
 
 
 def train_head(
-    method: Head, target: Target, features: StoredFeatures, data: Data, *, seed: int, device: torch.device
+    method: Head,
+    target: Target,
+    features: StoredFeatures,
+    data: Data,
+    *,
+    seed: int,
+    device: torch.device,
+    aim: Aim = F1,
 ) -> Trained:
     """Train the head on stored features.
 
@@ -43,12 +50,13 @@ def train_head(
         data: what the labels mean.
         seed: of folds, batches and initial values.
         device: where to compute; the CPU instead where it has no float64.
+        aim: what thresholds of several labels are chosen for.
 
     Raises:
         ConvergenceError: there is no finite solution.
         UserError: an option does not fit the data.
     """
-    job = _Job(method, target, features, data, seed, device_with_float64(device))
+    job = _Job(method, target, features, data, seed, device_with_float64(device), aim)
     if method.hidden:
         return job.perceptron(method.hidden)
     return job.native() if features.content.cut.kind == "replay" else job.linear()
@@ -64,6 +72,7 @@ class _Job:
     data: Data
     seed: int
     device: torch.device
+    aim: Aim
 
     @property
     def cut(self) -> Cut:
@@ -83,6 +92,7 @@ class _Job:
             rule=method.rule,
             class_weight=method.class_weight,
             calibrate=method.calibrate,
+            aim=self.aim,
             bias=cut.bias,
             validation=(vectors["validation"], labels["validation"]) if "validation" in vectors else None,
             seed=self.seed,
@@ -109,6 +119,7 @@ class _Job:
             hidden=hidden,
             class_weight=self.method.class_weight,
             calibrate=self.method.calibrate,
+            aim=self.aim,
             validation=held,
             seed=self.seed,
         )
@@ -145,6 +156,7 @@ class _Job:
                 num_labels=len(self.data.label_names),
                 class_weight=self.method.class_weight,
                 calibrate=self.method.calibrate,
+                aim=self.aim,
                 validation=(columns["validation"], labels["validation"]) if "validation" in columns else None,
                 seed=self.seed,
                 device=self.device,

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from hftl.heads.selection import Rule
+from hftl.methods import F1, Aim
 from hftl.tasks import Task
 
 
@@ -24,6 +25,7 @@ class LinearOptions:
     tolerance: float
     seed: int
     groups: Tensor | None = None
+    aim: Aim = F1
 
 
 @dataclass(frozen=True)

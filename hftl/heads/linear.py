@@ -13,6 +13,7 @@ from hftl.heads.logistic import fit_logistic
 from hftl.heads.ridge import fit_ridge
 from hftl.heads.selection import Rule
 from hftl.heads.threads import threads_for
+from hftl.methods import F1, Aim
 from hftl.tasks import ClassWeight, Task
 
 
@@ -30,6 +31,7 @@ def fit_linear(
     bias: bool = True,
     calibrate: bool = True,
     validation: tuple[Tensor, Tensor] | None = None,
+    aim: Aim = F1,
     tolerance: float = 1e-10,
     seed: int = 0,
 ) -> HeadFit:
@@ -61,6 +63,7 @@ def fit_linear(
             what fits a model whose last layer has none.
         calibrate: divide the logits by a temperature fitted on held-out rows (classification only).
         validation: features and labels to choose and calibrate on, in place of folds.
+        aim: what thresholds of several labels are chosen for.
         tolerance: relative distance from the minimum at which the exported head stops; the report says
             whether it was reached.
         seed: decides the folds.
@@ -77,7 +80,7 @@ def fit_linear(
     labels = check_labels(labels, len(features), task, num_labels).to(features.device)
     weights = loss_weights(labels, task, num_labels, class_weight)
     path = None if strengths is None else check_strengths(strengths)
-    options = LinearOptions(task, num_labels, path, folds, rule, standardize, bias, calibrate, tolerance, seed)
+    options = LinearOptions(task, num_labels, path, folds, rule, standardize, bias, calibrate, tolerance, seed, aim=aim)
     if validation is not None:
         validation = _check_validation(validation, features, options)
 

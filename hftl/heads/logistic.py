@@ -18,7 +18,8 @@ from hftl.heads.fit import HeadFit, HeldOutLogits, LinearOptions
 from hftl.heads.folds import task_folds
 from hftl.heads.objective import EVERY_ROW, NO_FOLD, FoldRows, Objective
 from hftl.heads.path import PATH_TOLERANCE, Candidate, HeldOut, held_out_logits, solve, walk
-from hftl.heads.selection import choose, threshold_report
+from hftl.heads.selection import choose
+from hftl.heads.thresholds import threshold_report
 from hftl.tasks import Link
 
 # The bias of a class that has no training row: its probability is zero, and the number fits into float16.
@@ -300,5 +301,7 @@ def _held_out_report(problem: _Problem, chosen: Candidate, judged: Tensor, optio
         measured = calibration_report(logits * chosen.temperature, targets, chosen.temperature, problem.link)
         report["calibration"] = {**measured, "folded": True}
     if problem.link == "sigmoid":
-        report |= threshold_report(logits, targets, problem.learnable.index, options.num_labels)
+        report |= threshold_report(
+            logits, targets, options.aim, index=problem.learnable.index, num_labels=options.num_labels
+        )
     return report

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from hftl.heads.basis import fit_basis
 from hftl.heads.checks import check_features
 from hftl.heads.native import Features, NativeFit, Params, fit_native
+from hftl.methods import F1, Aim
 from hftl.tasks import ClassWeight, Task
 
 DROPOUT = 0.1
@@ -32,6 +33,7 @@ def fit_mlp(
     class_weight: ClassWeight = None,
     validation: tuple[Features, Tensor] | None = None,
     calibrate: bool = True,
+    aim: Aim = F1,
     seed: int = 0,
 ) -> NativeFit:
     """Train a perceptron with one hidden layer (GELU): parameters for ``mlp_logits`` on raw features.
@@ -45,6 +47,7 @@ def fit_mlp(
         class_weight: as for ``fit_linear``.
         validation: ``({"features": matrix}, labels)`` to choose on.
         calibrate: as for ``fit_native``.
+        aim: as for ``fit_native``.
         seed: decides the initial weights, and all that ``fit_native`` decides by it.
 
     Raises:
@@ -78,6 +81,7 @@ def fit_mlp(
         class_weight=class_weight,
         validation=validation,
         calibrate=calibrate,
+        aim=aim,
         seed=seed,
     )
     weight = fit.params["hidden.weight"] / scale

@@ -19,7 +19,8 @@ from hftl.errors import ConvergenceError, DataError
 from hftl.heads.calibration import calibration_report, fit_temperature
 from hftl.heads.checks import check_labels, loss_weights
 from hftl.heads.folds import random_folds, rarest_label_folds, stratified_folds
-from hftl.heads.selection import threshold_report
+from hftl.heads.thresholds import threshold_report
+from hftl.methods import F1, Aim
 from hftl.progress import counted
 from hftl.tasks import ClassWeight, Link, Task
 
@@ -89,6 +90,7 @@ def fit_native(
     class_weight: ClassWeight = None,
     validation: tuple[Features, Tensor] | None = None,
     calibrate: bool = True,
+    aim: Aim = F1,
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> NativeFit:
@@ -111,6 +113,7 @@ def fit_native(
         class_weight: as for ``fit_linear``.
         validation: features and labels to choose on.
         calibrate: divide the logits by a temperature fitted on the rows that chose (classification only).
+        aim: what thresholds of several labels are chosen for.
         seed: decides the held-out rows, the order of the batches and dropout.
         device: where to train; that of the first feature where None.
 
@@ -165,7 +168,7 @@ def fit_native(
         if scaled:
             refitted, judged = scaled, judged / temperature
     if loss == "sigmoid":
-        report |= threshold_report(judged, judging.labels)
+        report |= threshold_report(judged, judging.labels, aim)
     return NativeFit(refitted, report)
 
 

@@ -41,7 +41,7 @@ class OpenedRun:
         """
         folder = RunFolder.open(path)
         record, metrics = folder.record(), folder.metrics()
-        data, thresholds = record.data, (metrics.head or {}).get("thresholds")
+        data, thresholds = record.data, (metrics.head or metrics.finetune or {}).get("thresholds")
         tested = Predictions.read(path / PREDICTIONS, data.task, data.label_names, thresholds)
         return cls(folder, record, metrics, tested)
 
