@@ -28,6 +28,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 
 import hftl
 from hftl import samples
+from hftl.criterion import Criterion
 from hftl.heads import fit_linear
 from hftl.heads import threads as heads_threads
 from hftl.metrics.resampled import resampled_metric
@@ -60,11 +61,11 @@ def coverage(problems: int, rows: int, width: int, classes: int) -> None:
         means = apart * torch.randn(max(classes, 1), width, generator=generator)
         *known, labels = drawn(rows, classes, means, generator)
         *fresh, truth = drawn(FRESH, classes, means, generator)
-        how = {"task": task, "num_labels": max(classes, 1), "seed": seed}
+        how = {"num_labels": max(classes, 1), "seed": seed}
         scores = []
         for features, unseen in list(zip(known, fresh, strict=True))[: 2 if classes else 1]:
-            scores.append(linear_probe(features, labels, folds=5, **how))
-            logits = fit_linear(features, labels, **how).logits(unseen)
+            scores.append(linear_probe(features, labels, criterion=Criterion.of_task(task), folds=5, **how))
+            logits = fit_linear(features, labels, task=task, **how).logits(unseen)
             value = resampled_metric(task, logits.numpy(), truth.numpy(), np.ones((1, FRESH)))[0]
             interval = scores[-1].interval
             held.append(interval.low <= value <= interval.high)
@@ -135,7 +136,8 @@ def threads() -> None:
         for _ in range(3):
             for name, least in (("as it is", worth), ("two threads", 0)):
                 heads_threads.WORTH_THREADS = least
-                how = {"task": Task.SINGLE_LABEL, "num_labels": classes, "folds": 5, "seed": 0}
+                own = Criterion.of_task(Task.SINGLE_LABEL)
+                how = {"criterion": own, "num_labels": classes, "folds": 5, "seed": 0}
                 taken[name].append(timed(lambda f=features, y=labels, h=how: linear_probe(f, y, **h)))
         ratios = [two / one for one, two in zip(*taken.values(), strict=True)]
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}"

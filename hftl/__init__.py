@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from hftl.scout.layers import Layers, layers
     from hftl.scout.rank import Ranking, rank
     from hftl.scout.transfer import Transfer, transfer
+    from hftl.scout.zero_shot import ZeroShot, zero_shot
     from hftl.tasks import Task
     from hftl.tuning.tune import tune
     from hftl.tuning.tuned import Tuned
@@ -97,6 +98,7 @@ _HOME = {
     "Transfer": "hftl.scout.transfer",
     "Tuned": "hftl.tuning.tuned",
     "UserError": "hftl.errors",
+    "ZeroShot": "hftl.scout.zero_shot",
     "advise": "hftl.scout.advise",
     "audit": "hftl.scout.audit",
     "compare": "hftl.report.comparison",
@@ -113,6 +115,7 @@ _HOME = {
     "to_onnx": "hftl.convert",
     "transfer": "hftl.scout.transfer",
     "tune": "hftl.tuning.tune",
+    "zero_shot": "hftl.scout.zero_shot",
 }
 
 __all__ = [
@@ -155,6 +158,7 @@ __all__ = [
     "Transfer",
     "Tuned",
     "UserError",
+    "ZeroShot",
     "advise",
     "audit",
     "compare",
@@ -171,6 +175,7 @@ __all__ = [
     "to_onnx",
     "transfer",
     "tune",
+    "zero_shot",
 ]
 
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from hftl.backbones.files import ONNX, is_onnx_folder
 from hftl.backbones.protocol import Backbone
+from hftl.criterion import Criterion
 from hftl.data import Data, Split, Texts
 from hftl.errors import BadRowError, DataError, HftlError, UserError
 from hftl.export.card import write_card
@@ -24,7 +26,6 @@ from hftl.frozen.recipe import data_of
 from hftl.hub.client import staying_offline
 from hftl.intervals import Difference, difference, resamples
 from hftl.metrics import evaluate_predictions
-from hftl.metrics.resampled import resampled_metric
 from hftl.progress import Progress
 from hftl.runs.again import named_recipe
 from hftl.runs.console import quiet_libraries
@@ -190,10 +191,14 @@ def _side_by_side(
         )
     task, labels = model.task, test.labels[rows]
     once = np.ones((1, len(rows)))
-    before, after = (float(resampled_metric(task, each.numpy(), labels, once)[0]) for each in (logits, found))
+    criterion = run.record().criterion
+    # A function of the recipe is not at hand.
+    criterion = criterion if criterion.is_own else Criterion.of_task(task)
+    measured = partial(criterion.at, labels=labels, thresholds=model.thresholds)
+    before, after = (float(measured(each.numpy(), counts=once)[0]) for each in (logits, found))
     draws = np.concatenate(
         [
-            resampled_metric(task, found.numpy(), labels, times) - resampled_metric(task, logits.numpy(), labels, times)
+            measured(found.numpy(), counts=times) - measured(logits.numpy(), counts=times)
             for times in resamples(len(rows))
         ]
     )
@@ -207,7 +212,7 @@ def _side_by_side(
         int8=int8,
         rows=len(rows),
         largest_difference=apart,
-        metric=task.metric,
+        metric=criterion.name,
         before=before,
         after=after,
         change=change,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtr, stdtrit  # type: ignore[import-untyped]
 
 Array = npt.NDArray[np.float64]
 
@@ -54,7 +55,9 @@ class Difference(Interval):
         return f"{value} ({low} to {high})"
 
 
-def resamples(rows: int, *, groups: npt.NDArray[np.int64] | None = None, seed: int = 0) -> Iterator[Array]:
+def resamples(
+    rows: int, *, groups: npt.NDArray[np.int64] | None = None, seed: int = 0, most: int = RESAMPLES
+) -> Iterator[Array]:
     """How often each row is drawn in each of 2,000 bootstrap samples (Efron 1979), in blocks of samples.
 
     The same rows, groups and seed give the same samples, so that two scores of the same rows are compared in pairs.
@@ -63,35 +66,43 @@ def resamples(rows: int, *, groups: npt.NDArray[np.int64] | None = None, seed: i
         rows: how many there are.
         groups: int64 (rows,), the group of each row; groups are drawn whole, because their rows are not independent.
         seed: of the draws.
+        most: only so many of the samples, the first ones.
 
     Yields:
-        float64 (b, rows); the b add up to 2,000.
+        float64 (b, rows); the b add up to 2,000, or to ``most``.
     """
     members = np.arange(rows) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = int(members.max()) + 1
     generator = np.random.default_rng(seed)
     together = max(1, _BLOCK_NUMBERS // max(rows, count))
-    for start in range(0, RESAMPLES, together):
-        number = min(together, RESAMPLES - start)
+    for start in range(0, most, together):
+        number = min(together, most - start)
         drawn = generator.integers(0, count, (number, count)) + count * np.arange(number)[:, None]
         times = np.bincount(drawn.ravel(), minlength=number * count).reshape(number, count)
         yield times[:, members].astype(np.float64)
 
 
-def percentiles(value: float, draws: Array, *, spread: float = 1.0) -> Interval:
+def percentiles(value: float, draws: Array, *, spread: float = 1.0, units: int | None = None) -> Interval:
     """A statistic and the percentile interval of its bootstrap draws (Efron & Tibshirani 1993, section 13.3).
+
+    With ``units`` the percentiles are expanded as far as a t interval of so many is wider than a normal one with the
+    biased standard deviation (Hesterberg, *What teachers should know about the bootstrap*, The American Statistician 69
+    (2015), section 4.3): the bootstrap of few units is too narrow.
 
     Args:
         value: the statistic.
-        draws: (2000,), on each sample.
+        draws: (samples,), on each sample.
         spread: what the draws' distances from the value are multiplied with.
+        units: how many independent rows, or groups, were drawn from; None leaves the percentiles as they are.
     """
     tail = (1 - LEVEL) / 2
+    if units is not None and units > 1:
+        tail = float(ndtr(math.sqrt(units / (units - 1)) * stdtrit(units - 1, tail)))
     low, high = np.quantile(value + (draws - value) * spread, [tail, 1 - tail])
     return Interval(value, float(low), float(high))
 
 
-def proportion(successes: float, rows: int, *, spread: float = 1.0) -> Interval:
+def proportion(successes: float, rows: float, *, spread: float = 1.0) -> Interval:
     """A share of independent rows and its score interval, which holds near 0 and 1 too (Wilson 1927, eq. 8).
 
     Args:
@@ -105,12 +116,32 @@ def proportion(successes: float, rows: int, *, spread: float = 1.0) -> Interval:
     return Interval(share, min(middle - half, share), max(middle + half, share))
 
 
+def share_of_units(share: float, draws: Array, units: int, *, spread: float = 1.0) -> Interval:
+    """A share of rows that are not independent, and its score interval: `proportion` of so many rows as tell as much.
+
+    The effective number of rows is what makes the binomial variance that of the draws, less what few units leave open
+    (Korn & Graubard, Survey Methodology 24 (1998); Dean & Pagano, J. Survey Statistics and Methodology 3 (2015), find
+    it good for Wilson's interval too). Where the draws do not vary, because nothing is wrong, there are as many as
+    units.
+
+    Args:
+        share: of the rows.
+        draws: (samples,), on samples of units.
+        units: how many groups, or rows.
+        spread: as of `proportion`.
+    """
+    variance = float(np.var(draws)) * units / max(units - 1, 1)
+    rows = share * (1 - share) / variance if variance > 0 and 0 < share < 1 else float(units)
+    wider = stdtrit(max(units - 1, 1), (1 + LEVEL) / 2) / _QUANTILE
+    return proportion(share * rows, rows, spread=spread * wider)
+
+
 def difference(value: float, draws: Array, *, spread: float = 1.0) -> Difference:
     """A difference of two scores of the same rows, from draws on the same bootstrap samples.
 
     Args:
         value: the difference.
-        draws: (2000,), the difference on each sample.
+        draws: (samples,), the difference on each sample.
         spread: what the draws' distances from the value are multiplied with; see `SPREAD_OF_HEADS`.
     """
     distances = (draws - value) * spread

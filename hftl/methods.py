@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import Self
 
-Pooling = Literal["native", "mean", "cls", "cls+mean", "pooler"]
+# What is said of a label where nothing else is given, as CLIP's paper does.
+PROMPT = "a photo of a {label}"
+Pooling = Literal["native", "mean", "cls", "cls+mean", "pooler", "projection"]
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,12 @@ class Head(Options):
 
     Attributes:
         pooling: what of the backbone the head reads: ``"native"`` for what the model's own head reads (exported in
-            the model's own class), or the ``"mean"`` or first (``"cls"``) token of its last layer; for pictures also
-            ``"cls+mean"``, both behind each other, and ``"pooler"``, the base model's own pooled output. Texts are
-            then exported for sentence-transformers, pictures as the base model with the head beside it.
+            the model's own class), or of its last layer the ``"mean"`` over the tokens, the first (``"cls"``) or, as
+            ``"cls+mean"``, both behind each other, or ``"pooler"``, the base model's own pooled output, or
+            ``"projection"``, a picture's embedding beside a text tower (CLIP, SigLIP). What sentence-transformers can
+            hold of texts is then exported for it, all else as the base model with the head beside it.
         hidden: units of one hidden layer (GELU), trained with AdamW instead of solved; None for a linear head. Only the
-            format of sentence-transformers has a place for it, so it goes with ``"mean"`` or ``"cls"``.
+            format of sentence-transformers has a place for it, so it goes with texts and ``"mean"`` or ``"cls"``.
         strengths: L2 strengths to choose from, any order; None for a path of 20.
         folds: stratified folds on which the strength is chosen, where the data bring no validation split.
         rule: ``"best"`` mean, or ``"one_se"`` for the strongest within one standard error of it.
@@ -91,7 +94,10 @@ class FineTune(Options):
         micro_batch: most rows of one forward on one process, the rest is accumulated; None for all of the process's
             share, ``"auto"`` for the most that fit.
         init: start of the head: ``"probe"`` solves it on cached features first (LP-FT, Kumar et al. 2022), ``"random"``
-            takes it as the checkpoint has it or draws it.
+            takes it as the checkpoint has it or draws it, ``"zero-shot"`` takes a text tower's embeddings of the names
+            of the labels, which goes with ``pooling="projection"``.
+        prompts: for ``"zero-shot"``, what is said of a label, ``{label}`` standing for its name; several are averaged.
+            None for ``"a photo of a {label}"``.
         schedule: how the learning rate falls after the warm-up.
         warmup: share of the steps in which it rises.
         layer_decay: what the learning rate is multiplied with for each block further from the head.
@@ -113,7 +119,7 @@ class FineTune(Options):
         trivial_augment: change a picture by one random operation of random strength (Müller & Hutter 2021).
         mixup: parameter of mixup's Beta distribution (0.2 is usual); 0 for off.
         cutmix: parameter of CutMix's Beta distribution (1 is usual); 0 for off.
-        pooling: of pictures: what of the base model the head reads, as of `Head`.
+        pooling: what of the base model the head reads, as of `Head`.
     """
 
     epochs: int = Field(default=3, ge=1)
@@ -121,7 +127,8 @@ class FineTune(Options):
     head_lr: float | None = Field(default=None, gt=0)
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
-    init: Literal["probe", "random"] = "probe"
+    init: Literal["probe", "random", "zero-shot"] = "probe"
+    prompts: list[str] | None = Field(default=None, min_length=1)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(default=0.1, ge=0, lt=1)
     layer_decay: float = Field(default=1.0, gt=0, le=1)
@@ -148,6 +155,14 @@ class FineTune(Options):
     def _head_lr_is_relative(self) -> Self:
         if self.lr == "auto" and self.head_lr is not None:
             raise ValueError("with lr='auto' the head has the same learning rate; leave out head_lr")
+        return self
+
+    @model_validator(mode="after")
+    def _names_go_with_a_text_tower(self) -> Self:
+        if self.init == "zero-shot" and self.pooling != "projection":
+            raise ValueError("init='zero-shot' goes with pooling='projection', which its embeddings are compared with")
+        if self.prompts and self.init != "zero-shot":
+            raise ValueError("prompts go with init='zero-shot'")
         return self
 
     @property

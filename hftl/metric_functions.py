@@ -104,13 +104,8 @@ def add_own_metrics(
     problems = []
     for function in functions:
         name = metric_name(function)
-        given = {"logits": logits, "labels": labels, "task": str(task)}
         try:
-            known = _parameters(name, function)
-            if "y_true" in known:
-                given = dict(zip(("y_true", "y_pred"), _decided(logits, labels, task, thresholds), strict=True))
-            made = function(**{each: given[each] for each in known})
-            named = {str(key): float(value) for key, value in _as_named_values(made, name).items()}
+            named = metric_values(function, logits, labels, task, thresholds)
         except (Exception, SystemExit) as error:
             problems.append(f"metric {name!r} failed, so its value is missing: {named_error(error)}")
             named = {name: math.nan}
@@ -120,6 +115,23 @@ def add_own_metrics(
             else:
                 values[key] = value if math.isfinite(value) else None
     return problems
+
+
+def metric_values(
+    function: MetricLike, logits: np.ndarray, labels: np.ndarray, task: Task, thresholds: Sequence[float] | None
+) -> dict[str, float]:
+    """What one function makes of predictions, by name; arguments are those of `add_own_metrics`.
+
+    Raises:
+        Exception: whatever the function raises.
+    """
+    name = metric_name(function)
+    given = {"logits": logits, "labels": labels, "task": str(task)}
+    known = _parameters(name, function)
+    if "y_true" in known:
+        given = dict(zip(("y_true", "y_pred"), _decided(logits, labels, task, thresholds), strict=True))
+    made = function(**{each: given[each] for each in known})
+    return {str(key): float(value) for key, value in _as_named_values(made, name).items()}
 
 
 def _as_named_values(made: Any, name: str) -> Mapping[str, Any]:

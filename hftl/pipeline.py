@@ -15,6 +15,9 @@ import torch
 from accelerate import PartialState
 
 from hftl.backbones.protocol import Target
+from hftl.backbones.text_tower import prompts_of
+from hftl.criterion import Criterion
+from hftl.crossed import FOLD_TOLERANCE, Crossed, Plan, Train, cross_validated, of_fold, read_fold, taken, write_fold
 from hftl.data import Data
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
@@ -25,11 +28,14 @@ from hftl.finished import Run
 from hftl.frozen.features import StoredFeatures, matrix_of
 from hftl.frozen.head import train_head
 from hftl.frozen.matrix import Features
-from hftl.frozen.recipe import inputs_of, probe_of, stored_features, view_of
+from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of
+from hftl.frozen.shares import Share, StoredRows, stored_rows
+from hftl.frozen.view import View
 from hftl.hub.client import staying_offline
-from hftl.methods import Head, Pooling
+from hftl.methods import PROMPT, Head, Pooling
 from hftl.metric_functions import add_own_metrics
 from hftl.metrics import evaluate_predictions
+from hftl.metrics.values import to_plain
 from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
 from hftl.plugins.registry import add_metrics
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
@@ -44,9 +50,12 @@ from hftl.runs.folder import RunFolder, writing
 from hftl.runs.judgement import judgements
 from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
+from hftl.scored import intervals_of
 from hftl.scout.layers import layers
+from hftl.scout.zero_shot import known_zero_shot, zero_shot_start
+from hftl.store.store import FeatureStore, cache_root
 from hftl.terminal import Terminal
-from hftl.wording import named_error
+from hftl.wording import named_error, printable
 
 SKIPPED = "skipped.json"
 NO_FEATURES = {"rows": 0, "computed": 0, "reused": 0}
@@ -64,6 +73,7 @@ def run(
     resume: bool = False,
     track: Sequence[str] = (),
     report: bool = True,
+    cv: str | None = None,
 ) -> Run | None:
     """Do what a recipe says.
 
@@ -81,6 +91,8 @@ def run(
         track: trackers of accelerate that fine-tuning logs to as well: ``tensorboard``, ``trackio``, ``wandb``,
             ``mlflow``.
         report: write ``report.html`` into the run's folder at the end.
+        cv: score the training rows by cross-validation, ``"5x3"`` for 5 folds that are dealt 3 times; what is exported
+            is trained on all of them. Where the data bring no test split none is drawn.
 
     Returns:
         The finished run; None on every process but the main one.
@@ -93,13 +105,16 @@ def run(
     started = time.monotonic()
     recipe, own_name = as_recipe(recipe)
     name = name or own_name
+    plan = planned(cv, recipe) if cv else None
     main = start_processes().is_main_process
     say = Terminal(quiet=quiet or not main)
     with quiet_libraries(), staying_offline(offline), ExitStack() as held:
         if recipe.depth == "auto":
             recipe = with_depth(recipe, say, offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row)
         with met_everywhere():
-            spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
+            options = BackboneOptions(recipe.max_length, offline, allow_pickle)
+            spec, target, data = inputs_of(recipe, say, options, set_aside=plan is None)
+        criterion = chooses(recipe, data.task)
         on_main(lambda: check_method(recipe, target, Path(out or "runs"), resume=resume, track=track))
         check_aim(recipe, data)
         said = list(target.backbone.notes)
@@ -107,7 +122,7 @@ def run(
         folder: RunFolder | None = on_main(lambda: open_folder(out, name, resume))
         if folder:
             held.callback(folder.release)
-        record = record_of(name, recipe, spec, target.backbone, data)
+        record = record_of(name, recipe, spec, target.backbone, data, criterion)
         if folder:
             folder.write_record(record)
         features, bad = None, []
@@ -116,16 +131,23 @@ def run(
         if features:
             data, bad = features.readable(data), features.bad
             if folder:
-                folder.log("features", **features.counts, space=features.space.id)
+                folder.log("features", **features.counts, space=features.id)
         elif on_bad_row == "skip":
             data, bad = without_bad_rows(target.backbone, data)
             print_bad_rows(say, bad, SKIPPED)
         fitting = time.monotonic()
+        crossed = None
+        if plan:
+            train = partial(train_part, recipe, target, folder, resume=resume)
+            crossed = crossed_run(plan, recipe, data, features, train, say)
+            data, features = scored_by_folds(data, features, crossed)
         if isinstance(recipe.method, Head):
             # A head takes seconds, so one process solves it and the others are done.
             trained = solved_head(recipe, target, features, data, say) if folder else None
         else:
-            trained = finetuned(recipe, target, features, data, folder, say, resume=resume, track=track)
+            where = folder.path if folder else None
+            log = folder.log if folder else _log_nothing
+            trained = finetuned(recipe, target, features, data, where, say, resume=resume, track=track, log=log)
         if folder is None or trained is None:
             return None
         trained_at = time.monotonic()
@@ -133,7 +155,7 @@ def run(
             if note not in said:
                 # What only the model's weights tell, where they were read.
                 say.print(f"          {note}")
-        metrics = measure(recipe, folder, trained, features, data, say)
+        metrics = measure(recipe, folder, target, trained, features, data, say=say, crossed=crossed)
         if thresholds := trained.report.get("thresholds"):
             # A field of our own in config.json: whoever loads the model decides as the run did.
             target.config.thresholds = thresholds
@@ -149,10 +171,14 @@ def run(
         metrics = finish(folder, exported, record, metrics, bad)
         page = None
         if report:
-            shown = partial(collect, data, features, trained, target.backbone.modality, recipe.seed)
+            shown: Callable[[], Collected] = partial(
+                collect, data, features, trained, target.backbone.modality, recipe.seed
+            )
+            if crossed and crossed.is_all:
+                shown = _collected_of_folds
             page = written_report(folder, shown, say)
     print_results(say, metrics, folder.path, page)
-    for line in judgements(metrics, data.task):
+    for line in judgements(metrics, criterion):
         say.print(line)
     return Run(folder.path)
 
@@ -166,31 +192,80 @@ def features(
     allow_pickle: bool = False,
     quiet: bool = False,
     on_bad_row: str = "error",
+    part: str | None = None,
 ) -> Features:
     """Compute what is missing of a recipe's features and return all of them, without training.
 
     Args:
         recipe: the backbone and the data; as of `run`.
-        pooling: ``"native"``, ``"mean"`` or ``"cls"``; None for the recipe's own.
+        pooling: as of `Head`; None for the recipe's own.
         also: other poolings to store from the same pass.
         offline: use only what is on this machine.
         allow_pickle: read a backbone's weights that are there only as a pickle, as nothing but tensors.
         quiet: print nothing but errors.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
+        part: ``"3/64"`` for every 64th row alone, from the third on, where other machines do the others.
 
     Raises:
         UserError: the recipe, its data or its backbone cannot be used.
         StoreError: features cannot be stored.
     """
     recipe, _ = as_recipe(recipe)
+    share = Share.parse(part) if part else None
     say = Terminal(quiet=quiet or not start_processes().is_main_process)
-    own = view_of(recipe)
-    views = [replace(own, pooling=each) for each in (pooling or own.pooling, *also)]
+    recipe = _pooled_by(recipe, pooling)
+    probe = probe_of(recipe)
     with quiet_libraries(), staying_offline(offline):
         with met_everywhere():
             spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
+            if share:
+                data = share.of_data(data)
+                say.print(f"part      {part}: {sum(data.sizes().values()):,} of these rows")
+        if target.backbone.wants != "text" and also and "native" in (probe.pooling, *also):
+            raise RecipeError(
+                "pooling=native: pictures are pooled of the base model, and what the classification class reads comes "
+                "from another pass: ask for native alone"
+            )
+        views = [View.of(target.backbone, each, probe.mixed_precision) for each in (probe.pooling, *also)]
         stored = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
     return matrix_of(stored, data)
+
+
+def missing_features(
+    recipe: RecipeLike,
+    *,
+    pooling: Pooling | None = None,
+    offline: bool = False,
+    quiet: bool = False,
+    part: str | None = None,
+) -> StoredRows:
+    """Which rows of a recipe's data have no features yet; nothing is computed.
+
+    Args:
+        recipe: the backbone and the data; as of `run`.
+        pooling: of the features; None for the recipe's own.
+        offline: use only what is on this machine.
+        quiet: print nothing but errors.
+        part: ``"3/64"`` to look at one part alone.
+
+    Raises:
+        UserError: the recipe, its data or its backbone cannot be used.
+        StoreError: the store cannot be read.
+    """
+    recipe, _ = as_recipe(recipe)
+    share = Share.parse(part) if part else None
+    recipe = _pooled_by(recipe, pooling)
+    with quiet_libraries(), staying_offline(offline):
+        spec, target, data = inputs_of(recipe, Terminal(quiet=quiet), BackboneOptions(recipe.max_length, offline))
+        view = view_of(recipe, target.backbone)
+        return stored_rows(FeatureStore(cache_root()), spec, target, share.of_data(data) if share else data, view)
+
+
+def _pooled_by(recipe: Recipe, pooling: Pooling | None) -> Recipe:
+    """The recipe with another pooling, where one is asked for."""
+    if pooling is None:
+        return recipe
+    return recipe.model_copy(update={"method": recipe.method.model_copy(update={"pooling": pooling})})
 
 
 # The steps of a run, in the order in which they are taken.
@@ -249,6 +324,79 @@ def open_folder(out: str | Path | None, name: str, resume: bool) -> RunFolder:
     return RunFolder.unfinished(Path("runs"), name) if resume else RunFolder.under(Path("runs"), name)
 
 
+def planned(cv: str, recipe: Recipe) -> Plan:
+    """How rows are dealt for cross-validation.
+
+    Raises:
+        RecipeError: the text says nothing of the kind, or the recipe wants something that does not go with it.
+    """
+    plan = Plan.of(cv)
+    if recipe.time is not None:
+        raise RecipeError(
+            "--cv deals rows at random, and time wants the past trained on and the future tested: leave out one of them"
+        )
+    if recipe.validation_size is not None:
+        raise RecipeError("--cv chooses on folds of each fold's training rows: leave out --validation-size")
+    return plan
+
+
+def crossed_run(
+    plan: Plan, recipe: Recipe, data: Data, features: StoredFeatures | None, train: Train, say: Terminal
+) -> Crossed | None:
+    """Every training row scored by models that have not seen it, and a word on what that takes."""
+    cost = "" if isinstance(recipe.method, Head) else f" of {recipe.method.epochs} epochs (--method head takes seconds)"
+    say.print(f"cv        {plan}: {plan.trainings} trainings{cost}, then one on all {len(data.train):,} rows")
+    criterion = chooses(recipe, data.task)
+    return cross_validated(plan, data, features, train, criterion=criterion, seed=recipe.seed, quiet=say.quiet)
+
+
+def train_part(
+    recipe: Recipe,
+    target: Target,
+    folder: RunFolder | None,
+    part: Data,
+    features: StoredFeatures | None,
+    name: str,
+    strengths: list[float] | None,
+    *,
+    resume: bool,
+) -> Trained | None:
+    """The model without one fold; one of fine-tuning that was done before the run was stopped is read again."""
+    silent = Terminal(quiet=True)
+    if isinstance(recipe.method, Head):
+        if folder is None:
+            return None
+        if strengths:
+            recipe = recipe.model_copy(update={"method": recipe.method.model_copy(update={"strengths": strengths})})
+        return solved_head(recipe, target, features, part, silent, FOLD_TOLERANCE)
+    where = folder.path / "cv" / name if folder else None
+    done = broadcast(on_main(lambda: read_fold(where) if where else None))
+    if done is not None:
+        return of_fold(done)
+    trained = finetuned(recipe, target, features, part, where, silent, resume=resume, track=(), log=_log_nothing)
+    on_main(lambda: write_fold(where, trained) if where else None)
+    return trained
+
+
+def scored_by_folds(
+    data: Data, features: StoredFeatures | None, crossed: Crossed | None
+) -> tuple[Data, StoredFeatures | None]:
+    """The data whose test split, where they have none, are the rows that folds scored."""
+    if crossed is None or not crossed.is_all:
+        return data, features
+    if features is not None:
+        rows = crossed.places
+        splits = {**features.splits, "test": taken(features.splits["train"], rows, "test")}
+        features = replace(features, splits=splits)
+    return replace(data, test=crossed.split), features
+
+
+def _collected_of_folds() -> Collected:
+    """What a page has of rows of which none is a test row."""
+    why = "every row was scored by folds and trained on afterwards, so none is beside training"
+    return Collected(missing=dict.fromkeys(("rows", "map", "suspects", "copies", "near"), why))
+
+
 def needs_features(recipe: Recipe) -> bool:
     """Whether a head is solved on stored features, as the result or as the start of fine-tuning."""
     return isinstance(recipe.method, Head) or recipe.method.init == "probe"
@@ -271,7 +419,14 @@ def starting_features(
     """
     try:
         return stored_features(
-            spec, target, data, [view_of(recipe)], say, on_bad_row=on_bad_row, quiet=quiet, listed=SKIPPED
+            spec,
+            target,
+            data,
+            [view_of(recipe, target.backbone)],
+            say,
+            on_bad_row=on_bad_row,
+            quiet=quiet,
+            listed=SKIPPED,
         )
     except CutError as error:
         if isinstance(recipe.method, Head):
@@ -282,12 +437,27 @@ def starting_features(
         return None
 
 
-def solved_head(recipe: Recipe, target: Target, features: StoredFeatures | None, data: Data, say: Terminal) -> Trained:
-    """The head, trained on the features."""
+def solved_head(
+    recipe: Recipe,
+    target: Target,
+    features: StoredFeatures | None,
+    data: Data,
+    say: Terminal,
+    tolerance: float = 1e-10,
+) -> Trained:
+    """The head, trained on the features; see `hftl.frozen.head.train_head`."""
     assert features is not None
     with Progress("head", quiet=say.quiet):
         return train_head(
-            probe_of(recipe), target, features, data, seed=recipe.seed, device=PartialState().device, aim=recipe.aim
+            probe_of(recipe),
+            target,
+            features,
+            data,
+            seed=recipe.seed,
+            device=PartialState().device,
+            criterion=chooses(recipe, data.task),
+            tolerance=tolerance,
+            aim=recipe.aim,
         )
 
 
@@ -296,30 +466,41 @@ def finetuned(
     target: Target,
     features: StoredFeatures | None,
     data: Data,
-    folder: RunFolder | None,
+    where: Path | None,
     say: Terminal,
     *,
     resume: bool,
     track: Sequence[str],
+    log: Callable[..., None],
 ) -> Trained:
     """The model, fine-tuned on all processes from the solved head where there is one."""
     # Brought only here: PEFT takes a second to import.
     from hftl.finetune.train import finetune
 
     assert not isinstance(recipe.method, Head)
+    criterion = chooses(recipe, data.task)
     head: Trained | None = on_main(lambda: solved_head(recipe, target, features, data, say)) if features else None
+    start: dict[str, torch.Tensor] | None = None
+    if recipe.method.init == "zero-shot":
+        named = recipe.method
+        start = on_main(lambda: zero_shot_start(named, target, data))
+        said = prompts_of(data.label_names[0], named.prompts or [PROMPT])[0]
+        say.print(f"start     the text tower's embeddings of {said!r} and the other labels")
+    elif head:
+        start = start_of(head, data, criterion, say)
     trained = finetune(
         recipe.method,
         target,
         data,
-        start=start_of(head, data, say) if head else None,
+        criterion=criterion,
+        start=start,
         seed=recipe.seed,
-        folder=Path(broadcast(str(folder.path) if folder else None)),
+        folder=Path(broadcast(str(where) if where else None)),
         resume=resume,
         known={name: split.digests for name, split in features.splits.items()} if features else None,
         track=track,
         aim=recipe.aim,
-        log=folder.log if folder else _log_nothing,
+        log=log,
         say=say.print,
         quiet=say.quiet,
     )
@@ -331,37 +512,80 @@ def finetuned(
     return trained
 
 
-def start_of(head: Trained, data: Data, say: Terminal) -> dict[str, torch.Tensor]:
+def start_of(head: Trained, data: Data, criterion: Criterion, say: Terminal) -> dict[str, torch.Tensor]:
     """The solved head's parameters, for fine-tuning to start from, and a word on how good they are."""
-    values = evaluate_predictions(data.task, head.logits.numpy(), data.test.labels, data.label_names)
-    name = next(iter(values))
-    say.print(f"start     the head solved on the features: {name} {values[name]:.4f}")
+    value = criterion.value(head.logits.numpy(), data.test.labels)
+    say.print(f"start     the head solved on the features: {printable(criterion.name)} {value:.4f}")
     return head.parameters
 
 
 def measure(
-    recipe: Recipe, folder: RunFolder, trained: Trained, features: StoredFeatures | None, data: Data, say: Terminal
+    recipe: Recipe,
+    folder: RunFolder,
+    target: Target,
+    trained: Trained,
+    features: StoredFeatures | None,
+    data: Data,
+    *,
+    say: Terminal,
+    crossed: Crossed | None,
 ) -> Metrics:
-    """Metrics on the test split and what training reports; predictions go to ``predictions.parquet``."""
+    """Metrics on the test split and what training reports; predictions go to ``predictions.parquet``.
+
+    Where cross-validation scored rows in place of a test split, they are of the models that had not seen each row.
+    """
     for step in trained.report.get("path", []):
         folder.log("strength", **step)
-    task, test, logits = data.task, data.test, trained.logits
+    task, test = data.task, data.test
+    by_folds = crossed if crossed and crossed.is_all else None
+    logits = torch.from_numpy(by_folds.logits[0]) if by_folds else trained.logits
+    if by_folds and by_folds.baselines:
+        # The final head's own are of rows that it was trained on.
+        trained.report["baselines"] = by_folds.baselines
     if task.is_exclusive and "baselines" not in trained.report:
         frequent = np.bincount(data.train.labels).argmax()
         trained.report["baselines"] = {"majority": float((test.labels == frequent).mean())}
-    thresholds = trained.report.get("thresholds")
+    unseen = known_zero_shot(target, features.splits["test"], data) if features else None
+    if unseen is not None:
+        trained.report["baselines"]["zero_shot"] = unseen
+    thresholds: Any = trained.report.get("thresholds")
+    if by_folds and by_folds.thresholds is not None:
+        thresholds = by_folds.thresholds[0]
     values = evaluate_predictions(task, logits.numpy(), test.labels, data.label_names, thresholds)
+    if by_folds:
+        values |= to_plain(by_folds.values(task))
     add_metrics(values, logits.numpy(), test.labels, task)
     for problem in add_own_metrics(values, recipe.metrics, logits.numpy(), test.labels, task, thresholds):
         say.print(f"          {problem}")
     folder.log("eval", **{name: value for name, value in values.items() if isinstance(value, float)})
     names = [test.inputs.name(i) for i in range(len(test))]
     scores = task.scores(logits).numpy()
-    folder.write_predictions(task, names, test.labels, scores, data.label_names, thresholds)
-    counts: dict[str, Any] = {**features.counts, "space": features.space.id} if features else {**NO_FEATURES}
+    named = test.marks.group_names
+    folder.write_predictions(task, names, test.labels, scores, data.label_names, thresholds, named)
+    counts: dict[str, Any] = {**features.counts, "space": features.id} if features else {**NO_FEATURES}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True
-    return Metrics(eval=values, features=counts, rows=data.sizes(), **{trained.section: trained.report})
+    criterion = chooses(recipe, task)
+    chosen_by = {"metric": criterion.name, "greater_is_better": criterion.greater_is_better}
+    sections: dict[str, Any] = {trained.section: trained.report}
+    if by_folds:
+        sure = by_folds.intervals(task, recipe.seed)
+    else:
+        groups = test.marks.groups
+        sure = intervals_of(task, scores, test.labels, thresholds=thresholds, groups=groups, seed=recipe.seed)
+    if crossed:
+        with writing(folder.path):
+            crossed.write(folder.path, task, data.label_names)
+    rows = {name: count for name, count in data.sizes().items() if name != "test" or not by_folds}
+    return Metrics(
+        eval=values,
+        features=counts,
+        chosen_by=chosen_by,
+        intervals=sure.as_json(),
+        cross_validation=crossed.as_json(task, recipe.seed) if crossed else None,
+        rows=rows,
+        **sections,
+    )
 
 
 def evidence_of(recipe: Recipe, features: StoredFeatures | None, data: Data, trained: Trained) -> Evidence:

@@ -52,6 +52,13 @@ class Recipe(Options):
         depth: the backbone's first blocks (stages, where the architecture goes through stages) and its final norm, as a
             smaller model of the same class; ``"auto"`` for the shallowest that is as good as the best (`hftl.layers`);
             None for all of it.
+        group: the column that says which rows belong together, such as those of one patient: none of them stand in two
+            parts, in folds neither, and intervals draw groups; None where rows are independent.
+        time: the column that says when rows are from: training is older than what is tested; None where time says
+            nothing.
+        stratify: the column of whose values every part has its share; None for the label.
+        fold: the column that says which fold rows are in, where a strength is chosen or ``--cv`` scores; None to deal
+            them.
         test_size: share of the rows set aside where the data bring no test split.
         validation_size: share of the training rows set aside to choose the strength or the epoch on, where the data
             bring no validation split; None for folds, and for the last epoch or what `patience` sets aside.
@@ -65,6 +72,11 @@ class Recipe(Options):
             that a run's record names the rows themselves.
         metrics: functions that are computed beside hftl's own metrics, on the test split: ``function(y_true, y_pred)``
             or ``function(logits, labels, task)``, told apart by these names; see `hftl.metric_functions`.
+        metric: the metric that chooses the strength of a head, the epoch, and what the scout advises: one of hftl's, of
+            a plugin's or of ``metrics``; None for accuracy (mAP of several labels, r2 of numbers), and for the held-out
+            loss along a path of strengths.
+        greater_is_better: which way of ``metric`` is better, where that is a function that does not say so itself by an
+            attribute of this name.
     """
 
     backbone: str
@@ -77,6 +89,10 @@ class Recipe(Options):
     label_separator: str | None = Field(default=None, min_length=1)
     max_length: int | None = Field(default=None, ge=1)
     depth: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    group: str | None = Field(default=None, min_length=1)
+    time: str | None = Field(default=None, min_length=1)
+    stratify: str | None = Field(default=None, min_length=1)
+    fold: str | None = Field(default=None, min_length=1)
     test_size: float = Field(default=0.2, gt=0, lt=1)
     validation_size: float | None = Field(default=None, gt=0, lt=1)
     at_precision: float | None = Field(default=None, gt=0, le=1)
@@ -85,6 +101,8 @@ class Recipe(Options):
     seed: int = Field(default=0, ge=0, lt=2**32)
     drop: tuple[RowRef, ...] = ()
     metrics: tuple[MetricLike, ...] = ()
+    metric: str | None = Field(default=None, min_length=1)
+    greater_is_better: bool | None = None
 
     @model_validator(mode="after")
     def _aims_at_one_thing(self) -> Self:

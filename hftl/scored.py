@@ -1,66 +1,210 @@
-"""The task's metric on rows that a model has not seen: its value, its interval, and its draws on bootstrap samples.
+"""The metric that chooses on rows that a model has not seen: its value, its interval, its draws on bootstrap samples.
 
 What a probe of the scout says of a score, and what a comparison of runs says of theirs, is made here and only here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
 
+from hftl.criterion import Criterion
 from hftl.errors import DataError
-from hftl.intervals import Array, Interval, percentiles, proportion, resamples
-from hftl.metrics.resampled import resampled_metric
+from hftl.intervals import (
+    LEVEL,
+    RESAMPLES,
+    Array,
+    Difference,
+    Interval,
+    difference,
+    percentiles,
+    proportion,
+    resamples,
+    share_of_units,
+)
+from hftl.metrics.resampled import resampled_metric, resampled_metrics
 from hftl.tasks import Task
 
 
 @dataclass(frozen=True)
 class Score:
-    """The task's metric on held-out rows.
+    """The metric that chooses, on held-out rows.
 
     Attributes:
+        criterion: the metric.
         interval: its value and 95 % interval.
-        draws: (2000,) float64, the metric on bootstrap samples of the rows: the same samples for the same rows.
+        draws: (samples,) float64, the metric on bootstrap samples of the rows: the same samples for the same rows.
         rows: (m,) int64, the rows that were held out.
         scores: (m, C) float32, what was predicted for them.
     """
 
+    criterion: Criterion
     interval: Interval
     draws: Array = field(repr=False)
     rows: np.ndarray = field(repr=False)
     scores: np.ndarray = field(repr=False)
 
+    @property
+    def merit(self) -> float:
+        """The value, more being better."""
+        return self.criterion.rank(self.interval.value)
+
 
 def scored(
-    task: Task, labels: np.ndarray, rows: np.ndarray, scores: np.ndarray, *, seed: int, spread: float = 1.0
+    criterion: Criterion,
+    labels: np.ndarray,
+    rows: np.ndarray,
+    scores: np.ndarray,
+    *,
+    seed: int,
+    spread: float = 1.0,
+    groups: np.ndarray | None = None,
 ) -> Score:
-    """The task's metric of predictions for some rows, with its interval.
+    """The metric that chooses of predictions for some rows, with its interval.
 
     Args:
-        task: what the labels are.
+        criterion: the metric.
         labels: of all rows.
         rows: (m,) int64, those that were predicted.
-        scores: (m, C), what was predicted.
+        scores: (m, C) logits; what orders the classes alike, where the metric asks for no more.
         seed: of the bootstrap samples.
         spread: how many times as far the metric spreads as under resampled rows; 1 for one fixed model.
+        groups: int64, the group of each of all rows; groups are drawn whole. None where rows are independent.
 
     Raises:
-        DataError: the metric is undefined, because the labels of these rows do not vary.
+        DataError: the metric is undefined on these rows.
     """
     truth = labels[rows]
-    value = float(resampled_metric(task, scores, truth, np.ones((1, len(rows))))[0])
+    of_rows = None if groups is None else groups[rows]
+    value = criterion.value(scores, truth)
     if not np.isfinite(value):
-        raise DataError(f"{task.metric} is undefined on these {len(rows):,} rows: their labels do not vary")
-    draws = np.concatenate([resampled_metric(task, scores, truth, times) for times in resamples(len(rows), seed=seed)])
+        raise DataError(
+            f"{criterion.name} is undefined on these {len(rows):,} rows: their labels, or the predictions, do not vary"
+        )
+    samples = resamples(len(rows), groups=of_rows, seed=seed, most=criterion.samples)
+    draws = np.concatenate([criterion.at(scores, truth, times) for times in samples])
     # A sample may leave the metric undefined; it says nothing.
     draws = np.where(np.isfinite(draws), draws, value)
-    if task.is_exclusive:
+    if criterion.name == "accuracy" and groups is None:
         interval = proportion(value * len(rows), len(rows), spread=spread)
     else:
         interval = percentiles(value, draws, spread=spread)
-    return Score(interval, draws, rows, scores)
+    return Score(criterion, interval, draws, rows, scores)
+
+
+# Numbers that are drawn for intervals at most: where rows are many, fewer samples tell as much.
+_MOST_DRAWN = 40_000_000
+_FEWEST_RESAMPLES = 200
+_SHARES_OF_ROWS = ("accuracy", "subset_accuracy")
+# Of fewer rows, or groups, an interval is wide, and itself not sure.
+FEW_UNITS = 30
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """How sure the metrics of some predictions are.
+
+    Attributes:
+        of: by the metric's name, of those that are one number and defined.
+        units: how many independent rows, or groups, there are.
+        grouped: whether groups were drawn.
+        samples: bootstrap samples that they are made of.
+    """
+
+    of: dict[str, Interval]
+    units: int
+    grouped: bool
+    samples: int
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``metrics.json`` has."""
+        return {
+            "level": LEVEL,
+            "drawn": "groups" if self.grouped else "rows",
+            "units": self.units,
+            "samples": self.samples,
+            "of": {name: [each.low, each.high] for name, each in self.of.items()},
+        }
+
+
+def intervals_of(
+    task: Task,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    *,
+    thresholds: Sequence[float] | np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
+    spread: float = 1.0,
+) -> Intervals:
+    """Intervals of all metrics that a run reports, by bootstrap over rows or groups.
+
+    A share of right rows has Wilson's interval, which holds near 1 too, of groups with the effective number of rows;
+    everything else has expanded percentiles.
+
+    Args:
+        task: what the labels are.
+        scores: (n, C), as `hftl.tasks.Task.scores` gives them; or (r, n, C), of r models that are scored each for
+            itself, of which the mean is what is reported.
+        labels: (n,) class numbers, or (n, C).
+        thresholds: of several labels, (C,) or (r, n, C); None for 0.5.
+        groups: int64 (n,), the group of each row; groups are drawn whole. None where rows are independent.
+        seed: of the samples.
+        spread: as of `hftl.intervals.percentiles`.
+    """
+    models = scores if scores.ndim == 3 else scores[None]
+    rows = len(labels)
+    units = rows if groups is None else len(np.unique(groups))
+    # Labels and targets are gone through one by one, exclusive classes all at once.
+    numbers = rows * len(models) if task.is_exclusive else models.size
+    wanted = min(RESAMPLES, max(_FEWEST_RESAMPLES, _MOST_DRAWN // max(numbers, 1)))
+
+    by_model = isinstance(thresholds, np.ndarray) and thresholds.ndim == 3
+    cuts: Sequence[Any] = list(thresholds) if by_model and thresholds is not None else [thresholds] * len(models)
+
+    def measured(counts: Array) -> dict[str, Array]:
+        each = [resampled_metrics(task, one, labels, counts, cut) for one, cut in zip(models, cuts, strict=True)]
+        return {name: np.mean([found[name] for found in each], axis=0) for name in each[0]}
+
+    values = measured(np.ones((1, rows)))
+    drawn = [measured(counts) for counts in resamples(rows, groups=groups, seed=seed, most=wanted)]
+    found = {}
+    for name, (value,) in values.items():
+        draws = np.concatenate([each[name] for each in drawn])
+        draws = draws[np.isfinite(draws)]
+        if not len(draws) or not np.isfinite(value):
+            continue
+        found[name] = _interval(name, float(value), draws, units, grouped=groups is not None, spread=spread)
+    return Intervals(found, units, groups is not None, wanted)
+
+
+def _interval(name: str, value: float, draws: Array, units: int, *, grouped: bool, spread: float) -> Interval:
+    """Wilson's of a share of right rows, expanded percentiles of anything else.
+
+    Samples of rows of which none is wrong all say so; then a score has the interval that the share of right rows has.
+    """
+    if name in _SHARES_OF_ROWS and not grouped:
+        return proportion(value * units, units, spread=spread)
+    if name in _SHARES_OF_ROWS or (value in (0.0, 1.0) and not np.ptp(draws)):
+        return share_of_units(value, draws, units, spread=spread)
+    return percentiles(value, draws, spread=spread, units=units)
+
+
+def better_by(one: Score, other: Score, *, spread: float = 1.0) -> Difference:
+    """How much better one score is than another of the same rows: above 0 where it is, whichever way the metric runs.
+
+    Args:
+        one: the one.
+        other: the other.
+        spread: as of `hftl.intervals.difference`.
+    """
+    sign = one.criterion.sign
+    value = sign * (one.interval.value - other.interval.value)
+    return difference(value, sign * (one.draws - other.draws), spread=spread)
 
 
 def each_output(task: Task, scores: np.ndarray, labels: np.ndarray, counts: Array) -> Array:

@@ -7,7 +7,7 @@ goes through the backbone once, whoever asks and whenever.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +49,7 @@ class FrozenFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     Args:
         backbone: a registered name, a Hub id ``user/name[@revision]``, or a folder.
-        pooling: ``"native"`` for what the model's own head reads, ``"mean"`` or ``"cls"`` for texts.
+        pooling: what of the backbone is returned, as of `hftl.Head`.
         mixed_precision: of the pass: ``"no"``, ``"bf16"`` or ``"fp16"``.
         max_length: tokens kept of a text; None for what the model allows.
         depth: the backbone's first blocks only; None for all of them.
@@ -115,19 +115,17 @@ class FrozenFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _features(self, values: Sequence[Any], only: int | None = None) -> npt.NDArray[np.float32]:
         """The features of all rows, or of the first ones only; all are looked at."""
-        if self.pooling not in ("native", "mean", "cls") or self.mixed_precision not in ("no", "bf16", "fp16"):
+        if self.pooling not in get_args(Pooling) or self.mixed_precision not in ("no", "bf16", "fp16"):
             raise RecipeError(
-                f"pooling={self.pooling!r}, mixed_precision={self.mixed_precision!r}: the poolings are native, mean "
-                "and cls, the precisions no, bf16 and fp16"
+                f"pooling={self.pooling!r}, mixed_precision={self.mixed_precision!r}: the poolings are "
+                f"{', '.join(get_args(Pooling))}, the precisions no, bf16 and fp16"
             )
-        view = View(self.pooling, self.mixed_precision)
         say = Terminal(quiet=self.quiet or not start_processes().is_main_process)
         with quiet_libraries(), staying_offline(self.offline):
             spec = find(self.backbone)
             options = BackboneOptions(self.max_length, self.offline, self.allow_pickle)
-            backbone = load_backbone(spec, options, self.depth)
-            if self.pooling != "native" and backbone.wants != "text":
-                raise RecipeError(f"pooling={self.pooling!r}: only texts are pooled so; leave pooling out")
+            backbone = load_backbone(spec, options, self.depth, self.pooling)
+            view = View.of(backbone, self.pooling, self.mixed_precision)
             target = Target(backbone, backbone.config(Task.SINGLE_LABEL, _NO_LABELS))
             data = _data_of(_inputs_of(values, backbone)[:only])
             stored = stored_features(spec, target, data, [view], say, on_bad_row="error", quiet=self.quiet)

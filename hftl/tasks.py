@@ -6,7 +6,7 @@ kind cannot be forgotten anywhere. This module imports neither torch nor numpy; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -138,8 +138,17 @@ class Task(str, Enum):
     # ── what chooses ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
+    def directions(self) -> Mapping[str, bool]:
+        """The metrics of a run's predictions that are one number each, and whether more of it is better."""
+        return self.case(
+            single_label={"accuracy": True, "f1_macro": True, "f1_weighted": True, "log_loss": False},
+            multi_label={"map": True, "f1_macro": True, "f1_micro": True, "subset_accuracy": True, "log_loss": False},
+            regression={"r2": True, "pearson": True, "spearman": True, "mse": False, "rmse": False, "mae": False},
+        )
+
+    @property
     def metric(self) -> str:
-        """The metric that chooses between epochs; more is better for all of them."""
+        """The metric that chooses where a recipe names none; more is better for all of them."""
         return self.case(single_label="accuracy", multi_label="map", regression="r2")
 
     @property

@@ -17,6 +17,7 @@ from transformers import CONFIG_MAPPING, AutoModel, BertTokenizerFast, BitImageP
 
 VIT, FLOWERS = "google/vit-base-patch16-224-in21k", "nelorth/oxford-flowers"
 DINOV2, BEANS = "facebook/dinov2-small", "AI-Lab-Makerere/beans"
+CLIP = "openai/clip-vit-base-patch32"
 DINOV3 = "facebook/dinov3-vits16-pretrain-lvd1689m"
 BERT, REVIEWS = "google-bert/bert-base-uncased", "someone/reviews"
 WORDS = ["good", "bad", "film", "the", "a", "plot", "actor", "is", "was", "very"]
@@ -51,6 +52,13 @@ def add_dinov3(hub: Hub, folder: Path, name: str = DINOV3) -> None:
     options = {**tiny.PATCHES, "num_register_tokens": 4}
     AutoModel.from_config(CONFIG_MAPPING["dinov3_vit"](**options)).save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    hub.add(name, folder)
+
+
+def add_clip(hub: Hub, folder: Path, name: str = CLIP) -> None:
+    """A tiny CLIP of both towers, its image processor and its tokenizer."""
+    tiny.save("clip", folder)
+    tiny.tokenizer().save_pretrained(folder)
     hub.add(name, folder)
 
 

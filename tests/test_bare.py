@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,26 @@ import torch
 from PIL import Image
 from runs import Cli, metrics, predictions
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
 from test_run import write_recipe
-from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoImageProcessor, AutoModel
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    Siglip2ImageProcessorPil,
+)
 
 import hftl
-from hftl.backbones.bare import BareImageBackbone
+from hftl.backbones import hftl_resolve_backbone
+from hftl.backbones.bare import BareImageBackbone, BareTextBackbone
 from hftl.backbones.source import local_source
+from hftl.backbones.vision import ImageBackbone
 from hftl.errors import BackboneError, RecipeError
 from hftl.frozen.view import View
+from hftl.plugins.spec import BackboneOptions
 
 SMALL = {
     "hidden_size": 32,
@@ -110,12 +124,7 @@ def test_a_run_leaves_the_base_model_with_its_head_beside_it(
     paths = [str(data / row) for row in test["row"]]
     Image.open(paths[0]).convert("RGB").save("photo.jpg", quality=100, subsampling=0)
     # The card's lines, on plain transformers and torch.
-    code = Path("run/model/README.md").read_text().split("```python\n")[1].split("```")[0]
-    assert "hftl" not in code
-    assert len(code.strip().splitlines()) < 24
-    namespace: dict[str, Any] = {}
-    exec(code.replace("PATH_OR_REPO_ID", "run/model").replace("photo.jpg", paths[0]), namespace)
-    scores = namespace["logits"].softmax(1)[0].tolist()
+    scores = runs.card_example(Path("run/model"), {"photo.jpg": paths[0]})["logits"].softmax(1)[0].tolist()
     assert scores == pytest.approx(list(test["scores"][0]), abs=1e-4)
     # What was saved is the base model in its own class.
     saved = AutoModel.from_pretrained("run/model")
@@ -146,14 +155,186 @@ def test_a_classification_class_gives_way_to_a_pooling_that_is_asked_for(cli: Cl
 
 
 def test_what_cannot_be_pooled_is_refused(cli: Cli, tmp_path: Path) -> None:
-    texts = write_recipe(tmp_path, tiny.save("bert", tmp_path / "bert"), runs.write_texts(tmp_path / "texts.csv", 20))
-    assert "take 'native', 'mean', 'cls'" in cli.refused("run", texts, "--pooling", "pooler")
+    data = runs.write_texts(tmp_path / "texts.csv", 20)
+    texts = write_recipe(tmp_path, tiny.save("distilbert", tmp_path / "distilbert"), data)
+    refused = cli.refused("run", texts, "--pooling", "pooler")
+    assert "has no pooled output; take 'cls+mean', 'cls', 'mean'" in refused
     pictures = write_recipe(tmp_path, save("dinov3_vit", tmp_path / "dino"), runs.write_images(tmp_path / "data"))
-    assert "give --set method.pooling=mean" in cli.refused("features", pictures, "--pooling", "mean")
+    assert "another pass" in cli.refused("features", pictures, "--pooling", "native,mean")
+    assert "that is for texts" in cli.refused("run", pictures, "--pooling", "mean", "--hidden", "4")
     folder = save("siglip_vision_model", tmp_path / "siglip")
     (folder / "head.json").write_text("{")
     with pytest.raises(BackboneError, match=r"its head.json is damaged"):
         assert BareImageBackbone(local_source(folder)).pooling
+
+
+# A text encoder without a classification class.
+BARE_TEXT = {**tiny.WIDE, "vocab_size": tiny.TEXT_VOCABULARY, "max_position_embeddings": 64, "pad_token_id": 0}
+
+
+def save_text(folder: Path, side: str = "right") -> Path:
+    config = CONFIG_MAPPING["bert-generation"](**BARE_TEXT, bos_token_id=1, eos_token_id=2)
+    assert type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModel.from_config(config).save_pretrained(folder)
+    tiny.tokenizer(side).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("name", ["bert-generation", "llama"])
+def test_texts_are_pooled_over_their_own_tokens(tmp_path: Path, side: str, name: str) -> None:
+    folder = save_text(tmp_path / "model", side)
+    if name == "llama":
+        folder = tiny.save(name, tmp_path / "llama")
+        tiny.tokenizer(side).save_pretrained(folder)
+    plain = AutoModel.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = ["the red cat sat over the very blue hill under two tree", "a dog", "one bird flew"]
+    batch = dict(tokenizer(texts, padding=True, return_tensors="pt"))
+    assert bool((batch["attention_mask"][1] == 0).any())
+    with torch.no_grad():
+        alone = [plain(**tokenizer(text, return_tensors="pt")).last_hidden_state[0] for text in texts]
+    wanted = {
+        "cls": torch.stack([tokens[0] for tokens in alone]),
+        "mean": torch.stack([tokens.mean(0) for tokens in alone]),
+        "cls+mean": torch.stack([torch.cat([tokens[0], tokens.mean(0)]) for tokens in alone]),
+    }
+    pooling: Any
+    for pooling, vectors in wanted.items():
+        backbone = BareTextBackbone(local_source(folder), pooling=pooling)
+        assert backbone.tokenizer.padding_side == side
+        model: Any
+        model, head = backbone.build(backbone.config("single_label", ["a", "b", "c"]))
+        # Learned positions shift with padding on the left: such rows run in batches of equal length.
+        shifted = side == "left" and name != "llama"
+        assert View(pooling).find_cut(model, head, backbone.probes())[1] == shifted
+        if shifted:
+            batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        with torch.no_grad():
+            torch.testing.assert_close(model(**batch).logits, model.classifier(vectors), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--pooling", "cls+mean"],
+        ["--method", "full", "--epochs", "1"],
+        ["--method", "lora", "--epochs", "1", "--pooling", "cls"],
+        ["--method", "partial", "--freeze", "1", "--epochs", "1"],
+    ],
+    ids=["mean", "cls+mean", "full", "lora cls", "partial"],
+)
+def test_texts_without_a_classification_class_are_exported_for_sentence_transformers(
+    cli: Cli, tmp_path: Path, flags: list[str]
+) -> None:
+    recipe = write_recipe(tmp_path, save_text(tmp_path / "backbone"), runs.write_texts(tmp_path / "texts.csv", 60))
+
+    said = cli.ok("run", recipe, "--out", "run", *flags)
+
+    assert "of the base model, which has no classification class" in said
+    assert "sentence-transformers" in Path("run/model/README.md").read_text()
+    test = predictions(Path("run"))
+    texts = test["row"]
+    table = {row.rsplit(":", 1)[0]: row for row in texts}
+    assert table
+    with (tmp_path / "texts.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    chosen = [rows[int(re.findall(r"\d+", name)[-1]) - 1]["text"] for name in texts]
+    encoder = SentenceTransformer("run/model", device="cpu")
+    scores = torch.from_numpy(encoder.encode(chosen)).softmax(1).numpy()
+    np.testing.assert_allclose(scores, test["scores"], atol=1e-4)
+    found = hftl.load("run/model").predict(chosen)
+    np.testing.assert_allclose([list(row["scores"].values()) for row in found], test["scores"], atol=1e-4)
+
+
+def test_a_pooled_output_of_texts_is_exported_as_the_base_model_with_its_head(cli: Cli, tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path, tiny.save("bert", tmp_path / "backbone"), runs.write_texts(tmp_path / "texts.csv", 60)
+    )
+
+    said = cli.ok("run", recipe, "--out", "run", "--pooling", "pooler")
+    cli.ok("run", recipe, "--out", "tuned", "--pooling", "pooler", "--method", "full", "--epochs", "1")
+
+    assert "pooling: pooler of the base model, as asked" in said
+    for run in (Path("run"), Path("tuned")):
+        assert AutoModel.from_pretrained(run / "model").config.architectures == ["BertModel"]
+        made = runs.card_example(run / "model", {})
+        plain = AutoModel.from_pretrained(run / "model").eval()
+        inputs = AutoTokenizer.from_pretrained(run / "model")("some text", return_tensors="pt")
+        with torch.no_grad():
+            vector = plain(**inputs).pooler_output
+        head = load_file(run / "model" / "head.safetensors")
+        torch.testing.assert_close(made["logits"], vector @ head["weight"].T + head["bias"])
+        answer = hftl.load(run / "model").predict(["some text"])[0]["scores"]
+        np.testing.assert_allclose(list(answer.values()), made["logits"].softmax(1)[0].numpy(), atol=1e-5)
+    assert metrics(Path("tuned"))["features"]["computed"] == 0
+
+
+def test_poolings_are_stored_from_one_pass(cli: Cli, tmp_path: Path) -> None:
+    pictures = write_recipe(tmp_path, save("dinov3_vit", tmp_path / "dino"), runs.write_images(tmp_path / "data"))
+    for pooling, computed in (("cls", 18), ("mean", 0), ("cls+mean", 0), ("pooler", 0)):
+        cli.ok("run", pictures, "--out", f"pictures-{pooling}", "--pooling", pooling, "--quiet")
+        counts = metrics(Path(f"pictures-{pooling}"))["features"]
+        assert (counts["computed"], counts["reused"]) == (computed, 18 - computed)
+    both = hftl.features(pictures, pooling="cls+mean", quiet=True).matrix
+    parts = [hftl.features(pictures, pooling=pooling, quiet=True).matrix for pooling in ("cls", "mean")]  # type: ignore[arg-type]
+    np.testing.assert_array_equal(both, np.concatenate(parts, axis=1))
+    listed = json.loads(cli.ok("cache", "ls", "--json"))
+    assert {(space["pooling"], space["rows"]) for space in listed} == {("cls", 18), ("mean", 18), ("pooler", 18)}
+    # The stored ones are evaluated without the model, whichever they are.
+    cli.ok("evaluate", "pictures-cls+mean", "--data", tmp_path / "data")
+
+
+def test_rows_that_are_known_in_one_pooling_are_not_computed_for_another_unasked(cli: Cli, tmp_path: Path) -> None:
+    data = runs.write_texts(tmp_path / "texts.csv", 40)
+    recipe = write_recipe(tmp_path, tiny.save("bert", tmp_path / "bert"), data)
+    cli.ok("run", recipe, "--out", "mean", "--pooling", "mean", "--quiet")
+    first = next(space for space in json.loads(cli.ok("cache", "ls", "--json")) if space["pooling"] == "cls")
+    cli.ok("cache", "clear", first["name"], "--yes")
+
+    cli.ok("run", recipe, "--out", "again", "--pooling", "mean", "--quiet")
+    assert metrics(Path("again"))["features"]["computed"] == 0
+    cli.ok("run", recipe, "--out", "cls", "--pooling", "cls+mean", "--quiet")
+    assert metrics(Path("cls"))["features"]["computed"] > 0
+
+
+def test_patches_that_are_padding_are_not_pooled(cli: Cli, tmp_path: Path) -> None:
+    config = CONFIG_MAPPING["siglip2_vision_model"](**tiny.WIDE, patch_size=8, num_patches=16)
+    folder = tmp_path / "backbone"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModel.from_config(config).save_pretrained(folder)
+    Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16).save_pretrained(folder)
+    data = tmp_path / "data"
+    runs.write_images(data)
+    for path in data.rglob("*.png"):
+        Image.open(path).resize((20, 48)).save(path)
+
+    cli.ok("run", write_recipe(tmp_path, folder, data), "--out", "run", "--quiet")
+
+    test = predictions(Path("run"))
+    batch = AutoImageProcessor.from_pretrained("run/model")(Image.open(data / test["row"][0]), return_tensors="pt")
+    own = batch["pixel_attention_mask"][0].bool()
+    assert not bool(own.all())
+    with torch.no_grad():
+        tokens = AutoModel.from_pretrained("run/model").eval()(**batch).last_hidden_state[0]
+    head = load_file("run/model/head.safetensors")
+    scores = (tokens[own].mean(0) @ head["weight"].T + head["bias"]).softmax(0).numpy()
+    np.testing.assert_allclose(scores, test["scores"][0], atol=1e-5)
+    made = runs.card_example(Path("run/model"), {"photo.jpg": str(data / test["row"][0])})
+    np.testing.assert_allclose(made["logits"].softmax(1)[0].numpy(), scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "ijepa", "hiera", "siglip2", "clip"])
+def test_a_class_with_a_head_of_the_family_is_preferred(tmp_path: Path, kind: str) -> None:
+    CONFIG_MAPPING[kind]().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    loaded = hftl_resolve_backbone(str(tmp_path))
+    assert loaded is not None
+    assert type(loaded.load(BackboneOptions())) is ImageBackbone
 
 
 def test_a_base_model_has_a_random_twin_and_depths(cli: Cli, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pages
 import pytest
 import runs
 from fake_plugins import Site
-from hub_content import add_dinov2, add_dinov3, add_usual
+from hub_content import add_clip, add_dinov2, add_dinov3, add_usual
 from hub_server import Hub
 from pages import PAGES, ROOT, WHY_NOT_RUN, Reader
 from warm import Warm
@@ -56,6 +56,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
         add_usual(hub, content)
         add_dinov2(hub, content / "dinov2")
         add_dinov3(hub, content / "dinov3")
+        add_clip(hub, content / "clip")
         # What opens a page in a browser opens none here.
         given = {"PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT)), "BROWSER": "true"}
         environment = hub.environment(folder, TOKEN, **given)

@@ -17,6 +17,7 @@ from transformers import AutoModelForImageClassification
 
 from hftl.backbones.protocol import Target
 from hftl.backbones.vision import ImageBackbone
+from hftl.criterion import Criterion
 from hftl.data import Data
 from hftl.export.trained import Trained
 from hftl.finetune.train import build, finetune, start_at_mean
@@ -65,7 +66,7 @@ def test_a_start_that_training_destroys_is_what_is_kept_where_something_chooses(
     torch.testing.assert_close(trained.logits, logits_of_start(good, data, start), rtol=1e-4, atol=1e-5)
     metrics = Metrics(eval={"accuracy": 1.0}, features={}, finetune=trained.report)
     before, *after = [epoch["accuracy"] for epoch in trained.report["epochs"]]
-    assert judgements(metrics, data.task) == [
+    assert judgements(metrics, Criterion.of_task(data.task)) == [
         f"start     kept, because no epoch was better on the validation split: accuracy {before:.4f}, then "
         f"{max(after):.4f} at best; lower --lr, or use --method head"
     ]
@@ -110,17 +111,17 @@ def test_a_head_below_its_neighbours_says_so() -> None:
     below = Metrics(eval={"accuracy": 0.821}, features={}, head=head)
     above = Metrics(eval={"accuracy": 0.838}, features={}, head=head)
 
-    assert judgements(below, Task.SINGLE_LABEL) == [
+    assert judgements(below, Criterion.of_task(Task.SINGLE_LABEL)) == [
         "below     accuracy 0.8210 is less than the nearest neighbours among the same features gives at no cost: 0.8380"
     ]
-    assert judgements(above, Task.SINGLE_LABEL) == []
+    assert judgements(above, Criterion.of_task(Task.SINGLE_LABEL)) == []
 
 
 def test_a_regression_below_the_mean_says_so() -> None:
-    assert judgements(Metrics(eval={"r2": -17956.0}, features={}, head={}), Task.REGRESSION) == [
+    assert judgements(Metrics(eval={"r2": -17956.0}, features={}, head={}), Criterion.of_task(Task.REGRESSION)) == [
         "below     r2 -17956.0000 is less than the mean of the targets gives at no cost: 0"
     ]
-    assert judgements(Metrics(eval={"r2": 0.14}, features={}, head={}), Task.REGRESSION) == []
+    assert judgements(Metrics(eval={"r2": 0.14}, features={}, head={}), Criterion.of_task(Task.REGRESSION)) == []
 
 
 def targets(rows: int, seed: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from hftl.backbones.protocol import Target
 from hftl.backbones.source import local_source
 from hftl.backbones.text import TextBackbone
 from hftl.backbones.vision import ImageBackbone
+from hftl.criterion import Criterion
 from hftl.data import Data, Split
 from hftl.errors import BackboneError, HftlError, RecipeError, UserError
 from hftl.export.trained import Trained
@@ -63,7 +64,7 @@ def loop_of(method: FineTune, backbone: ImageBackbone, data: Data, folder: Path)
     accelerator = train.accelerator_for(method, folder, ())
     engine = train.engine_for(method, accelerator, built, target)
     rows = train.train_rows(method, target, data, 0, accelerator)
-    watch = Watch(Encoder(backbone, data.test), data.label_names, chooses=False)
+    watch = Watch(Encoder(backbone, data.test), data.label_names, Criterion.of_task(data.task), chooses=False)
     checkpoints = Checkpoints(folder, settings(method, backbone, data, 0))
     return Loop(method, engine, rows, watch, built.depths, checkpoints, log=lambda *_, **__: None)
 
@@ -224,7 +225,7 @@ def test_the_best_epoch_by_validation_is_kept(
     of_epoch_2 = load_file(tmp_path / "checkpoints" / "step-00000008" / "model.safetensors")
     assert trained.report["kept_epoch"] == 2
     assert all(torch.equal(kept[name], value) for name, value in of_epoch_2.items())
-    assert any("best by the validation split" in line for line in said)
+    assert any("best by accuracy on the validation split" in line for line in said)
 
 
 def test_thresholds_of_several_labels_are_chosen_on_the_validation_split(
@@ -276,7 +277,7 @@ def test_training_stops_when_its_patience_ends(
 
     assert [result["epoch"] for result in trained.report["epochs"]] == [0, 1, 2, 3, 4]
     assert trained.report["kept_epoch"] == 2
-    assert said == ["epochs    3 training rows set aside to choose the epoch, seed 0"]
+    assert said == ["epochs    3 training rows set aside to choose the epoch by accuracy, seed 0"]
 
 
 def test_the_average_is_what_is_evaluated_and_exported(backbone: ImageBackbone, data: Data, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_texts_of_several_labels_through_a_pooled_head(cli: Cli, tmp_path: Path)
     assert small.bytes < made["bytes"]
     (alone,), (beside, _) = (hftl.load(small.folder).predict(texts) for texts in (asked[:1], asked))
     assert alone["scores"] == beside["scores"]
-    namespace = run_card(Path("run/onnx"))
+    namespace = runs.card_example(Path("run/onnx"), {})
     assert namespace["logits"].shape == (1, 3)
     scores = np.exp(-np.logaddexp(0, -namespace["logits"][0]))
     (some,) = hftl.load("run").predict(["some text"])
@@ -117,15 +117,7 @@ def test_pictures_after_lora_in_float32_and_in_8_bits(cli: Cli, tmp_path: Path) 
     # What the card states is what this file was measured to do.
     assert f"| accuracy | {small.after:.4f} |" in Path("run/onnx-int8/README.md").read_text()
     Image.open(paths[0]).convert("RGB").save("photo.jpg")
-    assert run_card(Path("run/onnx"))["logits"].shape == (1, 3)
-
-
-def run_card(folder: Path) -> dict[str, object]:
-    """The names that the card's example leaves, run on the folder."""
-    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    namespace: dict[str, object] = {}
-    exec(code.replace("PATH_OR_REPO_ID", str(folder)), namespace)
-    return namespace
+    assert runs.card_example(Path("run/onnx"), {})["logits"].shape == (1, 3)
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def test_a_validation_split_is_set_aside_and_chooses(cli: Cli, tmp_path: Path):
     assert (recipe["limit"], recipe["validation_size"]) == (60, 0.25)
     # It chooses the epoch too; the last line says what came of it.
     said = cli.ok(*line, "--validation-size", 0.25, "--method", "full", "--epochs", 1, "--out", "full")
-    assert "epochs    the best by the validation split is kept" in said
+    assert "epochs    the best by accuracy on the validation split is kept" in said
     last = said.splitlines()[-1]
     history = metrics(tmp_path / "full")["finetune"]["epochs"]
     kept = metrics(tmp_path / "full")["finetune"]["kept_epoch"]

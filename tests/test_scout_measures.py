@@ -13,6 +13,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, r2_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
+from hftl.criterion import Criterion
 from hftl.errors import DataError
 from hftl.heads import cross_validate, fit_linear, neighbour_scores
 from hftl.heads.folds import stratified_folds, task_folds
@@ -23,6 +24,8 @@ from hftl.scout.curve import fitted_laws, law_at, nested_order
 from hftl.scout.measures import h_score, log_evidence
 from hftl.scout.probe import ahead_by, linear_probe, neighbour_probe, tied_groups
 from hftl.tasks import Task
+
+OF_CLASSES, OF_NUMBERS = Criterion.of_task(Task.SINGLE_LABEL), Criterion.of_task(Task.REGRESSION)
 
 
 def problem(
@@ -73,7 +76,7 @@ def test_noise_scores_at_the_null() -> None:
     assert found.p > 0.05
     assert found.value == pytest.approx(found.null, rel=0.6)
     probes = [
-        linear_probe(features, drawn, task=Task.SINGLE_LABEL, num_labels=3, folds=5, seed=0).interval.value
+        linear_probe(features, drawn, criterion=OF_CLASSES, num_labels=3, folds=5, seed=0).interval.value
         for drawn in torch.randint(0, 3, (6, 300), generator=torch.Generator().manual_seed(6))
     ]
     assert np.mean(probes) == pytest.approx(1 / 3, abs=0.04)
@@ -95,7 +98,7 @@ def test_the_probe_is_scikit_learns_logistic_regression_on_the_same_folds() -> N
         model = LogisticRegression(C=1 / 4.0, tol=1e-10, max_iter=5000).fit(scaled[seen], labels.numpy()[seen])
         expected[~seen] = model.predict_proba(scaled[~seen])
     assert (held.logits.numpy().argmax(1) == expected.argmax(1)).mean() > 0.99
-    probe = linear_probe(features, labels, task=Task.SINGLE_LABEL, num_labels=3, folds=5, seed=7)
+    probe = linear_probe(features, labels, criterion=OF_CLASSES, num_labels=3, folds=5, seed=7)
     assert probe.interval.value == pytest.approx((expected.argmax(1) == labels.numpy()).mean(), abs=0.02)
 
 
@@ -165,9 +168,10 @@ def test_the_interval_holds_the_score_of_the_head_on_all_rows() -> None:
         weights = torch.randn(15, 1, generator=generator) / 4
         features = torch.randn(1080, 15, generator=generator)
         targets = features @ weights + torch.randn(1080, 1, generator=generator)
-        how = {"task": Task.REGRESSION, "num_labels": 1, "seed": seed}
-        interval = linear_probe(features[:80], targets[:80], folds=5, **how).interval
-        value = r2_score(targets[80:], fit_linear(features[:80], targets[:80], **how).logits(features[80:]))
+        how = {"num_labels": 1, "seed": seed}
+        interval = linear_probe(features[:80], targets[:80], criterion=OF_NUMBERS, folds=5, **how).interval
+        head = fit_linear(features[:80], targets[:80], task=Task.REGRESSION, **how)
+        value = r2_score(targets[80:], head.logits(features[80:]))
         held += interval.low <= value <= interval.high
     assert held >= 54
 
@@ -177,7 +181,7 @@ def test_the_probe_of_a_regression_is_ridge_on_folds() -> None:
     targets = features[:, :2] @ torch.tensor([[1.0], [-2.0]]) + 0.1 * torch.randn(
         90, 1, generator=torch.Generator().manual_seed(1)
     )
-    probe = linear_probe(features, targets, task=Task.REGRESSION, num_labels=1, folds=5, seed=0)
+    probe = linear_probe(features, targets, criterion=OF_NUMBERS, num_labels=1, folds=5, seed=0)
     model = Ridge(alpha=0.1).fit(features.numpy(), targets.numpy())
     assert probe.interval.value == pytest.approx(r2_score(targets, model.predict(features.numpy())), abs=0.02)
     assert probe.interval.low < probe.interval.value < probe.interval.high
@@ -200,7 +204,7 @@ def test_no_row_is_its_own_neighbour() -> None:
     features, _ = problem(60, 8, 2)
     labels = torch.randint(0, 2, (60,), generator=torch.Generator().manual_seed(0))
     targets = torch.nn.functional.one_hot(labels).float()
-    score = neighbour_probe(features, labels, targets, task=Task.SINGLE_LABEL, seed=0)
+    score = neighbour_probe(features, labels, targets, criterion=OF_CLASSES, seed=0)
     one_by_one = [
         neighbour_scores(
             torch.cat([features[:i], features[i + 1 :]]),
@@ -243,7 +247,7 @@ def test_equal_backbones_share_a_group_and_a_worse_one_opens_the_next() -> None:
     noisy = features + 6 * torch.randn(400, 10, generator=torch.Generator().manual_seed(3))
     turned = features @ torch.linalg.qr(torch.randn(10, 10, generator=torch.Generator().manual_seed(4)))[0]
     good, same, bad = (
-        linear_probe(each, labels, task=Task.SINGLE_LABEL, num_labels=4, folds=5, seed=0)
+        linear_probe(each, labels, criterion=OF_CLASSES, num_labels=4, folds=5, seed=0)
         for each in (features, turned, noisy)
     )
     assert tied_groups([good, same, bad]) == [1, 1, 2]
@@ -273,8 +277,15 @@ def test_every_beginning_of_an_order_has_the_classes_in_proportion() -> None:
 def test_what_cannot_be_probed_is_refused_by_name() -> None:
     features = torch.randn(6, 3)
     with pytest.raises(DataError, match="one class"):
-        linear_probe(features, torch.zeros(6, dtype=torch.int64), task=Task.SINGLE_LABEL, num_labels=1, folds=5, seed=0)
+        linear_probe(
+            features,
+            torch.zeros(6, dtype=torch.int64),
+            criterion=OF_CLASSES,
+            num_labels=1,
+            folds=5,
+            seed=0,
+        )
     with pytest.raises(DataError, match="no class has two rows"):
-        linear_probe(features, torch.arange(6), task=Task.SINGLE_LABEL, num_labels=6, folds=5, seed=0)
+        linear_probe(features, torch.arange(6), criterion=OF_CLASSES, num_labels=6, folds=5, seed=0)
     with pytest.raises(DataError, match="do not vary"):
-        neighbour_probe(features, torch.ones(6, 1), torch.ones(6, 1), task=Task.REGRESSION, seed=0)
+        neighbour_probe(features, torch.ones(6, 1), torch.ones(6, 1), criterion=OF_NUMBERS, seed=0)

@@ -123,25 +123,24 @@ def _load(source: Source, options: BackboneOptions) -> Backbone:
     )
     from transformers import MODEL_MAPPING
 
-    from hftl.backbones.bare import HEAD_FACTS, BareImageBackbone
+    from hftl.backbones.bare import HEAD_FACTS, BareImageBackbone, BareTextBackbone
     from hftl.backbones.configuration import read_config
     from hftl.backbones.text import TextBackbone
     from hftl.backbones.vision import ImageBackbone
 
     kind = type(read_config(source))
     is_seen = (source.folder / "preprocessor_config.json").exists()
-    if (source.folder / HEAD_FACTS).exists():
-        return BareImageBackbone(source)
     # Some architectures read both; whichever preprocessing the checkpoint brings decides.
-    sees = kind in IMAGE_MODELS
-    reads = kind in TEXT_MODELS
+    is_bare = (source.folder / HEAD_FACTS).exists()
+    sees = kind in IMAGE_MODELS and not is_bare
+    reads = kind in TEXT_MODELS and not is_bare
     if sees and (not reads or is_seen):
         return ImageBackbone(source)
     if reads:
         return TextBackbone(source, options.max_length)
-    if is_seen and kind in MODEL_MAPPING:
-        return BareImageBackbone(source)
+    if kind in MODEL_MAPPING:
+        return BareImageBackbone(source) if is_seen else BareTextBackbone(source, options.max_length)
     raise BackboneError(
         f"{source.id}: transformers has neither image nor sequence classification for "
-        f"{kind.__name__.removesuffix('Config')}"
+        f"{kind.__name__.removesuffix('Config')}, and no base model of it"
     )

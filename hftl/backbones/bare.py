@@ -1,9 +1,9 @@
-"""Base models of transformers that have no classification class: their tokens pooled, and one linear layer on top.
+"""Base models of transformers with a pooling in place of a classification class, and one linear layer on top.
 
-DINOv3, AIMv2, the image towers of CLIP and SigLIP, MAE and Pixio are published without a classifier. `PooledClassifier`
-gives them one that behaves as transformers' own do, so that everything else works on it: cuts, heads, fine-tuning. What
-is exported is the base model in its own class, which any transformers loads, with the head in two plain files beside
-it: ``head.safetensors`` and ``head.json``.
+DINOv3, AIMv2, the image towers of CLIP and SigLIP, MAE and Pixio are published without a classifier, and so are many
+text encoders. `PooledClassifier` gives them one that behaves as transformers' own do, so that everything else works on
+it: cuts, heads, fine-tuning. What is exported is the base model in its own class, which any transformers loads, with
+the head in two plain files beside it: ``head.safetensors`` and ``head.json``.
 """
 
 from __future__ import annotations
@@ -12,54 +12,34 @@ import copy
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from accelerate import init_empty_weights
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoModel, PreTrainedModel
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModel,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from hftl.backbones.files import WEIGHTS
+from hftl.backbones.pooling import MASKS, Layout, Pooled, last_of, layout_of, tokens_of
+from hftl.backbones.pretrained import PretrainedBackbone
+from hftl.backbones.sentence import MODULES, POOLINGS
 from hftl.backbones.source import Source
+from hftl.backbones.text import TextBackbone, padding_index
 from hftl.backbones.vision import ImageBackbone
 from hftl.errors import BackboneError, RecipeError
-from hftl.wording import named_error
+from hftl.wording import listing, named_error, one_line
 
 HEAD_FACTS, HEAD_WEIGHTS = "head.json", "head.safetensors"
 BODY, HEAD = "body", "classifier"
-
-
-@dataclass(frozen=True)
-class Pooled:
-    """How one vector is made of what a base model returns.
-
-    Attributes:
-        kind: ``cls`` for the first token, ``mean`` over the patches, ``cls+mean`` for both behind each other (which
-            DINOv2 and DINOv3 are evaluated with), ``pooler`` for the model's own pooled output.
-        skip: tokens before the first patch: the class token, and registers, which stand for no patch.
-    """
-
-    kind: str
-    skip: int
-
-    def of(self, output: Any) -> Tensor:
-        """The vectors (n, d) of a base model's output."""
-        if self.kind == "pooler":
-            pooled: Tensor = output.pooler_output
-            return pooled
-        tokens = tokens_of(output)
-        parts = {"cls": lambda: tokens[:, 0], "mean": lambda: tokens[:, self.skip :].mean(1)}
-        return torch.cat([parts[part]() for part in self.kind.split("+")], dim=1)
-
-
-def tokens_of(output: Any) -> Tensor:
-    """A base model's last output as tokens (n, t, d); a map (n, d, h, w) is read row by row."""
-    tokens: Tensor = output.last_hidden_state
-    return tokens.flatten(2).mT if tokens.dim() == 4 else tokens
 
 
 class PooledClassifier(PreTrainedModel):  # type: ignore[misc]
@@ -72,17 +52,21 @@ class PooledClassifier(PreTrainedModel):  # type: ignore[misc]
     base_model_prefix = BODY
     pooling: Pooled
     width: int
+    # Whether the checkpoint brought no weights for its pooled output, which is then noise.
+    lacks_pooler = False
 
     def __init__(self, config: Any, body: Any = None) -> None:
         super().__init__(config)
         self.body = AutoModel.from_config(config) if body is None else body
+        if self.pooling.call != "forward":
+            self.body.forward = getattr(self.body, self.pooling.call)
         self.classifier = nn.Linear(self.width, config.num_labels)
         if body is None:
             self.post_init()
 
     def forward(self, **inputs: Tensor) -> ImageClassifierOutput:
         """Logits (n, C) of a batch."""
-        return ImageClassifierOutput(logits=self.classifier(self.pooling.of(self.body(**inputs))))
+        return ImageClassifierOutput(logits=self.classifier(self.pooling.of(self.body(**inputs), inputs)))
 
 
 def classifier_class(config: Any, pooling: Pooled, width: int) -> type[PooledClassifier]:
@@ -105,6 +89,11 @@ def _meta_model(config: Any) -> Any:
         return AutoModel.from_config(copy.deepcopy(config), trust_remote_code=False)
 
 
+def has_text_tower(base: nn.Module) -> bool:
+    """Whether a base model for pictures embeds texts too, so that the scaled product of the two says what fits."""
+    return all(hasattr(base, name) for name in ("get_image_features", "get_text_features", "logit_scale"))
+
+
 class _PooledAuto:
     """What `PretrainedBackbone` asks of one of transformers' Auto classes, for a class of ours."""
 
@@ -125,60 +114,100 @@ class _PooledAuto:
         return model, {**inside, "missing_keys": [*inside["missing_keys"], *new], "mismatched_keys": mismatched}
 
 
-class BareImageBackbone(ImageBackbone):
-    """A base model for images with its image processor, and a pooling in place of a classifier.
+@dataclass(frozen=True)
+class Output:
+    """What a base model returns.
 
-    Args:
-        source: where its files are.
-        pooling: see `Pooled`; None for what its head file says, or else ``cls+mean`` where it has a class token and
-            ``mean`` where it has none.
+    Attributes:
+        tokens: how many, of the first probe.
+        width: numbers of a token.
+        pooled: numbers of its own pooled output; None where it has none.
+        layout: of its last output; see `Pooled`.
+        mask: the input that tells tokens from padding, if there is one.
+        call: see `Pooled`.
+    """
+
+    tokens: int
+    width: int
+    pooled: int | None
+    layout: Layout
+    mask: str | None
+    call: str
+
+
+class Bare(PretrainedBackbone):
+    """What base models have in common, whatever they read.
 
     Raises:
         BackboneError: the model returns nothing that can be pooled.
         RecipeError: it has nothing that this pooling could take.
     """
 
-    pipeline_tag = "image-feature-extraction"
+    # Classes that transformers classifies such inputs with, and one of them for a person.
+    classes: Any
+    one = ""
+    # The method of the base model that is called.
+    call = "forward"
+    # As the recipe names it; None for the model's own.
+    asked: str | None = None
 
-    def __init__(self, source: Source, pooling: str | None = None) -> None:
-        super().__init__(source)
-        self._asked = pooling
+    @property
+    def poolings(self) -> list[str]:
+        """The kinds that one pass of the model gives, each of one vector a row."""
+        raise NotImplementedError
+
+    @property
+    def usual(self) -> str:
+        """The pooling where none is asked for."""
+        raise NotImplementedError
+
+    @property
+    def skip(self) -> int:
+        """Tokens that no mean counts; see `Pooled`."""
+        return 0
 
     @cached_property
-    def base_config(self) -> Any:
-        """The checkpoint's own configuration; one of a masked autoencoder shows its model all of a picture."""
-        config = super().base_config
-        if getattr(config, "mask_ratio", 0):
-            config.mask_ratio = 0.0
-        return config
-
-    @cached_property
-    def _output(self) -> Mapping[str, tuple[int, ...]]:
-        """The shapes of what the base model returns of two pictures, without its weights."""
-        batch = {name: value.to("meta") for name, value in super().probes()[0].items()}
+    def _output(self) -> Output:
+        """What the base model returns of its first probe, without its weights."""
+        batch, call = self.probes()[0], self.call
         try:
-            with torch.no_grad():
-                output = _meta_model(self.base_config).eval()(**batch)
-            shapes = {"last_hidden_state": tuple(tokens_of(output).shape)}
+            output = _shaped_output(self.base_config, call, batch)
+            last, rows = last_of(output), len(next(iter(batch.values())))
+            if len(last) != rows:
+                raise BackboneError(f"it returns {len(last)} rows for a batch of {rows}")
+            layout = layout_of(last)
+            tokens = tokens_of(output, layout)
         except Exception as error:  # whatever a model's class raises, or lacks, on what its preprocessing gives
+            why = one_line(error, 200) if isinstance(error, BackboneError) else named_error(error)[:200]
             raise BackboneError(
-                f"{self.name} returns nothing that can be pooled to one vector a picture: {named_error(error)[:200]}"
+                f"{self.name} returns nothing that can be pooled to one vector a {self.one}: {why}"
             ) from error
         pooled = getattr(output, "pooler_output", None)
-        return shapes | ({"pooler_output": tuple(pooled.shape)} if pooled is not None and pooled.dim() == 2 else {})
+        of_rows = isinstance(pooled, Tensor) and pooled.dim() == 2
+        return Output(
+            tokens=tokens.shape[1],
+            width=tokens.shape[2],
+            pooled=pooled.shape[1] if pooled is not None and of_rows else None,
+            layout=layout,
+            mask=next((name for name in MASKS if name in batch and batch[name].shape == tokens.shape[:2]), None),
+            call=call,
+        )
+
+    @property
+    def kind(self) -> str:
+        """How its output is pooled: as asked, as an export says of itself, or as usual."""
+        return str(self.asked or self._stated.get("pooling") or self.usual)
 
     @cached_property
     def pooling(self) -> Pooled:
-        """How one vector is made of a picture's tokens."""
-        skip = self._skip
-        kind = self._asked or self._stated.get("pooling") or ("cls+mean" if skip else "mean")
-        if "cls" in kind and not skip:
-            raise RecipeError(f"pooling={kind!r}: {self.name} has no class token; take mean")
-        if kind == "pooler" and "pooler_output" not in self._output:
-            raise RecipeError(
-                f"pooling='pooler': {self.name} has no pooled output; take {'cls+mean' if skip else 'mean'}"
-            )
-        return Pooled(kind, skip)
+        """How one vector is made of a row's tokens."""
+        kind = self.kind
+        if lacking := [part for part in Pooled(kind).parts if part not in self.poolings]:
+            names = {"cls": "class token", "pooler": "pooled output", "projection": "text tower beside it"}
+            what = names.get(lacking[0], lacking[0])
+            others = ["cls+mean", *self.poolings] if "cls" in self.poolings else self.poolings
+            raise RecipeError(f"pooling={kind!r}: {self.name} has no {what}; take {listing(others)}")
+        return Pooled(kind, self.skip, self._output.layout, self._output.mask, self._output.call)
 
     @property
     def _stated(self) -> dict[str, Any]:
@@ -191,31 +220,25 @@ class BareImageBackbone(ImageBackbone):
             raise BackboneError(f"{self.name}: its {HEAD_FACTS} is damaged ({error}); fetch it again") from error
 
     @cached_property
-    def _skip(self) -> int:
-        """Tokens before the first patch, by what the configuration says of them and what is left being a grid."""
-        config, tokens = self.base_config, self._output["last_hidden_state"][1]
-        registers = getattr(config, "num_register_tokens", 0) or 0
-        for before in dict.fromkeys((getattr(config, "n_cls_tokens", 0), registers + 1, 1, registers, 0)):
-            left = tokens - before
-            if left > 0 and math.isqrt(left) ** 2 == left:
-                return int(before)
-        raise BackboneError(f"{self.name} returns {tokens} tokens of a square picture, which are no grid of patches")
-
-    @cached_property
     def auto_class(self) -> Any:
         """The class that the model becomes."""
-        name = "pooler_output" if self.pooling.kind == "pooler" else "last_hidden_state"
-        width = self._output[name][-1] * (1 + self.pooling.kind.count("+"))
+        output, parts = self._output, self.pooling.parts
+        width = sum((output.pooled or 0) if part in ("pooler", "projection") else output.width for part in parts)
         return _PooledAuto(classifier_class(self.base_config, self.pooling, width))
 
+    @cached_property
+    def base_class(self) -> str:
+        """The name of the base model's own class."""
+        return type(_meta_model(self.base_config)).__name__
+
     def identity(self) -> dict[str, Any]:
-        """As for every model, and how its output is pooled."""
-        return super().identity() | {"pooling_of_base": asdict(self.pooling)}
+        """As for every model, and which tokens of which class are pooled; how, is said by the view."""
+        return super().identity() | {"base": {"class": self.base_class, "skip": self.skip}}
 
     @property
     def notes(self) -> list[str]:
         """As for every model, and how its output is pooled."""
-        own = type(self.base_config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+        own = type(self.base_config) in self.classes
         why = "as asked, in place of its classification class" if own else "which has no classification class"
         return [*super().notes, f"pooling: {self.pooling.kind} of the base model, {why}"]
 
@@ -228,11 +251,14 @@ class BareImageBackbone(ImageBackbone):
         model, head = super().build(config)
         own = {name for name in head if name.startswith(f"{HEAD}.")}
         if self.pooling.kind == "pooler" and head != own:
+            others = [kind for kind in self.poolings if kind != "pooler"]
             raise BackboneError(
                 f"{self.name}: its weights lack what its pooled output is made by ({sorted(head - own)[0]}): take "
-                "pooling='cls+mean' or 'mean'"
+                f"pooling={listing(others)}"
             )
         # What else the checkpoint lacks is a pooler that nothing reads.
+        made: Any = model
+        made.lacks_pooler = head != own
         self._drawn = []
         return model, own
 
@@ -247,21 +273,116 @@ class BareImageBackbone(ImageBackbone):
             untrained -= set(head)
         return model, untrained
 
-    def part_head(self, folder: Path, label_names: list[str]) -> None:
-        """Make of an exported classifier what others can load: the base model in its own class, the head beside it.
 
-        Args:
-            folder: with the classifier's weights and configuration.
-            label_names: of its outputs.
-        """
-        tensors = load_file(folder / WEIGHTS)
-        inside = f"{BODY}."
-        body = {name.removeprefix(inside): value for name, value in tensors.items() if name.startswith(inside)}
-        head = {name.removeprefix(f"{HEAD}."): value for name, value in tensors.items() if not name.startswith(inside)}
-        save_file(body, folder / WEIGHTS, metadata={"format": "pt"})
-        save_file(head, folder / HEAD_WEIGHTS, metadata={"format": "pt"})
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config["architectures"] = [type(_meta_model(self.base_config)).__name__]
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        facts = {"pooling": self.pooling.kind, "skip": self.pooling.skip, "labels": label_names}
-        (folder / HEAD_FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+def _shaped_output(config: Any, call: str, batch: Mapping[str, Tensor]) -> Any:
+    """What a base model returns of a batch, in shape: no weight is read, nor memory taken for one."""
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            model = _meta_model(config).eval()
+            return getattr(model, call)(**{name: value.to("meta") for name, value in batch.items()})
+    except Exception:  # whatever a class raises where it reads a number that is not there
+        with init_empty_weights():
+            model = AutoModel.from_config(copy.deepcopy(config), trust_remote_code=False).eval()
+        for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+            owner, _, own = name.rpartition(".")
+            # One zero that stands for all of them.
+            setattr(model.get_submodule(owner), own, nn.Parameter(torch.zeros(()).expand(parameter.shape)))
+        with torch.no_grad():
+            return getattr(model, call)(**batch)
+
+
+class BareImageBackbone(Bare, ImageBackbone):
+    """A base model for images with its image processor, and a pooling in place of a classifier.
+
+    Args:
+        source: where its files are.
+        pooling: see `Pooled`; None for what its head file says, or else ``cls+mean`` where it has a class token and
+            ``mean`` where it has none.
+    """
+
+    pipeline_tag = "image-feature-extraction"
+    classes = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    one = "picture"
+
+    def __init__(self, source: Source, pooling: str | None = None) -> None:
+        super().__init__(source)
+        self.asked = pooling
+
+    @cached_property
+    def base_config(self) -> Any:
+        """The checkpoint's own configuration; one of a masked autoencoder shows its model all of a picture."""
+        config = super().base_config
+        if getattr(config, "mask_ratio", 0):
+            config.mask_ratio = 0.0
+        return config
+
+    @property
+    def poolings(self) -> list[str]:
+        """The kinds that one pass of the model gives, each of one vector a row."""
+        first = ["cls"] if self.skip else []
+        last = "pooler" if self.call == "forward" else "projection"
+        return [*first, "mean", *([last] if self._output.pooled else [])]
+
+    @cached_property
+    def call(self) -> str:  # type: ignore[override]
+        """The image tower's part of a model that also reads texts, whose forward wants both."""
+        base = _meta_model(self.base_config)
+        return "get_image_features" if has_text_tower(base) else "forward"
+
+    @property
+    def usual(self) -> str:
+        """Both where there is a class token, which DINOv2 and DINOv3 are evaluated with."""
+        return "cls+mean" if self.skip else "mean"
+
+    @cached_property
+    def skip(self) -> int:
+        """Tokens before the first patch, by what the configuration says of them and what is left being a grid."""
+        config, tokens = self.base_config, self._output.tokens
+        if self._output.layout != "tokens" or self._output.mask:
+            return 0
+        registers = getattr(config, "num_register_tokens", 0) or 0
+        for before in dict.fromkeys((getattr(config, "n_cls_tokens", 0), registers + 1, 1, registers, 0, 2)):
+            left = tokens - before
+            if left > 0 and math.isqrt(left) ** 2 == left:
+                return int(before)
+        raise BackboneError(f"{self.name} returns {tokens} tokens of a square picture, which are no grid of patches")
+
+
+class BareTextBackbone(Bare, TextBackbone):
+    """A base model for texts with its tokenizer, and a pooling in place of a classifier.
+
+    Args:
+        source: where its files are.
+        max_length: tokens kept of a row, special tokens included; None for what the model allows.
+        pooling: see `Pooled`; None for what its head file says, or else ``mean``.
+    """
+
+    classes = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    one = "text"
+
+    def __init__(self, source: Source, max_length: int | None = None, pooling: str | None = None) -> None:
+        super().__init__(source, max_length)
+        self.asked = pooling
+        # One that sentence-transformers holds gives scores; another is a base model to everybody else.
+        self.pipeline_tag = "text-classification" if self.kind in POOLINGS else "feature-extraction"
+
+    @property
+    def poolings(self) -> list[str]:
+        """The kinds that one pass of the model gives, each of one vector a row."""
+        return ["cls", "mean", *(["pooler"] if self._output.pooled else [])]
+
+    @property
+    def usual(self) -> str:
+        """What sentence encoders are mostly trained with."""
+        return "mean"
+
+    @cached_property
+    def _padding_index(self) -> int | None:
+        # Of the base model, because the class that the model becomes is made of what its tokenizer gives.
+        return padding_index(_meta_model(self.base_config))
+
+    def load_trained(self) -> tuple[Any, set[str]]:
+        """The model with the head that lies beside it, in either form."""
+        if (self.source.folder / MODULES).exists():
+            return TextBackbone.load_trained(self)
+        return super().load_trained()

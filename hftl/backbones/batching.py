@@ -128,6 +128,11 @@ def _padded_sides(batch: Inputs) -> set[str]:
     return {side for side, column in (("left", 0), ("right", -1)) if bool((mask[:, column] == 0).any())}
 
 
+def pads_left(batch: Inputs) -> bool:
+    """Whether a row of a batch begins with padding."""
+    return "left" in _padded_sides(batch)
+
+
 def on_device(batch: Inputs, device: torch.device) -> dict[str, Tensor]:
     """A batch on a device; a probe with what it knows of its rows."""
     moved = {name: value.to(device) for name, value in batch.items()}

@@ -21,7 +21,12 @@ ATTRIBUTES = sorted({*Backbone.__annotations__, *(name for name in vars(Backbone
 
 
 def load_backbone(
-    spec: BackboneSpec, options: BackboneOptions, depth: int | None = None, pooling: Pooling = "native"
+    spec: BackboneSpec,
+    options: BackboneOptions,
+    depth: int | None = None,
+    pooling: Pooling = "native",
+    *,
+    trains_body: bool = False,
 ) -> Backbone:
     """Load a backbone, and pin what goes wrong inside a plugin on that plugin.
 
@@ -29,7 +34,9 @@ def load_backbone(
         spec: which.
         options: how.
         depth: its first blocks only; None for all.
-        pooling: what a head on pictures reads; texts are pooled from the same pass, whatever is asked.
+        pooling: what a head reads.
+        trains_body: whether more than a head is trained, which takes a model that pools so itself; a head alone on the
+            tokens of texts reads them of the classification class's own pass.
 
     Raises:
         BackboneError: the model cannot be found or used, or not at that depth.
@@ -60,27 +67,35 @@ def load_backbone(
     if backbone.commit is None and spec.name in backbone_claims():
         # Where a package keeps its files says nothing to anybody else; its registered name can be asked for again.
         backbone.name = spec.name
-    if pooling != "native" and backbone.wants != "text":
-        backbone = _pooled(backbone, pooling)
+    if pooling != "native":
+        backbone = _pooled(backbone, pooling, trains_body)
     return backbone if depth is None else at_depth(backbone, depth)
 
 
-def _pooled(backbone: Backbone, pooling: Pooling) -> Backbone:
-    """The base model of a backbone for pictures, pooled, in place of its classification class.
+def _pooled(backbone: Backbone, pooling: Pooling, trains_body: bool) -> Backbone:
+    """The base model of a backbone, pooled, in place of its classification class.
 
     Raises:
         BackboneError: it is a plugin's, whose class alone knows what its features are.
     """
-    # Brought only here: they bring torch and transformers.
-    from hftl.backbones.bare import BareImageBackbone
+    # Brought only here: they bring transformers.
+    from hftl.backbones.bare import Bare, BareImageBackbone, BareTextBackbone
+    from hftl.backbones.sentence import POOLINGS
+    from hftl.backbones.text import TextBackbone
     from hftl.backbones.vision import ImageBackbone
 
-    if type(backbone) not in (ImageBackbone, BareImageBackbone):
+    if backbone.wants == "text" and pooling in POOLINGS and not trains_body and not isinstance(backbone, Bare):
+        # Its tokens are pooled beside what its own head reads, from one pass of the classification class.
+        return backbone
+    made: BareImageBackbone | BareTextBackbone
+    if isinstance(backbone, ImageBackbone) and type(backbone) in (ImageBackbone, BareImageBackbone):
+        made = BareImageBackbone(backbone.source, pooling)
+    elif isinstance(backbone, TextBackbone) and type(backbone) in (TextBackbone, BareTextBackbone):
+        made = BareTextBackbone(backbone.source, backbone.max_length, pooling)
+    else:
         raise BackboneError(
             f"pooling={pooling!r}: {backbone.name} is a {type(backbone).__name__}, which pools by itself"
         )
-    assert isinstance(backbone, ImageBackbone)
-    made = BareImageBackbone(backbone.source, pooling)
     made.name = backbone.name
     # Said now, not when the first row is read.
     assert made.pooling

@@ -14,10 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from hftl.backbones.pooling import Pooled
 from hftl.errors import BackboneError
 
 MODULES = "modules.json"
-POOLINGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+# The modes of its pooling that are hftl's kinds; several stand behind each other in this order.
+MODES = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+POOLINGS = ("cls", "mean", "cls+mean")
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "torch.nn.modules.linear.Identity": nn.Identity,
     "torch.nn.modules.activation.GELU": nn.GELU,
@@ -29,26 +32,20 @@ class SentenceHead(nn.Module):
 
     Args:
         body: a transformers model whose first output is (n, t, d).
-        pooling: ``"mean"`` over the tokens of the attention mask, or ``"cls"`` for the first token.
+        pooled: how its tokens are pooled.
         layers: from (n, d) to logits (n, C).
     """
 
-    def __init__(self, body: Any, pooling: str, layers: nn.Sequential) -> None:
+    def __init__(self, body: Any, pooled: Pooled, layers: nn.Sequential) -> None:
         super().__init__()
         self.body = body
-        self.pooling = pooling
+        self.pooled = pooled
         self.layers = layers
         self.config = body.config
 
     def forward(self, **inputs: Tensor) -> SequenceClassifierOutput:
         """Logits (n, C) of tokens (n, t)."""
-        tokens: Tensor = self.body(**inputs)[0]
-        if self.pooling == "cls":
-            pooled = tokens[:, 0]
-        else:
-            mask = inputs["attention_mask"].to(tokens)[..., None]
-            pooled = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
-        return SequenceClassifierOutput(logits=self.layers(pooled))
+        return SequenceClassifierOutput(logits=self.layers(self.pooled.of(self.body(**inputs), inputs)))
 
 
 def read_sentence_head(folder: Path, body: Any) -> SentenceHead:
@@ -72,12 +69,13 @@ def read_sentence_head(folder: Path, body: Any) -> SentenceHead:
         raise BackboneError(f"{folder.name}: its sentence-transformers modules are damaged ({error})") from error
 
 
-def _pooling(folder: Path, path: Path) -> str:
+def _pooling(folder: Path, path: Path) -> Pooled:
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     modes = [name for name, chosen in config.items() if name.startswith("pooling_mode_") and chosen is True]
-    if len(modes) != 1 or modes[0] not in POOLINGS:
+    kind = "+".join(name for mode, name in MODES.items() if mode in modes)
+    if kind not in POOLINGS or not set(modes) <= set(MODES):
         raise _foreign(folder, f"it pools by {', '.join(modes) or 'nothing'}")
-    return POOLINGS[modes[0]]
+    return Pooled(kind)
 
 
 def _dense(folder: Path, path: Path) -> nn.Sequential:

@@ -280,11 +280,15 @@ class TextBackbone(PretrainedBackbone):
     @cached_property
     def _padding_index(self) -> int | None:
         """The padding token from which positions are counted; the class says so on its position embedding."""
-        model = self.skeleton(self.base_config)
-        for name, module in model.named_modules():
-            if "position" in name and isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
-                return int(module.padding_idx)
-        return None
+        return padding_index(self.skeleton(self.base_config))
+
+
+def padding_index(model: nn.Module) -> int | None:
+    """The padding token from which a model counts positions; None where it counts them from the first token."""
+    for name, module in model.named_modules():
+        if "position" in name and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return int(module.padding_idx)
+    return None
 
 
 def _text_of(count: int) -> str:

@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import nn
 
-from hftl.backbones.bare import BareImageBackbone
+from hftl.backbones.bare import Bare
 from hftl.backbones.configuration import without_generation
 from hftl.backbones.pretrained import PretrainedBackbone
 from hftl.errors import BackboneError
@@ -29,7 +29,7 @@ class Untrained:
     """
 
     def __init__(self, backbone: Any, seed: int) -> None:
-        if getattr(type(backbone), "build", None) not in (PretrainedBackbone.build, BareImageBackbone.build):
+        if getattr(type(backbone), "build", None) not in (PretrainedBackbone.build, Bare.build):
             raise BackboneError(f"{backbone.name} builds its model in its own way, not from a configuration")
         self._backbone = backbone
         self._seed = seed

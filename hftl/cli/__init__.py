@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import io
 import os
 import sys
@@ -43,10 +42,10 @@ from hftl.cli import (
     runs,
     transfer,
     tune,
+    zero_shot,
 )
 from hftl.cli.flags import RecipeCommand
 from hftl.cli.launch import is_first_process
-from hftl.cli.startup import put_off_collection
 from hftl.cli.stopping import STATUS, StopOnce
 from hftl.errors import HftlError, UserError
 from hftl.wording import DEBUG, named_error, plain, printable
@@ -79,6 +78,7 @@ def build_app() -> typer.Typer:
     app.command("audit", cls=RecipeCommand)(audit.audit)
     app.command("transfer", cls=RecipeCommand)(transfer.transfer)
     app.command("curve", cls=RecipeCommand)(curve.curve)
+    app.command("zero-shot", cls=RecipeCommand)(zero_shot.zero_shot)
     app.command("advise", cls=RecipeCommand)(advise.advise)
     app.command("tune", cls=RecipeCommand)(tune.tune)
     app.command("runs")(runs.runs)
@@ -122,7 +122,6 @@ def options(
 
 def main() -> None:
     """Run the command line and exit with its status."""
-    put_off_collection()
     # A repository without safetensors may else be served from a pull request of the Hub's conversion bot, unseen.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     for stream in (sys.stdout, sys.stderr):
@@ -130,10 +129,7 @@ def main() -> None:
             # A terminal that has no sign for a character shows a mark instead of ending the command.
             stream.reconfigure(errors="replace")
     with StopOnce() as stop, noise_of_libraries(sys.argv[1:]):
-        status = guarded(sys.argv[1:], stop)
-    # What is left dies with the process; Python would look through all of it first.
-    gc.freeze()
-    sys.exit(status)
+        sys.exit(guarded(sys.argv[1:], stop))
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -79,6 +80,21 @@ def compact_all(as_json: AsJson = False, quiet: Quiet = False) -> None:
         print_json({"merged": merged})
     elif not quiet:
         say(f"{plural(merged, 'small shard')} merged")
+
+
+@app.command()
+def merge(
+    other: Annotated[Path, typer.Argument(help="The folder of another cache.")],
+    as_json: AsJson = False,
+    _quiet: Quiet = False,
+) -> None:
+    """Take in the features of another cache, such as one that came from another machine; it stays as it is."""
+    from hftl.store.store import FeatureStore
+
+    reports = _store().merge(FeatureStore(other.expanduser()))
+    show([asdict(report) for report in reports], ["name", "rows", "damaged", "refused"], as_json=as_json)
+    if left := [report.name for report in reports if report.damaged or report.refused]:
+        raise StoreError(f"not all was taken in of {', '.join(left)}: the table says why")
 
 
 @app.command()

@@ -22,7 +22,7 @@ from hftl.cli.questions import (
     Show,
     asked_recipe,
 )
-from hftl.errors import HftlError, Interrupted
+from hftl.errors import HftlError, Interrupted, RecipeError
 
 
 def run(
@@ -42,6 +42,17 @@ def run(
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write report.html into the run's folder.")
     ] = True,
+    cv: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KxR",
+            help="Score by cross-validation: 5x3 for 5 folds dealt 3 times; what is exported is trained on all rows.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Run with N seeds, from the recipe's upwards, and report mean and spread."),
+    ] = None,
     num_processes: Annotated[int, typer.Option(min=1, help="Processes to start.")] = 1,
     push: Annotated[
         str | None, typer.Option(metavar="REPO_ID", help="Push what comes out to the Hub: user/name.")
@@ -60,6 +71,8 @@ def run(
     asked = asked_recipe(context, recipe, change, show=show)
     if num_processes > 1 and "WORLD_SIZE" not in os.environ:
         raise typer.Exit(launch(num_processes))
+    if push is not None and seeds is not None:
+        raise RecipeError("--push publishes one model, and --seeds makes several: push the run that you choose")
     if push is not None:
         from hftl.hub.client import staying_offline
         from hftl.hub.commit import check_can_push
@@ -73,21 +86,29 @@ def run(
     find(asked.recipe.backbone)
     if asked.reference is None and out is None and not quiet and is_first_process():
         say(f"recipe    none is named: the flags say what to do, and the run goes to runs/{asked.name}/")
-    from hftl.pipeline import run as do
-
+    how: dict[str, Any] = {
+        "name": asked.name,
+        "out": out,
+        "offline": offline,
+        "allow_pickle": allow_pickle,
+        "quiet": quiet,
+        "on_bad_row": on_bad_row,
+        "resume": resume,
+        "track": track or [],
+        "report": report,
+        "cv": cv,
+    }
     try:
-        done = do(
-            asked.recipe,
-            name=asked.name,
-            out=out,
-            offline=offline,
-            allow_pickle=allow_pickle,
-            quiet=quiet,
-            on_bad_row=on_bad_row,
-            resume=resume,
-            track=track or [],
-            report=report,
-        )
+        if seeds is not None:
+            from hftl.seeds import run_seeds
+
+            together = run_seeds(asked.recipe, seeds, **how)
+            if together and as_json:
+                print_json({"folder": str(together.folder), **together.as_json()})
+            return
+        from hftl.pipeline import run as do
+
+        done = do(asked.recipe, **how)
     except Interrupted as stopped:
         if not is_first_process():
             raise typer.Exit(stopped.exit_code) from stopped
@@ -106,7 +127,7 @@ def _answer(folder: Path, url: str | None) -> dict[str, Any]:
 
     run = RunFolder.open(folder)
     metrics = run.metrics()
-    said = [" ".join(line.split()) for line in judgements(metrics, run.record().data.task)]
+    said = [" ".join(line.split()) for line in judgements(metrics, run.record().criterion)]
     return {"folder": str(folder), "metrics": metrics.as_json(), "said": said, "pushed": url}
 
 

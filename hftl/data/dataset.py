@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hftl.data.cell_paths import embedded_file, find_file
+from hftl.data.marks import NO_MARKS, Marks
 from hftl.data.opening import read_regular, why_unreadable
 from hftl.errors import BadRowError
 from hftl.tasks import Task
@@ -220,18 +221,20 @@ class Split:
         inputs: the rows.
         labels: int64 ``(n,)`` class numbers for single_label; float32 ``(n, k)`` of 0 and 1 for multi_label;
             float32 ``(n, k)`` targets for regression.
+        marks: what the columns say that a recipe names for how rows are divided.
     """
 
     name: str
     inputs: Texts | Files
     labels: Labels
+    marks: Marks = NO_MARKS
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def select(self, rows: np.ndarray, name: str | None = None) -> Split:
         """Some of its rows, by position; under another name where one is given."""
-        return Split(name or self.name, self.inputs.select(rows), self.labels[rows])
+        return Split(name or self.name, self.inputs.select(rows), self.labels[rows], self.marks.select(rows))
 
 
 @dataclass(frozen=True)

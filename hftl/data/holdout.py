@@ -1,76 +1,15 @@
-"""The split to report on: the data's own, or one set aside by a seed, stratified by class."""
+"""Rows that are set aside by a seed, stratified by class."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from hftl.data.dataset import Files, Indices, Labels, Split, Texts
-from hftl.data.labels import EncodedLabels
-from hftl.data.raw import SPLIT_NAMES, SplitName
 from hftl.errors import DataError
 from hftl.tasks import Task
 from hftl.wording import plural
 
 _SMALL_ENOUGH_TO_COMPARE = 256 << 20  # bytes of files held in memory, up to which rows of two splits are compared
-
-
-def make_splits(
-    rows: Mapping[SplitName, Texts | Files],
-    encoded: EncodedLabels,
-    seed: int,
-    test_size: float,
-    validation_size: float | None = None,
-) -> tuple[dict[SplitName, Split], list[str]]:
-    """Put inputs and labels together, and see that there is a split ``test``, the one that is reported on.
-
-    The data's own test split is taken, or else their validation split, or else rows are set aside from
-    training.
-
-    Args:
-        rows: inputs of each split, ``train`` among them.
-        encoded: their labels.
-        seed: of the draw.
-        test_size: share of the rows to draw.
-        validation_size: share of what is left in training to draw as the validation split; None for none.
-
-    Returns:
-        The splits, and notes on where ``test`` and a drawn validation split come from.
-
-    Raises:
-        DataError: a validation split is asked for, and the data bring one; or there are too few rows to draw from.
-    """
-    splits, notes = _with_test(rows, encoded, seed, test_size)
-    if validation_size is None:
-        return splits, notes
-    if "validation" in splits:
-        raise DataError(
-            f"the data bring a validation split of {plural(len(splits['validation']), 'row')}: leave out "
-            "--validation-size, or give data without it"
-        )
-    whole = splits["train"]
-    stays, drawn = hold_out(whole.labels, encoded.task, validation_size, seed, what="validation_size")
-    how = ", stratified" if encoded.task.is_exclusive else ""
-    note = f"validation split: {len(drawn):,} of {plural(len(whole), 'training row')} set aside{how}, seed {seed}"
-    return {**splits, "train": whole.select(stays), "validation": whole.select(drawn, "validation")}, [*notes, note]
-
-
-def _with_test(
-    rows: Mapping[SplitName, Texts | Files], encoded: EncodedLabels, seed: int, test_size: float
-) -> tuple[dict[SplitName, Split], list[str]]:
-    splits = {name: Split(name, rows[name], encoded.arrays[name]) for name in SPLIT_NAMES if name in rows}
-    sizes = "splits: " + ", ".join(f"{name} {len(split):,}" for name, split in splits.items())
-    if "test" in splits:
-        return splits, [sizes]
-    if "validation" in splits:
-        given = splits.pop("validation")
-        splits["test"] = Split("test", given.inputs, given.labels)
-        return splits, [f"{sizes}; no test split, so the run reports on the validation split"]
-    whole = splits["train"]
-    stays, drawn = hold_out(whole.labels, encoded.task, test_size, seed)
-    how = ", stratified" if encoded.task.is_exclusive else ""
-    share = f"{test_size:.0%} of {plural(len(whole), 'row')} ({len(drawn):,})"
-    note = f"no evaluation split: {share} set aside{how}, seed {seed}"
-    return {"train": whole.select(stays, "train"), "test": whole.select(drawn, "test")}, [note]
 
 
 def shared_rows(train: Split, test: Split) -> list[str]:

@@ -12,14 +12,17 @@ import pyarrow as pa
 from hftl.data.cells import Cells
 from hftl.data.columns import choose_columns
 from hftl.data.dataset import Data, Files, Indices, Split, Texts
-from hftl.data.holdout import make_splits, shared_rows
+from hftl.data.holdout import shared_rows
 from hftl.data.labels import EncodedLabels, encode_labels, infer_task
+from hftl.data.mark_columns import read_marks
+from hftl.data.marks import Division
 from hftl.data.objects import said_of
 from hftl.data.opening import decode_text
 from hftl.data.raw import RawData, SplitName, digest
 from hftl.data.raw_labels import RawLabels, ReadLabels, Stated, label_text, read_labels
 from hftl.data.references import open_reference
 from hftl.data.split_columns import divide_by_column
+from hftl.data.splits import make_splits
 from hftl.errors import BadRowError, DataError
 from hftl.store.digests import digest_texts
 from hftl.tasks import Task
@@ -39,6 +42,8 @@ def load_data(
     seed: int = 0,
     test_size: float = 0.2,
     validation_size: float | None = None,
+    division: Division | None = None,
+    set_aside: bool = True,
 ) -> Data:
     """Load data, infer columns and task, check the labels, and see that there is a split to report on.
 
@@ -59,6 +64,8 @@ def load_data(
         seed: of the evaluation split that is made if the data bring none.
         test_size: its share of the rows.
         validation_size: share of the training rows to set aside as the validation split; None for the data's own alone.
+        division: columns that say more of how rows are divided; None where only labels do.
+        set_aside: whether rows are drawn where the data bring no test split; if not, the test split has no rows.
 
     Raises:
         DataError: the reference leads nowhere, or what is there cannot be used.
@@ -70,15 +77,22 @@ def load_data(
     )
     said = said_reference(ref)
     source = open_reference(ref, wants, {suffix.lower() for suffix in suffixes})
-    source = divide_by_column(source, [*(input_columns or ()), *(label_columns or ())])
+    division = division or Division()
+    marking = division.columns()
+    source = divide_by_column(source, [*(input_columns or ()), *(label_columns or ()), *marking.values()])
     _require_train(source, said)
     cells = Cells(source)
-    inputs, labels = choose_from(source, cells, "train", wants, input_columns, label_columns)
+    # A column that divides rows is neither read nor learnt, unless somebody says so.
+    others = [column for what, column in marking.items() if what != "stratify"]
+    inputs, labels = choose_from(source, cells, "train", wants, input_columns, label_columns, leave_out=others)
     source, missing = _without_unlabelled_splits(source, labels)
     read = read_labels(source, cells, labels, stated)
     encoded, why = _encode(read, labels, stated, column_is_certain=bool(label_columns) or source.is_class_folder)
     rows = {split: split_inputs(source, split, inputs, wants, raw.rows) for split, raw in read.splits.items()}
-    splits, made = make_splits(rows, encoded, seed, test_size, validation_size)
+    marks = read_marks(source, cells, division, {split: raw.rows for split, raw in read.splits.items()})
+    splits, made = make_splits(
+        rows, encoded, seed, test_size if set_aside else None, validation_size, division=division, marks=marks
+    )
     return Data(
         ref=said,
         task=encoded.task,
@@ -100,6 +114,7 @@ def load_data(
         identity={
             "ref": said,
             **source.identity,
+            **({"division": marking} if marking else {}),
             "splits": {name: len(split) for name, split in splits.items()},
             "columns": {"inputs": list(inputs), "labels": list(labels)},
             "labels_digest": digest(*(split.labels.tobytes() for split in splits.values())),
@@ -166,6 +181,8 @@ def choose_from(
     wants: Literal["text", "file"],
     input_columns: Sequence[str] | None,
     label_columns: Sequence[str] | None,
+    *,
+    leave_out: Collection[str] = (),
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Choose input and label columns by what one split holds.
 
@@ -173,8 +190,13 @@ def choose_from(
         DataError: a stated column does not exist, or the choice is ambiguous.
     """
     part = source.parts[split]
+    stated = {*(input_columns or ()), *(label_columns or ())}
     return choose_columns(
-        {name: kind for name, kind in cells.kinds(split).items() if name or len(part.table)},
+        {
+            name: kind
+            for name, kind in cells.kinds(split).items()
+            if (name or len(part.table)) and (name not in leave_out or name in stated)
+        },
         wants=wants,
         paths_allowed=not source.foreign,
         where=f"the {split} split" if part.names is None else part.names.source,

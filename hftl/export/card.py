@@ -128,7 +128,7 @@ def _eval_results(made: RunRecord, metrics: Metrics) -> list[EvalResult]:
     return [
         EvalResult(
             # What is measured, which is not what the base model's own class is for.
-            task_type=made.backbone.pipeline_tag.replace("feature-extraction", "classification"),
+            task_type=_task_of_tag(made.backbone.pipeline_tag),
             dataset_type=str(repo) if is_repo_id(repo) else "custom",
             dataset_name=printable(data_name(made)),
             dataset_config=identity.get("config"),
@@ -142,6 +142,11 @@ def _eval_results(made: RunRecord, metrics: Metrics) -> list[EvalResult]:
     ]
 
 
+def _task_of_tag(tag: str) -> str:
+    """The task that a model was trained for, also where what is exported is a base model and its head."""
+    return {"feature-extraction": "text-classification"}.get(tag, tag.replace("feature-extraction", "classification"))
+
+
 # ── text ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -149,10 +154,10 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
     """What the template tells."""
     backbone, data, method = made.backbone, made.data, made.method
     task, names, identity = data.task, data.label_names, data.identity
-    tag = backbone.pipeline_tag
+    tag = _task_of_tag(backbone.pipeline_tag)
     auto_model, auto_processor, processor_argument = AUTO_CLASSES.get(tag, ("", "", ""))
     computed, columns = metrics.eval, identity.get("columns", {})
-    report = metrics.head or {}
+    report = metrics.head or metrics.finetune or {}
     return {
         "name": made.name,
         "what": _what(task, len(names), tag),
@@ -167,7 +172,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "processor_argument": processor_argument,
         "backbone": backbone.name,
         "commit": backbone.commit,
-        "pooled": backbone.identity.get("pooling_of_base"),
+        "pooled": backbone.pooling,
         "shorter": backbone.identity.get("depth", {}).get("config", {}),
         "problem_type": task.problem_type,
         "example": _example(tag, task, len(names), len(columns.get("inputs", ()))),
@@ -182,6 +187,9 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "sizes": metrics.rows or data.rows,
         "notes": [at_home(note, made) for note in data.notes],
         "scores": {name: value for name, value in computed.items() if value is None or isinstance(value, (int, float))},
+        "intervals": metrics.known_intervals(),
+        "crossed": metrics.cross_validation,
+        "drawn": metrics.intervals,
         **_by_class(computed, names),
         "at_half": computed.get("at_half"),
         "thresholds": "at_half" in computed,
@@ -265,16 +273,17 @@ def _settings(made: RunRecord, report: Mapping[str, Any]) -> dict[str, Any]:
     options = made.method
     method = {"method": options["name"]} | {f"method.{n}": value for n, value in options.items() if n != "name"}
     chosen = {
-        f"chosen {name}": report[key] for name, key in (("strength", "chosen"), ("on", "chosen_on")) if key in report
+        f"chosen {name}": report[key]
+        for name, key in (("strength", "chosen"), ("on", "chosen_on"), ("by", "chosen_by"))
+        if report.get(key)
     }
     return {**method, **chosen, **fields}
 
 
 def _limitations(made: RunRecord, metrics: Metrics) -> list[str]:
     backbone, task = made.backbone, made.data.task
-    rows = metrics.rows or made.data.rows
     limitations = [
-        f"The results are of {rows['test']:,} rows of the same data; other sources and times were not measured.",
+        f"The results are of {metrics.scored_rows:,} rows of the same data; other sources and times were not measured.",
         f"What {_whole_base(backbone)} gets wrong about people and things, this model gets wrong too; see its card.",
     ]
     if task.is_exclusive:
@@ -325,7 +334,9 @@ def published_recipe(made: RunRecord) -> str:
 def _to_fill_in(made: RunRecord) -> dict[str, str]:
     """Comments on the fields of a recipe that mean something only on the machine that ran it."""
     backbone, data = made.backbone, str(made.recipe["data"])
-    comments: dict[str, list[str]] = {"backbone": [], "data": []}
+    comments: dict[str, list[str]] = {"backbone": [], "data": [], "metric": []}
+    if any(each.endswith(f":{made.recipe.get('metric')}") for each in made.recipe.get("metrics", ())):
+        comments["metric"].append("fill in: metrics=(…,), in which the recipe brought this function")
     if backbone.commit is None and str(made.recipe["backbone"]) != backbone.name:
         comments["backbone"].append("fill in: the folder that you keep this model in")
     if backbone.plugin not in ("", "hftl"):

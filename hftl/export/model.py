@@ -1,19 +1,21 @@
-"""A run's model as anybody loads it: a plain transformers folder, or a sentence-transformers one for pooled heads."""
+"""A run's model as anybody loads it: a plain transformers folder, or a base model with its head for pooled ones."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hftl.backbones.bare import BareImageBackbone
+from hftl.backbones.bare import HEAD_FACTS, HEAD_WEIGHTS, Bare
 from hftl.backbones.cut.cut import Cut
+from hftl.backbones.pooling import Pooled
 from hftl.backbones.protocol import Target
+from hftl.backbones.sentence import POOLINGS
 from hftl.backbones.weights import NameRule, write_weights
 from hftl.export.trained import Exported
 
@@ -56,11 +58,9 @@ def export_model(
 
 
 def finish_export(target: Target, folder: Path) -> None:
-    """Write configuration and preprocessing beside a model's weights, and give a bare model's head files of its own."""
+    """Write configuration and preprocessing beside a model's weights."""
     target.config.save_pretrained(folder)
     target.backbone.save_processor(folder)
-    if isinstance(target.backbone, BareImageBackbone):
-        target.backbone.part_head(folder, [target.config.id2label[i] for i in range(target.config.num_labels)])
 
 
 @dataclass(frozen=True)
@@ -78,44 +78,72 @@ class Dense:
     activation: str = "torch.nn.modules.linear.Identity"
 
 
-def export_sentence_transformer(target: Target, pooling: str, layers: Sequence[Dense], folder: Path) -> list[Exported]:
-    """Write a folder that ``sentence_transformers.SentenceTransformer`` loads: body, pooling, and the head's layers.
+def export_pooled(
+    target: Target, pooled: Pooled, layers: Sequence[Dense], rule: NameRule | None, folder: Path, body: Any = None
+) -> list[Exported]:
+    """Write a base model in its own class, and what pools and classifies what it returns.
 
-    ``encode`` gives the logits; the label names stand in ``config.json``.
+    What sentence-transformers can hold is written for it: its ``encode`` gives the logits. All else has its head in
+    ``head.safetensors`` and ``head.json`` beside it. The label names stand in ``config.json`` in either case.
 
     Args:
-        target: the pretrained text network, and the configuration with the label names.
-        pooling: ``"mean"`` or ``"cls"``.
-        layers: of the head.
+        target: the pretrained network, and the configuration with the label names.
+        pooled: how its tokens are pooled.
+        layers: of the head; for anything but sentence-transformers, one.
+        rule: how the checkpoint's tensors are renamed; None where only the class itself can save them.
         folder: where to write; made if missing.
+        body: the base model where it was trained; None for the checkpoint's weights.
     """
     backbone, config = target.backbone, target.config
+    folder.mkdir(parents=True, exist_ok=True)
+    if body is None and rule is None:
+        model, _ = target.build()
+        body = model.body
+    if body is not None:
+        body.save_pretrained(folder)
+        config.architectures = [type(body).__name__]
+    elif rule is not None:
+        write_weights(folder / WEIGHTS, rule, backbone.weight_files(), {}, torch.float32)
+        if isinstance(backbone, Bare):
+            config.architectures = [backbone.base_class]
+    # Last, because a model's own save_pretrained writes the configuration that it ran with.
+    finish_export(target, folder)
+    if backbone.wants == "text" and pooled.kind in POOLINGS:
+        _write_modules(folder, pooled, layers, backbone.max_length)
+        return [Exported(folder, "sentence-transformers")]
+    head = {"weight": layers[0].weight, "bias": layers[0].bias}
+    write_weights(folder / HEAD_WEIGHTS, NameRule("", []), {}, head, torch.float32)
+    names = [config.id2label[number] for number in range(config.num_labels)]
+    facts = asdict(pooled)
+    _write_json(folder / HEAD_FACTS, {"pooling": facts.pop("kind"), **facts, "labels": names})
+    return [Exported(folder, backbone.library)]
+
+
+def _write_modules(folder: Path, pooled: Pooled, layers: Sequence[Dense], max_length: int | None) -> None:
+    """Write what sentence-transformers runs after the body: the pooling, and the head's layers."""
     parts = ["1_Pooling", *(f"{number}_Dense" for number in range(2, 2 + len(layers)))]
     for part in parts:
         (folder / part).mkdir(parents=True, exist_ok=True)
-    write_weights(folder / WEIGHTS, NameRule("", []), backbone.weight_files(), {}, torch.float32)
-    config.save_pretrained(folder)
-    backbone.save_processor(folder)
     modules = [
         {"idx": i, "name": str(i), "path": part, "type": f"sentence_transformers.models.{part.partition('_')[2]}"}
         for i, part in enumerate(["", *parts])
     ]
     modules[0]["type"] = "sentence_transformers.models.Transformer"
     _write_json(folder / "modules.json", modules)
-    modes = {f"pooling_mode_{mode}": mode.startswith(pooling + "_tok") for mode in MODES}
-    _write_json(folder / parts[0] / "config.json", {"word_embedding_dimension": layers[0].weight.shape[1], **modes})
+    modes = {f"pooling_mode_{mode}": any(mode.startswith(f"{part}_tok") for part in pooled.parts) for mode in MODES}
+    width = layers[0].weight.shape[1] // len(pooled.parts)
+    _write_json(folder / parts[0] / "config.json", {"word_embedding_dimension": width, **modes})
     for part, layer in zip(parts[1:], layers, strict=True):
         tensors = {"linear.weight": layer.weight, "linear.bias": layer.bias}
         write_weights(folder / part / WEIGHTS, NameRule("", []), {}, tensors, torch.float32)
         size, width = layer.weight.shape
         shape = {"in_features": width, "out_features": size, "bias": True}
         _write_json(folder / part / "config.json", {**shape, "activation_function": layer.activation})
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": backbone.max_length})
-    return [Exported(folder, "sentence-transformers")]
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length})
 
 
 MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

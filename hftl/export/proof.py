@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hftl.backbones.bare import HEAD_FACTS, HEAD_WEIGHTS, BareImageBackbone
+from hftl.backbones.bare import HEAD_FACTS, HEAD_WEIGHTS, Bare
 from hftl.backbones.batching import needs_equal_lengths, on_device
 from hftl.backbones.loading import reopened
 from hftl.backbones.protocol import Backbone, Target
@@ -201,8 +201,8 @@ def _stranger(exported: Exported, backbone: Backbone, device: torch.device) -> A
     folder = exported.folder
     if exported.library == "sentence-transformers" and backbone.modality == "text":
         return _sentence_encoder(folder, device) if find_spec("sentence_transformers") else None
-    if isinstance(backbone, BareImageBackbone):
-        return _bare(folder, device)
+    if isinstance(backbone, Bare):
+        return _bare(folder, backbone, device)
     if exported.library == "transformers" and backbone.modality in ("text", "image"):
         return _transformers(folder, backbone, device)
     source = getattr(backbone, "source", None)
@@ -228,58 +228,65 @@ def _logits(network: Any, batch: Any, device: torch.device) -> Tensor:
     return logits.float().cpu()
 
 
+PLAIN: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
+
 def _transformers(folder: Path, backbone: Backbone, device: torch.device) -> Asked:
-    from transformers import (
-        AutoImageProcessor,
-        AutoModelForImageClassification,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-    )
-    from transformers.image_utils import load_image
+    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
-    plain: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     auto = AutoModelForSequenceClassification if backbone.modality == "text" else AutoModelForImageClassification
-    network = auto.from_pretrained(folder, use_safetensors=True, **plain).eval().to(device)
-    if backbone.modality == "text":
-        tokenizer = AutoTokenizer.from_pretrained(folder, **plain)
-
-        def batch(rows: Sequence[Any]) -> Any:
-            texts = [[row[i] for row in rows] for i in range(len(rows[0]))]
-            return tokenizer(*texts, truncation=True, padding=True, return_tensors="pt")
-    else:
-        from PIL import Image
-
-        processor = AutoImageProcessor.from_pretrained(folder, **plain)
-
-        def batch(rows: Sequence[Any]) -> Any:
-            pictures = [load_image(Image.open(io.BytesIO(row))) for row in rows]
-            return processor(images=pictures, return_tensors="pt")
-
+    network = auto.from_pretrained(folder, use_safetensors=True, **PLAIN).eval().to(device)
+    batch = _preparing(folder, backbone)
     return lambda rows: _logits(network, batch(rows), device)
 
 
-def _bare(folder: Path, device: torch.device) -> Asked:
-    """A base model and the head beside it, as the card says."""
+def _preparing(folder: Path, backbone: Backbone) -> Callable[[Sequence[Any]], Any]:
+    """What makes a batch of raw rows, as transformers' own classes do."""
     from PIL import Image
-    from transformers import AutoImageProcessor, AutoModel
+    from transformers import AutoImageProcessor, AutoTokenizer
     from transformers.image_utils import load_image
 
-    plain: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    body = AutoModel.from_pretrained(folder, use_safetensors=True, **plain).eval().to(device)
-    processor = AutoImageProcessor.from_pretrained(folder, **plain)
+    if backbone.modality == "text":
+        tokenizer = AutoTokenizer.from_pretrained(folder, **PLAIN)
+
+        def of_texts(rows: Sequence[Any]) -> Any:
+            texts = [[row[i] for row in rows] for i in range(len(rows[0]))]
+            return tokenizer(*texts, truncation=True, padding=True, return_tensors="pt")
+
+        return of_texts
+    processor = AutoImageProcessor.from_pretrained(folder, **PLAIN)
+
+    def of_pictures(rows: Sequence[Any]) -> Any:
+        return processor(images=[load_image(Image.open(io.BytesIO(row))) for row in rows], return_tensors="pt")
+
+    return of_pictures
+
+
+def _bare(folder: Path, backbone: Backbone, device: torch.device) -> Asked:
+    """A base model and the head beside it, as the card says."""
+    from transformers import AutoModel
+
+    body = AutoModel.from_pretrained(folder, use_safetensors=True, **PLAIN).eval().to(device)
+    batch = _preparing(folder, backbone)
     head, facts = load_file(folder / HEAD_WEIGHTS), json.loads((folder / HEAD_FACTS).read_text(encoding="utf-8"))
 
     def asked(rows: Sequence[Any]) -> Tensor:
-        pictures = [load_image(Image.open(io.BytesIO(row))) for row in rows]
+        inputs = on_device(batch(rows), device)
         with torch.inference_mode():
-            output = body(**on_device(processor(images=pictures, return_tensors="pt"), device))
+            output = getattr(body, facts["call"])(**inputs)
         if facts["pooling"] == "pooler":
             features = output.pooler_output
+        elif facts["pooling"] == "projection":
+            features = output.pooler_output / output.pooler_output.norm(dim=-1, keepdim=True)
         else:
             tokens = output.last_hidden_state
-            tokens = tokens.flatten(2).mT if tokens.dim() == 4 else tokens
-            parts = {"cls": tokens[:, 0], "mean": tokens[:, facts["skip"] :].mean(1)}
-            features = torch.cat([parts[part] for part in facts["pooling"].split("+")], dim=1)
+            tokens = {"tokens": tokens, "map": tokens.flatten(2).mT, "map last": tokens.flatten(1, -2)}[facts["layout"]]
+            skip, mask = facts["skip"], inputs[facts["mask"]].bool() if facts["mask"] else None
+            own = [row if mask is None else row[mask[i]] for i, row in enumerate(tokens)]
+            parts = {"cls": lambda row: row[0], "mean": lambda row: row[skip:].mean(0)}
+            features = torch.stack(
+                [torch.cat([parts[kind](row) for kind in facts["pooling"].split("+")]) for row in own]
+            )
         logits: Tensor = features.float().cpu() @ head["weight"].T + head["bias"]
         return logits
 

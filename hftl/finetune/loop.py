@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hftl.backbones.batching import odd_rows
+from hftl.criterion import Criterion
 from hftl.errors import BadRowError, ConvergenceError, DataError, Interrupted
 from hftl.finetune.checkpoint import Checkpoint, Checkpoints, prune, step_name, write_checkpoint
 from hftl.finetune.ema import Ema
@@ -34,7 +35,6 @@ from hftl.methods import FineTune
 from hftl.metrics import evaluate_predictions
 from hftl.parallel import all_reduce_sum, met_everywhere, on_main
 from hftl.progress import Progress
-from hftl.tasks import Task
 from hftl.wording import one_line
 
 NAMED_ROWS = 8
@@ -47,11 +47,13 @@ class Watch:
     Attributes:
         encoder: of its rows.
         label_names: of its labels.
+        criterion: the metric that orders epochs.
         chooses: whether it decides which epoch is kept; if not, the last one is.
     """
 
     encoder: Encoder
     label_names: Sequence[str]
+    criterion: Criterion
     chooses: bool
 
 
@@ -157,14 +159,15 @@ class Loop:
 
     def _told(self, epoch: int, progress: Progress) -> str:
         """Where training is, beside the steps: epoch, loss, learning rate, speed, and what was measured last."""
-        measured = self.state.history[-1].get(self.loss.task.metric)
+        metric = self.watch.criterion.name
+        measured = self.state.history[-1].get(metric)
         return ", ".join(
             [
                 f"{progress.rate_of(self.rows.batch_size)} rows/s",
                 f"epoch {epoch + 1} of {self.method.epochs}",
                 f"loss {self.last_loss:.3g}",
                 f"lr {max(group['lr'] for group in self.engine.param_groups):.1e}",
-                *([f"{self.loss.task.metric} {measured:.4f}"] if measured is not None else []),
+                *([f"{metric} {measured:.4f}"] if measured is not None else []),
             ]
         )
 
@@ -288,13 +291,16 @@ class Loop:
         values = evaluate_predictions(
             self.loss.task, logits.numpy(), self.watch.encoder.split.labels, self.watch.label_names
         )
+        if (criterion := self.watch.criterion).name not in values:
+            values[criterion.name] = criterion.value(logits.numpy(), self.watch.encoder.split.labels)
         return {name: _finite(value) for name, value in values.items() if value is None or isinstance(value, float)}
 
     def _is_best(self) -> bool:
         history = self.state.history
         if self.state.best < 0:
             return True
-        return score_of(self.loss.task, history[-1]) > score_of(self.loss.task, history[self.state.best])
+        criterion = self.watch.criterion
+        return score_of(criterion, history[-1]) > score_of(criterion, history[self.state.best])
 
     def _out_of_patience(self) -> bool:
         waited = len(self.state.history) - 1 - self.state.best
@@ -342,17 +348,17 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def score_of(task: Task, result: Mapping[str, Any]) -> tuple[float, float]:
-    """What orders results, the better one larger: the task's metric, then its tie-breaker; unknown values come last."""
-    metric, tie_breaker = result.get(task.metric), result.get(task.tie_breaker)
-    return (-math.inf if metric is None else metric, -math.inf if tie_breaker is None else -tie_breaker)
+def score_of(criterion: Criterion, result: Mapping[str, Any]) -> tuple[float, float]:
+    """What orders results, the better one larger: the metric, then the task's tie-breaker; unknown values come last."""
+    tie_breaker = result.get(criterion.task.tie_breaker)
+    return (criterion.rank(result.get(criterion.name)), -math.inf if tie_breaker is None else -tie_breaker)
 
 
-def better_at_start(task: Task, history: Sequence[Mapping[str, Any]], kept: int) -> list[str]:
-    """The names of the task's metric and tie-breaker in which the start was better than the epoch that is kept."""
-    start, end = (score_of(task, history[epoch]) for epoch in (0, kept))
-    names = (task.metric, task.tie_breaker)
-    return [name for name, before, after in zip(names, start, end, strict=True) if before > after]
+def better_at_start(criterion: Criterion, history: Sequence[Mapping[str, Any]], kept: int) -> list[str]:
+    """The names of the metric that chooses and the tie-breaker in which the start was better than what is kept."""
+    start, end = (score_of(criterion, history[epoch]) for epoch in (0, kept))
+    names = dict.fromkeys((criterion.name, criterion.task.tie_breaker))
+    return [name for name, before, after in zip(names, start, end, strict=False) if before > after]
 
 
 def seed_of(seed: int, step: int, rank: int, micro_batch: int) -> int:

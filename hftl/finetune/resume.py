@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hftl.backbones.protocol import Backbone
+from hftl.criterion import Criterion
 from hftl.data import Data, Split, Texts
 from hftl.errors import UserError
 from hftl.finetune.checkpoint import Checkpoint, Checkpoints, read_newest
@@ -37,7 +38,12 @@ _WORDS = {
 
 
 def settings(
-    method: FineTune, backbone: Backbone, data: Data, seed: int, known: Mapping[str, Digests] | None = None
+    method: FineTune,
+    backbone: Backbone,
+    data: Data,
+    seed: int,
+    known: Mapping[str, Digests] | None = None,
+    criterion: Criterion | None = None,
 ) -> dict[str, Any]:
     """Everything that a result depends on, which a resumed run must have in common with the one that began.
 
@@ -48,6 +54,7 @@ def settings(
         seed: of every random choice.
         known: by the name of a split the digests (n, 16) of its rows, where features brought them; others are
             computed, of files only where they are new or changed.
+        criterion: the metric that chooses the epoch; None for the task's own.
 
     Raises:
         StoreError: a file of the weights cannot be read.
@@ -70,6 +77,8 @@ def settings(
         "labels": data.label_names,
         "splits": {split.name: describe_rows(split, index, known.get(split.name)) for split in data.splits()},
     }
+    if criterion is not None and criterion.is_stated:
+        made_with["metric"] = {"name": criterion.name, "greater_is_better": criterion.greater_is_better}
     # As a checkpoint gives it back, so that a tuple of a plugin's identity is not unlike its own list.
     as_read: dict[str, Any] = json.loads(json.dumps(made_with))
     return as_read

@@ -16,13 +16,14 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
-from hftl.backbones.bare import BareImageBackbone
+from hftl.backbones.bare import Bare
 from hftl.backbones.batching import needs_equal_lengths
 from hftl.backbones.protocol import Target
+from hftl.criterion import Criterion
 from hftl.data import Data
-from hftl.data.holdout import hold_out
+from hftl.data.division import hold_out_rows
 from hftl.errors import BackboneError, HftlError, UserError
-from hftl.export.model import finish_export
+from hftl.export.model import Dense, export_pooled, finish_export
 from hftl.export.trained import Exported, Trained
 from hftl.finetune.augment import Augmentation, Mixing
 from hftl.finetune.auto import choose_lr, largest_micro_batch
@@ -74,6 +75,7 @@ def finetune(
     target: Target,
     data: Data,
     *,
+    criterion: Criterion | None = None,
     start: Mapping[str, Tensor] | None,
     seed: int,
     folder: Path,
@@ -91,6 +93,7 @@ def finetune(
         method: what trains, and how.
         target: the pretrained network, and the configuration to build it with.
         data: rows and labels, all of them decodable.
+        criterion: the metric that chooses the epoch; None for the task's own.
         start: the head's parameters to start from, by the model's names, on the main process; None leaves the head
             as it is built.
         seed: of every random choice.
@@ -109,12 +112,13 @@ def finetune(
         UserError: the method does not fit the backbone or the data, or no checkpoint fits.
     """
     started = time.monotonic()
+    criterion = criterion or Criterion.of_task(data.task)
     check_trackers(track)
     accelerator = accelerator_for(method, folder, track)
     # Only the main process reads and writes checkpoints, so it alone says what they depend on: what the data were
     # before any rows were set aside, which is a function of the settings.
-    made_with = broadcast(on_main(lambda: settings(method, target.backbone, data, seed, known)))
-    data, chooses = with_validation(data, method, seed, say)
+    made_with = broadcast(on_main(lambda: settings(method, target.backbone, data, seed, known, criterion)))
+    data, chooses = with_validation(data, method, criterion, seed, say)
     built = build(method, target, broadcast_tensors(dict(start) if start else None), seed, mean_target(data))
     if not method.compile:
         speed_up(built.model, rows_vary=target.backbone.wants == "text")
@@ -133,7 +137,7 @@ def finetune(
     rows = train_rows(method, target, data, seed, accelerator)
     test = Encoder(target.backbone, data.test, equal_lengths=equal_lengths)
     watched = Encoder(target.backbone, data.validation, equal_lengths=equal_lengths) if data.validation else test
-    watch = Watch(watched, data.label_names, chooses)
+    watch = Watch(watched, data.label_names, criterion, chooses)
     loop = Loop(method, engine, rows, watch, built.depths, checkpoints, log=tracked(log, accelerator))
     if track:
         accelerator.init_trackers("hftl", config=flat_settings(checkpoints.made_with))
@@ -266,10 +270,12 @@ def freeze_unused(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
             parameter.requires_grad_(False)
 
 
-def with_validation(data: Data, method: FineTune, seed: int, say: Callable[[str], None]) -> tuple[Data, bool]:
+def with_validation(
+    data: Data, method: FineTune, criterion: Criterion, seed: int, say: Callable[[str], None]
+) -> tuple[Data, bool]:
     """The data with what chooses the epoch, and whether anything does."""
     if data.validation is not None:
-        say("epochs    the best by the validation split is kept")
+        say(f"epochs    the best by {criterion.name} on the validation split is kept")
         return data, True
     if method.patience is None:
         say(
@@ -277,8 +283,8 @@ def with_validation(data: Data, method: FineTune, seed: int, say: Callable[[str]
             "chooses nothing"
         )
         return data, False
-    stays, drawn = hold_out(data.train.labels, data.task, SET_ASIDE, seed)
-    say(f"epochs    {len(drawn):,} training rows set aside to choose the epoch, seed {seed}")
+    stays, drawn = hold_out_rows(data.train, data.task, SET_ASIDE, seed)
+    say(f"epochs    {len(drawn):,} training rows set aside to choose the epoch by {criterion.name}, seed {seed}")
     return replace(data, train=data.train.select(stays), validation=data.train.select(drawn, "validation")), True
 
 
@@ -406,12 +412,15 @@ def export(built: Built, target: Target, folder: Path) -> list[Exported]:
     exported = [Exported(folder, backbone.library)]
     if hasattr(model, "peft_config"):
         # An adapter of a class that hftl made fits no model that anybody else can load.
-        if not isinstance(backbone, BareImageBackbone):
+        if not isinstance(backbone, Bare):
             adapter = folder.parent / "adapter"
             save_adapter(model, built.initial, adapter)
             backbone.save_processor(adapter)
             exported.append(Exported(adapter, "peft"))
         model = model.merge_and_unload()
+    if isinstance(backbone, Bare):
+        head = Dense(model.classifier.weight.detach().cpu(), model.classifier.bias.detach().cpu())
+        return export_pooled(target, backbone.pooling, [head], None, folder, model.body)
     model.save_pretrained(folder)
     target.config.architectures = [type(model).__name__]
     # Last, because a model's own save_pretrained writes the configuration that it ran with.
@@ -440,7 +449,8 @@ def report_of(loop: Loop, built: Built, seconds: float, before: int) -> dict[str
         "resumed_at": before or None,
         "epochs": history,
         "kept_epoch": kept,
-        "start": {**history[0], "better_in": better_at_start(loop.loss.task, history, kept)},
+        "chosen_by": loop.watch.criterion.name if loop.watch.chooses else None,
+        "start": {**history[0], "better_in": better_at_start(loop.watch.criterion, history, kept)},
         "batch_size": loop.rows.batch_size,
         "micro_batch": loop.rows.micro_batch,
         "lr": max(group["base_lr"] for group in loop.engine.param_groups),

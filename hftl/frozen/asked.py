@@ -9,14 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hftl.backbones.bare import HEAD
 from hftl.backbones.cut.replay import replaying
 from hftl.backbones.loading import load_backbone
+from hftl.backbones.sentence import SentenceHead
 from hftl.data import Files, Texts
 from hftl.errors import HftlError
 from hftl.export.loaded import LoadedModel
 from hftl.export.onnx import OnnxNetwork
 from hftl.frozen.extract import digest_rows
-from hftl.frozen.view import Content, View, open_space
+from hftl.frozen.features import gathered, joined_id
+from hftl.frozen.view import Content, View, open_space, side_by_side
 from hftl.plugins.registry import find
 from hftl.plugins.spec import BackboneOptions
 from hftl.store.space import MissingRowsError, Space
@@ -39,40 +42,42 @@ def stored_logits(model: LoadedModel, inputs: Files | Texts, store: FeatureStore
         are not there any more.
     """
     nothing = np.zeros(0, dtype=np.int64), torch.zeros(0, len(model.label_names))
-    space = _space_of(model, store)
-    if space is None:
+    spaces = _spaces_of(model, store)
+    if not spaces:
         return nothing
     digests, unreadable = digest_rows(inputs, store.file_digests)
-    known = space.known(digests)
+    known = np.logical_and.reduce([space.known(digests) for space in spaces])
     # Rows that cannot be read have no name of their own; whoever asks the model for them learns why.
     known[list(unreadable)] = False
     rows = np.flatnonzero(known)
     if not len(rows):
         return nothing
     try:
-        return rows, _head_logits(model, Content.of(space), space.gather(digests[rows]))
+        content = side_by_side([Content.of(space) for space in spaces])
+        return rows, _head_logits(model, content, gathered(spaces, digests[rows]))
     except MissingRowsError:
         # A shard proved damaged and was set aside: the model computes these rows.
         return nothing
 
 
-def _space_of(model: LoadedModel, store: FeatureStore) -> Space | None:
-    """The space that the run's head was trained on; None where there is none, or the backbone is another one by now."""
+def _spaces_of(model: LoadedModel, store: FeatureStore) -> list[Space]:
+    """The spaces that the run's head was trained on; none where there are none, or the backbone is another by now."""
     if model.run is None or model.record is None or model.record.method["name"] != "head":
-        return None
+        return []
     if isinstance(model.network, OnnxNetwork):
         # What it answers is asked for, not what the head that it was made of does.
-        return None
+        return []
     record, method = model.record, model.record.method
     try:
         spec = find(record.backbone_reference)
         options = BackboneOptions(record.recipe.get("max_length"), offline=True)
         backbone = load_backbone(spec, options, record.recipe.get("depth"), method["pooling"])
-        space = open_space(store, backbone, spec.origin, View(method["pooling"], method["mixed_precision"]))
+        view = View.of(backbone, method["pooling"], method["mixed_precision"])
+        spaces = [open_space(store, backbone, spec.origin, part) for part in view.parts]
     except HftlError:
-        return None
-    same = space.id == model.run.metrics().features.get("space")
-    return space if same and space.info is not None else None
+        return []
+    same = joined_id(spaces) == model.run.metrics().features.get("space")
+    return spaces if same and all(space.info is not None for space in spaces) else []
 
 
 def _head_logits(model: LoadedModel, content: Content, columns: Mapping[str, Any]) -> Tensor:
@@ -80,7 +85,7 @@ def _head_logits(model: LoadedModel, content: Content, columns: Mapping[str, Any
     cut, network = content.cut, model.network
     with torch.inference_mode():
         if cut.kind != "replay":
-            head = network.layers if cut.kind == "pooled" else network.get_submodule(cut.linear or "")
+            head = network.layers if isinstance(network, SentenceHead) else network.get_submodule(cut.linear or HEAD)
             logits: Tensor = head(columns["features"].to(model.device))
             return logits.float().cpu()
         kept = {name: _by_row(columns[name]) for name in cut.kept()}

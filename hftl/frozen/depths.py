@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hftl.backbones.bare import PooledClassifier
 from hftl.backbones.cut.capture import Capture
 from hftl.backbones.cut.echo import Echo, prove_echo
 from hftl.backbones.cut.frontier import head_buffers
@@ -58,7 +60,7 @@ class Models:
         model, head = target.build()
         speed_up(model)
         trained = head.union(head_buffers(model, head))
-        self.whole = Ready(model, head, find_rule(model, trained, target.backbone.weight_files()) if new else None)
+        self.whole = Ready(model, head, export_rule(model, trained, target.backbone.weight_files()) if new else None)
         self.built: dict[int | None, Ready] = {None: self.whole}
         depths = sorted({view.depth for view in views if view.depth is not None})
         if depths:
@@ -116,6 +118,13 @@ class Models:
             return [next(columns[view.depth]) for view in contents]
 
         return kept
+
+
+def export_rule(model: nn.Module, trained: set[str], files: Mapping[str, Path]) -> NameRule | None:
+    """How an export's tensors are named; of a base model that hftl gave a head, only the base model's."""
+    if isinstance(model, PooledClassifier):
+        return find_rule(model.body, set(), files)
+    return find_rule(model, trained, files)
 
 
 def stack_of(backbone: Backbone) -> Stack:

@@ -23,7 +23,7 @@ from hftl.ahead import ahead
 from hftl.backbones.batching import batch_groups, on_device
 from hftl.backbones.protocol import Encoded, Target
 from hftl.data import Files, Texts
-from hftl.errors import BackboneError, BadRowError, HftlError, StoreError
+from hftl.errors import BackboneError, BadRowError, CutError, HftlError, StoreError
 from hftl.frozen.budget import Ramp, ramp_for, remember, within_budget
 from hftl.frozen.depths import Keeping, Models
 from hftl.frozen.recheck import AUTOCAST, OTHER_RUN, SAME_RUN, check_again
@@ -117,6 +117,7 @@ def extract(
     process: Process,
     *,
     store: FeatureStore,
+    beside: dict[View, Space] | None = None,
     quiet: bool = False,
     on_bad_row: str = "error",
 ) -> ExtractReport:
@@ -130,6 +131,7 @@ def extract(
         digests: their names, uint8 (n, 16).
         process: where the backbone runs; processes take disjoint shares of the missing rows.
         store: where the spaces are, and what suits a device is remembered.
+        beside: more views, for which no row is computed; what is computed anyway is stored for them too.
         quiet: print no progress.
         on_bad_row: ``"error"`` raises at the first row that cannot be decoded; ``"skip"`` lists it in the report.
 
@@ -138,12 +140,14 @@ def extract(
         CutError: the backbone cannot be cut exactly.
         StoreError: features cannot be written, or a feature is NaN or Inf.
     """
-    lacking = {view: ~space.known(digests) for view, space in views.items()}
+    beside = beside or {}
+    lacking = {view: ~space.known(digests) for view, space in (views | beside).items()}
     # Copies of a row share its digest and are computed once.
     _, first = np.unique(digests, axis=0, return_index=True)
-    wanted = np.logical_or.reduce(list(lacking.values()))[first]
+    wanted = np.logical_or.reduce([lacking[view] for view in views])[first]
     missing = np.sort(first[wanted])[process.rank :: process.world]
-    work = _Extraction(target, views, rows, digests, lacking, process.device, store=store, skip=on_bad_row == "skip")
+    skip = on_bad_row == "skip"
+    work = _Extraction(target, views, rows, digests, lacking, process.device, beside=beside, store=store, skip=skip)
     if len(missing) or any(space.info is None for space in views.values()):
         with Progress("features", len(missing), quiet=quiet or process.rank > 0) as progress:
             work.run(missing, progress)
@@ -162,12 +166,16 @@ class _Extraction:
         lacking: Mapping[View, np.ndarray],
         device: torch.device,
         *,
+        beside: dict[View, Space],
         store: FeatureStore,
         skip: bool,
     ) -> None:
         self.target = target
         self.backbone = target.backbone
         self.views = views
+        self.beside = beside
+        # What is computed: the views that were asked for, and of the others those that the same pass gives.
+        self.filled: dict[View, Space] = {}
         self.rows = rows
         self.digests = digests
         self.lacking = lacking
@@ -182,7 +190,7 @@ class _Extraction:
         self.ramp: Ramp = ramp_for(device, by_tokens=by_tokens, key=self.key, memory=self.memory)
         # Rows that went through the model and are not committed yet, and what each view keeps of them.
         self.held: list[int] = []
-        self.kept: dict[View, list[dict[str, Any]]] = {view: [] for view in views}
+        self.kept: dict[View, list[dict[str, Any]]] = {}
         self.bytes = 0
         self.committed = time.monotonic()
 
@@ -221,7 +229,8 @@ class _Extraction:
     def _prepare(self) -> Keeping:
         """What runs the model on its device, cut as the spaces record (new cuts are made and proved now)."""
         new = {view: space for view, space in self.views.items() if space.info is None}
-        models = Models(self.target, self.views, new=bool(new))
+        new_beside = any(space.info is None for space in self.beside.values())
+        models = Models(self.target, self.views | self.beside, new=bool(new) or new_beside)
         for view, space in new.items():
             # Proved before the space exists: no row is ever stored under a cut that does not replay the model.
             content = models.content(view)
@@ -231,7 +240,26 @@ class _Extraction:
         contents = {view: Content.of(space) for view, space in self.views.items()}
         # One pass computes all views, so what one of them needs all get.
         self.equal_lengths = any(content.equal_lengths for content in contents.values())
-        return models.captured(contents, self.device)
+        self.filled = self.views | self._joining(models)
+        self.kept = {view: [] for view in self.filled}
+        return models.captured({view: Content.of(space) for view, space in self.filled.items()}, self.device)
+
+    def _joining(self, models: Models) -> dict[View, Space]:
+        """What the same pass gives, in the same batches, beside what was asked for."""
+        joining = {}
+        for view, space in self.beside.items():
+            try:
+                content = Content.of(space) if space.info is not None else models.content(view)
+            except CutError:
+                # Nobody asked for it.
+                continue
+            if bool(content.equal_lengths) != self.equal_lengths:
+                continue
+            if space.info is None:
+                space = equal_length_space(self.store, space) if self.equal_lengths else space
+                space.create(content.as_info(), content.columns())
+            joining[view] = space
+        return joining
 
     def _check_same(self, capture: Keeping, row: int, encoded: Encoded, kept: list[dict[str, Any]]) -> None:
         """Ask for the first good row of a batch again, alone."""
@@ -247,7 +275,7 @@ class _Extraction:
 
     def _check_stored(self, capture: Keeping) -> None:
         """Ask for one row again that an earlier run stored, where there is one."""
-        for number, (view, space) in enumerate(self.views.items()):
+        for number, (view, space) in enumerate(self.filled.items()):
             known = np.flatnonzero(~self.lacking[view] & self.digests.any(1))
             if not len(known):
                 continue
@@ -320,17 +348,18 @@ class _Extraction:
             return
         held, self.held, self.bytes = np.array(self.held), [], 0
         bad: set[int] = set()
-        for view, space in self.views.items():
+        for view in self.filled:
             parts, self.kept[view] = self.kept[view], []
             columns = {name: _pack([part[name] for part in parts]) for name in parts[0]}
-            bad |= self._commit_view(space, held, columns, np.flatnonzero(self.lacking[view][held]))
+            bad |= self._commit_view(view, held, columns, np.flatnonzero(self.lacking[view][held]))
         self.report.computed += len(held) - len(bad)
         self.committed = time.monotonic()
 
     def _commit_view(
-        self, space: Space, held: np.ndarray, columns: dict[str, Tensor | Ragged], chosen: np.ndarray
+        self, view: View, held: np.ndarray, columns: dict[str, Tensor | Ragged], chosen: np.ndarray
     ) -> set[int]:
-        """Commit the chosen ones of the held rows; returns those whose features are not finite."""
+        """Commit the chosen ones of the held rows; returns those asked for whose features are not finite."""
+        space = self.filled[view]
         names = [self.rows.name(int(row)) for row in held[chosen]]
         try:
             space.commit(self.digests[held[chosen]], {n: _take(v, chosen) for n, v in columns.items()}, names)
@@ -339,6 +368,8 @@ class _Extraction:
             bad = {int(held[chosen[row]]): names[row] for row in error.rows}
             good = np.array([i for i in chosen if int(held[i]) not in bad], dtype=np.int64)
             space.commit(self.digests[held[good]], {n: _take(v, good) for n, v in columns.items()})
+            if view in self.beside:
+                return set()
             if not self.skip:
                 plugin = space.identity.get("plugin")
                 who = f" (plugin {plugin['name']!r})" if isinstance(plugin, dict) and "name" in plugin else ""

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from hftl.backbones.batching import pads_left
 from hftl.backbones.protocol import Target
 from hftl.data import Data, Split
 from hftl.errors import BadRowError
 from hftl.frozen.budget import keep_remembered, remembered
 from hftl.frozen.extract import ConcatRows, ExtractReport, digest_rows, extract
 from hftl.frozen.matrix import Features, flatten_columns
-from hftl.frozen.view import Content, View, equal_length_space, open_space
+from hftl.frozen.view import Content, View, equal_length_space, open_space, side_by_side
 from hftl.parallel import Process, on_all
 from hftl.progress import Progress
 from hftl.store.compaction import compact
@@ -53,7 +54,7 @@ class StoredFeatures:
     """The features of all splits, and what it took to have them.
 
     Attributes:
-        space: where they are stored.
+        spaces: where they are stored; several where a row's vector is made of as many.
         content: what the space records of the model: how it is cut, how its weights are named.
         splits: by name: ``train``, ``validation`` if there is one, ``test``.
         counts: rows asked for, computed now, reused; truncated rows.
@@ -61,12 +62,17 @@ class StoredFeatures:
         seconds: wall time.
     """
 
-    space: Space
+    spaces: list[Space]
     content: Content
     splits: dict[str, SplitFeatures]
     counts: dict[str, int]
     bad: list[BadRowError]
     seconds: float
+
+    @property
+    def id(self) -> str:
+        """What names the features: the space, or the spaces that they are made of."""
+        return joined_id(self.spaces)
 
     def readable(self, data: Data) -> Data:
         """The data without the rows that could not be decoded."""
@@ -96,7 +102,8 @@ def features_of(
         target: the pretrained network and the configuration to build it with.
         origin: who registered it, and the version of the features.
         data: the rows.
-        views: what is kept of each row; the first is returned, the others are stored from the same pass.
+        views: what is kept of each row; the first is returned, the others are stored from the same pass. So are other
+            poolings of the first, for the rows that are computed anyway.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
         quiet: print no progress.
 
@@ -106,8 +113,9 @@ def features_of(
         StoreError: features cannot be stored.
     """
     started = time.monotonic()
-    spaces = {view: open_space(store, target.backbone, origin, view) for view in views}
+    spaces = {part: open_space(store, target.backbone, origin, part) for view in views for part in view.parts}
     settle(store, target, spaces)
+    beside = spaces_beside(store, target, origin, views[0], spaces)
     process = Process.current()
     bad: list[BadRowError] = []
     splits = []
@@ -125,25 +133,27 @@ def features_of(
         digests,
         process,
         store=store,
+        beside=beside,
         quiet=quiet,
         on_bad_row=on_bad_row,
     )
-    with _turn(store, spaces.values(), digests, process, quiet):
+    with _turn(store, (spaces | beside).values(), digests, process, quiet):
         computed, undecodable = _extracted(share)
     recomputed = 0
-    space = spaces[views[0]]
+    parts = [spaces[part] for part in views[0].parts]
     bad += [undecodable[row] for row in sorted(undecodable)]
     splits = _without_all(splits, undecodable)
     try:
-        _gather(space, splits)
+        _gather(parts, splits)
     except MissingRowsError:
         # A shard proved damaged only now and was set aside, or somebody cleared the space: its rows are computed
         # again, once.
         recomputed = _extracted(share)[0]
-        _gather(space, splits)
+        _gather(parts, splits)
     if process.rank == 0:
-        for each in spaces.values():
-            compact(each)
+        for each in (spaces | beside).values():
+            if each.info is not None:
+                compact(each)
     truncated = sum(int(features.columns.pop("truncated").sum()) for features in splits)
     total = sum(len(features.digests) for features in splits)
     if recomputed:
@@ -152,7 +162,8 @@ def features_of(
         computed = min(computed + recomputed, len(distinct))
     counts = {"rows": total, "computed": computed, "reused": total - computed, "truncated": truncated}
     by_name = {features.split.name: features for features in splits}
-    return StoredFeatures(space, Content.of(space), by_name, counts, bad, time.monotonic() - started)
+    content = side_by_side([Content.of(space) for space in parts])
+    return StoredFeatures(parts, content, by_name, counts, bad, time.monotonic() - started)
 
 
 def settle(store: FeatureStore, target: Target, spaces: dict[View, Space]) -> None:
@@ -171,10 +182,41 @@ def settle(store: FeatureStore, target: Target, spaces: dict[View, Space]) -> No
         known = remembered(memory).get(space.id)
         if known is None:
             model, head = target.build()
-            known = view.find_cut(model, head, target.backbone.probes())[1]
+            probes = target.backbone.probes()
+            # Padded on the left, its first token was taken for the first of the text.
+            known = view.find_cut(model, head, probes)[1] or (view.pooling == "cls" and pads_left(probes[0]))
             keep_remembered(memory, space.id, known)
         if known:
             spaces[view] = equal_length_space(store, space)
+
+
+def spaces_beside(
+    store: FeatureStore, target: Target, origin: Mapping[str, str], view: View, asked: Mapping[View, Space]
+) -> dict[View, Space]:
+    """The spaces of other poolings that a pass for a view may fill; none of the first release, which nobody asked."""
+    spaces = {each: open_space(store, target.backbone, origin, each) for each in view.beside(target.backbone)}
+    return {
+        each: space
+        for each, space in spaces.items()
+        if each not in asked and (space.info is None or Content.of(space).equal_lengths is not None)
+    }
+
+
+def joined_id(spaces: Sequence[Space]) -> str:
+    """What names features that are made of the rows of some spaces."""
+    return "+".join(space.id for space in spaces)
+
+
+def gathered(spaces: Sequence[Space], digests: Digests) -> Columns:
+    """The columns of rows; of several spaces their vectors behind each other.
+
+    Raises:
+        MissingRowsError: rows are not stored.
+    """
+    columns: list[Columns] = [space.gather(digests) for space in spaces]
+    if len(columns) == 1:
+        return columns[0]
+    return columns[0] | {"features": torch.cat([each["features"] for each in columns], dim=1)}
 
 
 def matrix_of(features: StoredFeatures, data: Data) -> Features:
@@ -202,6 +244,8 @@ def _turn(
     if process.world > 1:
         return nullcontext()
     say = Progress("features", len(digests), quiet=quiet).say
+    # In one order, whichever of them was asked for.
+    spaces = sorted(spaces, key=lambda space: space.id)
     return store.turn(spaces, digests, lambda other: say(f"features: {other} is computing these rows; waiting for it"))
 
 
@@ -218,9 +262,9 @@ def _extracted(share: Callable[[], ExtractReport]) -> tuple[int, dict[int, BadRo
     return sum(report["computed"] for report in reports), bad
 
 
-def _gather(space: Space, splits: Sequence[SplitFeatures]) -> None:
+def _gather(spaces: Sequence[Space], splits: Sequence[SplitFeatures]) -> None:
     for features in splits:
-        features.columns = space.gather(features.digests)
+        features.columns = gathered(spaces, features.digests)
 
 
 def _digested(split: Split, index: StatIndex, on_bad_row: str) -> tuple[SplitFeatures, list[BadRowError]]:

@@ -16,11 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hftl.backbones.bare import HEAD, Bare
 from hftl.backbones.cut.cut import Cut
 from hftl.backbones.cut.replay import STATISTICS, initial_head, measured_buffers, needs_weights, replaying
+from hftl.backbones.pooling import Pooled
 from hftl.backbones.protocol import Target
+from hftl.backbones.weights import NameRule
+from hftl.criterion import Criterion
 from hftl.data import Data
-from hftl.export.model import Dense, export_model, export_sentence_transformer, fold
+from hftl.data.division import folds_of
+from hftl.export.model import Dense, export_model, export_pooled, fold
 from hftl.export.trained import Exported, Trained
 from hftl.frozen.features import SplitFeatures, StoredFeatures
 from hftl.heads import baselines, fit_linear, fit_mlp, fit_native, mlp_logits
@@ -29,6 +34,8 @@ from hftl.methods import F1, Aim, Head
 from hftl.store.values import Ragged
 
 EVALUATION_ROWS = 1024
+# Of which one is held out, where a head has no exact solution.
+FOLDS_OF_A_SEARCH = 5
 
 
 def train_head(
@@ -40,6 +47,8 @@ def train_head(
     seed: int,
     device: torch.device,
     aim: Aim = F1,
+    criterion: Criterion | None = None,
+    tolerance: float = 1e-10,
 ) -> Trained:
     """Train the head on stored features.
 
@@ -51,12 +60,16 @@ def train_head(
         seed: of folds, batches and initial values.
         device: where to compute; the CPU instead where it has no float64.
         aim: what thresholds of several labels are chosen for.
+        criterion: the metric that chooses the strength, or the setting and the round, where a recipe named one; the
+            held-out loss does otherwise, and where it is None.
+        tolerance: relative distance from the minimum at which a linear head stops.
 
     Raises:
         ConvergenceError: there is no finite solution.
         UserError: an option does not fit the data.
     """
-    job = _Job(method, target, features, data, seed, device_with_float64(device), aim)
+    judge = criterion if criterion and criterion.is_stated else None
+    job = _Job(method, target, features, data, seed, device_with_float64(device), aim, judge, tolerance)
     if method.hidden:
         return job.perceptron(method.hidden)
     return job.native() if features.content.cut.kind == "replay" else job.linear()
@@ -73,6 +86,8 @@ class _Job:
     seed: int
     device: torch.device
     aim: Aim
+    judge: Criterion | None
+    tolerance: float
 
     @property
     def cut(self) -> Cut:
@@ -95,6 +110,9 @@ class _Job:
             aim=self.aim,
             bias=cut.bias,
             validation=(vectors["validation"], labels["validation"]) if "validation" in vectors else None,
+            judge=self.judge,
+            dealt=self._dealt(method.folds),
+            tolerance=self.tolerance,
             seed=self.seed,
         )
         weight, bias = fit.weight.cpu(), fit.bias.cpu()
@@ -103,7 +121,9 @@ class _Job:
             fit.report["baselines"] = baselines(vectors["train"], labels["train"], vectors["test"], labels["test"])
         logits = fit.logits(vectors["test"]).cpu()
         if cut.kind == "pooled":
-            return Trained(logits, "head", fit.report, self._export_pooled([Dense(weight, bias)]), {}, fit.held_out)
+            # The class that is to be fine-tuned has a place for it.
+            own = {f"{HEAD}.weight": weight, f"{HEAD}.bias": bias} if isinstance(self.target.backbone, Bare) else {}
+            return Trained(logits, "head", fit.report, self._export_pooled([Dense(weight, bias)]), own, fit.held_out)
         parameters = fold(cut, weight, bias)
         return Trained(logits, "head", fit.report, self._export(parameters), parameters, fit.held_out)
 
@@ -121,6 +141,8 @@ class _Job:
             calibrate=self.method.calibrate,
             aim=self.aim,
             validation=held,
+            judge=self.judge,
+            dealt=self._dealt(FOLDS_OF_A_SEARCH),
             seed=self.seed,
         )
         logits = mlp_logits(fit.params, vectors["test"]).cpu()
@@ -158,6 +180,8 @@ class _Job:
                 calibrate=self.method.calibrate,
                 aim=self.aim,
                 validation=(columns["validation"], labels["validation"]) if "validation" in columns else None,
+                judge=self.judge,
+                dealt=self._dealt(FOLDS_OF_A_SEARCH),
                 seed=self.seed,
                 device=self.device,
             )
@@ -167,6 +191,13 @@ class _Job:
                 ]
         parameters = {name: value.cpu() for name, value in (fit.params | buffers).items()}
         return Trained(torch.cat(blocks), "head", fit.report, self._export(parameters), parameters)
+
+    def _dealt(self, folds: int) -> Tensor | None:
+        """The fold of each training row, where columns of the data decide about it; none where a split judges."""
+        if "validation" in self.features.splits:
+            return None
+        dealt = folds_of(self.features.splits["train"].split, self.data.task, folds, self.seed)
+        return None if dealt is None else torch.from_numpy(dealt)
 
     def _vectors(self) -> dict[str, Tensor]:
         return {name: part.columns["features"].to(self.device) for name, part in self.features.splits.items()}
@@ -180,7 +211,11 @@ class _Job:
         return partial(export_model, self.target, content.architecture, content.weights, parameters)
 
     def _export_pooled(self, layers: list[Dense]) -> Callable[[Path], list[Exported]]:
-        return partial(export_sentence_transformer, self.target, self.cut.pooling or "", layers)
+        backbone = self.target.backbone
+        if isinstance(backbone, Bare):
+            return partial(export_pooled, self.target, backbone.pooling, layers, self.features.content.weights)
+        # Beside a classification class, sentence-transformers finds the base model in the checkpoint as it is.
+        return partial(export_pooled, self.target, Pooled(self.cut.pooling or ""), layers, NameRule("", []))
 
 
 def _as_tensors(features: SplitFeatures, cut: Cut) -> dict[str, Tensor]:

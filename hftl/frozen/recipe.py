@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from hftl.backbones.loading import load_backbone
 from hftl.backbones.matching import data_for
 from hftl.backbones.protocol import Backbone, Target
+from hftl.criterion import Criterion, criterion_of
 from hftl.data import Data
 from hftl.data.drop import without_rows
 from hftl.data.limit import limited
+from hftl.data.marks import Division
 from hftl.errors import RecipeError
 from hftl.frozen.features import StoredFeatures, features_of
 from hftl.frozen.view import View
@@ -22,22 +24,35 @@ from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.recipes import Recipe
 from hftl.runs.console import print_bad_rows, print_features, print_inputs
 from hftl.store.store import FeatureStore, cache_root
+from hftl.tasks import Task
 from hftl.terminal import Terminal
-from hftl.wording import listing
+from hftl.wording import printable
 
 
-def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[BackboneSpec, Target, Data]:
-    """Find the backbone and the data that a recipe names, and say what was found and inferred."""
+def inputs_of(
+    recipe: Recipe, say: Terminal, options: BackboneOptions, *, set_aside: bool = True
+) -> tuple[BackboneSpec, Target, Data]:
+    """Find the backbone and the data that a recipe names, and say what was found and inferred.
+
+    Args:
+        recipe: what to find.
+        say: where it is said.
+        options: of the backbone.
+        set_aside: whether rows are drawn to test on where the data bring none.
+    """
     if recipe.depth == "auto":
         raise RecipeError("depth='auto' is for `hftl run`, which chooses one: give a number, or leave it out")
     spec = find(recipe.backbone)
     pooling = probe_of(recipe).pooling
-    backbone = load_backbone(spec, options, recipe.depth, pooling)
-    of_texts = ("native", "mean", "cls") if isinstance(recipe.method, Head) else ("native",)
-    if backbone.wants == "text" and pooling not in of_texts:
-        raise RecipeError(f"pooling={pooling!r}: for texts and method={recipe.method.name}, take {listing(of_texts)}")
-    data = data_of(recipe, backbone)
+    trains_body = not isinstance(recipe.method, Head)
+    backbone = load_backbone(spec, options, recipe.depth, pooling, trains_body=trains_body)
+    if probe_of(recipe).hidden and backbone.wants != "text":
+        raise RecipeError("hidden: only the format of sentence-transformers has a place for it, and that is for texts")
+    data = data_of(recipe, backbone, set_aside=set_aside)
     print_inputs(say, backbone, data)
+    criterion = chooses(recipe, data.task)
+    if criterion.is_stated:
+        say.print(f"metric    {printable(criterion.name)} chooses, {criterion.direction}")
     if isinstance(recipe.method, Head) and data.validation is not None and recipe.method.folds != Head().folds:
         say.print("          the data bring a validation split, which the strength is chosen on: folds are not used")
     for note in backbone.notes:
@@ -45,8 +60,17 @@ def inputs_of(recipe: Recipe, say: Terminal, options: BackboneOptions) -> tuple[
     return spec, Target(backbone, backbone.config(data.task, data.label_names)), data
 
 
-def data_of(recipe: Recipe, backbone: Backbone) -> Data:
-    """The rows that a recipe names, as a backbone reads them, without those to drop."""
+def chooses(recipe: Recipe, task: Task) -> Criterion:
+    """The metric that chooses in a recipe whose labels are of this task.
+
+    Raises:
+        RecipeError: the task has no such metric, or nobody says which way of it is better.
+    """
+    return criterion_of(task, recipe.metric, recipe.greater_is_better, recipe.metrics)
+
+
+def data_of(recipe: Recipe, backbone: Backbone, *, set_aside: bool = True) -> Data:
+    """The rows that a recipe names, as a backbone reads them, without those to drop; see `inputs_of`."""
     data = data_for(
         backbone,
         recipe.data,
@@ -58,6 +82,8 @@ def data_of(recipe: Recipe, backbone: Backbone) -> Data:
         seed=recipe.seed,
         test_size=recipe.test_size,
         validation_size=recipe.validation_size,
+        set_aside=set_aside,
+        division=Division(recipe.group, recipe.time, recipe.stratify, recipe.fold),
     )
     if recipe.drop:
         data = without_rows(data, recipe.drop)
@@ -69,10 +95,10 @@ def probe_of(recipe: Recipe) -> Head:
     return recipe.method if isinstance(recipe.method, Head) else recipe.method.probe
 
 
-def view_of(recipe: Recipe) -> View:
+def view_of(recipe: Recipe, backbone: Backbone) -> View:
     """What that head reads of the backbone."""
     probe = probe_of(recipe)
-    return View(probe.pooling, probe.mixed_precision)
+    return View.of(backbone, probe.pooling, probe.mixed_precision)
 
 
 def stored_features(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from hftl.backbones.bare import PooledClassifier
+from hftl.backbones.bare import Bare
 from hftl.backbones.batching import equal_length_probes, needs_equal_lengths, of_equal_length_only
 from hftl.backbones.cut.capture import Capture
 from hftl.backbones.cut.cut import Cut
 from hftl.backbones.cut.search import find_cut, pooled_cut, prepare_head
+from hftl.backbones.pooling import Pooled
 from hftl.backbones.protocol import Backbone, at_depth
 from hftl.backbones.weights import NameRule
 from hftl.errors import CutError
@@ -37,8 +38,8 @@ class View:
     """What is kept of a backbone's pass.
 
     Attributes:
-        pooling: ``"native"`` for what the model's own head reads, else the ``"mean"`` or the first (``"cls"``) token of
-            the frozen body's last output. A classifier that hftl made of a base model pools by itself as it is called.
+        pooling: ``"native"`` for what the model's own head reads, else how the frozen body's last output is pooled; see
+            `hftl.backbones.pooling.Pooled`.
         precision: of the pass: ``"no"`` for float32 throughout, ``"bf16"`` or ``"fp16"`` for autocast.
         depth: after how many blocks the pass ends, with the final norm; None for the backbone as it is. It names the
             space that this view of the backbone at that depth has.
@@ -47,6 +48,25 @@ class View:
     pooling: Pooling = "native"
     precision: Precision = "no"
     depth: int | None = None
+
+    @classmethod
+    def of(cls, backbone: Backbone, pooling: Pooling, precision: Precision) -> View:
+        """The view that a head asks for; the own head of a base model reads what that is pooled to."""
+        own: Any = backbone.pooling.kind if isinstance(backbone, Bare) and pooling == "native" else pooling
+        return cls(own, precision)
+
+    @property
+    def parts(self) -> list[View]:
+        """The views that are stored for this one, whose vectors stand behind each other."""
+        kinds: Any = Pooled(self.pooling).parts
+        return [replace(self, pooling=kind) for kind in kinds]
+
+    def beside(self, backbone: Backbone) -> list[View]:
+        """Other poolings that the same pass gives, which cost a vector a row to keep, and may be asked for next."""
+        if self.pooling == "native":
+            return []
+        kinds: Any = backbone.poolings if isinstance(backbone, Bare) else ["cls", "mean"]
+        return [view for kind in kinds if (view := replace(self, pooling=kind)) not in self.parts]
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -67,13 +87,11 @@ class View:
         """
         name = type(model).__name__
         prepare_head(model, head, probes)
-        made: Any = model
-        own = made.pooling.kind if isinstance(model, PooledClassifier) else None
-        if own and self.pooling not in ("native", own):
-            raise CutError(f"{name} pools by {own}: for another, give --set method.pooling={self.pooling}")
-        if self.pooling == "native" or own:
+        if self.pooling == "native":
             equal_lengths = needs_equal_lengths(model, probes, name)
             return find_cut(model, head, equal_length_probes(model, probes) if equal_lengths else probes), equal_lengths
+        if self.pooling == "pooler" and getattr(model, "lacks_pooler", False):
+            raise CutError(f"{name}: its weights lack what its pooled output is made by: take another pooling")
         cut = pooled_cut(model, head, probes, self.pooling)
         capture = Capture(model, [cut])
         return cut, of_equal_length_only(lambda batch: capture(batch)[0]["features"], probes, name)
@@ -117,6 +135,16 @@ class Content:
         info = space.info or {}
         weights = NameRule(**info["weights"]) if info["weights"] else None
         return cls(info["architecture"], Cut.from_json(info["split"]), weights, info.get("equal_lengths"))
+
+
+def side_by_side(contents: Sequence[Content]) -> Content:
+    """What several spaces record whose vectors stand behind each other: of one, just that."""
+    first, cuts = contents[0], [content.cut for content in contents]
+    if len(contents) == 1:
+        return first
+    kind = "+".join(str(cut.pooling) for cut in cuts)
+    cut = replace(first.cut, pooling=kind, width=sum(cut.width for cut in cuts))
+    return replace(first, cut=cut, equal_lengths=any(content.equal_lengths for content in contents))
 
 
 def proved_content(

@@ -8,6 +8,7 @@
 from hftl.heads.baselines import baselines, neighbour_scores
 from hftl.heads.cross_validation import cross_validate
 from hftl.heads.fit import HeadFit, HeldOutLogits
+from hftl.heads.judging import Judge
 from hftl.heads.linear import fit_linear
 from hftl.heads.mlp import fit_mlp, mlp_logits
 from hftl.heads.native import NativeFit, fit_native
@@ -15,6 +16,7 @@ from hftl.heads.native import NativeFit, fit_native
 __all__ = [
     "HeadFit",
     "HeldOutLogits",
+    "Judge",
     "NativeFit",
     "baselines",
     "cross_validate",

@@ -85,7 +85,14 @@ def knn(train_features: Tensor, train_labels: Tensor, eval_features: Tensor) -> 
     return torch.index_select(classes, 0, neighbour_scores(train_features, one_hot, eval_features).argmax(1))
 
 
-def neighbour_scores(train_features: Tensor, targets: Tensor, eval_features: Tensor, *, own: bool = False) -> Tensor:
+def neighbour_scores(
+    train_features: Tensor,
+    targets: Tensor,
+    eval_features: Tensor,
+    *,
+    own: bool = False,
+    groups: Tensor | None = None,
+) -> Tensor:
     """The mean target of the 20 nearest rows by cosine similarity of centred features, the nearer the weightier.
 
     A neighbour counts ``exp(similarity / 0.07)`` (Wu et al., *Unsupervised feature learning via
@@ -96,6 +103,7 @@ def neighbour_scores(train_features: Tensor, targets: Tensor, eval_features: Ten
         targets: (n, C) floating point: one-hot classes, labels, or numbers.
         eval_features: (m, dim).
         own: the evaluation rows are the training rows, and none is its own neighbour.
+        groups: (n,) int64 of rows that are their own evaluation rows; no row of its own group is a row's neighbour.
 
     Returns:
         (m, C) in the targets' dtype.
@@ -110,6 +118,8 @@ def neighbour_scores(train_features: Tensor, targets: Tensor, eval_features: Ten
         similarity = torch.nn.functional.normalize(block - mean) @ train.T
         if own:
             similarity.diagonal(start).fill_(-torch.inf)
+        if groups is not None:
+            similarity[groups[start : start + len(block), None] == groups] = -torch.inf
         nearest, rows = similarity.topk(neighbours)
         # A softmax: the largest weight is 1, so that none is lost to rounding where all are far.
         weights = (nearest / _TEMPERATURE).softmax(1).to(targets.dtype)

@@ -9,7 +9,8 @@ from torch import Tensor
 from hftl.errors import DataError
 from hftl.heads.checks import check_features, check_labels, loss_weights
 from hftl.heads.fit import HeldOutLogits, LinearOptions
-from hftl.heads.folds import task_folds
+from hftl.heads.folds import folds_for
+from hftl.heads.judging import Judge
 from hftl.heads.logistic import held_out_logistic
 from hftl.heads.ridge import fit_ridge, left_out_predictions
 from hftl.heads.threads import threads_for
@@ -28,6 +29,8 @@ def cross_validate(
     strengths: Sequence[float] | None = None,
     class_weight: ClassWeight = None,
     bias: bool = True,
+    judge: Judge | None = None,
+    dealt: Tensor | None = None,
     seed: int = 0,
 ) -> HeldOutLogits:
     """Solve a linear head without each fold in turn, and let it judge that fold.
@@ -49,6 +52,8 @@ def cross_validate(
         strengths: L2 strengths to choose from; None for a path of 20.
         class_weight: as for `fit_linear`.
         bias: whether heads have a free bias.
+        judge: the metric that chooses the strength; as of `fit_linear`.
+        dealt: (n,) int64, the fold of each row, from 0, in place of ``folds`` and ``groups``; ``parts`` is 1 then.
         seed: decides the folds.
 
     Raises:
@@ -58,7 +63,7 @@ def cross_validate(
     labels = check_labels(labels, len(features), task, num_labels).to(features.device)
     weights = loss_weights(labels, task, num_labels, class_weight)
     path = None if strengths is None else sorted(map(float, strengths), reverse=True)
-    options = LinearOptions(task, num_labels, path, folds, "best", True, bias, True, 1e-10, seed, groups)
+    options = LinearOptions(task, num_labels, path, folds, "best", True, bias, True, 1e-10, seed, groups, judge, dealt)
     with threads_for(features, num_labels * folds):
         if task.has_classes:
             return held_out_logistic(features, labels, weights, options, parts)
@@ -69,13 +74,15 @@ def _ridge(features: Tensor, targets: Tensor, options: LinearOptions) -> HeldOut
     """Each row by a ridge regression of all others; each fold of groups by one of the others, of its own strength."""
     if len(features) < 3:
         raise DataError("regression needs at least three training rows to hold one out")
-    if options.groups is None:
+    if options.groups is None and options.dealt is None:
         predicted, strength = left_out_predictions(features, targets, options)
         return HeldOutLogits(torch.arange(len(targets), device=features.device), predicted, strength)
-    dealt = task_folds(targets, options.task, options.folds, options.seed, options.groups)
+    dealt = folds_for(targets, options)
     predicted = torch.zeros(len(targets), options.num_labels, device=features.device)
     for fold in torch.unique(dealt).tolist():
         held = dealt == fold
-        head = fit_ridge(features[~held], targets[~held], replace(options, calibrate=False), None)
+        # The other folds choose the strength: what they keep together must not be parted by leave-one-out.
+        inner = replace(options, calibrate=False, dealt=None if options.dealt is None else dealt[~held])
+        head = fit_ridge(features[~held], targets[~held], inner, None)
         predicted[held] = head.logits(features[held]).float()
     return HeldOutLogits(torch.arange(len(targets), device=features.device), predicted, None)

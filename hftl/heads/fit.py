@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hftl.heads.judging import Judge
 from hftl.heads.selection import Rule
 from hftl.methods import F1, Aim
 from hftl.tasks import Task
@@ -25,6 +26,8 @@ class LinearOptions:
     tolerance: float
     seed: int
     groups: Tensor | None = None
+    judge: Judge | None = None
+    dealt: Tensor | None = None
     aim: Aim = F1
 
 

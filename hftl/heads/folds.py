@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from hftl.heads.fit import LinearOptions
 from hftl.heads.objective import NO_FOLD
 from hftl.tasks import Task
 
@@ -27,6 +28,14 @@ def task_folds(labels: Tensor, task: Task, folds: int, seed: int, groups: Tensor
     first = torch.full_like(group[: int(group.max()) + 1], len(group)).scatter_reduce(0, group, rows, "amin")
     dealt = deal(labels[first], folds, seed)[group]
     return _with_every_class_in_sight(dealt, labels) if task.is_exclusive else dealt
+
+
+def folds_for(labels: Tensor, options: LinearOptions) -> Tensor:
+    """The folds of a head's training rows: those that were dealt for it, or `task_folds`."""
+    if options.dealt is None:
+        return task_folds(labels, options.task, options.folds, options.seed, options.groups)
+    dealt = options.dealt.to(labels.device)
+    return _with_every_class_in_sight(dealt, labels) if options.task.is_exclusive else dealt
 
 
 def _with_every_class_in_sight(folds: Tensor, labels: Tensor) -> Tensor:

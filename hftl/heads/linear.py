@@ -9,6 +9,7 @@ from torch import Tensor
 from hftl.errors import ConvergenceError, UserError
 from hftl.heads.checks import check_features, check_labels, check_strengths, loss_weights
 from hftl.heads.fit import HeadFit, LinearOptions
+from hftl.heads.judging import Judge
 from hftl.heads.logistic import fit_logistic
 from hftl.heads.ridge import fit_ridge
 from hftl.heads.selection import Rule
@@ -32,6 +33,8 @@ def fit_linear(
     calibrate: bool = True,
     validation: tuple[Tensor, Tensor] | None = None,
     aim: Aim = F1,
+    judge: Judge | None = None,
+    dealt: Tensor | None = None,
     tolerance: float = 1e-10,
     seed: int = 0,
 ) -> HeadFit:
@@ -64,6 +67,9 @@ def fit_linear(
         calibrate: divide the logits by a temperature fitted on held-out rows (classification only).
         validation: features and labels to choose and calibrate on, in place of folds.
         aim: what thresholds of several labels are chosen for.
+        judge: the metric that chooses the strength, in place of the loss; the loss decides between strengths of which
+            it says the same, and all of them where it is undefined at every one.
+        dealt: (n,) int64, the fold of each row, from 0, in place of folds that are stratified by label.
         tolerance: relative distance from the minimum at which the exported head stops; the report says
             whether it was reached.
         seed: decides the folds.
@@ -80,7 +86,21 @@ def fit_linear(
     labels = check_labels(labels, len(features), task, num_labels).to(features.device)
     weights = loss_weights(labels, task, num_labels, class_weight)
     path = None if strengths is None else check_strengths(strengths)
-    options = LinearOptions(task, num_labels, path, folds, rule, standardize, bias, calibrate, tolerance, seed, aim=aim)
+    options = LinearOptions(
+        task,
+        num_labels,
+        path,
+        folds,
+        rule,
+        standardize,
+        bias,
+        calibrate,
+        tolerance,
+        seed,
+        aim=aim,
+        judge=judge,
+        dealt=dealt,
+    )
     if validation is not None:
         validation = _check_validation(validation, features, options)
 
@@ -88,6 +108,7 @@ def fit_linear(
     used = (weights > 0).any(1)
     if not bool(used.all()):
         features, labels, weights = features[used], labels[used], weights[used]
+        options = replace(options, dealt=None if dealt is None else dealt.to(used.device)[used])
     with threads_for(features, num_labels * folds):
         if task.has_classes:
             head = fit_logistic(features, labels, weights, options, validation)

@@ -6,6 +6,7 @@ more fold: held out from the path and from the last solution alike.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +16,10 @@ from hftl.errors import ConvergenceError, DataError
 from hftl.heads.basis import Basis, default_strengths, fit_basis
 from hftl.heads.calibration import calibration_report, fit_temperature
 from hftl.heads.fit import HeadFit, HeldOutLogits, LinearOptions
-from hftl.heads.folds import task_folds
+from hftl.heads.folds import folds_for, task_folds
+from hftl.heads.judging import Judge, Judged, chosen_of, entry_of, judged
 from hftl.heads.objective import EVERY_ROW, NO_FOLD, FoldRows, Objective
 from hftl.heads.path import PATH_TOLERANCE, Candidate, HeldOut, held_out_logits, solve, walk
-from hftl.heads.selection import choose
 from hftl.heads.thresholds import threshold_report
 from hftl.tasks import Link
 
@@ -160,6 +161,7 @@ class _Problem:
         basis: the coordinates.
         rows: all rows, in blocks; those of a validation split are fold 0.
         labels: (n,) or (n, outputs), of all rows.
+        every: (n,) or (n, num_labels), their labels as they were given.
         folds: (n,) int64, the fold of each row or ``NO_FOLD``.
         held_out: the rows that are in a fold.
         start: (rank + 1, outputs) float64, where to start: the best constant.
@@ -170,6 +172,7 @@ class _Problem:
     basis: Basis
     rows: FoldRows
     labels: Tensor
+    every: Tensor
     folds: Tensor
     held_out: HeldOut
     start: Tensor
@@ -185,9 +188,10 @@ def _pose(
     link = options.task.link
     learnable = _learnable(labels, options)
     outputs = len(learnable.index)
+    every = labels if validation is None else torch.cat([labels, validation[1]])
     labels, weights = _restrict(labels, weights, learnable, link)
     if validation is None:
-        folds = task_folds(labels, options.task, options.folds, options.seed, options.groups)
+        folds = folds_for(labels, options)
     else:
         folds = torch.full((len(labels),), NO_FOLD, device=labels.device)
     # From training rows alone: a validation split must not have a say in what it judges.
@@ -202,7 +206,7 @@ def _pose(
     rows = FoldRows(features, labels, weights, folds, basis, columns=columns)
     index = torch.nonzero(folds != NO_FOLD).flatten()
     held_out = HeldOut(index, labels[index], weights[index], folds[index])
-    return _Problem(link, learnable, basis, rows, labels, folds, held_out, start)
+    return _Problem(link, learnable, basis, rows, labels, every, folds, held_out, start)
 
 
 def _choose_strength(problem: _Problem, options: LinearOptions) -> tuple[Candidate | None, dict[str, Any]]:
@@ -214,11 +218,28 @@ def _choose_strength(problem: _Problem, options: LinearOptions) -> tuple[Candida
     # Thresholds and temperature need held-out logits even where there is nothing to choose between.
     if len(strengths) == 1 and not options.calibrate and problem.link == "softmax":
         return None, {"path": [], "chosen_on": "nothing: one strength", "chosen": strengths[0]}
-    path = walk(problem.rows, problem.held_out, problem.link, problem.start, strengths, options.calibrate)
-    chosen = path[choose([c.score for c in path], [c.error for c in path], options.rule)]
+    judge = None if options.judge is None else partial(_judged_at_thresholds, problem, options, options.judge)
+    path = walk(
+        problem.rows, problem.held_out, problem.link, problem.start, strengths, calibrate=options.calibrate, judge=judge
+    )
+    found = [candidate.judged for candidate in path if candidate.judged]
+    place, by = chosen_of([c.score for c in path], [c.error for c in path], options.rule, options.judge, found)
+    chosen = path[place]
     folds = int(problem.folds.max()) + 1
-    entries = [candidate.entry for candidate in path]
-    return chosen, {"path": entries, "chosen_on": f"{folds} folds", "chosen": chosen.strength}
+    entries = [candidate.entry | entry_of(candidate.judged) for candidate in path]
+    return chosen, {"path": entries, "chosen_on": f"{folds} folds", "chosen": chosen.strength, **by}
+
+
+def _judged_at_thresholds(problem: _Problem, options: LinearOptions, judge: Judge, logits: Tensor) -> Judged:
+    """What the metric that chooses says of held-out logits (m, outputs), at the thresholds that they would give."""
+    full = _with_constants(logits, problem.learnable)
+    thresholds = None
+    if problem.link == "sigmoid":
+        index, targets = problem.learnable.index, problem.held_out.targets
+        report = threshold_report(logits, targets, options.aim, index=index, num_labels=options.num_labels)
+        thresholds = report["thresholds"]
+    truth = problem.every[problem.held_out.index]
+    return judged(judge, full, truth, thresholds, rule=options.rule)
 
 
 def _learnable(labels: Tensor, options: LinearOptions) -> _Learnable:

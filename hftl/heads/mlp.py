@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from hftl.heads.basis import fit_basis
 from hftl.heads.checks import check_features
+from hftl.heads.judging import Judge
 from hftl.heads.native import Features, NativeFit, Params, fit_native
 from hftl.methods import F1, Aim
 from hftl.tasks import ClassWeight, Task
@@ -34,6 +35,8 @@ def fit_mlp(
     validation: tuple[Features, Tensor] | None = None,
     calibrate: bool = True,
     aim: Aim = F1,
+    judge: Judge | None = None,
+    dealt: Tensor | None = None,
     seed: int = 0,
 ) -> NativeFit:
     """Train a perceptron with one hidden layer (GELU): parameters for ``mlp_logits`` on raw features.
@@ -48,6 +51,8 @@ def fit_mlp(
         validation: ``({"features": matrix}, labels)`` to choose on.
         calibrate: as for ``fit_native``.
         aim: as for ``fit_native``.
+        judge: as for ``fit_linear``.
+        dealt: as for ``fit_native``.
         seed: decides the initial weights, and all that ``fit_native`` decides by it.
 
     Raises:
@@ -82,6 +87,8 @@ def fit_mlp(
         validation=validation,
         calibrate=calibrate,
         aim=aim,
+        judge=judge,
+        dealt=dealt,
         seed=seed,
     )
     weight = fit.params["hidden.weight"] / scale

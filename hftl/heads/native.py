@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,6 +20,7 @@ from hftl.errors import ConvergenceError, DataError
 from hftl.heads.calibration import calibration_report, fit_temperature
 from hftl.heads.checks import check_labels, loss_weights
 from hftl.heads.folds import random_folds, rarest_label_folds, stratified_folds
+from hftl.heads.judging import Judge, judged, undefined_everywhere
 from hftl.heads.thresholds import threshold_report
 from hftl.methods import F1, Aim
 from hftl.progress import counted
@@ -91,6 +93,8 @@ def fit_native(
     validation: tuple[Features, Tensor] | None = None,
     calibrate: bool = True,
     aim: Aim = F1,
+    judge: Judge | None = None,
+    dealt: Tensor | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> NativeFit:
@@ -114,6 +118,8 @@ def fit_native(
         validation: features and labels to choose on.
         calibrate: divide the logits by a temperature fitted on the rows that chose (classification only).
         aim: what thresholds of several labels are chosen for.
+        judge: the metric that chooses, in place of the loss; as of ``fit_linear``.
+        dealt: (n,) int64, the fold of each row, of which the first is held out; dealt by label where None.
         seed: decides the held-out rows, the order of the batches and dropout.
         device: where to train; that of the first feature where None.
 
@@ -128,7 +134,7 @@ def fit_native(
     rows = _labelled(features, labels, task, num_labels, class_weight, device)
     params = {name: value.detach().to(device) for name, value in params.items()}
     if validation is None:
-        training, judging = _hold_out(rows, task, seed)
+        training, judging = _hold_out(rows, task, seed, dealt)
     else:
         training, judging = rows, _labelled(*validation, task, num_labels, None, device)
     # Dropout draws from torch's global generators, whose state is the caller's.
@@ -136,7 +142,7 @@ def fit_native(
     with torch.random.fork_rng(devices=generators):
         torch.manual_seed(seed)
         search = _Search(_vmap_or_loop(forward, params, training, len(settings)), task, settings)
-        best, history = _search_settings(search, params, training, judging, seed)
+        best, history = _search_settings(search, params, training, judging, seed, judge)
         if validation is None:
             torch.manual_seed(seed)
             final = _Search(_looped(forward), task, [settings[best.setting]])
@@ -154,7 +160,8 @@ def fit_native(
             "weight_decay": settings[best.setting].weight_decay,
             "rounds": best.round,
         },
-        "validation": best.score,
+        "validation": best.loss,
+        **best.chosen_by(judge),
         "converged": best.round < ROUNDS,
         "stacked": search.stacked,
         "parameters": sum(value.numel() for value in params.values()),
@@ -174,13 +181,27 @@ def fit_native(
 
 @dataclass(frozen=True)
 class _Best:
-    """The best validation loss of a search: which setting, after how many rounds, and what it was then."""
+    """The best of a search: what it costs, which setting it is, after how many rounds, and what it was then.
 
-    score: float
+    Attributes:
+        cost: what the metric says, less being better; the loss where none chooses, infinite where it is undefined.
+        loss: on the judging rows.
+    """
+
+    cost: float
+    loss: float
     setting: int
     round: int
     params: Params
     logits: Tensor
+
+    def chosen_by(self, judge: Judge | None) -> dict[str, Any]:
+        """What a report tells of the choice."""
+        if judge is None:
+            return {}
+        if math.isinf(self.cost):
+            return {"chosen_by": undefined_everywhere(judge)}
+        return {"chosen_by": judge.name, "metric": -judge.sign * self.cost}
 
 
 class _Search:
@@ -228,22 +249,25 @@ class _Search:
 
 
 def _search_settings(
-    search: _Search, params: Params, training: _LabelledRows, judging: _LabelledRows, seed: int
+    search: _Search, params: Params, training: _LabelledRows, judging: _LabelledRows, seed: int, judge: Judge | None
 ) -> tuple[_Best, list[dict[str, Any]]]:
     """Train all settings until none improves any more; return the best and the history of each."""
     count = len(search.settings)
-    lowest, reached = torch.full((count,), torch.inf), torch.zeros(count, dtype=torch.int64)
+    lowest, reached = np.full((count, 2), math.inf), np.zeros(count, dtype=np.int64)
     best: _Best | None = None
     walk = search.walk(params, training, seed, ROUNDS)
     for finished, stack in zip(counted("search", range(1, ROUNDS + 1), unit="rounds at most"), walk, strict=True):
         logits = search.logits(stack, judging)
-        losses = _losses(logits, judging.labels, judging.weights, search.task).mean(1).cpu()
-        improved = losses < lowest  # False for NaN
-        lowest[improved], reached[improved] = losses[improved], finished
-        setting = int(lowest.argmin())
-        if improved[setting] and (best is None or float(lowest[setting]) < best.score):
+        losses = _losses(logits, judging.labels, judging.weights, search.task).mean(1).cpu().numpy()
+        costs = losses if judge is None else _costs_of_settings(judge, logits, judging.labels, search.task)
+        # The loss decides between what the metric calls the same; False for NaN.
+        improved = (costs < lowest[:, 0]) | ((costs == lowest[:, 0]) & (losses < lowest[:, 1]))
+        lowest[improved], reached[improved] = np.stack([costs, losses], 1)[improved], finished
+        setting = int(np.lexsort(lowest.T[::-1])[0])
+        if improved[setting] and (best is None or tuple(lowest[setting]) < (best.cost, best.loss)):
             copy = {name: value[setting].clone() for name, value in stack.items()}
-            best = _Best(float(lowest[setting]), setting, finished, copy, logits[setting])
+            cost, loss = lowest[setting].tolist()
+            best = _Best(cost, loss, setting, finished, copy, logits[setting])
         if finished - int(reached.max()) >= PATIENCE:
             break
     if best is None:
@@ -255,9 +279,18 @@ def _search_settings(
             "validation": float(loss) if math.isfinite(loss) else None,
             "rounds": int(when),
         }
-        for setting, loss, when in zip(search.settings, lowest.tolist(), reached, strict=True)
+        for setting, (_, loss), when in zip(search.settings, lowest.tolist(), reached, strict=True)
     ]
     return best, history
+
+
+def _costs_of_settings(judge: Judge, logits: Tensor, labels: Tensor, task: Task) -> np.ndarray:
+    """What a metric says of logits (settings, rows, num_labels), less being better; infinite where it is undefined."""
+    values = []
+    for each in logits:
+        thresholds = threshold_report(each, labels)["thresholds"] if task.link == "sigmoid" else None
+        values.append(-judge.sign * judged(judge, each, labels, thresholds, rule="best").value)
+    return np.nan_to_num(values, nan=math.inf, posinf=math.inf, neginf=math.inf)
 
 
 @dataclass(frozen=True)
@@ -359,11 +392,11 @@ def _labelled(
     return _LabelledRows({name: value.to(device) for name, value in features.items()}, labels, weights)
 
 
-def _hold_out(rows: _LabelledRows, task: Task, seed: int) -> tuple[_LabelledRows, _LabelledRows]:
+def _hold_out(rows: _LabelledRows, task: Task, seed: int, dealt: Tensor | None) -> tuple[_LabelledRows, _LabelledRows]:
     """A fifth of the rows, stratified by class, to judge on; classes of one row stay in training."""
     deal = task.case(single_label=stratified_folds, multi_label=rarest_label_folds, regression=random_folds)
     # The deal of the linear heads, of which one fold is enough here: each fold more would be one more training.
-    folds = deal(rows.labels, _HELD_OUT_FOLDS, seed)
+    folds = deal(rows.labels, _HELD_OUT_FOLDS, seed) if dealt is None else dealt.to(rows.labels.device)
     held = folds == 0
     if not bool(held.any()) or bool(held.all()):
         raise DataError(f"native head: {len(rows)} rows are too few to hold some out; give a validation split")

@@ -1,6 +1,7 @@
 """The path of L2 strengths: heads of all folds at each strength, judged on rows that they have not seen."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hftl.heads.calibration import fit_temperature
+from hftl.heads.judging import Judged
 from hftl.heads.lbfgs import MEMORY, Solution, minimize
 from hftl.heads.objective import FoldRows, Objective
 from hftl.heads.selection import standard_error
@@ -48,6 +50,7 @@ class Candidate:
         error: its standard error.
         temperature: fitted on held-out rows, or 1.
         entry: what the report tells of this strength.
+        judged: what the metric that chooses says of it; None where the loss chooses.
     """
 
     strength: float
@@ -56,10 +59,18 @@ class Candidate:
     error: float
     temperature: float
     entry: dict[str, Any]
+    judged: Judged | None = None
 
 
 def walk(
-    rows: FoldRows, held_out: HeldOut, loss: Link, start: Tensor, strengths: list[float], calibrate: bool
+    rows: FoldRows,
+    held_out: HeldOut,
+    loss: Link,
+    start: Tensor,
+    strengths: list[float],
+    *,
+    calibrate: bool,
+    judge: Callable[[Tensor], Judged] | None = None,
 ) -> list[Candidate]:
     """Solve every strength on every fold, each from the solution of the stronger one before it.
 
@@ -76,6 +87,7 @@ def walk(
         calibrate: judge each strength after its best temperature. What matters is how good the exported,
             calibrated probabilities are (Berta et al., *Rethinking early stopping: refine, then calibrate*,
             2025).
+        judge: what the metric that chooses says of held-out logits (m, outputs); None where the loss chooses.
     """
     folds = torch.unique(held_out.folds)
     outputs = start.shape[1]
@@ -95,8 +107,12 @@ def walk(
         solution = solve(objective, theta, PATH_TOLERANCE, curvature, solution)
         theta = solution.x
         logits = held_out_logits(objective, theta, held_out)
-        candidates.append(_judge(strength, solution, logits, held_out, loss, calibrate))
-        if _past_the_best(candidates):
+        candidate = _candidate(strength, solution, logits, held_out, loss, calibrate)
+        if judge is not None:
+            candidate = replace(candidate, judged=judge(logits / candidate.temperature))
+        candidates.append(candidate)
+        # A metric may still rise where the loss no longer falls, so it sees the whole path.
+        if judge is None and _past_the_best(candidates):
             break
     return candidates
 
@@ -171,7 +187,7 @@ def held_out_logits(objective: Objective, theta: Tensor, held_out: HeldOut) -> T
     return logits[held_out.index]
 
 
-def _judge(
+def _candidate(
     strength: float, solution: Solution, logits: Tensor, held_out: HeldOut, loss: Link, calibrate: bool
 ) -> Candidate:
     temperature = 1.0

@@ -6,6 +6,7 @@ form from one pass over the rows, and a second pass gives all leave-one-out resi
 Technometrics 21 (1979), eq. 2.1).
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from hftl.errors import DataError
 from hftl.heads.basis import Basis, default_strengths, fit_basis, row_blocks
 from hftl.heads.fit import HeadFit, LinearOptions
-from hftl.heads.selection import choose
+from hftl.heads.judging import Judged, chosen_of, entry_of, judged
 
 
 def fit_ridge(
@@ -39,29 +40,30 @@ def fit_ridge(
     variance = (targets - mean).square().mean(0).clamp_min(1e-300)
     weight_path = shrink[:, :, None] * products  # (strengths, rank, targets)
 
-    if validation is None:
-        errors = _left_out_residuals(features, targets - mean, basis, weight_path, shrink).square()
+    if validation is None and options.dealt is not None and len(torch.unique(options.dealt)) > 1:
+        residuals, chosen_on = _fold_residuals(features, targets, strengths, options), "folds that were dealt"
+    elif validation is None:
+        chosen_on = "leave-one-out"
+        residuals = _left_out_residuals(features, targets - mean, basis, weight_path, shrink)
     else:
+        chosen_on = "validation split"
         z = basis.transform(validation[0], torch.float64)[:, :-1]
-        errors = (validation[1] - mean - z @ weight_path).square().transpose(0, 1)
-    relative = (errors / variance).mean(2)  # (n, strengths)
-    scores = relative.mean(0)
-    standard_errors = relative.std(0, correction=0) / len(relative) ** 0.5
-    chosen = choose(scores.tolist(), standard_errors.tolist(), options.rule)
+        residuals = (validation[1] - mean - z @ weight_path).transpose(0, 1)
+    chosen, path, by = _choice(
+        strengths, residuals, targets if validation is None else validation[1], variance, options
+    )
 
     theta = torch.cat([weight_path[chosen], mean[None]])
     weight, shift = basis.unfold(theta)
-    mse = errors[:, chosen].mean(0).tolist()
+    mse = residuals[:, chosen].square().mean(0).tolist()
     gradient = (total * basis.variance + strengths[chosen])[:, None] * weight_path[chosen] - products
     report: dict[str, Any] = {
         "kind": "ridge",
         "rule": options.rule,
-        "chosen_on": "validation split" if validation else "leave-one-out",
-        "path": [
-            {"strength": s, "validation": float(v), "se": float(e)}
-            for s, v, e in zip(strengths, scores, standard_errors, strict=True)
-        ],
+        "chosen_on": chosen_on,
+        "path": path,
         "chosen": strengths[chosen],
+        **by,
         "mse": mse,
         "r2": [1 - m / float(v) for m, v in zip(mse, variance, strict=True)],
         "iterations": 1,
@@ -69,6 +71,53 @@ def fit_ridge(
         "converged": True,
     }
     return HeadFit(weight.float(), shift.float(), report)
+
+
+def _fold_residuals(features: Tensor, targets: Tensor, strengths: list[float], options: LinearOptions) -> Tensor:
+    """What each row lies above what heads of the other folds predict: (n, strengths, targets).
+
+    Rows of one group are alike, so a row's own group must be out of its fold's heads, as leave-one-out cannot have it.
+    """
+    assert options.dealt is not None
+    dealt = options.dealt.to(features.device)
+    residuals = torch.zeros(len(targets), len(strengths), targets.shape[1], dtype=torch.float64, device=targets.device)
+    for fold in torch.unique(dealt).tolist():
+        held = dealt == fold
+        known = replace(options, strengths=strengths)
+        basis, _, mean, shrink, products = _path(features[~held], targets[~held], known)
+        z = basis.transform(features[held], torch.float64)[:, :-1]
+        predicted = mean + z @ (shrink[:, :, None] * products)
+        residuals[held] = (targets[held] - predicted).transpose(0, 1)
+    return residuals
+
+
+def _choice(
+    strengths: list[float], residuals: Tensor, targets: Tensor, variance: Tensor, options: LinearOptions
+) -> tuple[int, list[dict[str, Any]], dict[str, Any]]:
+    """The chosen strength's place, the path's entries, and what a report tells of the choice.
+
+    Args:
+        strengths: from strong to weak.
+        residuals: (n, strengths, targets), what rows that were not fitted lie above what is predicted for them.
+        targets: (n, targets), of these rows.
+        variance: (targets,), which the errors are divided by.
+        options: how to choose.
+    """
+    relative = (residuals.square() / variance).mean(2)  # (n, strengths)
+    scores = relative.mean(0).tolist()
+    errors = (relative.std(0, correction=0) / len(relative) ** 0.5).tolist()
+    found: list[Judged] = []
+    if (judge := options.judge) is not None:
+        predicted = (targets[:, None] - residuals).unbind(1)
+        found = [judged(judge, each, targets, None, rule=options.rule) for each in predicted]
+    chosen, by = chosen_of(scores, errors, options.rule, options.judge, found)
+    path: list[dict[str, Any]] = [
+        {"strength": strength, "validation": score, "se": error}
+        for strength, score, error in zip(strengths, scores, errors, strict=True)
+    ]
+    for entry, each in zip(path, found, strict=False):
+        entry.update(entry_of(each))
+    return chosen, path, by
 
 
 def left_out_predictions(features: Tensor, targets: Tensor, options: LinearOptions) -> tuple[Tensor, float]:
@@ -79,9 +128,7 @@ def left_out_predictions(features: Tensor, targets: Tensor, options: LinearOptio
     basis, strengths, mean, shrink, products = _path(features, targets, options)
     variance = (targets - mean).square().mean(0).clamp_min(1e-300)
     residuals = _left_out_residuals(features, targets - mean, basis, shrink[:, :, None] * products, shrink)
-    relative = (residuals.square() / variance).mean(2)
-    errors = relative.std(0, correction=0) / len(relative) ** 0.5
-    chosen = choose(relative.mean(0).tolist(), errors.tolist(), options.rule)
+    chosen, _, _ = _choice(strengths, residuals, targets, variance, options)
     return (targets - residuals[:, chosen]).float(), strengths[chosen]
 
 

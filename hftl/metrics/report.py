@@ -27,7 +27,7 @@ def evaluate_predictions(
     logits: Array,
     labels: Array,
     label_names: Sequence[str],
-    thresholds: Sequence[float] | None = None,
+    thresholds: Sequence[float] | Array | None = None,
 ) -> dict[str, Any]:
     """Compare predictions with labels.
 
@@ -36,7 +36,8 @@ def evaluate_predictions(
         logits: float ``(n, C)``: what the model returns; for a regression the predicted targets.
         labels: as `hftl.data.Split` has them: ``(n,)`` class numbers, or ``(n, C)``.
         label_names: names of the C classes or targets.
-        thresholds: of several labels, the probability of each above which it is predicted; None for 0.5.
+        thresholds: of several labels, the probability of each above which it is predicted, (C,), or (n, C) where rows
+            were decided by different models; None for 0.5.
 
     Returns:
         Values that JSON knows; a number that is undefined (a correlation with a constant) is ``None``.
@@ -109,7 +110,9 @@ def _single_label(logits: Array, labels: Array, label_names: list[str]) -> Resul
     return result
 
 
-def _multi_label(logits: Array, labels: Array, label_names: list[str], thresholds: Sequence[float] | None) -> Result:
+def _multi_label(
+    logits: Array, labels: Array, label_names: list[str], thresholds: Sequence[float] | Array | None
+) -> Result:
     from scipy.special import logit
 
     from hftl.metrics.classification import MeanAveragePrecision
@@ -120,11 +123,13 @@ def _multi_label(logits: Array, labels: Array, label_names: list[str], threshold
     decided, at_half = _Decisions(len(label_names)), _Decisions(len(label_names))
     for rows in _blocks_of_rows(logits):
         scores, truth = logits[rows].astype(np.float64), labels[rows] > 0
-        decided.count(scores > cuts, truth)
+        decided.count(scores > (cuts if cuts.ndim == 1 else cuts[rows]), truth)
         at_half.count(scores > 0, truth)
         # -log sigmoid(x) where the label is 1, -log sigmoid(-x) where it is 0; logaddexp does not overflow.
         total += float(np.logaddexp(0, np.where(truth, -scores, scores)).sum())
-    columns = {**decided.per_label(), **({} if thresholds is None else {"threshold": np.asarray(thresholds)})}
+    columns = decided.per_label()
+    if thresholds is not None and cuts.ndim == 1:
+        columns["threshold"] = np.asarray(thresholds)
     result = {
         **decided.scores(),
         **MeanAveragePrecision().of(logits, labels),

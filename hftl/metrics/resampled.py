@@ -49,16 +49,31 @@ def resampled_metrics(
     Returns:
         By name float64 (b,); NaN where a sample leaves a number undefined.
     """
-    measure: Callable[[], dict[str, Array]] = task.case(
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {name: make() for name, make in _makers(task, scores, labels, counts, thresholds).items()}
+
+
+def resampled_value(
+    task: Task, name: str, scores: Array, labels: Array, counts: Array, thresholds: Sequence[float] | None = None
+) -> Array:
+    """One number of `resampled_metrics`, by its name."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return _makers(task, scores, labels, counts, thresholds)[name]()
+
+
+def _makers(
+    task: Task, scores: Array, labels: Array, counts: Array, thresholds: Sequence[float] | None
+) -> dict[str, Callable[[], Array]]:
+    """How each number is made; those that cost much are made only where they are asked for."""
+    make: Callable[[], dict[str, Callable[[], Array]]] = task.case(
         single_label=lambda: _class_metrics(scores, labels, counts),
         multi_label=lambda: _label_metrics(scores, labels, counts, 0.5 if thresholds is None else np.array(thresholds)),
         regression=lambda: _target_metrics(scores, labels, counts),
     )
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return measure()
+    return make()
 
 
-def _class_metrics(scores: Array, labels: Array, counts: Array) -> dict[str, Array]:
+def _class_metrics(scores: Array, labels: Array, counts: Array) -> dict[str, Callable[[], Array]]:
     rows, classes, total = np.arange(len(labels)), scores.shape[1], counts.sum(1)
     predicted = scores.argmax(1)
     shape = (len(labels), classes)
@@ -68,44 +83,51 @@ def _class_metrics(scores: Array, labels: Array, counts: Array) -> dict[str, Arr
     f1, occurs = _f1(hits, said, there), there + said > 0
     loss = -np.log(np.maximum(scores[rows, labels].astype(np.float64), _LEAST))
     return {
-        "accuracy": hits.sum(1) / total,
-        "f1_macro": f1.sum(1) / occurs.sum(1),
-        "f1_weighted": (f1 * there).sum(1) / total,
-        "log_loss": counts @ loss / total,
+        "accuracy": lambda: hits.sum(1) / total,
+        "f1_macro": lambda: f1.sum(1) / occurs.sum(1),
+        "f1_weighted": lambda: (f1 * there).sum(1) / total,
+        "log_loss": lambda: counts @ loss / total,
     }
 
 
-def _label_metrics(scores: Array, labels: Array, counts: Array, cuts: Array | float) -> dict[str, Array]:
+def _label_metrics(scores: Array, labels: Array, counts: Array, cuts: Array | float) -> dict[str, Callable[[], Array]]:
     truth, positive, total = labels > 0, scores > cuts, counts.sum(1)
     hits, said, there = (counts @ each.astype(np.float64) for each in (truth & positive, positive, truth))
     own = np.where(truth, scores, 1 - scores).astype(np.float64)
     loss = -np.log(np.maximum(own, _LEAST)).mean(1)
     return {
-        "subset_accuracy": counts @ (truth == positive).all(1).astype(np.float64) / total,
-        "f1_micro": _f1(hits.sum(1), said.sum(1), there.sum(1)),
-        "f1_macro": _f1(hits, said, there).mean(1),
-        "map": _mean_average_precision(scores, labels, counts),
-        "log_loss": counts @ loss / total,
+        "subset_accuracy": lambda: counts @ (truth == positive).all(1).astype(np.float64) / total,
+        "f1_micro": lambda: _f1(hits.sum(1), said.sum(1), there.sum(1)),
+        "f1_macro": lambda: _f1(hits, said, there).mean(1),
+        "map": lambda: _mean_average_precision(scores, labels, counts),
+        "log_loss": lambda: counts @ loss / total,
     }
 
 
-def _target_metrics(predicted: Array, expected: Array, counts: Array) -> dict[str, Array]:
+def _target_metrics(predicted: Array, expected: Array, counts: Array) -> dict[str, Callable[[], Array]]:
     predicted, expected, total = predicted.astype(np.float64), expected.astype(np.float64), counts.sum(1)
     error = predicted - expected
     mse = counts @ error**2 / total[:, None]
     pairs = [(predicted[:, k], expected[:, k]) for k in range(expected.shape[1])]
-    pearson = [
-        _correlation(np.broadcast_to(x, counts.shape), np.broadcast_to(y, counts.shape), counts) for x, y in pairs
-    ]
-    spearman = [_correlation(_mean_ranks(x, counts), _mean_ranks(y, counts), counts) for x, y in pairs]
+
+    def correlation(placed: Callable[[Array, Array], Array]) -> Array:
+        each = [_correlation(placed(x, counts), placed(y, counts), counts) for x, y in pairs]
+        mean: Array = np.mean(each, axis=0)
+        return mean
+
     return {
-        "mse": mse.mean(1),
-        "rmse": np.sqrt(mse).mean(1),
-        "mae": (counts @ np.abs(error) / total[:, None]).mean(1),
-        "r2": _r2(predicted, expected, counts),
-        "pearson": np.mean(pearson, axis=0),
-        "spearman": np.mean(spearman, axis=0),
+        "mse": lambda: mse.mean(1),
+        "rmse": lambda: np.sqrt(mse).mean(1),
+        "mae": lambda: (counts @ np.abs(error) / total[:, None]).mean(1),
+        "r2": lambda: _r2(predicted, expected, counts),
+        "pearson": lambda: correlation(_as_they_are),
+        "spearman": lambda: correlation(_mean_ranks),
     }
+
+
+def _as_they_are(values: Array, counts: Array) -> Array:
+    """The values themselves in each sample: (b, n)."""
+    return np.broadcast_to(values, counts.shape)
 
 
 def _f1(hits: Array, said: Array, there: Array) -> Array:

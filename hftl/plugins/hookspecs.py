@@ -73,7 +73,8 @@ def hftl_register_metrics(
             float32, labels ((n,) int64 class numbers, or (n, C) for several labels or targets) and the task
             (``"single_label"``, ``"multi_label"`` or ``"regression"``). The values that it returns stand in
             ``metrics.json`` under ``eval`` by their names; an empty mapping says that it does not apply. A name that
-            is there already is an error.
+            is there already is an error. One that gives a value of its own name may choose
+            (``hftl run RECIPE --metric NAME``); an attribute ``greater_is_better`` of it says which way is better.
     """
 
 

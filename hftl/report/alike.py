@@ -57,6 +57,7 @@ class OpenedRun:
             rows=[tested.rows[i] for i in place.tolist()],
             labels=tested.labels[place],
             scores=tested.scores[place],
+            groups=None if tested.groups is None else tested.groups[place],
         )
         if tested.names == names:
             return chosen

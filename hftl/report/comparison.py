@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from hftl.criterion import Criterion, as_logits
 from hftl.errors import UserError
 from hftl.intervals import LEVEL, Array, Difference, Interval, at_least_by_chance, difference, holm, resamples
 from hftl.report.alike import OpenedRun, other_data, refuse_other_labels, refuse_other_tasks, rows_in_common
 from hftl.report.changes import Change, changes_between
 from hftl.report.numbers import Predictions, said
 from hftl.runs.record import Metrics
-from hftl.scored import Score, each_output, scored, telling_rows
+from hftl.scored import Score, better_by, each_output, scored, telling_rows
 from hftl.scout.answer import Answer
 from hftl.tasks import Task
 
@@ -52,9 +53,9 @@ class ComparedRun:
         recipe: the recipe's name.
         backbone: the backbone's name.
         method: ``head``, ``partial``, ``lora`` or ``full``.
-        score: the task's metric on the rows that are compared.
-        against_first: how much better it is than the first run on the same rows; p adjusted for all that are compared
-            with it (Holm); None for the first.
+        score: the metric on the rows that are compared.
+        against_first: how much better it is than the first run on the same rows, above 0 where it is; p adjusted for
+            all that are compared with it (Holm); None for the first.
         verdict: ``better``, ``worse``, or ``the same within noise``; empty for the first.
         only_it: rows that it gets right and the first run does not; None where a row is not right or wrong.
         only_first: rows that the first run gets right and it does not.
@@ -118,7 +119,7 @@ class Comparison(Answer):
 
     Attributes:
         task: what the labels are.
-        metric: ``accuracy``, ``map`` or ``r2``.
+        metric: the one that chose in the first run.
         rows: test rows that all runs predicted, on which they are compared.
         runs: in the order in which they were given.
         changes: fields that are not the same in all of them.
@@ -165,7 +166,12 @@ def compare(runs: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Compari
     task = opened[0].record.data.task
     refuse_other_labels(opened, together)
     every = np.arange(len(first))
-    scores = [scored(task, rows.labels, every, rows.scores, seed=seed) for rows in together]
+    criterion, said_of_metric = _criterion(opened)
+    notes += said_of_metric
+    scores = [
+        scored(criterion, rows.labels, every, _as_judged(criterion, rows), seed=seed, groups=first.groups)
+        for rows in together
+    ]
     gains = [
         _ahead(task, (rows, score), (first, scores[0])) for rows, score in zip(together[1:], scores[1:], strict=True)
     ]
@@ -175,11 +181,11 @@ def compare(runs: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Compari
         for run, rows, score, gain in zip(opened, together, scores, [None, *adjusted], strict=True)
     ]
     notes += other_data(opened)
-    notes += _roundings(opened, compared, task.metric, len(first))
+    notes += _roundings(opened, compared, criterion.name, len(first))
     disagreements, disagreeing = _most_apart(task, together)
     return Comparison(
         task,
-        task.metric,
+        criterion.name,
         len(first),
         compared,
         changes_between([run.record for run in opened]),
@@ -188,6 +194,23 @@ def compare(runs: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Compari
         disagreeing,
         notes,
     )
+
+
+def _criterion(opened: Sequence[OpenedRun]) -> tuple[Criterion, list[str]]:
+    """The metric that the runs are compared by, and what is to be said of it."""
+    chose = [run.record.criterion for run in opened]
+    first, own = chose[0], Criterion.of_task(chose[0].task)
+    if not first.is_own:
+        return own, [
+            f"{first.name}, which chose in run 1, is a function of its recipe: runs are compared by {own.name}"
+        ]
+    others = [place for place, each in enumerate(chose, 1) if each.name != first.name]
+    return first, [f"run {place} was chosen by {chose[place - 1].name}, not by {first.name}" for place in others]
+
+
+def _as_judged(criterion: Criterion, rows: Predictions) -> np.ndarray:
+    """Scores as the metric wants them; those of a task's own metric as they are, for it only orders them."""
+    return as_logits(criterion.task, rows.scores) if criterion.is_stated else rows.scores
 
 
 # ── scores ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -223,7 +246,7 @@ def _beside_first(
 
 def _ahead(task: Task, one: tuple[Predictions, Score], first: tuple[Predictions, Score]) -> Difference:
     (rows, score), (first_rows, first_score) = one, first
-    gain = difference(score.interval.value - first_score.interval.value, score.draws - first_score.draws)
+    gain = better_by(score, first_score)
     if task.is_exclusive:
         differ = _is_right(rows) != _is_right(first_rows)
     else:
@@ -271,7 +294,9 @@ def _each_gain(task: Task, names: Sequence[str], together: Sequence[Predictions]
         return np.stack([each_output(task, rows.scores, rows.labels, times) for rows in together])
 
     values = measured(np.ones((1, len(labels))))[:, 0]
-    draws = np.concatenate([measured(times) for times in resamples(len(labels), seed=seed)], axis=1)
+    draws = np.concatenate(
+        [measured(times) for times in resamples(len(labels), groups=together[0].groups, seed=seed)], axis=1
+    )
     occurring = [k for k in range(len(names)) if np.isfinite(values[:, k]).all()]
     telling = [telling_rows(task, rows.scores, together[0].scores, labels).tolist() for rows in together[1:]]
     gains: list[list[Difference]] = []

@@ -42,6 +42,27 @@ def beside(scores: Sequence[tuple[str, Interval]], metric: str) -> Markup:
         return made.svg(f"{metric} with 95 % intervals: {told}")
 
 
+def strengths_by(path: Sequence[Mapping[str, Any]], chosen: float, metric: str) -> Markup:
+    """The metric that chose, on held-out rows, along the path of L2 strengths."""
+    with drawing("strengths", 240) as made:
+        axes = made.axes(56, 10, 26, 44)
+        rows = sorted(path, key=lambda step: float(step["strength"]))
+        x, y = (np.array([step.get(key) for step in rows], dtype=np.float64) for key in ("strength", "metric"))
+        axes.plot(x, y, color=ACCENT)
+        at = int(np.abs(np.log(x) - np.log(chosen)).argmin())
+        axes.plot([x[at]], [y[at]], "o", color=ACCENT, markersize=8)
+        _strength_axis(axes)
+        _axis_names(axes, "L2 strength", "")
+        made.stand_in(axes.set_ylabel(""), metric, LONGEST_AXIS)
+        return made.svg(f"{metric} along the L2 strengths; {y[at]:.4f} at {chosen:.3g}, which was chosen")
+
+
+def _strength_axis(axes: Any) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda strength, _: f"{strength:g}"))
+
+
 def strengths(path: Sequence[Mapping[str, Any]], chosen: float) -> Markup:
     """The error on held-out rows along the path of L2 strengths."""
     with drawing("strengths", 240) as made:
@@ -52,9 +73,7 @@ def strengths(path: Sequence[Mapping[str, Any]], chosen: float) -> Markup:
         axes.plot(x, y, color=ACCENT)
         at = int(np.abs(np.log(x) - np.log(chosen)).argmin())
         axes.plot([x[at]], [y[at]], "o", color=ACCENT, markersize=8)
-        axes.set_xscale("log")
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda strength, _: f"{strength:g}"))
+        _strength_axis(axes)
         # As far as there is something to choose between: a hopeless end would flatten the rest.
         low, high = float((y - error).min()), float((y + error).max())
         axes.set_ylim(max(0.0, low * 0.95), min(high, 3 * float(y.min())) * 1.05 + 1e-9)

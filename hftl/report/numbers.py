@@ -14,14 +14,11 @@ import torch
 
 from hftl.errors import HftlError
 from hftl.heads.calibration import reliability
-from hftl.intervals import RESAMPLES, Interval, percentiles, proportion, resamples
-from hftl.metrics.resampled import resampled_metrics
+from hftl.intervals import Interval, proportion
+from hftl.scored import Intervals, intervals_of
 from hftl.tasks import Task
 from hftl.wording import one_line
 
-# Numbers that are drawn for intervals at most: where rows are many, fewer samples tell as much.
-MOST_DRAWN = 40_000_000
-FEWEST_RESAMPLES = 200
 # Of more classes no whole matrix is made; the most confused ones are shown all the same.
 MOST_CLASSES = 256
 # Points of a curve that are drawn.
@@ -39,6 +36,7 @@ class Predictions:
         labels: int64 (n,) class numbers; float32 (n, C) of 0 and 1, or targets.
         scores: float32 (n, C), as `hftl.tasks.Task.scores` gives them.
         thresholds: of several labels, above which each is predicted; None for 0.5.
+        groups: int64 (n,), the group of each row; None where rows are independent.
     """
 
     task: Task
@@ -47,6 +45,7 @@ class Predictions:
     labels: np.ndarray
     scores: np.ndarray
     thresholds: list[float] | None = None
+    groups: np.ndarray | None = None
 
     @classmethod
     def read(cls, file: Path, task: Task, names: list[str], thresholds: list[float] | None) -> Predictions:
@@ -66,9 +65,11 @@ class Predictions:
             )
             labels = read()
             rows = table.column("row").to_pylist()
+            named = table.column("group").to_pylist() if "group" in table.column_names else None
+            groups = None if named is None else np.unique(named, return_inverse=True)[1]
         except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
             raise HftlError(f"{file} cannot be read ({one_line(error, 100)}); run it again") from error
-        return cls(task, names, rows, labels, scores, thresholds)
+        return cls(task, names, rows, labels, scores, thresholds, groups)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -80,10 +81,6 @@ class Predictions:
         return self.task.case(
             single_label=self.scores.argmax(1), multi_label=self.scores > cuts, regression=self.scores
         )
-
-    def resampled(self, counts: np.ndarray) -> dict[str, np.ndarray]:
-        """Every metric on samples in which each row stands so many times, (b, n)."""
-        return resampled_metrics(self.task, self.scores, self.labels, counts, self.thresholds)
 
 
 def _matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
@@ -118,27 +115,15 @@ def _indicators(labels: list[list[str]], names: list[str], scores: np.ndarray) -
 # ── scores ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def intervals(predictions: Predictions, *, seed: int = 0) -> tuple[dict[str, Interval], int]:
-    """Bootstrap intervals over the rows of every metric that a run reports, and from how many samples they are."""
-    # Labels and targets are gone through one by one, exclusive classes all at once.
-    numbers = len(predictions) if predictions.task.is_exclusive else predictions.scores.size
-    wanted = min(RESAMPLES, max(FEWEST_RESAMPLES, MOST_DRAWN // max(numbers, 1)))
-    drawn: list[dict[str, np.ndarray]] = []
-    samples = 0
-    for counts in resamples(len(predictions), seed=seed):
-        some = counts[: wanted - samples]
-        drawn.append(predictions.resampled(some))
-        samples += len(some)
-        if samples >= wanted:
-            break
-    values = predictions.resampled(np.ones((1, len(predictions))))
-    found = {}
-    for name, value in values.items():
-        draws = np.concatenate([each[name] for each in drawn])
-        draws = draws[np.isfinite(draws)]
-        if len(draws) and np.isfinite(value[0]):
-            found[name] = percentiles(float(value[0]), draws)
-    return found, samples
+def intervals(predictions: Predictions) -> Intervals:
+    """Bootstrap intervals over the rows, or groups, of every metric that a run reports."""
+    return intervals_of(
+        predictions.task,
+        predictions.scores,
+        predictions.labels,
+        thresholds=predictions.thresholds,
+        groups=predictions.groups,
+    )
 
 
 # ── confusions ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -110,8 +110,9 @@ class RunPage:
             "how": HOW[made.method["name"]],
             "data": data_name(made),
             "rows": self.metrics.rows or made.data.rows,
-            "verdicts": [line.partition(" ")[2].strip() for line in judgements(self.metrics, task)],
+            "verdicts": [line.partition(" ")[2].strip() for line in judgements(self.metrics, made.criterion)],
             "scores": self.scores(),
+            "crossed": self.metrics.cross_validation,
             "training": self.learning(),
             **sections,
             **{name: tell() for name, tell in by_task.items()},
@@ -130,22 +131,29 @@ class RunPage:
 
     def scores(self) -> dict[str, Any]:
         """All numbers with intervals, the one that chooses first, and beside it what costs nothing."""
-        found, samples = intervals(self.predictions)
+        # Runs of a release that did not keep them in metrics.json have them made of their predictions.
+        found, told = self.metrics.known_intervals(), self.metrics.intervals
+        if not found:
+            made = intervals(self.predictions)
+            found, told = made.of, made.as_json()
         numbers = {
             name: value for name, value in self.metrics.eval.items() if value is None or isinstance(value, float)
         }
         scores = [ShownScore(NAMES.get(name, name), value, found.get(name)) for name, value in numbers.items()]
-        task = self.made.data.task
-        first = NAMES[task.metric]
+        criterion = self.made.criterion
+        first = NAMES.get(criterion.name, criterion.name)
         main = next((score for score in scores if score.name == first), None)
-        free = self._free()
+        # What costs nothing is measured by the task's own metric.
+        free = [] if criterion.is_stated and criterion.name != criterion.task.metric else self._free()
         shown = [("this run", main.interval), *free] if main and main.interval else []
         return {
             "main": main,
             "all": scores,
             "free": free,
             "figure": figures.beside(shown, first) if free and shown else None,
-            "samples": samples,
+            "samples": told["samples"],
+            "drawn": told["drawn"],
+            "units": told["units"],
             "task_metric": first,
         }
 
@@ -161,22 +169,27 @@ class RunPage:
 
     def learning(self) -> dict[str, Any]:
         """How the strength was chosen, or how fine-tuning went."""
-        report, task = self.training, self.made.data.task
+        report = self.training
         drawn: list[Markup] = []
         lines: list[tuple[str, str]] = []
         if path := report.get("path"):
-            drawn.append(figures.strengths(path, float(report["chosen"])))
-            lines.append(("L2 strength", f"{report['chosen']:.4g}, chosen on {report['chosen_on']}"))
+            strength, chosen_by, metric = float(report["chosen"]), report.get("chosen_by"), self.made.criterion.name
+            if chosen_by == metric:
+                drawn.append(figures.strengths_by(path, strength, metric))
+            else:
+                drawn.append(figures.strengths(path, strength))
+            by = f" by {chosen_by}" if chosen_by else ""
+            lines.append(("L2 strength", f"{strength:.4g}, chosen{by} on {report['chosen_on']}"))
         elif "settings" in report:
             chosen = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in report["chosen"].items())
             lines.append(("chosen", f"{chosen}, on {report['chosen_on']}"))
         if history := report.get("epochs"):
-            drawn.append(figures.epochs(history, int(report["kept_epoch"]), task.metric))
+            drawn.append(figures.epochs(history, int(report["kept_epoch"]), self.made.criterion.name))
             steps = self._steps()
             if len(steps) > 1:
                 drawn.append(figures.losses_by_step(steps))
             lines += [
-                ("epoch kept", f"{report['kept_epoch']} of {len(history) - 1}, by the {history[0]['split']} split"),
+                ("epoch kept", self._kept(report, history)),
                 ("learning rate", f"{report['lr']:.3g}"),
                 ("batch", plural(int(report["batch_size"]), "row")),
             ]
@@ -188,6 +201,10 @@ class RunPage:
         if report.get("converged") is False:
             lines.append(("warning", "the solution did not converge to its tolerance"))
         return {"figures": drawn, "lines": lines}
+
+    def _kept(self, report: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> str:
+        by = f"by {self.made.criterion.name} on the {history[0]['split']} split"
+        return f"{report['kept_epoch']} of {len(history) - 1}, {by}"
 
     def _steps(self) -> list[dict[str, Any]]:
         """Steps with a loss, in order; of one that a resumed run took again, what it was then."""
@@ -423,7 +440,7 @@ class RunPage:
         return [*found, ("hftl", lines)]
 
     def _example(self) -> str:
-        if self.made.backbone.pipeline_tag != "text-classification":
+        if self.made.backbone.pipeline_tag not in ("text-classification", "feature-extraction"):
             return '"file"' if "image" not in self.made.backbone.pipeline_tag else '"photo.jpg"'
         pairs = len(self.made.data.identity.get("columns", {}).get("inputs", ())) == 2
         return '("some text", "another text")' if pairs else '"some text"'
@@ -433,7 +450,12 @@ NAMES = {name: told for name, (_, told) in METRICS.items()} | {
     "log_loss": "Log loss",
     "rmse": "Root mean squared error",
 }
-SHORT = {"majority": "most frequent label", "prototype": "nearest class mean", "knn": "nearest neighbours"}
+SHORT = {
+    "majority": "most frequent label",
+    "prototype": "nearest class mean",
+    "knn": "nearest neighbours",
+    "zero_shot": "text tower, no label",
+}
 COLUMNS = ("f1", "precision", "recall", "support", "threshold")
 STEPS = {"extract": "features", "train": "training", "total": "in all"}
 

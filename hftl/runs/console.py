@@ -15,6 +15,7 @@ from hftl.backbones.protocol import Backbone
 from hftl.data import Data
 from hftl.errors import BadRowError
 from hftl.runs.record import Metrics
+from hftl.scored import FEW_UNITS
 from hftl.terminal import Terminal
 from hftl.wording import is_debugging, plural, printable
 
@@ -36,7 +37,7 @@ def print_inputs(say: Terminal, backbone: Backbone, data: Data) -> None:
     """Print what was found and inferred before any long work."""
     commit = f" at {backbone.commit[:12]}" if backbone.commit else ""
     say.print(f"backbone  {backbone.name}{commit} ({backbone.modality})")
-    counts = ", ".join(f"{name} {rows:,}" for name, rows in data.sizes().items())
+    counts = ", ".join(f"{name} {rows:,}" for name, rows in data.sizes().items() if rows)
     classes = f", {len(data.label_names):,} labels" if data.task.has_classes else ""
     say.print(f"data      {data.ref}: {counts} rows; {data.task.words}{classes}")
     for note in data.notes:
@@ -72,19 +73,43 @@ def print_results(say: Terminal, metrics: Metrics, folder: Path, page: Path | No
     table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
+    known = metrics.known_intervals()
+    if known:
+        table.add_column("95 % interval", justify="right")
     for name, value in metrics.eval.items():
         if isinstance(value, float):
             # A plugin's metric may have any name.
-            table.add_row(Text(printable(name)), f"{value:.4f}")
+            ends = f"{known[name].low:.4f} to {known[name].high:.4f}" if name in known else ""
+            table.add_row(Text(printable(name)), f"{value:.4f}", *([ends] if known else []))
     for name, value in (metrics.head or metrics.finetune or {}).get("baselines", {}).items():
         # What costs nothing, to read the result by.
         table.add_row(Text(f"accuracy of {printable(name)}"), f"{value:.4f}", style="dim")
     say.print(table)
+    for line in _said_of_folds(metrics):
+        say.print(line)
     seconds = metrics.seconds
     say.print(f"seconds   extract {seconds['extract']:.1f}, train {seconds['train']:.1f}, total {seconds['total']:.1f}")
     if page:
         say.print(f"report    {page}")
     say.print(f"run       {folder}")
+
+
+def _said_of_folds(metrics: Metrics) -> list[str]:
+    """Which number is what, where cross-validation scored rows; and where few rows or groups make it rough."""
+    said = []
+    crossed, drawn = metrics.cross_validation, metrics.intervals
+    if crossed and crossed["in_place_of_a_test_split"]:
+        said.append(
+            f"cv        each of {crossed['rows']:,} rows is scored by models that have not seen it; what is exported "
+            "is trained on all of them, and measured on none"
+        )
+    elif crossed:
+        values = (f"{printable(n)} {v:.4f}" for n, v in crossed["eval"].items() if v is not None)
+        said.append(f"cv        of the {crossed['rows']:,} training rows: {', '.join(values)}")
+        said.append("          the table is of the test split, by the model that is exported")
+    if drawn and drawn["units"] < FEW_UNITS:
+        said.append(f"          {drawn['units']} {drawn['drawn']} make wide intervals, and rough ones")
+    return said
 
 
 @contextmanager

@@ -82,7 +82,7 @@ class RunFolder:
         Raises:
             UserError: a finished run, or something else, is already there, or another process writes there.
         """
-        if (path / METRICS).exists():
+        if cls.is_finished(path):
             raise UserError(f"{path} holds a finished run; give another folder with --out, or remove it")
         # A process that was killed as it began leaves only its lease.
         strange = path.is_dir() and not (path / RECORD).exists() and not all(map(is_lease, path.iterdir()))
@@ -131,7 +131,7 @@ class RunFolder:
             UserError: there is none.
         """
         begun = [path for path in sorted((root / name).glob("*")) if (path / RECORD).exists()]
-        open_ = [path for path in begun if not (path / METRICS).exists()]
+        open_ = [path for path in begun if not cls.is_finished(path)]
         if not open_:
             raise UserError(
                 f"{root / name} holds no unfinished run to resume; leave out --resume, or give its folder with --out"
@@ -190,6 +190,7 @@ class RunFolder:
         scores: np.ndarray,
         label_names: Sequence[str],
         thresholds: Sequence[float] | None = None,
+        groups: Sequence[str] | None = None,
     ) -> None:
         """Write ``predictions.parquet``, one line for each row of the test split.
 
@@ -203,6 +204,7 @@ class RunFolder:
             scores: (n, C) float32, as `hftl.tasks.Task.scores` gives them.
             label_names: names of the C classes or targets.
             thresholds: of several labels; see `hftl.tasks.Task.predicted`.
+            groups: the name of each row's group, where rows have one; a column ``group`` then.
         """
         columns: dict[str, Any] = {
             "row": list(rows),
@@ -213,11 +215,18 @@ class RunFolder:
             columns["score"] = scores.max(1)
         if task.has_classes:
             columns["scores"] = list(scores)
+        if groups is not None:
+            columns["group"] = list(groups)
         file = self.path / PREDICTIONS
         with writing(file):
             pq.write_table(pa.table(columns), file)
 
     # ── to read ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @classmethod
+    def is_finished(cls, path: Path) -> bool:
+        """Whether a run in a folder came to its end."""
+        return (path / METRICS).is_file()
 
     @classmethod
     def is_run(cls, path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hftl.criterion import Criterion
 from hftl.runs.record import Metrics
 from hftl.tasks import Task
 from hftl.wording import listing
@@ -14,22 +15,23 @@ FREE = {
     "majority": "always saying the most frequent class",
     "prototype": "the nearest class mean of the same features",
     "knn": "the nearest neighbours among the same features",
+    "zero_shot": "the backbone's text tower without a label",
 }
 
 
-def judgements(metrics: Metrics, task: Task) -> list[str]:
+def judgements(metrics: Metrics, criterion: Criterion) -> list[str]:
     """Lines for a person: what was asked was not reached, what costs nothing is better, training made the start worse.
 
     Args:
         metrics: what came out of a run.
-        task: what its labels are.
+        criterion: the metric that chose.
     """
     finetune = metrics.finetune or {}
     return [
         *_not_reached(metrics),
-        *_below_baselines(metrics, task),
-        *_below_start(finetune, task),
-        *_from_start(finetune, task),
+        *_below_baselines(metrics, criterion.task),
+        *_below_start(finetune, criterion),
+        *_from_start(finetune, criterion),
     ]
 
 
@@ -62,31 +64,37 @@ def _below_baselines(metrics: Metrics, task: Task) -> list[str]:
     ]
 
 
-def _below_start(finetune: Mapping[str, Any], task: Task) -> list[str]:
+def _below_start(finetune: Mapping[str, Any], criterion: Criterion) -> list[str]:
     start, history = finetune.get("start"), finetune.get("epochs")
     if not start or not history:
         return []
     split, advice = start["split"], "lower --lr, or use --method head"
     kept = history[finetune["kept_epoch"]]
     if finetune["kept_epoch"] == 0:
-        others = [epoch[task.metric] for epoch in history[1:] if epoch[task.metric] is not None]
-        best = f": {task.metric} {_value(kept[task.metric])}, then {_value(max(others))} at best" if others else ""
+        metric = criterion.name
+        others = [epoch[metric] for epoch in history[1:] if epoch[metric] is not None]
+        best = (
+            f": {metric} {_value(kept[metric])}, then {_value(max(others, key=criterion.rank))} at best"
+            if others
+            else ""
+        )
         return [f"start     kept, because no epoch was better on the {split} split{best}; {advice}"]
     worse = ", ".join(f"{name} from {_value(start[name])} to {_value(kept[name])}" for name in start["better_in"])
     return [f"start     better than the result on the {split} split: {worse}; {advice}"] if worse else []
 
 
-def _from_start(finetune: Mapping[str, Any], task: Task) -> list[str]:
+def _from_start(finetune: Mapping[str, Any], criterion: Criterion) -> list[str]:
     """From the start to the epoch that is kept: the last line, so that nobody has to look for it."""
     start, history = finetune.get("start"), finetune.get("epochs")
     if not start or not history or not finetune["kept_epoch"]:
         return []
-    kept, name = finetune["kept_epoch"], task.metric
+    kept, name = finetune["kept_epoch"], criterion.name
     before, after = start[name], history[kept][name]
     if before is None or after is None:
         how = "not to be compared"
     else:
-        how = "better" if after > before else "worse" if after < before else "the same"
+        gain = criterion.rank(after) - criterion.rank(before)
+        how = "better" if gain > 0 else "worse" if gain < 0 else "the same"
     said = f"{name} {_value(before)} → {_value(after)} on the {start['split']} split: {how}"
     return [f"epochs    start → epoch {kept} of {len(history) - 1}: {said}"]
 

@@ -84,7 +84,7 @@ def _listed(folder: Path) -> ListedRun:
         started = datetime.fromisoformat(record.started) if record.started else _changed(folder / RECORD)
     except (HftlError, ValueError) as error:
         return ListedRun(folder, "damaged", str(error), _changed(folder))
-    metric = record.data.task.metric
+    metric = record.criterion.name
     score = metrics.eval.get(metric) if metrics else None
     return ListedRun(
         folder,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from accelerate import PartialState
 
 from hftl._version import __version__
+from hftl.backbones.bare import Bare
 from hftl.backbones.protocol import Backbone
+from hftl.criterion import Criterion
 from hftl.data import Data
 from hftl.metric_functions import qualified_name
 from hftl.plugins.spec import BackboneSpec
@@ -22,9 +25,14 @@ from hftl.runs.record import BackboneRecord, DataRecord, RunRecord
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "safetensors", "numpy")
 
 
-def record_of(name: str, recipe: Recipe, spec: BackboneSpec, backbone: Backbone, data: Data) -> RunRecord:
+def record_of(
+    name: str, recipe: Recipe, spec: BackboneSpec, backbone: Backbone, data: Data, criterion: Criterion
+) -> RunRecord:
     """Everything that a run is made of: every value, the backbone's commit, the data's identity, versions."""
     fields = {name: getattr(recipe, name) for name in Recipe.model_fields if name not in ("method", "data", "metrics")}
+    # Resolved, so that a folder tells which way is better without the function.
+    if criterion.is_stated:
+        fields["greater_is_better"] = criterion.greater_is_better
     metrics = [qualified_name(function) for function in recipe.metrics]
     stated = {"license": spec.license} if spec.license else {}
     return RunRecord(
@@ -39,6 +47,7 @@ def record_of(name: str, recipe: Recipe, spec: BackboneSpec, backbone: Backbone,
             license=dict(backbone.license) or stated,
             pickled=backbone.pickled,
             max_length=backbone.max_length,
+            pooling=asdict(backbone.pooling) if isinstance(backbone, Bare) else None,
             identity=backbone.identity(),
         ),
         data=DataRecord(

@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from hftl.criterion import Criterion
+from hftl.intervals import Interval
 from hftl.tasks import Task
 
 RECORD = "recipe.json"
@@ -32,6 +34,8 @@ class BackboneRecord(_Record):
         license: what its card states: ``license``, ``license_name``, ``license_link``, those given.
         pickled: whether its weights were published as a pickle.
         max_length: tokens kept of a text; None where rows are not cut.
+        pooling: of a base model without a classification class how its output is pooled, ``kind`` and ``skip``; see
+            `hftl.backbones.pooling.Pooled`. None where the class has a head of its own.
         identity: model and preprocessing, as they name the feature space.
     """
 
@@ -43,6 +47,7 @@ class BackboneRecord(_Record):
     license: dict[str, str]
     pickled: bool = False
     max_length: int | None = None
+    pooling: dict[str, Any] | None = None
     identity: dict[str, Any]
 
 
@@ -104,6 +109,14 @@ class RunRecord(_Record):
         return method
 
     @property
+    def criterion(self) -> Criterion:
+        """The metric that chose; the task's own in records that name none."""
+        task, name = self.data.task, self.recipe.get("metric")
+        if not name:
+            return Criterion.of_task(task)
+        return Criterion(task, str(name), bool(self.recipe.get("greater_is_better", True)), is_stated=True)
+
+    @property
     def backbone_reference(self) -> str:
         """What to write for the same backbone: at the same commit, where the Hub has it."""
         given = str(self.recipe["backbone"])
@@ -150,6 +163,11 @@ class Metrics(_Record):
 
     Attributes:
         eval: metrics on the test split.
+        chosen_by: the metric that chose, and whether more of it is better: ``{"metric": …, "greater_is_better": …}``;
+            empty in runs of a release that did not record it.
+        intervals: how sure they are: ``level``, what was ``drawn`` (rows or groups), how many ``units`` there are,
+            ``samples``, and ``of`` each metric the low and the high end; empty in older runs.
+        cross_validation: what ``--cv`` scored, and how; None where a test split was scored.
         features: rows asked for, computed, reused and truncated, and the space's id.
         head: what the training of a head reports; None for fine-tuning.
         finetune: what fine-tuning reports; None for a head.
@@ -161,17 +179,30 @@ class Metrics(_Record):
 
     eval: dict[str, Any]
     features: dict[str, Any]
+    chosen_by: dict[str, Any] = Field(default_factory=dict)
+    intervals: dict[str, Any] = Field(default_factory=dict)
+    cross_validation: dict[str, Any] | None = None
     head: dict[str, Any] | None = None
     finetune: dict[str, Any] | None = None
     rows: dict[str, int] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
 
+    @property
+    def scored_rows(self) -> int:
+        """How many rows `eval` is of: the test split's, or those that folds scored in its place."""
+        by_folds = self.cross_validation or {}
+        return int(by_folds["rows"] if by_folds.get("in_place_of_a_test_split") else self.rows.get("test", 0))
+
+    def known_intervals(self) -> dict[str, Interval]:
+        """The 95 % interval of each metric that has one."""
+        ends: dict[str, list[float]] = self.intervals.get("of", {})
+        return {name: Interval(self.eval[name], low, high) for name, (low, high) in ends.items()}
+
     def as_json(self) -> dict[str, Any]:
         """The content of ``metrics.json``."""
-        return self.model_dump(
-            mode="json", exclude={name for name in ("head", "finetune") if getattr(self, name) is None}
-        )
+        optional = ("head", "finetune", "cross_validation")
+        return self.model_dump(mode="json", exclude={name for name in optional if getattr(self, name) is None})
 
 
 def is_repo_id(name: object) -> bool:

@@ -14,16 +14,17 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from hftl.criterion import Criterion
 from hftl.data import Data
-from hftl.data.holdout import hold_out
+from hftl.data.division import hold_out_rows
 from hftl.errors import HftlError, Interrupted
 from hftl.frozen.head import train_head
-from hftl.frozen.recipe import probe_of, stored_features, view_of
-from hftl.intervals import LEVEL, Difference, Interval, difference
+from hftl.frozen.recipe import chooses, probe_of, stored_features, view_of
+from hftl.intervals import LEVEL, Difference, Interval
 from hftl.methods import Full, Head, LoRA, Partial
 from hftl.recipes import Recipe
 from hftl.runs.again import RecipeLike, as_recipe, reference_of
-from hftl.scored import Score, scored
+from hftl.scored import Score, better_by, scored
 from hftl.scout.answer import Answer
 from hftl.scout.audit import audit
 from hftl.scout.curve import curve
@@ -45,7 +46,7 @@ class Trial:
 
     Attributes:
         method: ``head``, ``partial``, ``lora`` or ``full``.
-        score: the task's metric on held-out training rows.
+        score: the metric that chooses on held-out training rows.
         gain: over the frozen head; None for the head itself.
         seconds: that it took.
     """
@@ -62,7 +63,7 @@ class Advice(Answer):
 
     Attributes:
         backbone: the one to take.
-        metric: ``accuracy``, ``map`` or ``r2``.
+        metric: the one that chooses.
         evidence: one sentence for each question that was asked.
         trials: short trainings; empty where the probe leaves no room, or time did not suffice.
         skipped: what was not asked, and why.
@@ -165,7 +166,7 @@ def advise(
     ask("curve", lambda: curve(recipe, subset=subset, **how).advice)  # type: ignore[arg-type]
 
     trials: list[Trial] = []
-    if chosen.probe.value > ROOM_BELOW:
+    if chosen.score.criterion.is_share and chosen.probe.value > ROOM_BELOW:
         skipped.append(f"trials: {ranking.metric} {chosen.probe.value:.3f} leaves little that fine-tuning could win")
     elif clock.left < 10:
         skipped.append("trials: no time was left; give more with --minutes")
@@ -191,15 +192,30 @@ def _trials(
         skipped.append(f"trials: {clock.left:.0f} s suffice for {rows} rows, which says nothing; give more --minutes")
         return []
     part = training_part(part, rows, recipe.seed)
-    stays, held = hold_out(part.train.labels, part.task, HELD_OUT, recipe.seed)
+    stays, held = hold_out_rows(part.train, part.task, HELD_OUT, recipe.seed)
     trial = replace(part, train=part.train.select(stays), test=part.train.select(held, "test"))
     features = stored_features(
-        spec, target, trial, [view_of(recipe)], reader.say, on_bad_row=reader.on_bad_row, quiet=reader.quiet
+        spec,
+        target,
+        trial,
+        [view_of(recipe, target.backbone)],
+        reader.say,
+        on_bad_row=reader.on_bad_row,
+        quiet=reader.quiet,
     )
     trial = features.readable(trial)
     began = time.monotonic()
-    head = train_head(probe_of(recipe), target, features, trial, seed=recipe.seed, device=PartialState().device)
-    frozen = _scored(trial, head.logits, recipe.seed)
+    criterion = chooses(recipe, trial.task)
+    head = train_head(
+        probe_of(recipe),
+        target,
+        features,
+        trial,
+        seed=recipe.seed,
+        device=PartialState().device,
+        criterion=criterion,
+    )
+    frozen = _scored(criterion, trial, head.logits, recipe.seed)
     made = [Trial("head", frozen.interval, None, round(time.monotonic() - began, 1))]
     # Brought only here: PEFT takes a second to import.
     from hftl.finetune.feasible import check
@@ -214,6 +230,7 @@ def _trials(
                     method,
                     target,
                     trial,
+                    criterion=criterion,
                     start=head.parameters,
                     seed=recipe.seed,
                     folder=Path(folder),
@@ -224,15 +241,16 @@ def _trials(
             except HftlError as error:
                 skipped.append(f"trial of {method.name}: {error}")
                 continue
-        score = _scored(trial, trained.logits, recipe.seed)
-        gain = difference(score.interval.value - frozen.interval.value, score.draws - frozen.draws)
+        score = _scored(criterion, trial, trained.logits, recipe.seed)
+        gain = better_by(score, frozen)
         made.append(Trial(method.name, score.interval, gain, round(time.monotonic() - began, 1)))
     return made
 
 
-def _scored(trial: Data, logits: torch.Tensor, seed: int) -> Score:
+def _scored(criterion: Criterion, trial: Data, logits: torch.Tensor, seed: int) -> Score:
     labels = trial.test.labels
-    return scored(trial.task, labels, np.arange(len(labels)), logits.numpy(), seed=seed)
+    every, groups = np.arange(len(labels)), trial.test.marks.groups
+    return scored(criterion, labels, every, logits.numpy(), seed=seed, groups=groups)
 
 
 def _conclusion(trials: Sequence[Trial], depth: Sequence[int], metric: str) -> tuple[str, list[str]]:

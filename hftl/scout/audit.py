@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hftl.criterion import Criterion
 from hftl.data import Data, Split
 from hftl.errors import DataError
 from hftl.frozen.features import StoredFeatures
-from hftl.frozen.recipe import probe_of, stored_features, view_of
+from hftl.frozen.recipe import chooses, probe_of, stored_features, view_of
 from hftl.heads import cross_validate, fit_linear
 from hftl.intervals import Difference, Interval, difference, resamples
-from hftl.metrics.resampled import resampled_metric
 from hftl.progress import Progress
 from hftl.recipes import Recipe
 from hftl.rowrefs import said_digest
@@ -30,7 +30,6 @@ from hftl.scout.findings import Finding
 from hftl.scout.oddities import ClassPair, far_rows, one_class_in_two_names, pairs_of_one_name
 from hftl.scout.stored import reading, split_matrix
 from hftl.scout.suspects import confident_learning, large_residuals, wrong_in_each_label
-from hftl.tasks import Task
 from hftl.wording import plural
 
 T = TypeVar("T")
@@ -121,7 +120,13 @@ def audit(
     with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
         spec, target, data = reader.inputs(recipe)
         features = stored_features(
-            spec, target, data, [view_of(recipe)], reader.say, on_bad_row=on_bad_row, quiet=reader.quiet
+            spec,
+            target,
+            data,
+            [view_of(recipe, target.backbone)],
+            reader.say,
+            on_bad_row=on_bad_row,
+            quiet=reader.quiet,
         )
     started = time.monotonic()
     rows = _Rows.of(features, features.readable(data))
@@ -277,6 +282,7 @@ def _leak_effect(rows: _Rows, recipe: Recipe, copies: dict[int, dict[int, CopyOf
     seen = np.array([int(rows.split_of[train[0]]) in copies.get(row, {}) for row in test.tolist()])
     if not seen.any():
         return None
+    criterion = chooses(recipe, task)
     head = fit_linear(
         rows.features[train],
         torch.from_numpy(rows.labels[train]),
@@ -284,28 +290,29 @@ def _leak_effect(rows: _Rows, recipe: Recipe, copies: dict[int, dict[int, CopyOf
         num_labels=len(names),
         class_weight=probe_of(recipe).class_weight,
         validation=(rows.features[held], torch.from_numpy(rows.labels[held])) if len(held) else None,
+        judge=criterion if criterion.is_stated else None,
         # No prediction of a row changes by less than this.
         tolerance=1e-7,
         seed=recipe.seed,
     )
     scores, labels = head.logits(rows.features[test]).numpy(), rows.labels[test]
-    everything = scored(task, labels, np.arange(len(test)), scores, seed=recipe.seed)
+    everything = scored(criterion, labels, np.arange(len(test)), scores, seed=recipe.seed)
     unseen = np.flatnonzero(~seen)
     if not len(unseen):
         raise DataError("every test row is a copy of a training row; give a test split of other rows")
-    rest = scored(task, labels, unseen, scores[unseen], seed=recipe.seed)
+    rest = scored(criterion, labels, unseen, scores[unseen], seed=recipe.seed)
     # The same samples of test rows, with and without those that were seen.
-    gains = everything.draws - _draws_without(task, scores, labels, seen, recipe.seed, rest.interval.value)
+    gains = everything.draws - _draws_without(criterion, scores, labels, seen, recipe.seed, rest.interval.value)
     gain = difference(everything.interval.value - rest.interval.value, gains)
-    return LeakEffect(int(seen.sum()), task.metric, everything.interval, rest.interval, gain)
+    return LeakEffect(int(seen.sum()), criterion.name, everything.interval, rest.interval, gain)
 
 
 def _draws_without(
-    task: Task, scores: np.ndarray, labels: np.ndarray, left_out: np.ndarray, seed: int, otherwise: float
+    criterion: Criterion, scores: np.ndarray, labels: np.ndarray, left_out: np.ndarray, seed: int, otherwise: float
 ) -> np.ndarray:
-    """The metric on bootstrap samples of all rows, from which those left out are taken: (2000,)."""
-    samples = resamples(len(labels), seed=seed)
-    draws = np.concatenate([resampled_metric(task, scores, labels, times * ~left_out) for times in samples])
+    """The metric on bootstrap samples of all rows, from which those left out are taken: as many as `scored` takes."""
+    samples = resamples(len(labels), seed=seed, most=criterion.samples)
+    draws = np.concatenate([criterion.at(scores, labels, times * ~left_out) for times in samples])
     return np.where(np.isfinite(draws), draws, otherwise)
 
 

@@ -41,7 +41,7 @@ def rows_per_second(known: TrainingRows) -> float:
         equal_lengths = bool(known.stored.content.equal_lengths)
         return measured_speed(known.target, known.split.inputs.select(chosen), device, equal_lengths=equal_lengths)
 
-    return measured_once(known.stored.space.id, measure)
+    return measured_once(known.stored.id, measure)
 
 
 def measured_once(what: str, measure: Callable[[], float]) -> float:

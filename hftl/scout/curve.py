@@ -7,10 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from hftl.data.holdout import hold_out
+from hftl.criterion import Criterion
+from hftl.data.division import hold_out_rows
 from hftl.errors import DataError
 from hftl.heads import fit_linear
-from hftl.intervals import LEVEL, RESAMPLES, Array, Interval, difference, percentiles
+from hftl.intervals import LEVEL, Array, Interval, difference, percentiles
 from hftl.progress import counted
 from hftl.runs.again import RecipeLike, as_recipe
 from hftl.scored import Score, scored
@@ -38,7 +39,7 @@ class CurvePoint:
 
     Attributes:
         rows: labelled rows.
-        score: the task's metric on held-out rows, the mean of all seeds.
+        score: the metric that chooses on held-out rows, the mean of all seeds.
     """
 
     rows: int
@@ -50,7 +51,7 @@ class Curve(Answer):
     """Score against the number of labels.
 
     Attributes:
-        metric: ``accuracy``, ``map`` or ``r2``.
+        metric: the one that chooses.
         rows: training rows that there are.
         seeds: draws of held-out and training rows.
         points: from few rows to many.
@@ -90,7 +91,7 @@ def curve(
 
     For each seed a fifth of the training rows is held out and heads are solved on growing parts of the rest. The law
     ``a - b n^-c`` (Cortes et al., *Learning curves: asymptotic values and rate of convergence*, NIPS 1993) is fitted to
-    the mean of all seeds, and again to 2,000 bootstrap samples of seeds and held-out rows.
+    the mean of all seeds, and again to bootstrap samples of seeds and held-out rows.
 
     Args:
         recipe: the backbone and the data; as of `hftl.run`.
@@ -119,7 +120,7 @@ def _measured(known: TrainingRows, seeds: int, quiet: bool) -> tuple[list[int], 
     scores: list[list[Score]] = []
     strengths: list[float] = []
     for seed in counted("curve", range(known.seed, known.seed + seeds), unit="draws", quiet=quiet):
-        pool, held = hold_out(labels, task, HELD_OUT, seed)
+        pool, held = hold_out_rows(known.split, task, HELD_OUT, seed)
         order = pool[nested_order(labels[pool], task, seed)]
         if not sizes:
             sizes = _sizes(len(pool), len(known.data.label_names) if task.is_exclusive else 0)
@@ -128,20 +129,22 @@ def _measured(known: TrainingRows, seeds: int, quiet: bool) -> tuple[list[int], 
             # The first seed chooses the strength of its size: it depends on the size far more than on the draw.
             known_already = place < len(strengths)
             given = [strengths[place]] if known_already else _nearby(strengths[-1]) if strengths else None
+            criterion = known.criterion
             fit = fit_linear(
                 known.features[order[:size]],
                 known.labels[order[:size]],
                 task=task,
                 num_labels=len(known.data.label_names),
                 strengths=given,
-                calibrate=False,
+                calibrate=criterion.needs_probabilities,
+                judge=criterion if criterion.is_stated else None,
                 tolerance=_TOLERANCE,
                 seed=seed,
             )
             if not known_already:
                 strengths.append(float(fit.report["chosen"]))
             logits = fit.logits(known.features[held]).numpy()
-            scores[place].append(scored(task, labels, held, logits, seed=seed))
+            scores[place].append(scored(criterion, labels, held, logits, seed=seed, groups=known.split.marks.groups))
     return sizes, scores
 
 
@@ -177,48 +180,53 @@ def _sizes(most: int, classes: int) -> list[int]:
 
 
 def _answer(known: TrainingRows, sizes: list[int], scores: list[list[Score]]) -> Curve:
-    metric, rows, seeds = known.task.metric, len(known.split), len(scores[0])
+    criterion, rows, seeds = known.criterion, len(known.split), len(scores[0])
+    metric = criterion.name
     values = np.array([[score.interval.value for score in of_size] for of_size in scores])
     # Seeds are drawn again together with rows; one sample takes the same ones at every size.
-    chosen = np.random.default_rng(known.seed).integers(0, seeds, (RESAMPLES, seeds))
     every = np.array([[score.draws for score in of_size] for of_size in scores])
-    draws = every[:, chosen, np.arange(RESAMPLES)[:, None]].mean(2)
+    samples = every.shape[2]
+    chosen = np.random.default_rng(known.seed).integers(0, seeds, (samples, seeds))
+    draws = every[:, chosen, np.arange(samples)[:, None]].mean(2)
     means = values.mean(1)
     points = [CurvePoint(n, percentiles(float(v), d)) for n, v, d in zip(sizes, means, draws, strict=True)]
     limit, gained, predicted, why_not = None, None, None, ""
     fitted: list[CurvePoint] = []
-    rise = difference(float(means[-1] - means[0]), draws[-1] - draws[0])
+    sign = criterion.sign
+    rise = difference(sign * float(means[-1] - means[0]), sign * (draws[-1] - draws[0]))
     if len(sizes) < FEWEST_SIZES:
         why_not = f"{len(sizes)} sizes of training sets are too few for a curve"
     elif rise.value <= 0 or rise.p > 1 - LEVEL:
-        why_not = f"{metric} does not rise beyond noise from {sizes[0]:,} to {sizes[-1]:,} labels"
+        grows = "rise" if criterion.greater_is_better else "fall"
+        why_not = f"{metric} does not {grows} beyond noise from {sizes[0]:,} to {sizes[-1]:,} labels"
     else:
         noise = draws.std(1).clip(1e-6)
-        laws = fitted_laws(np.array(sizes), np.column_stack([means, draws]).T, noise)
-        at = [law_at(laws, n) for n in (rows, 2 * rows)]
+        # The law is one of growth: of a metric of which less is better it is fitted to the negative.
+        laws = fitted_laws(np.array(sizes), sign * np.column_stack([means, draws]).T, noise, criterion.best)
+        at = [sign * law_at(laws, n) for n in (rows, 2 * rows)]
         gain = at[1] - at[0]
-        limit = percentiles(float(laws[0, 0]), laws[1:, 0])
+        limit = percentiles(sign * float(laws[0, 0]), sign * laws[1:, 0])
         drawn_at = np.unique(np.geomspace(sizes[0], 2 * rows, FITTED_POINTS).round().astype(int)).tolist()
-        fitted = [CurvePoint(n, _said_by(laws, n)) for n in drawn_at]
+        fitted = [CurvePoint(n, _said_by(laws, n, sign)) for n in drawn_at]
         gained = percentiles(float(gain[0]), gain[1:])
-        earlier = fitted_laws(np.array(sizes[:-1]), means[None, :-1], noise[:-1])
-        predicted = float(law_at(earlier, sizes[-1])[0])
-        if gained.high - gained.low > _TOO_WIDE:
-            why_not = (
-                f"twice the labels could bring anything from {100 * gained.low:+.1f} to {100 * gained.high:+.1f} points"
-            )
+        earlier = fitted_laws(np.array(sizes[:-1]), sign * means[None, :-1], noise[:-1], criterion.best)
+        predicted = sign * float(law_at(earlier, sizes[-1])[0])
+        scale = 1.0 if criterion.is_share else abs(float(means[-1]))
+        if gained.high - gained.low > _TOO_WIDE * scale:
+            why_not = f"twice the labels could bring anything from {_said_change(criterion, gained)}"
             gained = None
-    advice = _advised_labels(metric, rows, gained, why_not)
+    advice = _advised_labels(criterion, rows, gained, why_not)
     return Curve(metric, rows, seeds, points, limit, gained, predicted, why_not, fitted, advice)
 
 
-def fitted_laws(sizes: Array, scores: Array, noise: Array) -> Array:
-    """The law ``a - b n^-c`` that fits best, with ``b >= 0`` and ``a <= 1``, by weighted least squares.
+def fitted_laws(sizes: Array, scores: Array, noise: Array, most: float = 1.0) -> Array:
+    """The law ``a - b n^-c`` that fits best, with ``b >= 0`` and ``a <= most``, by weighted least squares.
 
     Args:
         sizes: (k,) numbers of rows.
         scores: (m, k), m curves.
         noise: (k,) standard errors of the scores.
+        most: what no score exceeds; infinite where nobody can tell.
 
     Returns:
         float64 (m, 3): a, b and c of each curve.
@@ -233,9 +241,10 @@ def fitted_laws(sizes: Array, scores: Array, noise: Array) -> Array:
         slope = np.minimum((scores * weights) @ (x - centre) / (weights @ (x - centre) ** 2), 0)
         top = scores @ weights - slope * centre
         # Where the limit would lie above what the metric can be, the curve is fitted to reach just that.
-        above = top > 1
-        through = np.minimum(((scores - 1) * weights) @ x / (weights @ x**2), 0)
-        slope, top = np.where(above, through, slope), np.where(above, 1.0, top)
+        if np.isfinite(most):
+            above = top > most
+            through = np.minimum(((scores - most) * weights) @ x / (weights @ x**2), 0)
+            slope, top = np.where(above, through, slope), np.where(above, most, top)
         error = ((top[:, None] + slope[:, None] * x - scores) ** 2) @ weights
         better = error < best
         best = np.where(better, error, best)
@@ -249,15 +258,28 @@ def law_at(laws: Array, rows: float) -> Array:
     return value
 
 
-def _said_by(laws: Array, rows: int) -> Interval:
+def _said_by(laws: Array, rows: int, sign: float) -> Interval:
     """What the first law says of so many rows, with the interval of the others."""
-    value = law_at(laws, rows)
+    value = sign * law_at(laws, rows)
     return percentiles(float(value[0]), value[1:])
 
 
-def _advised_labels(metric: str, rows: int, doubled: Interval | None, why_not: str) -> str:
+def _said_change(criterion: Criterion, gained: Interval) -> str:
+    """The ends of what is gained, in points where the metric is a share."""
+    if criterion.is_share:
+        return f"{100 * gained.low:+.1f} to {100 * gained.high:+.1f} points"
+    return f"{gained.low:+.3g} to {gained.high:+.3g} of {criterion.name}"
+
+
+def _advised_labels(criterion: Criterion, rows: int, doubled: Interval | None, why_not: str) -> str:
     if doubled is None:
         return f"The data cannot tell what more labels would bring: {why_not}."
-    points = f"{100 * doubled.value:+.1f} points of {metric} ({100 * doubled.low:.1f} to {100 * doubled.high:.1f})"
-    worth = "more labels pay" if doubled.low > 0.005 else "they may not be worth their cost"
+    if criterion.is_share:
+        points = f"{100 * doubled.value:+.1f} points of {criterion.name}"
+        points += f" ({100 * doubled.low:.1f} to {100 * doubled.high:.1f})"
+        pays = doubled.low > 0.005
+    else:
+        points = f"{doubled.value:+.3g} of {criterion.name} ({doubled.low:+.3g} to {doubled.high:+.3g})"
+        pays = min(criterion.sign * doubled.low, criterion.sign * doubled.high) > 0
+    worth = "more labels pay" if pays else "they may not be worth their cost"
     return f"Twice the labels ({2 * rows:,} rows) would bring {points}: {worth}."

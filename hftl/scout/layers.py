@@ -80,7 +80,7 @@ class Layers(Answer):
     """A probe for each depth of a backbone.
 
     Attributes:
-        metric: the probe's: ``accuracy``, ``map`` or ``r2``.
+        metric: the probe's: the one that chooses.
         rows: training rows that were used.
         folds: of the cross-validation.
         depths: from 1 to all of its blocks.
@@ -150,7 +150,7 @@ def layers(
         depths = range(1, stack_of(target.backbone).blocks + 1)
         if unknown := [depth for depth in together if depth not in depths]:
             raise RecipeError(f"layers {unknown[0]}: {target.backbone.name} has the depths 1 to {depths[-1]}")
-        own = view_of(recipe)
+        own = view_of(recipe, target.backbone)
         poolings: Sequence[Pooling] = ("mean", "cls") if target.backbone.wants == "text" else ()
         views = [own, *(replace(own, pooling=pooling) for pooling in poolings if pooling != own.pooling)]
         kept = data if subset is None else training_part(data, subset, recipe.seed)
@@ -161,10 +161,10 @@ def layers(
         known = {depth: asked.rows(own, depth) for depth in depths}
         probed = counted("layers", list(known.items()), unit="depths", quiet=reader.quiet)
         scores = {depth: probe_rows(rows, folds) for depth, rows in probed}
-        best = max(depths, key=lambda depth: (scores[depth].interval.value, -depth))
+        best = max(depths, key=lambda depth: (scores[depth].merit, -depth))
         same = {depth: ahead_by(scores[best], scores[depth]).p >= 1 - LEVEL for depth in depths}
-        enough = scores[best].interval.value - MOST_LOST
-        chosen = min(depth for depth in depths if same[depth] and scores[depth].interval.value >= enough)
+        enough = scores[best].merit - _most_lost(scores[best])
+        chosen = min(depth for depth in depths if same[depth] and scores[depth].merit >= enough)
         curve = [
             DepthScore(
                 depth,
@@ -183,9 +183,9 @@ def layers(
         speedup = 1.0
         if chosen < depths[-1]:
             short = known[chosen]
-            what = f"{short.stored.space.id} {whole.stored.space.id}"
+            what = f"{short.stored.id} {whole.stored.id}"
             speedup = measured_once(what, lambda: times_as_fast(short, whole))
-    metric = whole.task.metric
+    metric = whole.criterion.name
     advice = _sentence(curve, best, chosen, metric, speedup)
     commands = [f"hftl run {name} --depth {chosen}"]
     if chosen < len(curve):
@@ -212,6 +212,11 @@ class _Asked:
         # What was computed and reused was said once.
         silent = replace(self.reader, say=Terminal(quiet=True), quiet=True)
         return silent.rows(made, self.spec, self.target.at_depth(depth), self.data)
+
+
+def _most_lost(best: Score) -> float:
+    """How much of the metric may be lost: half a point, or half a hundredth of what is on no scale of points."""
+    return MOST_LOST * (1.0 if best.criterion.is_share else abs(best.interval.value))
 
 
 def _together(known: Mapping[int, TrainingRows], depths: Sequence[int], best: Score, folds: int) -> Together:
@@ -255,7 +260,8 @@ def _forward_seconds(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) 
 def _sentence(curve: Sequence[DepthScore], best: int, chosen: int, metric: str, speedup: float) -> str:
     scores: Mapping[int, Interval] = {each.depth: each.probe for each in curve}
     if chosen == len(curve):
-        return f"All {chosen} blocks are needed: {metric} {scores[chosen]}, and fewer lose more than half a point."
+        lost = "more than half a point" if curve[0].score.criterion.is_share else "more than half a hundredth"
+        return f"All {chosen} blocks are needed: {metric} {scores[chosen]}, and fewer lose {lost}."
     same = f"is the same within noise as depth {best}, {metric} {scores[best]}" if chosen != best else "is the best"
     return (
         f"Depth {chosen} of {len(curve)} {same}: {metric} {scores[chosen]}, {speedup:.1f} times as fast; where the "

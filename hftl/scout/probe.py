@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from hftl.criterion import Criterion, as_logits
+from hftl.data.division import folds_of
 from hftl.heads import cross_validate, neighbour_scores
 from hftl.intervals import (
     LEVEL,
     SPREAD_OF_HEADS,
     Difference,
-    difference,
     holm,
 )
-from hftl.scored import Score, scored
+from hftl.scored import Score, better_by, scored
 from hftl.scout.stored import TrainingRows
-from hftl.tasks import Task
 
 # Of each fold. With five folds, heads that judge have seen 95 % of the rows, and score hardly less than the head on all
 # of them, which is the one that a run exports.
@@ -25,46 +26,86 @@ PARTS = 4
 
 
 def linear_probe(
-    features: Tensor, labels: Tensor, *, task: Task, num_labels: int, folds: int, seed: int, parts: int = PARTS
+    features: Tensor,
+    labels: Tensor,
+    *,
+    criterion: Criterion,
+    num_labels: int,
+    folds: int,
+    seed: int,
+    parts: int = PARTS,
+    dealt: Tensor | None = None,
+    groups: np.ndarray | None = None,
 ) -> Score:
     """The exact linear head, cross-validated; see `hftl.heads.cross_validate`.
 
-    The interval is that of the head on all rows, which a run exports.
+    A metric that a recipe names chooses the strength too; the held-out loss does otherwise. The interval is that of the
+    head on all rows, which a run exports.
 
     Raises:
         DataError: there is one class only, or no two rows of any class.
     """
-    held = cross_validate(features, labels, task=task, num_labels=num_labels, folds=folds, parts=parts, seed=seed)
+    held = cross_validate(
+        features,
+        labels,
+        task=criterion.task,
+        num_labels=num_labels,
+        folds=folds,
+        parts=parts if dealt is None else 1,
+        dealt=dealt,
+        judge=criterion if criterion.is_stated else None,
+        seed=seed,
+    )
     rows, logits = held.rows.numpy(), held.logits.numpy()
-    return scored(task, labels.numpy(), rows, logits, seed=seed, spread=SPREAD_OF_HEADS)
+    return scored(criterion, labels.numpy(), rows, logits, seed=seed, spread=SPREAD_OF_HEADS, groups=groups)
 
 
 def probe_rows(known: TrainingRows, folds: int, parts: int = PARTS) -> Score:
     """`linear_probe` of training rows."""
     labels, outputs = known.labels, len(known.data.label_names)
+    dealt = folds_of(known.split, known.task, folds, known.seed)
     return linear_probe(
-        known.features, labels, task=known.task, num_labels=outputs, folds=folds, seed=known.seed, parts=parts
+        known.features,
+        labels,
+        criterion=known.criterion,
+        num_labels=outputs,
+        folds=folds,
+        seed=known.seed,
+        parts=parts,
+        dealt=None if dealt is None else torch.from_numpy(dealt),
+        groups=known.split.marks.groups,
     )
 
 
-def neighbour_probe(features: Tensor, labels: Tensor, targets: Tensor, *, task: Task, seed: int) -> Score:
+def neighbour_probe(
+    features: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    *,
+    criterion: Criterion,
+    seed: int,
+    groups: np.ndarray | None = None,
+) -> Score:
     """The 20 nearest rows by cosine, each row judged by all others; nothing is trained.
 
     Args:
         features: (n, d).
         labels: of the rows.
         targets: (n, C) float32, the labels as numbers to average.
-        task: what they are.
+        criterion: the metric.
         seed: of the bootstrap samples.
+        groups: int64 (n,), of which a row's own group is no neighbour, and which samples draw whole; None for rows.
     """
-    scores = neighbour_scores(features, targets, features, own=True)
-    return scored(task, labels.numpy(), np.arange(len(labels)), scores.numpy(), seed=seed, spread=SPREAD_OF_HEADS)
+    apart = None if groups is None else torch.from_numpy(groups)
+    shares = neighbour_scores(features, targets, features, own=True, groups=apart).numpy()
+    scores = as_logits(criterion.task, shares) if criterion.is_stated else shares
+    every = np.arange(len(labels))
+    return scored(criterion, labels.numpy(), every, scores, seed=seed, spread=SPREAD_OF_HEADS, groups=groups)
 
 
 def ahead_by(one: Score, other: Score) -> Difference:
     """How much better one cross-validated head is than another on the same rows."""
-    value = one.interval.value - other.interval.value
-    return difference(value, one.draws - other.draws, spread=SPREAD_OF_HEADS)
+    return better_by(one, other, spread=SPREAD_OF_HEADS)
 
 
 def tied_groups(scores: Sequence[Score]) -> list[int]:

@@ -68,7 +68,7 @@ class Ranking(Answer):
     """Backbones ordered by their probe.
 
     Attributes:
-        metric: the probe's and k-NN's: ``accuracy``, ``map`` or ``r2``.
+        metric: the probe's and k-NN's: the one that chooses.
         rows: training rows that were used.
         folds: of the cross-validation.
         backbones: from best to worst.
@@ -133,7 +133,7 @@ def rank(
         for reference in counted("rank", asked, unit="backbones", quiet=reader.quiet):
             try:
                 known = reader.training(recipe.model_copy(update={"backbone": reference}), subset)
-                metric, rows = known.task.metric, len(known.split)
+                metric, rows = known.criterion.name, len(known.split)
                 ranked.append(_ranked(reference, known, folds))
             except HftlError as error:
                 failed.append(FailedBackbone(reference, str(error)))
@@ -143,7 +143,7 @@ def rank(
                 reader.say.print(f"          {reference} is left out: {failed[-1].why}")
     if not ranked:
         raise RecipeError(f"no backbone could be ranked; {failed[0].backbone}: {failed[0].why}")
-    ranked.sort(key=lambda each: -each.probe.value)
+    ranked.sort(key=lambda each: -each.score.merit)
     groups = tied_groups([each.score for each in ranked])
     ranked = [replace(each, group=group) for each, group in zip(ranked, groups, strict=True)]
     advice, command = _advised_backbone(ranked, metric, name)
@@ -167,7 +167,10 @@ def registered_alike(recipe: Recipe) -> list[str]:
 def _ranked(reference: str, known: TrainingRows, folds: int) -> RankedBackbone:
     task, labels = known.task, known.labels
     probe = probe_rows(known, folds)
-    neighbours = neighbour_probe(known.features, labels, known.targets, task=task, seed=known.seed)
+    groups = known.split.marks.groups
+    neighbours = neighbour_probe(
+        known.features, labels, known.targets, criterion=known.criterion, seed=known.seed, groups=groups
+    )
     notes = ["its head reads every token: their mean was probed"] if known.averaged else []
     if alone := len(known.split) - len(probe.rows):
         notes.append(f"{alone:,} rows stand alone in their class and were not held out")

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from hftl.backbones.cut.cut import Cut
 from hftl.backbones.protocol import Target
+from hftl.criterion import Criterion
 from hftl.data import Data, Split
 from hftl.data.holdout import hold_out
 from hftl.errors import DataError
 from hftl.frozen.features import SplitFeatures, StoredFeatures
 from hftl.frozen.matrix import flatten_columns
-from hftl.frozen.recipe import inputs_of, stored_features, view_of
+from hftl.frozen.recipe import chooses, inputs_of, stored_features, view_of
 from hftl.hub.client import staying_offline
 from hftl.parallel import start_processes
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
@@ -44,6 +45,7 @@ class TrainingRows:
         stored: where the features are, and what it took to have them.
         averaged: whether tokens were averaged.
         seed: of folds and samples.
+        criterion: the metric that chooses.
     """
 
     features: Tensor
@@ -53,6 +55,7 @@ class TrainingRows:
     stored: StoredFeatures
     averaged: bool
     seed: int
+    criterion: Criterion
 
     @property
     def task(self) -> Task:
@@ -122,9 +125,8 @@ class Reader:
 
     def rows(self, recipe: Recipe, spec: BackboneSpec, target: Target, data: Data) -> TrainingRows:
         """The features of all training rows of some data; as `training`."""
-        features = stored_features(
-            spec, target, data, [view_of(recipe)], self.say, on_bad_row=self.on_bad_row, quiet=self.quiet
-        )
+        views = [view_of(recipe, target.backbone)]
+        features = stored_features(spec, target, data, views, self.say, on_bad_row=self.on_bad_row, quiet=self.quiet)
         split = features.splits["train"]
         matrix, averaged = split_matrix(split, features.content.cut)
         return TrainingRows(
@@ -135,6 +137,7 @@ class Reader:
             stored=features,
             averaged=averaged,
             seed=recipe.seed,
+            criterion=chooses(recipe, data.task),
         )
 
 

@@ -10,7 +10,9 @@ import numpy as np
 
 from hftl.backbones.protocol import Target
 from hftl.backbones.untrained import Untrained
+from hftl.criterion import as_logits
 from hftl.data import Texts
+from hftl.data.division import folds_of
 from hftl.errors import BackboneError, CutError
 from hftl.heads.folds import task_folds
 from hftl.intervals import (
@@ -43,8 +45,8 @@ class Rival:
 
     Attributes:
         name: what it is.
-        score: the task's metric on the same held-out rows.
-        gain: the pretrained backbone's score minus its own; p adjusted for all rivals.
+        score: the metric that chooses, on the same held-out rows.
+        gain: how much better the pretrained backbone is, above 0 where it is; p adjusted for all rivals.
         draws: its score with predictions, one for each draw of random weights.
     """
 
@@ -80,7 +82,7 @@ class Transfer(Answer):
     Attributes:
         verdict: ``positive``: better beyond noise than random weights and than no look at the rows, and not worse than
             a model without a network; ``negative``: worse than a rival beyond noise; else ``none``.
-        metric: ``accuracy``, ``map`` or ``r2``.
+        metric: the one that chooses.
         rows: training rows that were used.
         backbone: what was pretrained.
         pretrained: its cross-validated linear probe.
@@ -153,7 +155,12 @@ def transfer(
             rivals[f"random weights, {seeds} times"] = made
         except (BackboneError, CutError) as error:
             notes.append(f"not compared with random weights: {error}")
-        if plain := _without_network(known, folds):
+        if isinstance(known.split.inputs, Texts) and known.criterion.needs_probabilities:
+            notes.append(
+                f"not compared with a model without a network: its scores are no probabilities, which "
+                f"{known.criterion.name} asks for"
+            )
+        elif plain := _without_network(known, folds):
             rivals[NO_NETWORK] = [plain]
         else:
             notes.append(f"no model without a network is known for {target.backbone.modality}")
@@ -165,7 +172,7 @@ def transfer(
         Rival(name, _mean(rivals[name]), replace(gain, p=p), rivals[name])
         for (name, gain), p in zip(gains.items(), adjusted, strict=True)
     ]
-    met.sort(key=lambda rival: -rival.score.value)
+    met.sort(key=lambda rival: -known.criterion.rank(rival.score.value))
     # What gives every row the same answer is no rival for a single class.
     seeing = next((rival for rival in met if len(rivals) == 1 or rival.name != blind), met[0])
     outputs = _by_output(known, pretrained, seeing.draws)
@@ -175,7 +182,7 @@ def transfer(
     verdict = _verdict(met)
     return Transfer(
         verdict,
-        known.task.metric,
+        known.criterion.name,
         len(known.split),
         target.backbone.name,
         pretrained.interval,
@@ -191,11 +198,12 @@ def _without_network(known: TrainingRows, folds: int) -> Score | None:
     """The model without a network for what the backbone reads; None where none is known."""
     inputs, modality = known.split.inputs, known.target.backbone.modality
     if isinstance(inputs, Texts):
-        dealt = task_folds(known.labels, known.task, folds, known.seed).numpy()
+        given = folds_of(known.split, known.task, folds, known.seed)
+        dealt = task_folds(known.labels, known.task, folds, known.seed).numpy() if given is None else given
         outputs = len(known.data.label_names)
         scores = text_scores(inputs, known.split.labels, dealt, task=known.task, num_labels=outputs)
         rows = np.flatnonzero(dealt >= 0)
-        return scored(known.task, known.split.labels, rows, scores, seed=known.seed, spread=SPREAD_OF_HEADS)
+        return _scored_alike(known, rows, scores, spread=SPREAD_OF_HEADS)
     if modality != "image":
         return None
     return probe_rows(replace(known, features=image_features(inputs)), folds, parts=1)
@@ -204,7 +212,14 @@ def _without_network(known: TrainingRows, folds: int) -> Score | None:
 def _constant(known: TrainingRows, pretrained: Score) -> Score:
     """The same answer for every row: the mean of the labels."""
     answer = known.targets.mean(0).expand(len(pretrained.rows), -1).numpy()
-    return scored(known.task, known.split.labels, pretrained.rows, answer, seed=known.seed)
+    answer = as_logits(known.task, answer) if known.criterion.is_stated else answer
+    return _scored_alike(known, pretrained.rows, answer)
+
+
+def _scored_alike(known: TrainingRows, rows: np.ndarray, scores: np.ndarray, spread: float = 1.0) -> Score:
+    """A rival's score, on the samples of rows that the backbone's own is made of."""
+    groups = known.split.marks.groups
+    return scored(known.criterion, known.split.labels, rows, scores, seed=known.seed, spread=spread, groups=groups)
 
 
 def _mean(scores: Sequence[Score]) -> Interval:
@@ -216,9 +231,11 @@ def _mean(scores: Sequence[Score]) -> Interval:
 
 
 def _gain(pretrained: Score, rivals: Sequence[Score]) -> Difference:
+    """How much better the pretrained backbone is than the mean of several models on the same rows."""
+    sign = pretrained.criterion.sign
     value = pretrained.interval.value - float(np.mean([rival.interval.value for rival in rivals]))
     draws = pretrained.draws - np.mean([rival.draws for rival in rivals], axis=0)
-    return difference(value, draws, spread=SPREAD_OF_HEADS)
+    return difference(sign * value, sign * draws, spread=SPREAD_OF_HEADS)
 
 
 def _by_output(known: TrainingRows, pretrained: Score, rivals: Sequence[Score]) -> list[OutputTransfer]:
@@ -231,7 +248,9 @@ def _by_output(known: TrainingRows, pretrained: Score, rivals: Sequence[Score]) 
         return ours, np.mean([each_output(known.task, rival.scores, labels, times) for rival in rivals], axis=0)
 
     (ours,), (theirs,) = measured(np.ones((1, len(labels))))
-    drawn = [measured(times) for times in resamples(len(labels), seed=known.seed)]
+    groups = known.split.marks.groups
+    groups = None if groups is None else groups[pretrained.rows]
+    drawn = [measured(times) for times in resamples(len(labels), groups=groups, seed=known.seed)]
     draws = np.concatenate([one - other for one, other in drawn])
     occurring = [k for k in range(len(ours)) if np.isfinite(ours[k])]
     # The draw of the rival that does most like the pretrained backbone tells least.

@@ -31,10 +31,11 @@ from hftl.store.files import (
 )
 from hftl.store.identity import JSON, space_id
 from hftl.store.lease import in_use
+from hftl.store.merge import DifferentCutError, merge
 from hftl.store.shard import ColumnSpec, Digests
 from hftl.store.space import MissingRowsError, NonFiniteError, ShardGoneError, Space
 from hftl.store.stat_index import StatIndex
-from hftl.store.summary import SpaceSummary, StoreStats, VerifyReport, summarise
+from hftl.store.summary import MergeReport, SpaceSummary, StoreStats, VerifyReport, summarise
 from hftl.store.turns import remove_stale_claims, turn
 from hftl.store.values import Ragged
 
@@ -142,6 +143,27 @@ class FeatureStore:
     def compact(self) -> int:
         """Merge the small shards of every space; returns how many were merged away."""
         return sum(compact(space, worthwhile=2) for path in self._space_folders() if (space := self._open(path)))
+
+    def merge(self, other: FeatureStore) -> list[MergeReport]:
+        """Take in what another store has and this one has not; again after a kill it goes on where it was.
+
+        Raises:
+            StoreError: there is no such store, or features cannot be written.
+        """
+        if other.root == self.root or not other._space_folders():
+            raise StoreError(f"{other.root} is no other cache with features; hftl cache ls lists those of one")
+        return [self._merge(path, other._open(path)) for path in other._space_folders()]
+
+    def _merge(self, path: Path, source: Space | None) -> MergeReport:
+        if source is None:
+            return MergeReport(path.name, 0, refused="its space.json is damaged or of another version")
+        space = self.space(source.identity, source.label)
+        try:
+            rows, damaged = merge(space, source)
+        except DifferentCutError as error:
+            return MergeReport(path.name, 0, refused=str(error))
+        compact(space)
+        return MergeReport(path.name, rows, damaged)
 
     def gc(self, max_bytes: int) -> list[SpaceSummary]:
         """Remove spaces, the least recently used first, until the store has at most ``max_bytes``.

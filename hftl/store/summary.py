@@ -107,6 +107,23 @@ class VerifyReport:
     orphans: int = 0
 
 
+@dataclass(frozen=True)
+class MergeReport:
+    """What was taken in of one space of another store.
+
+    Attributes:
+        name: the space's folder there.
+        rows: rows that this store did not have.
+        damaged: shards there whose bytes are wrong; their rows were left out.
+        refused: why nothing was taken in; None where it was.
+    """
+
+    name: str
+    rows: int
+    damaged: int = 0
+    refused: str | None = None
+
+
 def summarise(path: Path) -> SpaceSummary:
     """Look at the space in the folder ``path``."""
     description = Description.read(path / "space.json")

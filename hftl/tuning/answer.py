@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hftl.criterion import Criterion, as_logits
 from hftl.intervals import Difference, Interval
 from hftl.report.alike import OpenedRun
 from hftl.report.compared import page_of
@@ -79,8 +80,12 @@ def _tested(run: Path, compared: Comparison | None) -> tuple[Interval, Differenc
     """The metric of the chosen recipe's run on the test rows, and how far it is ahead of the recipe as it stands."""
     if compared is not None:
         return compared.runs[-1].score, compared.runs[-1].against_first
-    tested = OpenedRun.of(run).tested
-    return scored(tested.task, tested.labels, np.arange(len(tested)), tested.scores, seed=0).interval, None
+    opened = OpenedRun.of(run)
+    tested, criterion = opened.tested, opened.record.criterion
+    # A function of the recipe is not at hand in a folder.
+    criterion = criterion if criterion.is_own else Criterion.of_task(tested.task)
+    logits, every = as_logits(tested.task, tested.scores), np.arange(len(tested))
+    return scored(criterion, tested.labels, every, logits, seed=0, groups=tested.groups).interval, None
 
 
 def _advice(
@@ -144,7 +149,7 @@ def _search_part(answer: Tuned) -> Part:
             Cell("" if trial.epochs is None else str(trial.epochs), trial.epochs),
             Cell(f"{trial.seconds:.1f}", trial.seconds),
         ]
-        for trial in sorted(answer.trials, key=lambda each: -(each.score if each.score is not None else -1e300))
+        for trial in answer.from_the_best()
     ]
     heads = ["trial#", *fields, f"{answer.metric}#", "ended", "epochs#", "seconds#"]
     lines = [f"All trials are judged on the same {plural(answer.validation_rows, 'validation row')}."]

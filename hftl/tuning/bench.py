@@ -11,13 +11,12 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 from hftl.backbones.protocol import Target
-from hftl.data import Data, Split
+from hftl.data import Data
 from hftl.errors import ConvergenceError, RecipeError
 from hftl.export.trained import Trained
 from hftl.frozen.features import StoredFeatures
-from hftl.frozen.recipe import inputs_of, probe_of
+from hftl.frozen.recipe import chooses, inputs_of, probe_of
 from hftl.methods import Head
-from hftl.metrics import evaluate_predictions
 from hftl.pipeline import check_method, needs_features, solved_head, starting_features
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.recipes import Recipe
@@ -115,15 +114,18 @@ class Bench:
         data, task = start.data, start.data.task
         trained = self._trained(recipe, start, where, watch)
         logits = trained.logits.numpy()
-        value = evaluate_predictions(task, logits, data.test.labels, data.label_names).get(task.metric)
-        if value is None or not math.isfinite(value):
-            raise ConvergenceError(f"{task.metric} is undefined on the validation rows")
+        criterion = chooses(recipe, task)
+        value = criterion.value(logits, data.test.labels)
+        if not math.isfinite(value):
+            raise ConvergenceError(f"{criterion.name} is undefined on the validation rows")
         moved = 0.0
         if spread:
-            scores, every = task.scores(trained.logits).numpy(), np.arange(len(data.test))
-            moved = float(scored(task, data.test.labels, every, scores, seed=recipe.seed).draws.std())
+            every, groups = np.arange(len(data.test)), data.test.marks.groups
+            moved = float(
+                scored(criterion, data.test.labels, every, logits, seed=recipe.seed, groups=groups).draws.std()
+            )
         epochs = trained.report.get("epochs")
-        return Judged(float(value), moved, len(epochs) - 1 if epochs else None)
+        return Judged(value, moved, len(epochs) - 1 if epochs else None)
 
     def _started(self, recipe: Recipe) -> Start:
         options = BackboneOptions(recipe.max_length, self.offline, self.allow_pickle)
@@ -133,7 +135,7 @@ class Bench:
         if data.validation is None:
             raise RecipeError("tuning chooses on a validation split: add --validation-size 0.2")
         # Whatever judges a test split judges this one; the data's own is not looked at.
-        data = replace(data, test=Split("test", data.validation.inputs, data.validation.labels))
+        data = replace(data, test=replace(data.validation, name="test"))
         features = None
         if needs_features(recipe):
             features = starting_features(
@@ -155,7 +157,8 @@ class Bench:
         # Brought only here: PEFT takes a second to import.
         from hftl.finetune.train import finetune
 
-        metric = start.data.task.metric
+        criterion = chooses(recipe, start.data.task)
+        metric = criterion.name
 
         def log(event: str, **values: Any) -> None:
             if event == "epoch" and values["epoch"] and values.get(metric) is not None:
@@ -166,6 +169,7 @@ class Bench:
             recipe.method,
             start.target,
             start.data,
+            criterion=criterion,
             start=head.parameters if head else None,
             seed=recipe.seed,
             folder=where,

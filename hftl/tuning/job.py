@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hftl.criterion import Criterion
 from hftl.errors import ConvergenceError, Interrupted, UserError
+from hftl.frozen.recipe import chooses
 from hftl.progress import Progress
 from hftl.recipes import Recipe, changed
 from hftl.runs.provenance import record_of
@@ -54,19 +56,24 @@ class Job:
     def made_with(self) -> dict[str, Any]:
         """What scores depend on, beside the values that are tried."""
         start = self.bench.start(self.recipe)
-        record = record_of(self.name, self.recipe, start.spec, start.target.backbone, start.data)
+        record = record_of(self.name, self.recipe, start.spec, start.target.backbone, start.data, self.criterion)
         return {
             "the recipe": record.recipe,
             "the backbone": record.backbone.identity,
             "the data": record.data.identity,
             "what is searched": self.space.spelt(),
-            "the metric": self.metric,
+            "the metric": self.criterion.name,
         }
 
     @property
-    def metric(self) -> str:
+    def criterion(self) -> Criterion:
         """What chooses."""
-        return self.bench.start(self.recipe).data.task.metric
+        return chooses(self.recipe, self.bench.start(self.recipe).data.task)
+
+    @property
+    def metric(self) -> str:
+        """Its name."""
+        return self.criterion.name
 
     @cached_property
     def trials(self) -> Trials:
@@ -106,7 +113,7 @@ class Job:
         finished = [trial for trial in ended if trial.state.name == "COMPLETE"]
         if not finished:
             raise UserError(f"all {len(ended):,} trials failed; the first one: {ended[0].user_attrs.get('why')}")
-        return max(finished, key=lambda trial: (trial.value, -trial.number))
+        return max(finished, key=lambda trial: (self.criterion.rank(trial.value), -trial.number))
 
     def tried(self) -> list[TriedTrial]:
         """All trials that ended."""
@@ -151,7 +158,9 @@ class Job:
     # ── one trial ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _trials(self, name: str, made_with: Mapping[str, Any]) -> Trials:
-        return Trials(self.folder, name, maximize=True, made_with=made_with, seed=self.recipe.seed)
+        return Trials(
+            self.folder, name, maximize=self.criterion.greater_is_better, made_with=made_with, seed=self.recipe.seed
+        )
 
     def _judged(self, trials: Trials, trial: Trial, recipe: Recipe, what: str, *, spread: bool = False) -> None:
         """Train and judge, and keep what came of it; an interruption leaves the trial to be done again."""

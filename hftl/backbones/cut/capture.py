@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from hftl.backbones.cut.cut import Cut
 from hftl.backbones.cut.frontier import Frontier, Recorded
+from hftl.backbones.pooling import Pooled
 from hftl.errors import CutError
+from hftl.foreign import tree_unflatten
 
 
 class Capture:
@@ -72,7 +74,7 @@ class Capture:
         chosen = [i for i, call in enumerate(recorded) if call.module in mine]
         calls = [recorded[i] for i in chosen]
         if cut.kind == "pooled":
-            return {"features": pool(calls[-1], batch, cut.pooling or "")}
+            return {"features": pool(calls[-1], batch, Pooled.by(self.model, cut.pooling or "")).float()}
         if cut.positions is None:
             rows = _real_tokens(cut, batch)
             return _collect(cut, calls, batch, lambda value: [v[r] for v, r in zip(value, rows, strict=True)])
@@ -142,20 +144,13 @@ def _mixed(logits: Tensor, noted: list[tuple[Tensor, Tensor]]) -> Tensor:
     return torch.einsum("nt,ntd->nd", mixing[..., 0].float(), features.float())
 
 
-def pool(record: Recorded, batch: Mapping[str, Tensor], pooling: str) -> Tensor:
-    """Pool the first output of the frozen body, (n, t, d) or (n, d, h, w), to (n, d)."""
-    value = next((leaf.detach() for leaf in record.floats() if leaf.dim() in (3, 4)), None)
-    if value is None or (value.dim() == 4 and pooling == "cls"):
-        return torch.empty(0, 0)
-    if value.dim() == 4:
-        return value.mean((2, 3))
-    if pooling == "cls":
-        return value[:, 0]
-    mask = batch.get("attention_mask")
-    if mask is None or mask.shape != value.shape[:2]:
-        return value.mean(1)
-    weights = mask.to(value)[..., None]
-    return (value * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+def pool(record: Recorded, batch: Mapping[str, Tensor], pooled: Pooled) -> Tensor:
+    """Pool what the frozen body returned to vectors (n, d).
+
+    Raises:
+        BackboneError: it returned nothing that can be pooled so.
+    """
+    return pooled.of(tree_unflatten(record.leaves, record.structure), batch).detach()
 
 
 def gradients_of(logits: Tensor, recorded: list[Recorded]) -> list[list[Tensor | None]]:

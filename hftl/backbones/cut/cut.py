@@ -59,7 +59,7 @@ class Cut:
         head: the names of the parameters that train.
         linear: the name of the Linear that is the head, for kind ``linear``.
         bias: whether that Linear has a bias.
-        pooling: ``"mean"`` or ``"cls"`` for kind ``pooled``.
+        pooling: for kind ``pooled``, how; see `hftl.backbones.pooling.Pooled`.
         calls: the frontier's calls in the order in which they run (for ``pooled`` only the last, which is pooled).
         tokens: names of integer inputs kept beside the features because the forward outside the frontier may read them.
         blanks: per-row shape and dtype of every other input; the replay gives zeros for them.

@@ -13,6 +13,7 @@ from hftl.backbones.cut.capture import Capture, gradients_of, pool, positions_of
 from hftl.backbones.cut.cut import Call, Cut, Leaf
 from hftl.backbones.cut.frontier import Frontier, Recorded, owner
 from hftl.backbones.cut.replay import replaying
+from hftl.backbones.pooling import Pooled
 from hftl.errors import BackboneError, CutError
 from hftl.foreign import treespec_dumps
 from hftl.wording import one_line
@@ -60,14 +61,15 @@ def pooled_cut(model: nn.Module, head: set[str], probes: Sequence[Mapping[str, T
         CutError: the body returns nothing that can be pooled, or the model is no ``PreTrainedModel``, which pools
             in a way of its own that an exported pooling would contradict.
     """
+    name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
-        raise CutError(f"{type(model).__name__} pools in its own way; use pooling='native'")
+        raise CutError(f"{name} pools in its own way; use pooling='native'")
     recorded = _record(model, head, probes[0])
-    width = pool(recorded[-1], probes[0], pooling).shape[1] if recorded else 0
-    if not width:
-        raise CutError(
-            f"{type(model).__name__} returns nothing that pooling={pooling!r} can pool; use pooling='native'"
-        )
+    try:
+        width = pool(recorded[-1], probes[0], Pooled.by(model, pooling)).shape[1]
+    # Whatever is raised where a class returns something else than most do.
+    except Exception as error:
+        raise CutError(f"{name} returns nothing that pooling={pooling!r} can pool; use pooling='native'") from error
     return Cut("pooled", sorted(head), pooling=pooling, calls=[Call(recorded[-1].module, "", [])], width=width)
 
 

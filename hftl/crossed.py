@@ -1,0 +1,341 @@
+"""Repeated cross-validation of a whole run: every training row is scored by models that have not seen it.
+
+Everything is done anew for each fold, the choice of a strength or an epoch included, so that a fold's rows have no say
+in the model that scores them (nested cross-validation). The strengths that a fold looks at first are those about the
+one that the fold before chose; where the best lies at the end of these, the whole path is walked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from hftl.criterion import Criterion
+from hftl.data import Data, Split
+from hftl.data.division import folds_of
+from hftl.errors import HftlError, RecipeError
+from hftl.export.trained import Exported, Trained
+from hftl.frozen.features import SplitFeatures, StoredFeatures
+from hftl.heads.folds import task_folds
+from hftl.intervals import SPREAD_OF_HEADS
+from hftl.metrics.resampled import resampled_metrics
+from hftl.metrics.values import to_plain
+from hftl.progress import counted
+from hftl.scored import Intervals, intervals_of
+from hftl.store.values import Ragged
+from hftl.tasks import Task
+
+FILE = "out_of_fold.parquet"
+# Strengths on either side of the last chosen one that the next fold looks at first.
+NEARBY = 2
+# Relative distance from the minimum at which a fold's head stops: far below what its rows can tell apart.
+FOLD_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often rows are dealt into how many folds."""
+
+    folds: int
+    repeats: int
+
+    @classmethod
+    def of(cls, text: str) -> Plan:
+        """Read ``5x3``: 5 folds, dealt 3 times; ``5`` is ``5x1``.
+
+        Raises:
+            RecipeError: it is nothing of the kind.
+        """
+        folds, _, repeats = text.lower().partition("x")
+        try:
+            plan = cls(int(folds), int(repeats or 1))
+        except ValueError:
+            plan = cls(0, 0)
+        if plan.folds < 2 or plan.repeats < 1:
+            raise RecipeError(f"--cv {text!r}: give folds and how often they are dealt, such as 5x3; at least 2x1")
+        return plan
+
+    @property
+    def trainings(self) -> int:
+        """How many models are trained beside the one that is exported."""
+        return self.folds * self.repeats
+
+    def __str__(self) -> str:
+        return f"{self.folds} folds, dealt {'once' if self.repeats == 1 else f'{self.repeats} times'}"
+
+
+def dealt_for(plan: Plan, split: Split, task: Task, seed: int) -> np.ndarray:
+    """The fold of each row in each repeat, int64 (repeats, n), from 0; -1 of rows that are all there is of a class.
+
+    Raises:
+        DataError: there are fewer groups than folds.
+        RecipeError: folds are given, and the plan is for others, or for several deals of them.
+    """
+    if split.marks.folds is not None:
+        if plan.repeats > 1:
+            raise RecipeError(
+                f"the data bring their folds, which cannot be dealt {plan.repeats} times: give --cv {plan.folds}"
+            )
+        if (given := len(np.unique(split.marks.folds))) != plan.folds:
+            raise RecipeError(f"the column of folds has {given} in training, not {plan.folds}: give --cv {given}")
+    dealt = []
+    for repeat in range(plan.repeats):
+        by_columns = folds_of(split, task, plan.folds, seed + repeat)
+        if by_columns is None:
+            by_columns = task_folds(torch.from_numpy(split.labels), task, plan.folds, seed + repeat).numpy()
+        dealt.append(by_columns)
+    return np.stack(dealt)
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """What models say of training rows that they have not seen.
+
+    Attributes:
+        plan: how rows were dealt.
+        split: the rows that were scored, those that stood in a fold.
+        folds: int64 (repeats, n), the fold of each.
+        logits: float32 (repeats, n, C).
+        thresholds: float64 (repeats, n, C), those of the model that scored the row; None where labels need none.
+        baselines: of what costs nothing, the mean over folds.
+        by_fold: of each training its repeat, fold, rows, the metric that chooses, and the strength.
+        places: int64 (n,), where these rows stand in training.
+        is_all: whether the data bring no test split, so that these scores are the run's.
+    """
+
+    plan: Plan
+    split: Split
+    folds: np.ndarray
+    logits: np.ndarray
+    thresholds: np.ndarray | None
+    baselines: dict[str, float]
+    by_fold: list[dict[str, Any]]
+    places: np.ndarray
+    is_all: bool
+
+    def as_json(self, task: Task, seed: int) -> dict[str, Any]:
+        """What ``metrics.json`` has."""
+        return {
+            "folds": self.plan.folds,
+            "repeats": self.plan.repeats,
+            "rows": len(self.split),
+            "in_place_of_a_test_split": self.is_all,
+            "eval": to_plain(self.values(task)),
+            "intervals": self.intervals(task, seed).as_json(),
+            "trainings": self.by_fold,
+        }
+
+    def scores(self, task: Task) -> np.ndarray:
+        """Probabilities or predicted targets: (repeats, n, C)."""
+        return np.stack([task.scores(torch.from_numpy(each)).numpy() for each in self.logits])
+
+    def values(self, task: Task) -> dict[str, float]:
+        """Every metric on all rows together, the mean over repeats; NaN where undefined."""
+        once = np.ones((1, len(self.split)))
+        cuts: Sequence[Any] = [None] * len(self.logits) if self.thresholds is None else list(self.thresholds)
+        each = [
+            resampled_metrics(task, scores, self.split.labels, once, cut)
+            for scores, cut in zip(self.scores(task), cuts, strict=True)
+        ]
+        return {name: float(np.mean([found[name][0] for found in each])) for name in each[0]}
+
+    def intervals(self, task: Task, seed: int) -> Intervals:
+        """How sure they are of the model that is trained on all rows."""
+        groups = self.split.marks.groups
+        return intervals_of(
+            task,
+            self.scores(task),
+            self.split.labels,
+            thresholds=self.thresholds,
+            groups=groups,
+            seed=seed,
+            spread=SPREAD_OF_HEADS,
+        )
+
+    def write(self, folder: Path, task: Task, names: Sequence[str]) -> None:
+        """Write ``out_of_fold.parquet``: one line for each row and repeat, with the fold that it was held out in."""
+        tables = []
+        scores, groups = self.scores(task), self.split.marks.group_names
+        for repeat, (folds, each) in enumerate(zip(self.folds, scores, strict=True)):
+            cuts: Any = None if self.thresholds is None else self.thresholds[repeat]
+            columns: dict[str, Any] = {
+                "row": [self.split.inputs.name(i) for i in range(len(self.split))],
+                "repeat": np.full(len(folds), repeat + 1),
+                "fold": folds + 1,
+                "label": task.truth(self.split.labels, names),
+                "prediction": task.predicted(each, names, cuts),
+                "scores": list(each),
+            }
+            tables.append(pa.table(columns | ({} if groups is None else {"group": groups})))
+        pq.write_table(pa.concat_tables(tables), folder / FILE)
+
+
+# Trains on a part and gives its model's logits of the part's test split; None on processes that only lend a hand.
+Train = Callable[[Data, StoredFeatures | None, str, "list[float] | None"], "Trained | None"]
+
+
+def cross_validated(
+    plan: Plan,
+    data: Data,
+    features: StoredFeatures | None,
+    train: Train,
+    *,
+    criterion: Criterion,
+    seed: int,
+    quiet: bool,
+) -> Crossed | None:
+    """Train without each fold in turn, and score the fold.
+
+    Args:
+        plan: how rows are dealt.
+        data: whose training rows are dealt; a validation split serves every training.
+        features: theirs, where they are stored.
+        train: trains on a part.
+        criterion: the metric that is told of each fold.
+        seed: decides the folds.
+        quiet: show no progress.
+
+    Returns:
+        None on processes that only lend a hand.
+    """
+    dealt = dealt_for(plan, data.train, data.task, seed)
+    logits = np.zeros((plan.repeats, len(data.train), len(data.label_names)), dtype=np.float32)
+    thresholds = np.full(logits.shape, 0.5)
+    by_fold: list[dict[str, Any]] = []
+    free: dict[str, list[tuple[float, int]]] = {}
+    pairs = [(repeat, fold) for repeat in range(plan.repeats) for fold in range(plan.folds)]
+    path: _Path | None = None
+    trained: Trained | None = None
+    for repeat, fold in counted("cv", pairs, unit="trainings", quiet=quiet):
+        held = dealt[repeat] == fold
+        if not held.any():
+            continue
+        part, kept = _without(data, features, held)
+        trained, path = _trained(train, part, kept, f"{repeat + 1}-{fold + 1}", path)
+        if trained is None:
+            continue
+        logits[repeat, held] = trained.logits.numpy()
+        thresholds[repeat, held] = trained.report.get("thresholds", 0.5)
+        value = criterion.value(trained.logits.numpy(), part.test.labels, trained.report.get("thresholds"))
+        by_fold.append(
+            {
+                "repeat": repeat + 1,
+                "fold": fold + 1,
+                "rows": int(held.sum()),
+                criterion.name: value if math.isfinite(value) else None,
+                **({"strength": trained.report["chosen"]} if path else {}),
+            }
+        )
+        for name, share in trained.report.get("baselines", {}).items():
+            free.setdefault(name, []).append((share, int(held.sum())))
+    if trained is None:
+        return None
+    # A class of one row stays out of every deal alike.
+    scored = np.flatnonzero((dealt >= 0).all(0))
+    baselines = {
+        name: float(np.average([s for s, _ in each], weights=[n for _, n in each])) for name, each in free.items()
+    }
+    decided = thresholds[:, scored] if data.task.link == "sigmoid" else None
+    split = data.train.select(scored, "test")
+    return Crossed(
+        plan, split, dealt[:, scored], logits[:, scored], decided, baselines, by_fold, scored, not len(data.test)
+    )
+
+
+# ── a fold that fine-tuning scored ───────────────────────────────────────────────────────────────────────────────────
+
+
+def write_fold(folder: Path, trained: Trained) -> None:
+    """Keep what a fold's model said, so that a run that is stopped need not train it again; its checkpoints go."""
+    rmtree(folder, ignore_errors=True)
+    kept = {name: trained.report[name] for name in ("thresholds", "baselines") if name in trained.report}
+    content = json.dumps({"logits": trained.logits.tolist(), "report": kept})
+    file = _fold_file(folder)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    written = file.with_suffix(".part")
+    written.write_text(content, encoding="utf-8")
+    # Whole or not at all: a run may be killed between.
+    written.replace(file)
+
+
+def read_fold(folder: Path) -> dict[str, Any] | None:
+    """What `write_fold` kept; None where there is nothing."""
+    file = _fold_file(folder)
+    if not file.is_file():
+        return None
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
+def of_fold(content: dict[str, Any]) -> Trained:
+    """A fold's model again, which can no longer be exported."""
+
+    def gone(_: Path) -> list[Exported]:
+        raise HftlError("the model of a fold is not kept")
+
+    return Trained(torch.tensor(content["logits"], dtype=torch.float32), "finetune", content["report"], gone)
+
+
+def _fold_file(folder: Path) -> Path:
+    return folder.parent / f"{folder.name}.json"
+
+
+@dataclass(frozen=True)
+class _Path:
+    """The strengths that there are, from strong to weak, and where the last chosen one stands."""
+
+    strengths: list[float]
+    chosen: int
+
+    def near(self) -> list[float]:
+        return self.strengths[max(0, self.chosen - NEARBY) : self.chosen + NEARBY + 1]
+
+
+def _trained(
+    train: Train, part: Data, kept: StoredFeatures | None, name: str, path: _Path | None
+) -> tuple[Trained | None, _Path | None]:
+    near = path.near() if path else None
+    trained = train(part, kept, name, near)
+    if trained is not None and path and near:
+        chosen = trained.report["chosen"]
+        ends = {near[0], near[-1]} - {path.strengths[0], path.strengths[-1]}
+        if chosen in ends:
+            trained = train(part, kept, name, path.strengths)
+    if trained is None or len(steps := trained.report.get("path", [])) < 2:
+        return trained, path
+    known = path.strengths if path else sorted((float(step["strength"]) for step in steps), reverse=True)
+    return trained, _Path(known, int(np.abs(np.log(np.array(known) / trained.report["chosen"])).argmin()))
+
+
+def _without(data: Data, features: StoredFeatures | None, held: np.ndarray) -> tuple[Data, StoredFeatures | None]:
+    """Training without some of its rows, which are the test split."""
+    stays, drawn = np.flatnonzero(~held), np.flatnonzero(held)
+    part = replace(data, train=data.train.select(stays), test=data.train.select(drawn, "test"))
+    if features is None:
+        return part, None
+    whole = features.splits["train"]
+    splits = {**features.splits, "train": taken(whole, stays), "test": taken(whole, drawn, "test")}
+    return part, replace(features, splits=splits)
+
+
+def taken(whole: SplitFeatures, rows: np.ndarray, name: str | None = None) -> SplitFeatures:
+    """Some rows of a split with their features; under another name where one is given."""
+    index = torch.from_numpy(rows)
+    columns: dict[str, Any] = {}
+    for column, values in whole.columns.items():
+        if isinstance(values, Ragged):
+            parts = torch.split(values.values, values.lengths.tolist())
+            columns[column] = Ragged(torch.cat([parts[row] for row in rows.tolist()]), values.lengths[index])
+        else:
+            columns[column] = values[index]
+    return SplitFeatures(whole.split.select(rows, name), whole.digests[rows], columns)
