@@ -187,7 +187,8 @@ def several(rows: int, labels: int, seed: int, apart: float = 1.5) -> tuple[torc
 
 
 def f1_at(p: torch.Tensor, y: torch.Tensor, threshold: float) -> float:
-    return float(f1_score(y.numpy(), (p > threshold).numpy(), zero_division=0.0))
+    said, true = (p > threshold).numpy(), y.numpy() > 0
+    return 2 * float((said & true).sum()) / max(1, int(said.sum() + true.sum()))
 
 
 def test_thresholds_are_as_good_as_the_best_cut_within_the_noise_of_a_bootstrap() -> None:
