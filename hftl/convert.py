@@ -16,9 +16,10 @@ from torch import Tensor
 
 from hftl.backbones.files import ONNX, is_onnx_folder
 from hftl.backbones.protocol import Backbone
+from hftl.backbones.quantized import is_quantized
 from hftl.criterion import Criterion
 from hftl.data import Data, Split, Texts
-from hftl.errors import BadRowError, DataError, HftlError, UserError
+from hftl.errors import BackboneError, BadRowError, DataError, HftlError, UserError
 from hftl.export.card import write_card
 from hftl.export.loaded import LoadedModel
 from hftl.export.onnx import ONNX_FOLDERS, OnnxNetwork, check_libraries, quantize, write_facts, write_onnx
@@ -102,6 +103,15 @@ def to_onnx(
         folder = Path(out).expanduser() if out else source.path / ONNX_FOLDERS[int8]
         _check_target(folder)
         model = LoadedModel.load(source.path, offline=offline).on_cpu()
+        if model.task.of_words:
+            raise UserError(f"{source.path}: each word has a label there, and such a model is not written as ONNX yet")
+        if is_quantized(model.network):
+            raise BackboneError(
+                f"{source.path} has weights that bitsandbytes reads, which ONNX has no place for: run it again without "
+                "quantize"
+            )
+        # Weights in 16 bits are written, and compared, in float32.
+        model.network.float()
         data = data_of_run(source, model.backbone)
         # Written beside, so that a folder of that name is always a whole and compared one.
         draft = folder.with_name(f".{folder.name}.unfinished")
@@ -110,7 +120,7 @@ def to_onnx(
         try:
             # As its files have it: the model that is asked multiplies by operations that only torch knows.
             plain, _ = model.backbone.load_trained()
-            write_onnx(plain, model.backbone.probes(), draft / ONNX)
+            write_onnx(plain.float(), model.backbone.probes(), draft / ONNX)
             if int8:
                 _store_in_8_bits(draft, _calibration(model.backbone, data))
             model.network.config.save_pretrained(draft)

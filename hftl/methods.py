@@ -10,7 +10,10 @@ from typing_extensions import Self
 
 # What is said of a label where nothing else is given, as CLIP's paper does.
 PROMPT = "a photo of a {label}"
-Pooling = Literal["native", "mean", "cls", "cls+mean", "pooler", "projection"]
+Pooling = Literal["native", "mean", "cls", "cls+mean", "last", "pooler", "projection"]
+CacheBlocks = Literal["auto", "always", "never"]
+# Of frozen weights.
+Bits = Literal["8bit", "4bit"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Head(Options):
     Attributes:
         pooling: what of the backbone the head reads: ``"native"`` for what the model's own head reads (exported in
             the model's own class), or of its last layer the ``"mean"`` over the tokens, the first (``"cls"``) or, as
-            ``"cls+mean"``, both behind each other, or ``"pooler"``, the base model's own pooled output, or
+            ``"cls+mean"``, both behind each other, or the ``"last"`` (which is what classes of causal language models
+            read by themselves), or ``"pooler"``, the base model's own pooled output, or
             ``"projection"``, a picture's embedding beside a text tower (CLIP, SigLIP). What sentence-transformers can
             hold of texts is then exported for it, all else as the base model with the head beside it.
         hidden: units of one hidden layer (GELU), trained with AdamW instead of solved; None for a linear head. Only the
@@ -55,7 +59,11 @@ class Head(Options):
         class_weight: ``"balanced"``, or one weight for each class in the order of the label names.
         calibrate: scale the logits by a temperature fitted on held-out rows.
         mixed_precision: of the frozen part's forward pass; features are stored in float32 in any case. With ``"bf16"``
-            or ``"fp16"`` the exported model, which computes in float32, agrees with the run to that precision only.
+            or ``"fp16"`` a text backbone's weights are read in it, which halves memory, and exported in it, the head in
+            float32; other backbones compute under autocast and are exported in float32. Either way the exported model
+            agrees with the run to that precision only, and the run says how far it does.
+        quantize: read the linear layers of a text backbone in ``"8bit"`` or ``"4bit"`` through bitsandbytes. The export
+            is quantised too, and needs that library.
     """
 
     name: Literal["head"] = "head"
@@ -67,6 +75,7 @@ class Head(Options):
     class_weight: Literal["balanced"] | list[float] | None = None
     calibrate: bool = True
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    quantize: Bits | None = None
 
     @field_validator("strengths")
     @classmethod
@@ -188,6 +197,9 @@ class LoRA(FineTune):
         dora: learn magnitude and direction apart (Liu et al. 2024).
         pissa: start from the principal components of the weights (Meng et al. 2024).
         lora: any other fields of ``peft.LoraConfig``, such as ``{"target_modules": ["query", "value"]}``.
+        from_block: the first block with updates, counted from 0, those below it being frozen; negative counts from the
+            end: -2 updates the last two. None updates all.
+        cache_blocks: with ``from_block``, as of `Partial`.
     """
 
     name: Literal["lora"] = "lora"
@@ -199,6 +211,8 @@ class LoRA(FineTune):
     dora: bool = False
     pissa: bool = False
     lora: dict[str, Any] = Field(default_factory=dict)
+    from_block: int | None = None
+    cache_blocks: CacheBlocks = "auto"
 
 
 class Partial(FineTune):
@@ -206,10 +220,14 @@ class Partial(FineTune):
 
     Attributes:
         freeze: blocks to freeze; negative counts from the end: -2 trains the last two.
+        cache_blocks: whether what the frozen blocks return is kept in the store and read in every epoch, so that they
+            run once for each row: ``"auto"`` where that saves time and the disk has room, ``"always"`` wherever it can
+            be done, or ``"never"``.
     """
 
     name: Literal["partial"] = "partial"
     freeze: int = -2
+    cache_blocks: CacheBlocks = "auto"
 
 
 Method = Annotated[Head | Full | LoRA | Partial, Field(discriminator="name")]

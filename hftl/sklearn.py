@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 
 from hftl.backbones.loading import load_backbone
+from hftl.backbones.precision import Precision
 from hftl.backbones.protocol import Backbone, Target
 from hftl.data import Data, Files, RowNames, Split, Texts
 from hftl.data.load import strings_of
@@ -22,7 +23,7 @@ from hftl.data.objects import input_columns_of
 from hftl.errors import DataError, RecipeError
 from hftl.frozen.features import matrix_of
 from hftl.frozen.recipe import stored_features
-from hftl.frozen.view import Precision, View
+from hftl.frozen.view import View
 from hftl.hub.client import staying_offline
 from hftl.methods import Pooling
 from hftl.parallel import start_processes
@@ -124,7 +125,7 @@ class FrozenFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         with quiet_libraries(), staying_offline(self.offline):
             spec = find(self.backbone)
             options = BackboneOptions(self.max_length, self.offline, self.allow_pickle)
-            backbone = load_backbone(spec, options, self.depth, self.pooling)
+            backbone = load_backbone(spec, options, self.depth, self.pooling, precision=self.mixed_precision)
             view = View.of(backbone, self.pooling, self.mixed_precision)
             target = Target(backbone, backbone.config(Task.SINGLE_LABEL, _NO_LABELS))
             data = _data_of(_inputs_of(values, backbone)[:only])

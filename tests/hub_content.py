@@ -13,12 +13,20 @@ import pyarrow.parquet as pq
 import tiny
 from hub_server import Hub
 from PIL import Image
-from transformers import CONFIG_MAPPING, AutoModel, BertTokenizerFast, BitImageProcessorPil, ViTImageProcessorPil
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    AutoModelForCausalLM,
+    BertTokenizerFast,
+    BitImageProcessorPil,
+    ViTImageProcessorPil,
+)
 
 VIT, FLOWERS = "google/vit-base-patch16-224-in21k", "nelorth/oxford-flowers"
 DINOV2, BEANS = "facebook/dinov2-small", "AI-Lab-Makerere/beans"
 CLIP = "openai/clip-vit-base-patch32"
 DINOV3 = "facebook/dinov3-vits16-pretrain-lvd1689m"
+LLAMA = "meta-llama/Llama-3.2-1B"
 BERT, REVIEWS = "google-bert/bert-base-uncased", "someone/reviews"
 WORDS = ["good", "bad", "film", "the", "a", "plot", "actor", "is", "was", "very"]
 
@@ -70,6 +78,17 @@ def add_bert(hub: Hub, folder: Path, name: str = BERT, **options: Any) -> None:
     BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=32).save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# BERT\n")
     hub.add(name, folder, **options)
+
+
+def add_llama(hub: Hub, folder: Path, name: str = LLAMA) -> None:
+    """A tiny Llama as a causal language model, in bfloat16, and a tokenizer without a padding token."""
+    config = tiny.config("llama")
+    config.pad_token_id = None
+    AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(folder)
+    tokenizer = tiny.tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    hub.add(name, folder)
 
 
 def flower(kind: int, number: int) -> bytes:

@@ -19,7 +19,7 @@ import pages
 import pytest
 import runs
 from fake_plugins import Site
-from hub_content import add_clip, add_dinov2, add_dinov3, add_usual
+from hub_content import add_clip, add_dinov2, add_dinov3, add_llama, add_usual
 from hub_server import Hub
 from pages import PAGES, ROOT, WHY_NOT_RUN, Reader
 from warm import Warm
@@ -56,6 +56,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
         add_usual(hub, content)
         add_dinov2(hub, content / "dinov2")
         add_dinov3(hub, content / "dinov3")
+        add_llama(hub, content / "llama")
         add_clip(hub, content / "clip")
         # What opens a page in a browser opens none here.
         given = {"PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT)), "BROWSER": "true"}
@@ -113,6 +114,9 @@ def write_tables(folder: Path) -> None:
     for name, rows in tables.items():
         with (folder / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
+    (folder / "names").mkdir()
+    for seed, (split, rows) in enumerate({"train": 48, "test": 16}.items()):
+        runs.write_sentences(folder / "names" / f"{split}.jsonl", rows, seed=seed)
     texts = [str(text) for _, text, _ in tables["tickets"][1:]]
     (folder / "lines.txt").write_text("\n".join(texts))
     (folder / "tickets.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))

@@ -18,6 +18,7 @@ from hub_client import Client
 from hub_server import Hub
 
 from hftl.errors import HubError, UserError
+from hftl.store.files import size_and_checksum
 
 TOKEN = "hf_canary_0123456789"
 
@@ -120,6 +121,40 @@ def test_a_dry_run_lists_files_with_sizes_and_asks_the_hub_nothing(hub: Hub, tmp
     assert set(lines) == PUSHED - {".gitattributes"}
     assert lines["model.safetensors"] == ["4.2", "kB"]
     assert len(hub.requests) == before
+
+
+ONNX_FILES = {
+    "onnx/model.onnx": b"an onnx file",
+    "onnx/config.json": b"{}",
+    "onnx/README.md": b"its card",
+    "onnx/notes.txt": b"secret",
+    "onnx-int8/model.onnx": b"a smaller one",
+}
+
+
+def onnx_facts(content: bytes, folder: Path) -> bytes:
+    (folder / "stamped").write_bytes(content)
+    return json.dumps({"checksum": size_and_checksum(folder / "stamped")[1]}).encode()
+
+
+def test_what_was_exported_as_onnx_goes_up_beside_the_model_and_is_cleared_away_with_it(
+    hub: Hub, client: Client, tmp_path: Path
+) -> None:
+    facts = {"onnx/export.json": onnx_facts(ONNX_FILES["onnx/model.onnx"], tmp_path)}
+    run = make_run(tmp_path / "run", **ONNX_FILES, **facts)
+    push(client, run, "me/onnx")
+    files = hub.repos["models", "me/onnx"].head.files
+    assert set(files) == PUSHED | {"onnx/model.onnx", "onnx/model_quantized.onnx"}
+    assert files["onnx/model.onnx"].content == b"an onnx file"
+    assert files["onnx/model_quantized.onnx"].content == b"a smaller one"
+    push(client, make_run(tmp_path / "plain", value=1), "me/onnx")
+    assert set(hub.repos["models", "me/onnx"].head.files) == PUSHED
+
+
+def test_an_onnx_file_other_than_the_one_that_was_compared_is_not_pushed(client: Client, tmp_path: Path) -> None:
+    facts = {"onnx/export.json": onnx_facts(b"another", tmp_path)}
+    with pytest.raises(UserError, match="is not the file that was exported: export the run again"):
+        push(client, make_run(tmp_path / "run", **ONNX_FILES, **facts), "me/changed")
 
 
 def test_public_is_said_and_a_repository_that_is_there_keeps_who_sees_it(

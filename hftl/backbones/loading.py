@@ -10,7 +10,7 @@ from hftl.backbones.protocol import Backbone, at_depth
 from hftl.backbones.source import Source
 from hftl.errors import BackboneError, HftlError, HubError, PluginError
 from hftl.hub.client import explain, is_outage
-from hftl.methods import Pooling
+from hftl.methods import Bits, Pooling
 from hftl.plugins.manager import stdout_as_stderr
 from hftl.plugins.registry import backbone_claims
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
@@ -27,6 +27,8 @@ def load_backbone(
     pooling: Pooling = "native",
     *,
     trains_body: bool = False,
+    precision: str = "no",
+    quantize: Bits | None = None,
 ) -> Backbone:
     """Load a backbone, and pin what goes wrong inside a plugin on that plugin.
 
@@ -37,6 +39,9 @@ def load_backbone(
         pooling: what a head reads.
         trains_body: whether more than a head is trained, which takes a model that pools so itself; a head alone on the
             tokens of texts reads them of the classification class's own pass.
+        precision: of the frozen pass, ``"no"`` for float32, ``"bf16"`` or ``"fp16"``: a model of texts has its weights
+            read in it. Models of pictures stay in float32, and compute under autocast.
+        quantize: read the linear layers of a model of texts in so few bits.
 
     Raises:
         BackboneError: the model cannot be found or used, or not at that depth.
@@ -69,7 +74,37 @@ def load_backbone(
         backbone.name = spec.name
     if pooling != "native":
         backbone = _pooled(backbone, pooling, trains_body)
+    backbone = in_precision(backbone, precision, quantize)
     return backbone if depth is None else at_depth(backbone, depth)
+
+
+def in_precision(backbone: Backbone, precision: str, quantize: Bits | None) -> Backbone:
+    """The backbone with its weights read in fewer bits, where it is one of texts; else as it is.
+
+    Raises:
+        BackboneError: it is to be quantised and is none of texts, or the library for it is not here.
+    """
+    from hftl.backbones.precision import DTYPES
+    from hftl.backbones.quantized import check_quantizer
+    from hftl.backbones.text import TextBackbone
+
+    if quantize:
+        check_quantizer(quantize)
+        if not isinstance(backbone, TextBackbone):
+            raise BackboneError(f"quantize={quantize!r}: {backbone.name} is no model of texts: leave it out")
+    return backbone.in_dtype(DTYPES[precision], quantize) if isinstance(backbone, TextBackbone) else backbone
+
+
+def as_published(backbone: Backbone) -> Backbone:
+    """The backbone with its weights read in the dtype that its configuration names, as transformers does by itself.
+
+    Only where it is one of texts, and that dtype has 16 bits.
+    """
+    from hftl.backbones.precision import HALVES
+    from hftl.backbones.text import TextBackbone
+
+    stated = getattr(backbone.base_config, "dtype", None) if isinstance(backbone, TextBackbone) else None
+    return backbone.in_dtype(stated) if isinstance(backbone, TextBackbone) and stated in HALVES else backbone
 
 
 def _pooled(backbone: Backbone, pooling: Pooling, trains_body: bool) -> Backbone:
@@ -100,6 +135,36 @@ def _pooled(backbone: Backbone, pooling: Pooling, trains_body: bool) -> Backbone
     # Said now, not when the first row is read.
     assert made.pooling
     return made
+
+
+def for_words(backbone: Backbone) -> Backbone:
+    """The same checkpoint as a model that gives each word of a sentence a label.
+
+    Raises:
+        BackboneError: it reads no texts, it is a plugin's, or transformers has no such class for it.
+    """
+    # Brought only here: they bring torch and transformers.
+    from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+
+    from hftl.backbones.text import TextBackbone
+    from hftl.backbones.words import WordBackbone
+
+    if isinstance(backbone, WordBackbone):
+        return backbone
+    if type(backbone) is not TextBackbone:
+        raise BackboneError(
+            f"{backbone.name} is a {type(backbone).__name__}, which gives words no labels: take a model of texts that "
+            "transformers loads"
+        )
+    kind = type(backbone.base_config)
+    if kind not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+        raise BackboneError(
+            f"{backbone.name}: transformers has no token classification for {kind.__name__.removesuffix('Config')}: "
+            "take another backbone for tagged words"
+        )
+    made = WordBackbone(backbone.source, backbone.max_length)
+    made.name = backbone.name
+    return made.at_depth(backbone.shortened.depth) if backbone.shortened else made
 
 
 def missing_attributes(backbone: object) -> list[str]:

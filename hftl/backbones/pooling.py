@@ -22,9 +22,9 @@ class Pooled:
     """How one vector is made of what a base model returns.
 
     Attributes:
-        kind: ``cls`` for the first token, ``mean`` over the tokens, ``cls+mean`` for both behind each other (which
-            DINOv2 and DINOv3 are evaluated with), ``pooler`` for the model's own pooled output, ``projection`` for a
-            picture's embedding in the space that a text tower shares, of length one.
+        kind: ``cls`` for the first token, ``last`` for the last, ``mean`` over the tokens, ``cls+mean`` for both behind
+            each other (which DINOv2 and DINOv3 are evaluated with), ``pooler`` for the model's own pooled output,
+            ``projection`` for a picture's embedding in the space that a text tower shares, of length one.
         skip: tokens before the first that ``mean`` counts: a picture's class token, and registers, which stand for no
             patch.
         layout: of the output: ``tokens`` (n, t, d), ``map`` (n, d, h, w) or ``map last`` (n, h, w, d).
@@ -62,7 +62,8 @@ class Pooled:
         if self.kind in ("pooler", "projection"):
             pooled: Tensor = output.pooler_output
             return pooled if self.kind == "pooler" else nn.functional.normalize(pooled, dim=-1)
-        tokens = tokens_of(output, self.layout)
+        # What is averaged in 16 bits is rounded once more than it has to be.
+        tokens = tokens_of(output, self.layout).float()
         mask = inputs.get(self.mask) if self.mask else None
         if mask is not None and mask.shape != tokens.shape[:2]:
             # Some models return other tokens than they read.
@@ -76,6 +77,13 @@ def _first_token(tokens: Tensor, mask: Tensor | None, _skip: int) -> Tensor:
     return tokens[torch.arange(len(tokens), device=tokens.device), mask.int().argmax(1)]
 
 
+def _last_token(tokens: Tensor, mask: Tensor | None, _skip: int) -> Tensor:
+    if mask is None:
+        return tokens[:, -1]
+    last = mask.shape[1] - 1 - mask.int().flip(1).argmax(1)
+    return tokens[torch.arange(len(tokens), device=tokens.device), last]
+
+
 def _over_tokens(tokens: Tensor, mask: Tensor | None, skip: int) -> Tensor:
     if mask is None:
         return tokens[:, skip:].mean(1)
@@ -84,7 +92,11 @@ def _over_tokens(tokens: Tensor, mask: Tensor | None, skip: int) -> Tensor:
 
 
 # From tokens (n, t, d), a mask (n, t) or none, and how many come before the first that stands for a patch.
-PARTS: dict[str, Callable[[Tensor, Tensor | None, int], Tensor]] = {"cls": _first_token, "mean": _over_tokens}
+PARTS: dict[str, Callable[[Tensor, Tensor | None, int], Tensor]] = {
+    "cls": _first_token,
+    "last": _last_token,
+    "mean": _over_tokens,
+}
 
 
 def tokens_of(output: Any, layout: Layout) -> Tensor:

@@ -31,10 +31,13 @@ from hftl.backbones.depth import (
     shorten_config,
 )
 from hftl.backbones.files import is_onnx_folder
+from hftl.backbones.precision import dtype_name, keep_head_float32
+from hftl.backbones.quantized import quantization, quantizer_identity
 from hftl.backbones.source import Source
-from hftl.backbones.weights import whole_on_every_process
+from hftl.backbones.weights import read_model
 from hftl.backbones.whole import check_fit, check_shapes, check_size, drawn_beside, first_mismatch
 from hftl.errors import BackboneError
+from hftl.methods import Bits
 from hftl.tasks import Task
 from hftl.wording import listing, named_error, one_line
 
@@ -60,6 +63,9 @@ class PretrainedBackbone:
     library = "transformers"
     auto_class: Any
     max_length: int | None = None
+    # Of the frozen weights: what `in_dtype` says. A head is float32 in any case.
+    dtype: torch.dtype = torch.float32
+    quantize: Bits | None = None
     processor_file = "preprocessor_config.json"
     # Where it has not all of its blocks: which it has, and the backbone that has them all.
     shortened: Shortened | None = None
@@ -118,8 +124,9 @@ class PretrainedBackbone:
             "commit": self.commit,
             "config": digest_text(json.dumps(config, sort_keys=True)),
             "processor": self.processor_identity(),
-            "dtype": "float32",
+            "dtype": dtype_name(self.dtype),
             **({"depth": depth} if self.shortened else {}),
+            **({"quantize": quantizer_identity(self.quantize)} if self.quantize else {}),
         }
 
     def weight_files(self) -> Mapping[str, Path]:
@@ -142,6 +149,8 @@ class PretrainedBackbone:
         """
         if self.shortened:
             return self.whole.at_depth(depth)
+        if self.quantize:
+            raise BackboneError(f"{self.name} in {self.quantize} has no depths: leave out depth, or quantize")
         check_depth(depth, self.stack, self.name)
         if depth == self.stack.blocks:
             return self
@@ -218,7 +227,7 @@ class PretrainedBackbone:
         return model
 
     def config(self, task: str, label_names: Sequence[str]) -> Any:
-        """The exported model's configuration: label names, kind of task, float32."""
+        """The exported model's configuration: label names, kind of task, dtype of the weights."""
         config = self.agreeing_config()
         if config.num_labels != len(label_names):
             # Some classes keep the number beside the names, and theirs is then the size of the head.
@@ -226,7 +235,9 @@ class PretrainedBackbone:
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: index for index, name in enumerate(label_names)}
         config.problem_type = Task(task).problem_type
-        config.dtype = torch.float32
+        config.dtype = self.dtype
+        if self.quantize:
+            config.quantization_config = quantization(self.quantize, self.dtype)
         # The export is a classifier too.
         without_generation(config)
         return config
@@ -256,7 +267,7 @@ class PretrainedBackbone:
         return notes
 
     def build(self, config: Any) -> tuple[nn.Module, set[str]]:
-        """The classification model with its pretrained weights, in eval mode, float32; and its head's parameter names.
+        """The classification model with its pretrained weights, in eval mode; and its head's parameter names.
 
         Raises:
             BackboneError: the weights do not fit the configuration.
@@ -268,35 +279,44 @@ class PretrainedBackbone:
         head = self.head_of(model)
         self._drawn = drawn_beside(self, model, head, untrained)
         head |= untrained
-        return model, head.intersection(name for name, _ in model.named_parameters())
+        head.intersection_update(name for name, _ in model.named_parameters())
+        if self.dtype != torch.float32:
+            keep_head_float32(model, head)
+        return model, head
 
     def load_trained(self) -> tuple[Any, set[str]]:
-        """The model as the checkpoint has it, head included, float32; and the parameters that the checkpoint lacks."""
-        return self._load(self.auto_class, self.agreeing_config())
+        """The model as the checkpoint has it, head included; and the parameters that the checkpoint lacks."""
+        model, untrained = self._load(self.auto_class, self.agreeing_config())
+        if self.dtype != torch.float32:
+            keep_head_float32(model, self.head_of(model), self.weight_files())
+        return model, untrained
 
     def _load(self, auto_class: Any, config: Any, **options: Any) -> tuple[Any, set[str]]:
-        """A model of one of the Auto classes in eval mode, float32, and the parameters that the checkpoint lacks."""
+        """A model of one of the Auto classes in eval mode, and the parameters that the checkpoint lacks."""
         check_size(self, config)
         try:
-            with whole_on_every_process():
-                model, loading = auto_class.from_pretrained(
-                    self.source.folder,
-                    config=config,
-                    dtype=torch.float32,
-                    output_loading_info=True,
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                    local_files_only=True,
-                    **options,
-                )
+            if self.quantize:
+                # In the configuration it would say that the file's weights are quantised already.
+                options["quantization_config"] = config.__dict__.pop("quantization_config")
+            model, loading = read_model(auto_class, config, self.weight_files(), self.dtype, **options)
         # Whatever a model's class raises on a configuration or weights that do not fit it.
         except Exception as error:
-            why = first_mismatch(self, config) or named_error(error)[:300]
+            why = str(error) if isinstance(error, BackboneError) else named_error(error)[:300]
+            why = first_mismatch(self, config) or why
             raise BackboneError(f"{self.name} cannot be loaded: {why}") from error
         without_generation(model.config)
         check_shapes(self, model, {key[0] for key in loading["mismatched_keys"]})
-        check_fit(self, model.eval())
+        model.eval()
+        if not self.quantize:
+            # On CPUs the first forward packs weights of 4 bits in another way, which is not undone exactly.
+            check_fit(self, model)
         return model, set(loading["missing_keys"]) | {key[0] for key in loading["mismatched_keys"]}
+
+    def in_dtype(self, dtype: torch.dtype, quantize: Bits | None = None) -> Self:
+        """This backbone with its frozen weights read in another dtype, those of linear layers quantised if asked."""
+        other = copy.copy(self)
+        other.dtype, other.quantize = dtype, quantize
+        return other
 
     def skeleton(self, config: Any) -> nn.Module:
         """The same model on the meta device.
@@ -312,7 +332,8 @@ class PretrainedBackbone:
         except Exception as error:  # whatever a model's class raises on a configuration
             raise BackboneError(f"{self.name} cannot be built: {named_error(error)[:300]}") from error
         without_generation(model.config)
-        return model.eval()
+        # A head is trained in float32, whatever the weights below it are read in.
+        return model.float().eval()
 
     def head_of(self, model: Any) -> set[str]:
         """The parameters that the architecture's base class does not have: what stands on top of it."""

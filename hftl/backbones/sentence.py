@@ -19,8 +19,8 @@ from hftl.errors import BackboneError
 
 MODULES = "modules.json"
 # The modes of its pooling that are hftl's kinds; several stand behind each other in this order.
-MODES = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
-POOLINGS = ("cls", "mean", "cls+mean")
+MODES = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
+POOLINGS = ("cls", "mean", "cls+mean", "last")
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "torch.nn.modules.linear.Identity": nn.Identity,
     "torch.nn.modules.activation.GELU": nn.GELU,
@@ -75,7 +75,7 @@ def _pooling(folder: Path, path: Path) -> Pooled:
     kind = "+".join(name for mode, name in MODES.items() if mode in modes)
     if kind not in POOLINGS or not set(modes) <= set(MODES):
         raise _foreign(folder, f"it pools by {', '.join(modes) or 'nothing'}")
-    return Pooled(kind)
+    return Pooled(kind, mask="attention_mask")
 
 
 def _dense(folder: Path, path: Path) -> nn.Sequential:

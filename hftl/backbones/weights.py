@@ -6,6 +6,8 @@ features, by loading them back; it is recorded in the feature space. A warm run 
 
 from __future__ import annotations
 
+import copy
+import inspect
 import itertools
 import json
 import os
@@ -20,6 +22,9 @@ from accelerate.utils import patch_environment
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from hftl.backbones.precision import slices
+from hftl.backbones.quantized import is_quantized
 
 
 @dataclass(frozen=True)
@@ -43,38 +48,76 @@ class NameRule:
 def find_rule(model: Any, head: set[str], files: Mapping[str, Path]) -> NameRule | None:
     """The rule by which an exported file is to be named, proved by loading such a file through the model's own class.
 
+    What is loaded are stand-ins of the tensors, so that a model of any size takes no memory a second time.
+
     Args:
-        model: the loaded model, float32, on the CPU.
+        model: the loaded model, on the CPU.
         head: names of the parameters that train, which are not taken from the checkpoint.
         files: tensor names in the checkpoint and their files.
 
     Returns:
         None if the tensors so named do not load as the very model (one may have another shape in it), or it is no
-        ``PreTrainedModel``; it must then be saved by its own class.
+        ``PreTrainedModel``, or quantised; it must then be saved by its own class.
     """
-    if not isinstance(model, PreTrainedModel):
+    if not isinstance(model, PreTrainedModel) or is_quantized(model):
         return None
     state = model.state_dict()
     prefix = f"{model.base_model_prefix}."
     # A checkpoint of the base model has its names without the prefix under which the classification model holds it.
     inside = hasattr(model, model.base_model_prefix) and not any(name.startswith(prefix) for name in files)
     rule = NameRule(prefix if inside else "", sorted(head.intersection(files)))
-    renamed = rule.renamed(files)
+    renamed = {before: name for name, (_, before) in rule.renamed(files).items()}
     shapes = tensor_shapes(files)
-    if any(name in state and list(state[name].shape) != shapes[before] for name, (_, before) in renamed.items()):
+    if any(name in state and list(state[name].shape) != shapes[before] for before, name in renamed.items()):
         return None
-    named = dict(_read_all(renamed)) | {name: state[name] for name in head}
-    with whole_on_every_process():
-        loaded, loading = type(model).from_pretrained(
-            None, config=model.config, state_dict=dict(named), dtype=torch.float32, output_loading_info=True
-        )
+    # In place of each tensor a number of its own in its shape, which takes no memory: where it comes to lie is asked.
+    marks = {before: torch.tensor(float(i)).expand(shapes[before]) for i, before in enumerate(renamed, 1)}
+    written = {name: marks[before] for before, name in renamed.items()}
+    try:
+        published, _ = _loaded(model, marks)
+        again, loading = _loaded(model, written | {name: torch.zeros(()).expand(state[name].shape) for name in head})
+    except RuntimeError:
+        # A tensor that transformers renames as it reads it has another shape here.
+        return None
     if loading["missing_keys"] or loading["mismatched_keys"]:
         return None
-    again = loaded.state_dict()
-    if not all(torch.equal(value, again[name]) for name, value in state.items()):
+    if not all(torch.equal(published[name], again[name]) for name in state if name not in head):
         return None
     unused = {name.removeprefix(rule.add) for name in loading["unexpected_keys"]}
     return NameRule(rule.add, sorted({*rule.drop, *unused.intersection(files)}))
+
+
+def _loaded(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What the class of a model makes of tensors that it finds under some names."""
+    with whole_on_every_process():
+        loaded, loading = type(model).from_pretrained(
+            None, config=model.config, state_dict=dict(tensors), dtype=torch.float32, output_loading_info=True
+        )
+    return loaded.state_dict(), loading
+
+
+def read_model(
+    auto_class: Any, config: Any, files: Mapping[str, Path], dtype: torch.dtype, **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    """A model with its weights, and what transformers says of reading them.
+
+    Args:
+        auto_class: the Auto class that makes it, or what stands in for one.
+        config: its configuration.
+        files: tensor names in the checkpoint and their files.
+        dtype: of the model's weights.
+        options: others of ``from_pretrained``.
+    """
+    kind = auto_class
+    if inspect.isclass(kind):
+        # One of transformers takes a folder only, the class that it stands for takes tensors.
+        with torch.device("meta"):
+            kind = type(kind.from_config(copy.deepcopy(config), trust_remote_code=False))  # type: ignore[attr-defined]
+    with whole_on_every_process():
+        read: tuple[Any, dict[str, Any]] = kind.from_pretrained(
+            None, config=config, state_dict=slices(files, dtype), dtype=dtype, output_loading_info=True, **options
+        )
+    return read
 
 
 def whole_on_every_process() -> AbstractContextManager[None]:
@@ -92,14 +135,15 @@ def write_weights(
 ) -> None:
     """Write a model's safetensors file: tensors of a checkpoint under the model's names, and a trained head.
 
-    Tensors pass through memory one at a time. Floating point tensors are written in ``dtype``, others as they are.
+    Tensors pass through memory one at a time. Floating point tensors of the checkpoint are written in ``dtype``, the
+    head in float32, integers as they are.
 
     Args:
         target: the file.
         rule: how names change.
         files: tensor names in the checkpoint and their files.
-        head: the head's tensors by the model's names, in any float dtype.
-        dtype: what floating point tensors are written in.
+        head: the head's tensors by the model's names.
+        dtype: what floating point tensors of the checkpoint are written in.
     """
     sources = rule.renamed(files)
     for name in head:
@@ -113,7 +157,8 @@ def write_weights(
     described = _described(sources)
     for name, source in plan:
         shape, kind = described[name] if source else (list(head[name].shape), head[name].dtype)
-        kind = dtype if kind.is_floating_point else kind
+        if kind.is_floating_point:
+            kind = dtype if source else torch.float32
         size = kind.itemsize * int(torch.Size(shape).numel())
         header[name] = {"dtype": _NAMES[kind], "shape": shape, "data_offsets": [offset, offset + size]}
         offset += size
@@ -121,8 +166,9 @@ def write_weights(
     text += b" " * (-len(text) % 8)
     with target.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for _, value in itertools.chain(_read_all(dict(sorted(sources.items()))), sorted(head.items())):
-            file.write(_raw(value.cpu().to(dtype) if value.is_floating_point() else value.cpu()))
+        for parts, kind in ((_read_all(dict(sorted(sources.items()))), dtype), (sorted(head.items()), torch.float32)):
+            for _, value in parts:
+                file.write(_raw(value.cpu().to(kind) if value.is_floating_point() else value.cpu()))
         file.flush()
         os.fsync(file.fileno())
 
@@ -163,9 +209,10 @@ def _described(sources: Mapping[str, tuple[Path, str]]) -> dict[str, tuple[list[
 
 
 def _read_all(sources: Mapping[str, tuple[Path, str]]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in the order asked for, with one file open at a time: each time a file is opened, all of it is mapped."""
+    """Tensors in the order asked for, with one file open at a time."""
     for file, names in itertools.groupby(sources, lambda name: sources[name][0]):
-        with safe_open(file, framework="pt") as opened:
+        # Not mapped: what was read of a mapped file stays in memory until it is closed.
+        with safe_open(file, framework="pt", backend="pread") as opened:
             for name in names:
                 yield name, opened.get_tensor(sources[name][1])
 

@@ -14,8 +14,10 @@ from torch import Tensor
 from hftl.backbones.bare import HEAD_FACTS, HEAD_WEIGHTS, Bare
 from hftl.backbones.cut.cut import Cut
 from hftl.backbones.pooling import Pooled
+from hftl.backbones.precision import weights_dtype
 from hftl.backbones.protocol import Target
-from hftl.backbones.sentence import POOLINGS
+from hftl.backbones.quantized import is_quantized
+from hftl.backbones.sentence import MODES, POOLINGS
 from hftl.backbones.weights import NameRule, write_weights
 from hftl.export.trained import Exported
 
@@ -45,13 +47,17 @@ def export_model(
     config.architectures = [architecture]
     if rule is None:
         model, _ = target.build()
+        if is_quantized(model):
+            # Of a quantised checkpoint transformers converts no tensor, and would feed a float32 head 16 bits.
+            for name in head:
+                model.get_parameter(name).data = model.get_parameter(name).data.to(weights_dtype(backbone))
         with torch.no_grad():
             for name, tensor in model.state_dict().items():
                 if name in head:
                     tensor.copy_(head[name])
         model.save_pretrained(folder)  # type: ignore[operator]
     else:
-        write_weights(folder / WEIGHTS, rule, backbone.weight_files(), head, torch.float32)
+        write_weights(folder / WEIGHTS, rule, backbone.weight_files(), head, weights_dtype(backbone))
     # Last, because a model's own save_pretrained writes the configuration that it ran with.
     finish_export(target, folder)
     return [Exported(folder, backbone.library)]
@@ -98,12 +104,12 @@ def export_pooled(
     folder.mkdir(parents=True, exist_ok=True)
     if body is None and rule is None:
         model, _ = target.build()
-        body = model.body
+        body = model.base_model
     if body is not None:
         body.save_pretrained(folder)
         config.architectures = [type(body).__name__]
     elif rule is not None:
-        write_weights(folder / WEIGHTS, rule, backbone.weight_files(), {}, torch.float32)
+        write_weights(folder / WEIGHTS, rule, backbone.weight_files(), {}, weights_dtype(backbone))
         if isinstance(backbone, Bare):
             config.architectures = [backbone.base_class]
     # Last, because a model's own save_pretrained writes the configuration that it ran with.
@@ -130,7 +136,7 @@ def _write_modules(folder: Path, pooled: Pooled, layers: Sequence[Dense], max_le
     ]
     modules[0]["type"] = "sentence_transformers.models.Transformer"
     _write_json(folder / "modules.json", modules)
-    modes = {f"pooling_mode_{mode}": any(mode.startswith(f"{part}_tok") for part in pooled.parts) for mode in MODES}
+    modes = {mode: MODES.get(mode) in pooled.parts for mode in (*MODES, *OTHER_MODES)}
     width = layers[0].weight.shape[1] // len(pooled.parts)
     _write_json(folder / parts[0] / "config.json", {"word_embedding_dimension": width, **modes})
     for part, layer in zip(parts[1:], layers, strict=True):
@@ -142,7 +148,8 @@ def _write_modules(folder: Path, pooled: Pooled, layers: Sequence[Dense], max_le
     _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length})
 
 
-MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+# Its other modes, which are none of hftl's.
+OTHER_MODES = tuple(f"pooling_mode_{mode}" for mode in ("max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens"))
 
 
 def _write_json(path: Path, value: Any) -> None:

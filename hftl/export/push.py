@@ -11,6 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from hftl.backbones.files import ONNX, is_onnx_folder
 from hftl.errors import HftlError, UserError
 from hftl.hub.commit import Pushed, Upload, check_can_push, check_repo_id, commit_files
 from hftl.progress import Progress
@@ -47,6 +48,13 @@ ALLOWED = (
     # The modules of sentence-transformers, such as 1_Pooling and 2_Dense.
     "[0-9]_[A-Z]*/config.json",
     "[0-9]_[A-Z]*/model.safetensors",
+    # The head beside a base model.
+    "head.json",
+    "head.safetensors",
+    # Where the Hub's other libraries look for what `hftl export` wrote.
+    "onnx/model.onnx",
+    "onnx/model.onnx.data",
+    "onnx/model_quantized.onnx",
 )
 # What a plugin may keep its preprocessing in; pushed where the run's record says that the export wrote it.
 OF_PLUGINS = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -55,7 +63,7 @@ PLACEHOLDER = "PATH_OR_REPO_ID"
 
 
 def uploads_of(run: Path, repo_id: str) -> tuple[list[Upload], list[str]]:
-    """The files of a run that are pushed: its adapter if it has one, else its model.
+    """The files of a run that are pushed: its adapter if it has one, else its model and what is there of it as ONNX.
 
     Args:
         run: a run's folder, or a folder with a model or an adapter.
@@ -86,7 +94,38 @@ def uploads_of(run: Path, repo_id: str) -> tuple[list[Upload], list[str]]:
         _check_content(path)
     if "adapter_config.json" in allowed:
         _check_base(allowed["adapter_config.json"])
+    else:
+        allowed |= _onnx_files(folder.resolve().parent)
     return [_upload(name, path, repo_id) for name, path in allowed.items()], sorted(exported - set(allowed))
+
+
+def _onnx_files(run: Path) -> dict[str, Path]:
+    """What `hftl export` made of a run's model, by the names that ONNX files have in a model's repository.
+
+    Configuration and preprocessing are the model's own, which lie at the top.
+
+    Raises:
+        BackboneError: a file is not the one that was compared with the model.
+        UserError: a file is a link.
+    """
+    if not RunFolder.is_run(run):
+        return {}
+    files: dict[str, Path] = {}
+    for folder, name in (("onnx", ONNX), ("onnx-int8", "model_quantized.onnx")):
+        if not is_onnx_folder(run / folder):
+            continue
+        # Brought only here: it brings torch.
+        from hftl.export.onnx import check_exported
+
+        check_exported(run / folder)
+        files[f"onnx/{name}"] = run / folder / ONNX
+    # The weights of a large model stand beside its file, which names them.
+    data = run / "onnx" / f"{ONNX}.data"
+    files |= {f"onnx/{data.name}": data} if f"onnx/{ONNX}" in files and data.is_file() else {}
+    for path in files.values():
+        if path.is_symlink():
+            raise UserError(f"{path} is a link, and only files of the run itself are pushed; put the file there")
+    return files
 
 
 def _check_content(path: Path) -> None:

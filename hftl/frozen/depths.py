@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from hftl.backbones.bare import PooledClassifier
+from hftl.backbones.batching import on_device
 from hftl.backbones.cut.capture import Capture
 from hftl.backbones.cut.echo import Echo, prove_echo
 from hftl.backbones.cut.frontier import head_buffers
 from hftl.backbones.cut.search import prepare_head
 from hftl.backbones.depth import Stack, share_tensors
+from hftl.backbones.precision import has_halves
 from hftl.backbones.pretrained import PretrainedBackbone
 from hftl.backbones.protocol import Backbone, Target
 from hftl.backbones.weights import NameRule, find_rule
@@ -91,14 +93,21 @@ class Models:
             rule = None if made and made.norm else NameRule(rule.add, [name for name in rule.drop if name in files])
         return Ready(model, head, rule)
 
-    def content(self, view: View) -> Content:
+    def content(self, view: View, device: torch.device) -> Content:
         """What a new space of a view is to record; leaves the head with random values.
+
+        Args:
+            view: what is kept.
+            device: where the model will run.
 
         Raises:
             CutError: no cut is exact, or a row's numbers depend on its batch mates.
         """
-        built = self.built[view.depth]
-        return proved_content(built.model, built.head, view, built.rule, self.probes)
+        built, probes = self.built[view.depth], self.probes
+        if view.device is not None:
+            built.model.to(device)
+            probes = [on_device(probe, device) for probe in probes]
+        return proved_content(built.model, built.head, view, built.rule, probes)
 
     def captured(self, contents: Mapping[View, Content], device: torch.device) -> Keeping:
         """What keeps of a batch what each view asks for, in their order, with all models on a device."""
@@ -111,7 +120,9 @@ class Models:
                 share_tensors(built.model, self.whole.model.state_dict())
                 self.echo.most = 1
             cuts = [content.cut for view, content in contents.items() if view.depth == depth]
-            captures[depth] = Capture(built.model.to(device), cuts, next(iter(contents)).autocast)
+            # Weights in 16 bits are computed with as they are.
+            autocast = None if has_halves(built.model) else next(iter(contents)).autocast
+            captures[depth] = Capture(built.model.to(device), cuts, autocast)
 
         def kept(batch: Mapping[str, Tensor]) -> list[dict[str, Any]]:
             columns = {depth: iter(capture(batch)) for depth, capture in captures.items()}

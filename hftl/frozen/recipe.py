@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hftl.backbones.loading import load_backbone
+from hftl.backbones.loading import for_words, load_backbone
 from hftl.backbones.matching import data_for
 from hftl.backbones.protocol import Backbone, Target
 from hftl.criterion import Criterion, criterion_of
@@ -43,14 +43,34 @@ def inputs_of(
     if recipe.depth == "auto":
         raise RecipeError("depth='auto' is for `hftl run`, which chooses one: give a number, or leave it out")
     spec = find(recipe.backbone)
-    pooling = probe_of(recipe).pooling
-    trains_body = not isinstance(recipe.method, Head)
-    backbone = load_backbone(spec, options, recipe.depth, pooling, trains_body=trains_body)
-    if probe_of(recipe).hidden and backbone.wants != "text":
+    probe = probe_of(recipe)
+    backbone = load_backbone(
+        spec,
+        options,
+        recipe.depth,
+        probe.pooling,
+        trains_body=not isinstance(recipe.method, Head),
+        precision=probe.mixed_precision,
+        quantize=probe.quantize,
+    )
+    if probe.hidden and backbone.wants != "text":
         raise RecipeError("hidden: only the format of sentence-transformers has a place for it, and that is for texts")
     data = data_of(recipe, backbone, set_aside=set_aside)
+    if data.task.of_words:
+        backbone = for_words(backbone)
+        if probe.pooling != "native":
+            raise RecipeError(
+                f"pooling={probe.pooling!r} makes one vector of a text, and words have labels: leave it out"
+            )
+    elif backbone.pipeline_tag == "token-classification":
+        raise RecipeError(
+            f"{backbone.name}: transformers has token classification for it and nothing for whole texts: give "
+            "sentences whose words have tags, or another backbone"
+        )
     print_inputs(say, backbone, data)
     criterion = chooses(recipe, data.task)
+    if criterion.is_stated and data.task.of_words:
+        raise RecipeError("metric: of tagged words F1 chooses the epoch and the held-out loss the head; leave it out")
     if criterion.is_stated:
         say.print(f"metric    {printable(criterion.name)} chooses, {criterion.direction}")
     if isinstance(recipe.method, Head) and data.validation is not None and recipe.method.folds != Head().folds:
@@ -120,5 +140,7 @@ def stored_features(
         say.print(
             "          padding changes this model's numbers: rows ran, and are to be run, in batches of equal length"
         )
+    if views[0].pooling == "last" and features.content.cut.kind == "linear":
+        say.print(f"          the last token is what {features.content.architecture} reads by itself (pooling native)")
     print_bad_rows(say, features.bad, listed)
     return features

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hftl.backbones.bare import Bare
+from hftl.backbones.bare import OWN, Bare, PooledClassifier
 from hftl.backbones.batching import equal_length_probes, needs_equal_lengths, of_equal_length_only
+from hftl.backbones.cut.blocks import blocks_cut
 from hftl.backbones.cut.capture import Capture
 from hftl.backbones.cut.cut import Cut
 from hftl.backbones.cut.search import find_cut, pooled_cut, prepare_head
 from hftl.backbones.pooling import Pooled
+from hftl.backbones.precision import DTYPES, Precision, in_float32
 from hftl.backbones.protocol import Backbone, at_depth
 from hftl.backbones.weights import NameRule
 from hftl.errors import CutError
@@ -30,8 +32,6 @@ EXTRACTOR_VERSION = 1
 # first release padded all batches, and what it stored of models that padding does not change is as good as ever.
 EQUAL_LENGTHS: dict[str, Any] = {"batches": "equal lengths"}
 
-Precision = Literal["no", "bf16", "fp16"]
-
 
 @dataclass(frozen=True)
 class View:
@@ -40,14 +40,21 @@ class View:
     Attributes:
         pooling: ``"native"`` for what the model's own head reads, else how the frozen body's last output is pooled; see
             `hftl.backbones.pooling.Pooled`.
-        precision: of the pass: ``"no"`` for float32 throughout, ``"bf16"`` or ``"fp16"`` for autocast.
+        precision: of the pass: ``"no"`` for float32 throughout, ``"bf16"`` or ``"fp16"`` for autocast, or for
+            weights of a text backbone that were read in it.
         depth: after how many blocks the pass ends, with the final norm; None for the backbone as it is. It names the
             space that this view of the backbone at that depth has.
+        blocks: of how many of the first blocks everything that they return is kept, for those behind them to be
+            trained on; None for what a head reads.
+        device: the kind of device, where the precision is not ``"no"`` and blocks are kept: which tensors autocast
+            makes of which type depends on it.
     """
 
     pooling: Pooling = "native"
     precision: Precision = "no"
     depth: int | None = None
+    blocks: int | None = None
+    device: str | None = None
 
     @classmethod
     def of(cls, backbone: Backbone, pooling: Pooling, precision: Precision) -> View:
@@ -71,11 +78,14 @@ class View:
     @property
     def autocast(self) -> torch.dtype | None:
         """What torch computes in where it deems that safe; None for float32 throughout."""
-        return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        return None if self.precision == "no" else DTYPES[self.precision]
 
     def identity(self) -> dict[str, Any]:
         """The view's part of a feature space's identity."""
-        return {"pooling": self.pooling, "precision": self.precision, "storage": "float32", "view": "none"}
+        named: dict[str, Any] = {"pooling": self.pooling, "precision": self.precision, "storage": "float32"}
+        if self.blocks is None:
+            return named | {"view": "none"}
+        return named | {"storage": "as computed", "view": {"blocks": self.blocks, "device": self.device}}
 
     def find_cut(self, model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]]) -> tuple[Cut, bool]:
         """Where the model is cut for this view, proved on the probes; and whether rows need batches of equal length.
@@ -85,16 +95,45 @@ class View:
         Raises:
             CutError: no cut is exact, or a row's numbers depend on its batch mates.
         """
+        with in_float32(model):
+            return self._find_cut(model, head, probes)
+
+    def _find_cut(self, model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]]) -> tuple[Cut, bool]:
         name = type(model).__name__
         prepare_head(model, head, probes)
+        if self.blocks is not None:
+            if needs_equal_lengths(model, probes, name):
+                raise CutError("padding changes this model's numbers, and training pads")
+            # Without padding a row's numbers are those of the row alone, on a CPU to the bit.
+            ragged = any("attention_mask" in probe for probe in probes)
+            return blocks_cut(model, head, self.blocks, probes, self.autocast), ragged
         if self.pooling == "native":
             equal_lengths = needs_equal_lengths(model, probes, name)
             return find_cut(model, head, equal_length_probes(model, probes) if equal_lengths else probes), equal_lengths
-        if self.pooling == "pooler" and getattr(model, "lacks_pooler", False):
+        if self.pooling in OWN and getattr(model, "lacks_pooler", False):
             raise CutError(f"{name}: its weights lack what its pooled output is made by: take another pooling")
         cut = pooled_cut(model, head, probes, self.pooling)
+        if self.pooling == "last" and (own := _reads_the_same(model, head, probes, cut)):
+            return own, needs_equal_lengths(model, probes, name)
         capture = Capture(model, [cut])
         return cut, of_equal_length_only(lambda batch: capture(batch)[0]["features"], probes, name)
+
+
+def _reads_the_same(
+    model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]], pooled: Cut
+) -> Cut | None:
+    """The cut at the model's own head, where that reads just what is pooled: then its own class can hold the result."""
+    if isinstance(model, PooledClassifier):
+        return None
+    try:
+        own = find_cut(model, head, probes)
+    except CutError:
+        return None
+    if own.kind != "linear":
+        return None
+    both = Capture(model, [own, pooled])
+    pairs = [[kept["features"] for kept in both(batch)] for batch in probes]
+    return own if all(torch.equal(*pair) for pair in pairs) else None
 
 
 @dataclass(frozen=True)
@@ -124,7 +163,7 @@ class Content:
         weights = asdict(self.weights) if self.weights else None
         return {
             "architecture": self.architecture,
-            "split": asdict(self.cut),
+            "split": self.cut.as_json(),
             "weights": weights,
             "equal_lengths": self.equal_lengths,
         }

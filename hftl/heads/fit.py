@@ -28,6 +28,7 @@ class LinearOptions:
     groups: Tensor | None = None
     judge: Judge | None = None
     dealt: Tensor | None = None
+    least: float = 0.0
     aim: Aim = F1
 
 
