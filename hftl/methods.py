@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -13,6 +14,25 @@ Pooling = Literal["native", "mean", "cls", "cls+mean", "last", "pooler", "projec
 CacheBlocks = Literal["auto", "always", "never"]
 # Of frozen weights.
 Bits = Literal["8bit", "4bit"]
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What thresholds are chosen for.
+
+    Attributes:
+        metric: ``f1``, ``precision`` or ``recall``.
+        least: the precision or recall that is asked for; 0 for F1.
+    """
+
+    metric: Literal["f1", "precision", "recall"] = "f1"
+    least: float = 0.0
+
+    def __str__(self) -> str:
+        return "F1" if self.metric == "f1" else f"{self.metric} {self.least:g}"
+
+
+F1 = Aim()
 
 
 class Options(BaseModel):

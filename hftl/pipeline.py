@@ -120,6 +120,7 @@ def run(
             raise RecipeError("--cv deals whole rows to folds, and here each word has a label: leave it out")
         criterion = chooses(recipe, data.task)
         on_main(lambda: check_method(recipe, target, Path(out or "runs"), resume=resume, track=track))
+        check_aim(recipe, data)
         said = list(target.backbone.notes)
         # Only the main process has a folder; the others compute their share and write nothing but features.
         folder: RunFolder | None = on_main(lambda: open_folder(out, name, resume))
@@ -304,6 +305,23 @@ def check_method(recipe: Recipe, target: Target, where: Path, *, resume: bool, t
         raise RecipeError("--track logs the steps of fine-tuning, and method=head takes none; leave it out")
 
 
+def check_aim(recipe: Recipe, data: Data) -> None:
+    """See that there are labels to decide, and rows to choose thresholds on, before anything is computed.
+
+    Raises:
+        RecipeError: there are none.
+    """
+    if recipe.aim.metric == "f1":
+        return
+    field = f"at_{recipe.aim.metric}"
+    if data.task.link != "sigmoid":
+        raise RecipeError(f"{field} is for data with several labels, and this is {data.task.words}: leave it out")
+    if not isinstance(recipe.method, Head) and data.validation is None and recipe.method.patience is None:
+        raise RecipeError(
+            f"{field}: thresholds are chosen on held-out rows, and there are none: add --validation-size 0.1"
+        )
+
+
 def open_folder(out: str | Path | None, name: str, resume: bool) -> RunFolder:
     """The run's folder: the one asked for, the one to go on with, or a new one."""
     if out:
@@ -446,6 +464,7 @@ def solved_head(
             device=PartialState().device,
             criterion=chooses(recipe, data.task),
             tolerance=tolerance,
+            aim=recipe.aim,
         )
 
 
@@ -489,6 +508,7 @@ def finetuned(
         known={name: split.digests for name, split in features.splits.items()} if features else None,
         origin=origin,
         track=track,
+        aim=recipe.aim,
         log=log,
         say=say.print,
         quiet=say.quiet,

@@ -14,10 +14,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, ParamSpec, get_args, get_type_hints
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from typing_extensions import Self
 
 from hftl.errors import HftlError, RecipeError
-from hftl.methods import METHODS, Head, Method, Options
+from hftl.methods import F1, METHODS, Aim, Head, Method, Options
 from hftl.metric_functions import MetricLike, check_metrics
 from hftl.plugins.manager import plugins
 from hftl.rowrefs import RowRef
@@ -61,6 +62,10 @@ class Recipe(Options):
         test_size: share of the rows set aside where the data bring no test split.
         validation_size: share of the training rows set aside to choose the strength or the epoch on, where the data
             bring no validation split; None for folds, and for the last epoch or what `patience` sets aside.
+        at_precision: of several labels: decide each by the threshold that reaches this precision on held-out rows with
+            the most hits; None for the largest F1.
+        at_recall: of several labels: decide each by the threshold that reaches this recall on held-out rows with the
+            largest precision; None for the largest F1.
         limit: rows of each split at most, for a quick try: drawn by the seed, of every class its share; None for all.
         seed: of every random choice.
         drop: rows to leave out: a csv file of them, as ``hftl audit --export`` writes it, which is read at once, so
@@ -90,12 +95,27 @@ class Recipe(Options):
     fold: str | None = Field(default=None, min_length=1)
     test_size: float = Field(default=0.2, gt=0, lt=1)
     validation_size: float | None = Field(default=None, gt=0, lt=1)
+    at_precision: float | None = Field(default=None, gt=0, le=1)
+    at_recall: float | None = Field(default=None, gt=0, le=1)
     limit: int | None = Field(default=None, ge=2)
     seed: int = Field(default=0, ge=0, lt=2**32)
     drop: tuple[RowRef, ...] = ()
     metrics: tuple[MetricLike, ...] = ()
     metric: str | None = Field(default=None, min_length=1)
     greater_is_better: bool | None = None
+
+    @model_validator(mode="after")
+    def _aims_at_one_thing(self) -> Self:
+        if self.at_precision is not None and self.at_recall is not None:
+            raise ValueError("a threshold aims at a precision or at a recall: give at_precision or at_recall, not both")
+        return self
+
+    @property
+    def aim(self) -> Aim:
+        """What thresholds of several labels are chosen for."""
+        if self.at_precision is not None:
+            return Aim("precision", self.at_precision)
+        return F1 if self.at_recall is None else Aim("recall", self.at_recall)
 
     @field_validator("drop", mode="before")
     @classmethod

@@ -9,7 +9,7 @@ import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, precision_score, recall_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -19,7 +19,8 @@ from hftl.heads import HeadFit, cross_validate, fit_linear
 from hftl.heads import objective as objective_module
 from hftl.heads.calibration import fit_temperature, reliability
 from hftl.heads.folds import stratified_folds
-from hftl.heads.selection import best_thresholds
+from hftl.heads.thresholds import asked_thresholds, best_thresholds, threshold_report
+from hftl.methods import Aim
 from hftl.tasks import Task
 
 
@@ -151,10 +152,11 @@ def test_balanced_multi_label_equals_scikit_learn() -> None:
         np.testing.assert_allclose(head.weight[label], reference.coef_[0], atol=1e-3)
 
 
-def test_tuned_thresholds_raise_f1_on_held_out_rows() -> None:
+def test_a_head_of_several_labels_brings_a_threshold_for_each() -> None:
     x, y = multi_label_set()
     report = fit_linear(x, y, task="multi_label", num_labels=4).report
-    assert report["f1_macro_at_thresholds"] > report["f1_macro_at_half"]
+    assert report["thresholds_for"] == "F1"
+    assert report["f1_macro_at_thresholds"] > report["f1_macro_at_half"] - 0.01
     assert len(report["thresholds"]) == 4
     assert all(0 < threshold < 1 for threshold in report["thresholds"])
 
@@ -175,17 +177,75 @@ def test_a_solved_head_brings_what_its_folds_say_of_the_rows_they_had_not_seen()
     assert given.held_out is None
 
 
-def test_best_thresholds_equal_a_search_over_all_cuts() -> None:
-    generator = torch.Generator().manual_seed(0)
-    p = (torch.rand(60, 3, generator=generator) * 20).round() / 20  # with ties
-    y = (torch.rand(60, 3, generator=generator) < p * 0.6).float()
-    thresholds, f1 = best_thresholds(p, y)
-    for label in range(3):
-        cuts = np.linspace(-0.025, 1.025, 22)
-        every = [f1_score(y[:, label], p[:, label].numpy() >= cut, zero_division=0.0) for cut in cuts]
-        assert float(f1[label]) == pytest.approx(max(every))
-        at = f1_score(y[:, label], p[:, label].numpy() >= float(thresholds[label]))
-        assert at == pytest.approx(max(every))
+def several(rows: int, labels: int, seed: int, apart: float = 1.5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Calibrated probabilities of rare and frequent labels, and labels drawn with them."""
+    generator = torch.Generator().manual_seed(seed)
+    rates = torch.logspace(-2, -0.5, labels)
+    y = (torch.rand(rows, labels, generator=generator) < rates).float()
+    seen = torch.randn(rows, labels, generator=generator) + y * apart
+    return (seen * apart - apart**2 / 2 + rates.logit()).sigmoid(), y
+
+
+def f1_at(p: torch.Tensor, y: torch.Tensor, threshold: float) -> float:
+    said, true = (p > threshold).numpy(), y.numpy() > 0
+    return 2 * float((said & true).sum()) / max(1, int(said.sum() + true.sum()))
+
+
+def test_thresholds_are_as_good_as_the_best_cut_within_the_noise_of_a_bootstrap() -> None:
+    p, y = several(400, 5, 0)
+    chosen = best_thresholds(p, y)
+    rng = np.random.default_rng(0)
+    for label, threshold in enumerate(chosen.tolist()):
+        cuts = [0.0, *p[:, label].tolist()]
+        best = max(cuts, key=lambda cut, k=label: f1_at(p[:, k], y[:, k], cut))
+        gain = f1_at(p[:, label], y[:, label], best) - f1_at(p[:, label], y[:, label], threshold)
+        drawn = [rng.integers(0, 400, 400) for _ in range(200)]
+        gains = [
+            f1_at(p[rows, label], y[rows, label], best) - f1_at(p[rows, label], y[rows, label], threshold)
+            for rows in drawn
+        ]
+        assert gain <= 1.4 * np.std(gains) + 1e-9
+
+
+def test_thresholds_beat_one_half_on_rare_labels_and_leave_separable_ones_alone() -> None:
+    (p, y), (fresh, truth) = several(500, 12, 1), several(20_000, 12, 2)
+    chosen = best_thresholds(p, y)
+    at_half, at_chosen = (
+        f1_score(truth.numpy(), (fresh > cut).numpy(), average="macro", zero_division=0.0) for cut in (0.5, chosen)
+    )
+    assert at_chosen > at_half + 0.05
+    # Nearly separable, with one odd row that the largest F1 would follow.
+    y = (torch.arange(200)[:, None] < 60).float()
+    p = torch.where(y > 0, 0.99, 0.001)
+    p[59] = 0.0031
+    assert float(best_thresholds(p, y)) == pytest.approx(0.5, abs=0.02)
+    assert float(best_thresholds(p, torch.zeros(200, 1))) == 0.5
+
+
+def test_a_precision_or_a_recall_that_is_asked_is_reached_as_a_search_reaches_it() -> None:
+    p, y = several(500, 6, 3)
+    for metric, least in (("precision", 0.6), ("recall", 0.8)):
+        thresholds, reached = asked_thresholds(p, y, Aim(metric, least))
+        for label in range(6):
+            truth, scores = y[:, label].numpy(), p[:, label].numpy()
+            points = [
+                (precision_score(truth, scores > cut, zero_division=0.0), recall_score(truth, scores > cut))
+                for cut in [0.0, *scores]
+            ]
+            able = [(a, b) for a, b in points if (a if metric == "precision" else b) >= least and b > 0]
+            assert bool(reached[label]) == bool(able)
+            if not able:
+                assert float(thresholds[label]) == float(best_thresholds(p, y)[label])
+                continue
+            decided = scores > float(thresholds[label])
+            found = precision_score(truth, decided), recall_score(truth, decided)
+            assert found[metric == "recall"] >= least
+            other = int(metric == "precision")
+            assert found[other] == pytest.approx(max(point[other] for point in able))
+    assert 0 < int(asked_thresholds(p, y, Aim("precision", 0.6))[1].sum()) < 6
+    report = threshold_report(p.logit(), y, Aim("precision", 0.6))
+    assert report["thresholds_for"] == "precision 0.6"
+    assert len(report["not_reached"]) == 6 - int(asked_thresholds(p, y, Aim("precision", 0.6))[1].sum())
 
 
 def test_ridge_equals_scikit_learn_and_brute_force_leave_one_out() -> None:

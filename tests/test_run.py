@@ -183,6 +183,45 @@ def assert_decided_by_thresholds(cli, config, mine: dict[str, list], texts: list
     assert [json.loads(line)["label"] for line in lines] == mine["prediction"][:5]
 
 
+def test_a_precision_that_is_asked_for_decides_and_labels_that_cannot_reach_it_are_named(cli, tmp_path: Path):
+    backbone = tiny.save("bert", tmp_path / "backbone")
+    rows = [
+        {
+            "text": f"the {'cat' if i % 3 else 'dog'} sat under tree {i}",
+            "labels": ["cat"] * (i % 3 > 0) + ["odd"] * (i % 2),
+        }
+        for i in range(90)
+    ]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = write_recipe(tmp_path, backbone, data)
+
+    out = cli.ok("run", recipe, "--out", "run", "--task", "multi_label", "--at-precision", "0.9")
+
+    report, config = metrics(Path("run"))["head"], json.loads(Path("run/model/config.json").read_text())
+    assert report["thresholds_for"] == "precision 0.9"
+    assert [config["id2label"][str(label)] for label in report["not_reached"]] == ["odd"]
+    assert "'odd': no threshold reaches precision 0.9" in out
+    assert config["thresholds"] == report["thresholds"]
+    mine = predictions(Path("run"))
+    decided = [
+        [n for n, s, t in zip(["cat", "odd"], row, config["thresholds"], strict=True) if s > t]
+        for row in mine["scores"]
+    ]
+    assert mine["prediction"] == decided
+    card = Path("run/model/README.md").read_text()
+    assert "for a precision 0.9" in card
+    assert "where no threshold reaches that: odd" in card
+    assert "--validation-size" in cli.refused(
+        "run", recipe, "--task", "multi_label", "--method", "full", "--at-recall", "0.9", "--out", "no"
+    )
+    assert "not both" in cli.refused("run", recipe, "--at-recall", "0.9", "--at-precision", "0.9")
+    images = runs.write_images(tmp_path / "images")
+    assert "several labels" in cli.refused(
+        "run", write_recipe(tmp_path, tiny.save("vit", tmp_path / "vit"), images), "--at-recall", "0.9", "--out", "no"
+    )
+
+
 def test_a_head_on_two_tokens_of_an_image(cli, tmp_path: Path):
     backbone = tiny.save("deit-distilled", tmp_path / "backbone", head=True)
     data = runs.write_images(tmp_path / "data")

@@ -77,7 +77,7 @@ def tune(
 
 
 def _print(answer: Tuned) -> None:
-    ordered = sorted(answer.trials, key=lambda trial: -(trial.score if trial.score is not None else -1e300))
+    ordered = answer.from_the_best()
     rows = [_row(trial, answer) for trial in ordered[:MOST_SHOWN]]
     show(rows, list(rows[0]), as_json=False)
     if len(ordered) > MOST_SHOWN:

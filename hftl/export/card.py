@@ -199,6 +199,9 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         **_by_class(computed, names),
         "at_half": computed.get("at_half"),
         "thresholds": "at_half" in computed,
+        # Runs of a release that did not say aimed at F1.
+        "aim": report.get("thresholds_for", "F1"),
+        "not_reached": [names[label] for label in report.get("not_reached", [])],
         "calibration": report.get("calibration"),
         "settings": _settings(made, report),
         "recipe": published_recipe(made),

@@ -42,8 +42,8 @@ from hftl.finetune.resume import flat_settings, resumed, settings
 from hftl.finetune.rows import Encoder, TrainRows
 from hftl.finetune.stored import Frozen, run_to, stored_blocks
 from hftl.foreign import forget_precision
-from hftl.heads.selection import threshold_report
-from hftl.methods import FineTune, LoRA, Partial
+from hftl.heads.thresholds import threshold_report
+from hftl.methods import F1, Aim, FineTune, LoRA, Partial
 from hftl.onednn import speed_up
 from hftl.parallel import Process, broadcast, broadcast_tensors, on_main
 from hftl.progress import Progress
@@ -90,6 +90,7 @@ def finetune(
     known: Mapping[str, Digests] | None = None,
     origin: Mapping[str, str] | None = None,
     track: Sequence[str] = (),
+    aim: Aim = F1,
     log: Callable[..., None] = lambda *_, **__: None,
     say: Callable[[str], None] = lambda _: None,
     quiet: bool = True,
@@ -110,6 +111,7 @@ def finetune(
         origin: who registered the backbone, and the version of its features, for frozen blocks to run once and be read
             from the store; None lets them run in every epoch.
         track: trackers of accelerate to log to as well.
+        aim: what thresholds of several labels are chosen for, on the validation rows.
         log: takes an event's name and its values.
         say: takes a line for a person.
         quiet: show no progress.
@@ -180,7 +182,7 @@ def finetune(
     with Progress("test", quiet=quiet):
         logits = judge(test, loop.rows.micro_batch)
         if chooses and data.task.link == "sigmoid":
-            tuned = threshold_report(judge(watched, loop.rows.micro_batch), torch.from_numpy(watched.split.labels))
+            tuned = threshold_report(judge(watched, loop.rows.micro_batch), torch.from_numpy(watched.split.labels), aim)
     # What is exported is the model as it is.
     from_store.close()
     for tracker in accelerator.trackers:

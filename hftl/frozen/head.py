@@ -30,7 +30,7 @@ from hftl.export.trained import Exported, Trained
 from hftl.frozen.features import SplitFeatures, StoredFeatures, line_columns
 from hftl.heads import baselines, fit_linear, fit_mlp, fit_native, mlp_logits
 from hftl.heads.precision import device_with_float64
-from hftl.methods import Head
+from hftl.methods import F1, Aim, Head
 from hftl.store.values import Ragged
 
 EVALUATION_ROWS = 1024
@@ -48,6 +48,7 @@ def train_head(
     *,
     seed: int,
     device: torch.device,
+    aim: Aim = F1,
     criterion: Criterion | None = None,
     tolerance: float = 1e-10,
 ) -> Trained:
@@ -60,6 +61,7 @@ def train_head(
         data: what the labels mean.
         seed: of folds, batches and initial values.
         device: where to compute; the CPU instead where it has no float64.
+        aim: what thresholds of several labels are chosen for.
         criterion: the metric that chooses the strength, or the setting and the round, where a recipe named one; the
             held-out loss does otherwise, and where it is None.
         tolerance: relative distance from the minimum at which a linear head stops.
@@ -69,7 +71,7 @@ def train_head(
         UserError: an option does not fit the data.
     """
     judge = criterion if criterion and criterion.is_stated else None
-    job = _Job(method, target, features, data, seed, device_with_float64(device), judge, tolerance)
+    job = _Job(method, target, features, data, seed, device_with_float64(device), aim, judge, tolerance)
     if method.hidden:
         return job.perceptron(method.hidden)
     return job.native() if features.content.cut.kind == "replay" else job.linear()
@@ -85,6 +87,7 @@ class _Job:
     data: Data
     seed: int
     device: torch.device
+    aim: Aim
     judge: Criterion | None
     tolerance: float
 
@@ -106,6 +109,7 @@ class _Job:
             rule=method.rule,
             class_weight=method.class_weight,
             calibrate=method.calibrate,
+            aim=self.aim,
             bias=cut.bias,
             validation=(vectors["validation"], labels["validation"]) if "validation" in vectors else None,
             judge=self.judge,
@@ -141,6 +145,7 @@ class _Job:
             hidden=hidden,
             class_weight=self.method.class_weight,
             calibrate=self.method.calibrate,
+            aim=self.aim,
             validation=held,
             judge=self.judge,
             dealt=self._dealt(FOLDS_OF_A_SEARCH),
@@ -179,6 +184,7 @@ class _Job:
                 num_labels=len(self.data.label_names),
                 class_weight=self.method.class_weight,
                 calibrate=self.method.calibrate,
+                aim=self.aim,
                 validation=(columns["validation"], labels["validation"]) if "validation" in columns else None,
                 judge=self.judge,
                 dealt=self._dealt(FOLDS_OF_A_SEARCH),

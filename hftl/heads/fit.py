@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hftl.heads.judging import Judge
 from hftl.heads.selection import Rule
+from hftl.methods import F1, Aim
 from hftl.tasks import Task
 
 
@@ -28,6 +29,7 @@ class LinearOptions:
     judge: Judge | None = None
     dealt: Tensor | None = None
     least: float = 0.0
+    aim: Aim = F1
 
 
 @dataclass(frozen=True)

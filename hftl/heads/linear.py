@@ -14,6 +14,7 @@ from hftl.heads.logistic import fit_logistic
 from hftl.heads.ridge import fit_ridge
 from hftl.heads.selection import Rule
 from hftl.heads.threads import threads_for
+from hftl.methods import F1, Aim
 from hftl.tasks import ClassWeight, Task
 
 
@@ -31,6 +32,7 @@ def fit_linear(
     bias: bool = True,
     calibrate: bool = True,
     validation: tuple[Tensor, Tensor] | None = None,
+    aim: Aim = F1,
     judge: Judge | None = None,
     dealt: Tensor | None = None,
     groups: Tensor | None = None,
@@ -66,6 +68,7 @@ def fit_linear(
             what fits a model whose last layer has none.
         calibrate: divide the logits by a temperature fitted on held-out rows (classification only).
         validation: features and labels to choose and calibrate on, in place of folds.
+        aim: what thresholds of several labels are chosen for.
         judge: the metric that chooses the strength, in place of the loss; the loss decides between strengths of which
             it says the same, and all of them where it is undefined at every one.
         dealt: (n,) int64, the fold of each row, from 0, in place of folds that are stratified by label.
@@ -90,7 +93,21 @@ def fit_linear(
     weights = loss_weights(labels, task, num_labels, class_weight)
     path = None if strengths is None else check_strengths(strengths)
     options = LinearOptions(
-        task, num_labels, path, folds, rule, standardize, bias, calibrate, tolerance, seed, groups, judge, dealt, least
+        task,
+        num_labels,
+        path,
+        folds,
+        rule,
+        standardize,
+        bias,
+        calibrate,
+        tolerance,
+        seed,
+        groups,
+        judge,
+        dealt,
+        least,
+        aim,
     )
     if validation is not None:
         validation = _check_validation(validation, features, options)

@@ -20,7 +20,7 @@ from hftl.heads.folds import folds_for, task_folds
 from hftl.heads.judging import Judge, MetricSays, chosen_of, entry_of, judged
 from hftl.heads.objective import EVERY_ROW, NO_FOLD, FoldRows, Objective, Stacked
 from hftl.heads.path import PATH_TOLERANCE, Candidate, HeldOut, held_out_logits, solve, walk
-from hftl.heads.selection import threshold_report
+from hftl.heads.thresholds import threshold_report
 from hftl.tasks import Link
 
 # The bias of a class that has no training row: its probability is zero, and the number fits into float16.
@@ -239,7 +239,8 @@ def _judged_at_thresholds(problem: _Problem, options: LinearOptions, judge: Judg
     thresholds = None
     if problem.link == "sigmoid":
         index, targets = problem.learnable.index, problem.held_out.targets
-        thresholds = threshold_report(logits, targets, index, options.num_labels)["thresholds"]
+        report = threshold_report(logits, targets, options.aim, index=index, num_labels=options.num_labels)
+        thresholds = report["thresholds"]
     truth = problem.every[problem.held_out.index]
     return judged(judge, full, truth, thresholds, rule=options.rule)
 
@@ -319,5 +320,7 @@ def _held_out_report(problem: _Problem, chosen: Candidate, judged: Tensor, optio
         measured = calibration_report(logits * chosen.temperature, targets, chosen.temperature, problem.link)
         report["calibration"] = {**measured, "folded": True}
     if problem.link == "sigmoid":
-        report |= threshold_report(logits, targets, problem.learnable.index, options.num_labels)
+        report |= threshold_report(
+            logits, targets, options.aim, index=problem.learnable.index, num_labels=options.num_labels
+        )
     return report

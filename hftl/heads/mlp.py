@@ -11,6 +11,7 @@ from hftl.heads.basis import fit_basis
 from hftl.heads.checks import check_features
 from hftl.heads.judging import Judge
 from hftl.heads.native import Features, NativeFit, Params, fit_native
+from hftl.methods import F1, Aim
 from hftl.tasks import ClassWeight, Task
 
 DROPOUT = 0.1
@@ -33,6 +34,7 @@ def fit_mlp(
     class_weight: ClassWeight = None,
     validation: tuple[Features, Tensor] | None = None,
     calibrate: bool = True,
+    aim: Aim = F1,
     judge: Judge | None = None,
     dealt: Tensor | None = None,
     seed: int = 0,
@@ -48,6 +50,7 @@ def fit_mlp(
         class_weight: as for ``fit_linear``.
         validation: ``({"features": matrix}, labels)`` to choose on.
         calibrate: as for ``fit_native``.
+        aim: as for ``fit_native``.
         judge: as for ``fit_linear``.
         dealt: as for ``fit_native``.
         seed: decides the initial weights, and all that ``fit_native`` decides by it.
@@ -83,6 +86,7 @@ def fit_mlp(
         class_weight=class_weight,
         validation=validation,
         calibrate=calibrate,
+        aim=aim,
         judge=judge,
         dealt=dealt,
         seed=seed,

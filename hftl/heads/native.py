@@ -21,7 +21,8 @@ from hftl.heads.calibration import calibration_report, fit_temperature
 from hftl.heads.checks import check_labels, loss_weights
 from hftl.heads.folds import task_folds
 from hftl.heads.judging import Judge, judged, undefined_everywhere
-from hftl.heads.selection import threshold_report
+from hftl.heads.thresholds import threshold_report
+from hftl.methods import F1, Aim
 from hftl.progress import counted
 from hftl.tasks import ClassWeight, Link, Task
 
@@ -92,6 +93,7 @@ def fit_native(
     validation: tuple[Features, Tensor] | None = None,
     groups: Tensor | None = None,
     calibrate: bool = True,
+    aim: Aim = F1,
     judge: Judge | None = None,
     dealt: Tensor | None = None,
     seed: int = 0,
@@ -117,6 +119,7 @@ def fit_native(
         validation: features and labels to choose on.
         groups: (n,) int64, the group of each row; a group is held out whole.
         calibrate: divide the logits by a temperature fitted on the rows that chose (classification only).
+        aim: what thresholds of several labels are chosen for.
         judge: the metric that chooses, in place of the loss; as of ``fit_linear``.
         dealt: (n,) int64, the fold of each row, of which the first is held out; dealt by label where None.
         seed: decides the held-out rows, the order of the batches and dropout.
@@ -174,7 +177,7 @@ def fit_native(
         if scaled:
             refitted, judged = scaled, judged / temperature
     if loss == "sigmoid":
-        report |= threshold_report(judged, judging.labels)
+        report |= threshold_report(judged, judging.labels, aim)
     return NativeFit(refitted, report)
 
 

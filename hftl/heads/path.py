@@ -12,7 +12,8 @@ from hftl.heads.calibration import fit_temperature
 from hftl.heads.judging import MetricSays
 from hftl.heads.lbfgs import MEMORY, Solution, minimize
 from hftl.heads.objective import FoldRows, Objective
-from hftl.heads.selection import f1_scores, standard_error
+from hftl.heads.selection import standard_error
+from hftl.heads.thresholds import f1_scores
 from hftl.onednn import matmul
 from hftl.progress import counted
 from hftl.tasks import Link

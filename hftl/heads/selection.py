@@ -1,6 +1,6 @@
-"""How one strength is chosen from a path, and how the thresholds of a multi-label head are tuned."""
+"""How one strength is chosen from a path."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -40,55 +40,3 @@ def standard_error(losses: Tensor, weights: Tensor, groups: Tensor) -> float:
         one_hot = torch.nn.functional.one_hot(groups, count).double()
         means = (losses @ one_hot) / (weights @ one_hot)
     return float(means.std() / len(means) ** 0.5) if len(means) > 1 else 0.0
-
-
-def best_thresholds(probabilities: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """For each label the threshold with the largest F1 on held-out rows, halfway between two probabilities.
-
-    Args:
-        probabilities: (n, labels).
-        targets: (n, labels) zeros and ones.
-
-    Returns:
-        (labels,) thresholds and (labels,) the F1 there. A label without a positive row keeps 0.5, with F1
-        zero.
-    """
-    ordered, order = probabilities.double().sort(dim=0, descending=True)
-    hits = targets.double().gather(0, order).cumsum(0)
-    positives = targets.double().sum(0)
-    predicted = torch.arange(1, len(ordered) + 1, device=ordered.device, dtype=torch.float64)[:, None]
-    f1 = 2 * hits / (predicted + positives)
-    below = torch.cat([ordered[1:], torch.zeros_like(ordered[:1])])
-    f1 = f1.masked_fill(below == ordered, -1.0)  # a threshold cannot part equal probabilities
-    best, cut = f1.max(0)
-    threshold = (ordered.gather(0, cut[None]) + below.gather(0, cut[None]))[0] / 2
-    return torch.where(positives > 0, threshold, 0.5), torch.where(positives > 0, best, 0.0)
-
-
-def threshold_report(
-    logits: Tensor, targets: Tensor, index: Tensor | None = None, num_labels: int = 0
-) -> dict[str, Any]:
-    """The thresholds of labels on held-out rows, and what they are worth there.
-
-    Args:
-        logits: (n, labels) of rows that were not trained on.
-        targets: (n, labels) zeros and ones.
-        index: (labels,) which of ``num_labels`` these are; the others keep 0.5. None where they are all.
-        num_labels: how many there are.
-    """
-    thresholds, f1 = best_thresholds(logits.sigmoid(), targets)
-    if index is not None:
-        every = torch.full((num_labels,), 0.5, dtype=thresholds.dtype, device=thresholds.device)
-        every[index] = thresholds
-        thresholds = every
-    return {
-        "thresholds": thresholds.tolist(),
-        "f1_macro_at_half": float(f1_scores(logits > 0, targets).mean()),
-        "f1_macro_at_thresholds": float(f1.mean()),
-    }
-
-
-def f1_scores(predicted: Tensor, targets: Tensor) -> Tensor:
-    """F1 of each label (labels,) for boolean predictions (n, labels); zero where there is no positive."""
-    hits = (predicted * targets).double().sum(0)
-    return 2 * hits / (predicted.double().sum(0) + targets.double().sum(0)).clamp_min(1.0)

@@ -45,7 +45,7 @@ class OpenedRun:
             raise UserError(
                 f"{path}: each word has a label there, and runs are compared by whole rows only: leave it out"
             )
-        data, thresholds = record.data, (metrics.head or {}).get("thresholds")
+        data, thresholds = record.data, (metrics.head or metrics.finetune or {}).get("thresholds")
         tested = Predictions.read(path / PREDICTIONS, data.task, data.label_names, thresholds)
         return cls(folder, record, metrics, tested)
 

@@ -285,6 +285,7 @@ class RunPage:
             "shown": min(len(found), MOST_CURVES),
             "of": len(found),
             "tuned": self.predictions.thresholds is not None,
+            "aim": self.training.get("thresholds_for", "F1"),
             "at_half": at_half,
             "f1_macro": self.metrics.eval.get("f1_macro"),
         }

@@ -8,6 +8,7 @@ from typing import Any
 from hftl.criterion import Criterion
 from hftl.runs.record import Metrics
 from hftl.tasks import Task
+from hftl.wording import listing
 
 # What each of `hftl.heads.baselines` does, for a person.
 FREE = {
@@ -20,7 +21,7 @@ FREE = {
 
 
 def judgements(metrics: Metrics, criterion: Criterion) -> list[str]:
-    """Lines for a person: the result is below what costs nothing, or training made the start worse.
+    """Lines for a person: what was asked was not reached, what costs nothing is better, training made the start worse.
 
     Args:
         metrics: what came out of a run.
@@ -28,9 +29,22 @@ def judgements(metrics: Metrics, criterion: Criterion) -> list[str]:
     """
     finetune = metrics.finetune or {}
     return [
+        *_not_reached(metrics),
         *_below_baselines(metrics, criterion.task),
         *_below_start(finetune, criterion),
         *_from_start(finetune, criterion),
+    ]
+
+
+def _not_reached(metrics: Metrics) -> list[str]:
+    """Labels that have no threshold with the precision or the recall that was asked for."""
+    report = metrics.head or metrics.finetune or {}
+    if not (labels := report.get("not_reached")):
+        return []
+    names = list(metrics.eval["per_class"])
+    return [
+        f"labels    {listing([names[label] for label in labels])}: no threshold reaches {report['thresholds_for']} on "
+        "held-out rows, so that of the largest F1 decides"
     ]
 
 

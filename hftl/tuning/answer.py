@@ -149,7 +149,7 @@ def _search_part(answer: Tuned) -> Part:
             Cell("" if trial.epochs is None else str(trial.epochs), trial.epochs),
             Cell(f"{trial.seconds:.1f}", trial.seconds),
         ]
-        for trial in sorted(answer.trials, key=lambda each: -(each.score if each.score is not None else -1e300))
+        for trial in answer.from_the_best()
     ]
     heads = ["trial#", *fields, f"{answer.metric}#", "ended", "epochs#", "seconds#"]
     lines = [f"All trials are judged on the same {plural(answer.validation_rows, 'validation row')}."]

@@ -52,7 +52,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Judged:
+class TrialScore:
     """What a trial came to.
 
     Attributes:
@@ -97,7 +97,7 @@ class Bench:
         """
         return _made_once(self._starts, _start_of(recipe), lambda: self._started(recipe))
 
-    def judge(self, recipe: Recipe, where: Path, watch: Watching, *, spread: bool = False) -> Judged:
+    def judge(self, recipe: Recipe, where: Path, watch: Watching, *, spread: bool = False) -> TrialScore:
         """Train a recipe's model and judge it.
 
         Args:
@@ -125,7 +125,7 @@ class Bench:
                 scored(criterion, data.test.labels, every, logits, seed=recipe.seed, groups=groups).draws.std()
             )
         epochs = trained.report.get("epochs")
-        return Judged(value, moved, len(epochs) - 1 if epochs else None)
+        return TrialScore(value, moved, len(epochs) - 1 if epochs else None)
 
     def _started(self, recipe: Recipe) -> Start:
         options = BackboneOptions(recipe.max_length, self.offline, self.allow_pickle)

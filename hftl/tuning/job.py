@@ -18,7 +18,7 @@ from hftl.progress import Progress
 from hftl.recipes import Recipe, changed
 from hftl.runs.provenance import record_of
 from hftl.terminal import Terminal
-from hftl.tuning.bench import Bench, Judged, Pruned
+from hftl.tuning.bench import Bench, Pruned
 from hftl.tuning.search import Search
 from hftl.tuning.study import Trials
 from hftl.tuning.tuned import TriedTrial
@@ -177,7 +177,7 @@ class Job:
             trials.tell(trial, value, seconds=round(time.monotonic() - started, 3), **about)
 
         try:
-            judged: Judged = self.bench.judge(changed(recipe, trial.params), trials.place(trial), watch, spread=spread)
+            judged = self.bench.judge(changed(recipe, trial.params), trials.place(trial), watch, spread=spread)
         except Pruned:
             tell(None, state="pruned", epochs=reached)
         except OF_ITS_VALUES as error:

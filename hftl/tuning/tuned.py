@@ -78,6 +78,10 @@ class Tuned(Answer):
     advice: str
     notes: list[str]
 
+    def from_the_best(self) -> list[TriedTrial]:
+        """The trials, those first whose score is nearest that of the best one; failed ones last."""
+        return sorted(self.trials, key=lambda each: math.inf if each.score is None else abs(each.score - self.searched))
+
 
 def repeated_score(scores: Sequence[float], *, drawn_anew: float = 0.0, spread: float = 0.0) -> Interval:
     """The mean score of a recipe that was trained with several seeds, and its 95 % interval.
