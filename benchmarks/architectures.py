@@ -1,11 +1,12 @@
 """Every classification architecture of transformers, tiny and random, through features, head, export and plain reload.
 
-    python benchmarks/architectures.py [--kind text|image] [--method head|lora] [TYPE…]
+    python benchmarks/architectures.py [--kind text|image|words] [--method head|lora] [TYPE…]
 
 For each model type a small random checkpoint of its base model is written, `hftl.run` trains a head on stored features
 and exports it, and transformers' own classes load the folder: the probabilities of every test row, alone and in a mixed
 batch, are compared with the run's. A model is *exact*, or *refused* in one line; *wrong* and *traceback* are faults of
-hftl, and the command then fails. Where rows have to run in batches of equal length, such batches are compared.
+hftl, and the command then fails. Where rows have to run in batches of equal length, such batches are compared. Of
+sentences every word is compared, at its first token.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from torch import nn
 from transformers import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     ImageGPTImageProcessorPil,
     PreTrainedTokenizerFast,
@@ -47,10 +50,15 @@ from transformers.utils import logging
 import hftl
 from hftl.errors import HftlError
 
-AUTO = {"image": AutoModelForImageClassification, "text": AutoModelForSequenceClassification}
+AUTO = {
+    "image": AutoModelForImageClassification,
+    "text": AutoModelForSequenceClassification,
+    "words": AutoModelForTokenClassification,
+}
 TYPES = {
     "image": {kind.model_type: kind for kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING},
     "text": {kind.model_type: kind for kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING},
+    "words": {kind.model_type: kind for kind in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING},
 }
 TOKENS, TEXT_LENGTH, CLASSES = 120, 40, ["circle", "line", "dot"]
 
@@ -143,7 +151,7 @@ def shrunk(config: Any) -> dict[str, Any]:
 def configuration(modality: str, model_type: str) -> Any:
     kind = TYPES[modality][model_type]
     options = shrunk(kind()) | SPECIAL.get(model_type, {})
-    if modality == "text":
+    if modality != "image":
         options |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     return kind(**{name: value for name, value in options.items() if value is not None})
 
@@ -173,7 +181,7 @@ def checkpoint(modality: str, model_type: str, folder: Path) -> None:
             for _ in range(40):
                 model(torch.randn(6, 3, 1, 1) + 0.3 * torch.randn(6, 3, *size))
     model.save_pretrained(folder)
-    if modality == "text":
+    if modality != "image":
         tokenizer(AUTO[modality].from_config(config), "left" if model_type == "xlnet" else "right").save_pretrained(
             folder
         )
@@ -226,6 +234,21 @@ def texts(folder: Path, rows: int = 96) -> Path:
     return folder
 
 
+TAGS = ["O", "B-a", "I-a", "B-b"]
+
+
+def sentences(folder: Path, rows: int = 48) -> Path:
+    """Two tables of sentences of 2 to 36 words, and one that needs windows; a word's tag is that of the word alone."""
+    draw = random.Random(0)
+    for split, count in (("train", rows), ("test", 16)):
+        with (folder / f"{split}.jsonl").open("w") as file:
+            for i in range(count):
+                words = draw.choices(WORDS, k=90 if i == 7 else draw.choice([2, 3, 3, 5, 8, 12, 36]))
+                tags = [TAGS[int(word[1:]) % len(TAGS)] for word in words]
+                file.write(json.dumps({"tokens": words, "tags": tags}) + "\n")
+    return folder
+
+
 def pictures(folder: Path, rows: int = 48) -> Path:
     noise = np.random.default_rng(0)
     for split, count in (("train", rows), ("test", 12)):
@@ -262,7 +285,7 @@ def through_hftl(modality: str, model_type: str, data: Path, method: Any) -> Out
         if not (out / "model").exists():
             return Outcome("refused", "only the adapter is written")
         try:
-            gaps = compared(modality, out, data)
+            gaps = compared_words(out, data) if modality == "words" else compared(modality, out, data)
         except Exception as error:
             return Outcome("wrong", f"plain transformers: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
     worst = max(gaps.values())
@@ -313,6 +336,36 @@ def compared(modality: str, out: Path, data: Path) -> dict[str, float]:
     return {"alone": alone, "equal lengths": gap(list(lengths.values()))}
 
 
+def compared_words(out: Path, data: Path) -> dict[str, float]:
+    """The largest difference of the words' log-probabilities, sentences alone and in batches; windows are left out."""
+    ours = pq.read_table(out / "predictions.parquet")["scores"].to_pylist()
+    rows = [json.loads(line)["tokens"] for line in (data / "test.jsonl").read_text().splitlines()]
+    short = [i for i, row in enumerate(rows) if len(row) <= TEXT_LENGTH - 2]
+    model = AutoModelForTokenClassification.from_pretrained(out / "model").eval()
+    reads = AutoTokenizer.from_pretrained(out / "model")
+
+    def gap(groups: list[list[int]]) -> float:
+        worst = 0.0
+        for group in groups:
+            batch = reads([rows[i] for i in group], is_split_into_words=True, padding=True, return_tensors="pt")
+            with torch.no_grad():
+                theirs = model(**batch).logits.log_softmax(-1).numpy()
+            for place, i in enumerate(group):
+                word_of = batch.word_ids(place)
+                first = [word_of.index(word) for word in range(len(rows[i]))]
+                mine = np.log(np.array(ours[i]).clip(1e-6))
+                worst = max(worst, float(np.abs(theirs[place, first].clip(np.log(1e-6)) - mine).max()))
+        return worst
+
+    alone = gap([[i] for i in short])
+    if json.loads((out / "metrics.json").read_text())["features"].get("equal_lengths"):
+        lengths: dict[int, list[int]] = {}
+        for i in short:
+            lengths.setdefault(len(rows[i]), []).append(i)
+        return {"alone": alone, "equal lengths": gap(list(lengths.values()))}
+    return {"alone": alone, "mixed": gap([short[i : i + 8] for i in range(0, len(short), 8)])}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*", help="model types; all of them where none is given")
@@ -333,7 +386,7 @@ def main() -> None:
         for modality in arguments.kind or sorted(TYPES):
             data = Path(folder) / modality
             data.mkdir()
-            (texts if modality == "text" else pictures)(data)
+            {"text": texts, "image": pictures, "words": sentences}[modality](data)
             for model_type in TYPES[modality]:
                 if arguments.types and model_type not in arguments.types:
                     continue

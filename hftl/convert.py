@@ -110,6 +110,8 @@ def to_onnx(
             )
         # Weights in 16 bits are written, and compared, in float32.
         model.network.float()
+        if model.task.of_words:
+            raise UserError(f"{source.path}: each word has a label there, and such a model is not written as ONNX yet")
         data = data_of_run(source, model.backbone)
         # Written beside, so that a folder of that name is always a whole and compared one.
         draft = folder.with_name(f".{folder.name}.unfinished")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hftl.errors import RecipeError
 from hftl.metric_functions import MetricLike, metric_name, metric_values
 from hftl.plugins.registry import metrics as plugin_metrics
-from hftl.tasks import Task
+from hftl.tasks import Task, for_whole_rows
 from hftl.wording import did_you_mean, listing, named_error
 
 if TYPE_CHECKING:
@@ -178,7 +178,10 @@ class Criterion:
 
         logits = logits.astype(np.float64)
         made: Callable[[], np.ndarray] = self.task.case(
-            single_label=lambda: softmax(logits, axis=1), multi_label=lambda: expit(logits), regression=lambda: logits
+            single_label=lambda: softmax(logits, axis=1),
+            multi_label=lambda: expit(logits),
+            regression=lambda: logits,
+            token_labels=for_whole_rows,
         )
         return made()
 
@@ -190,7 +193,10 @@ def as_logits(task: Task, shares: np.ndarray) -> np.ndarray:
 
     clipped = np.clip(shares.astype(np.float64), _LEAST_SHARE, 1 - _LEAST_SHARE)
     made: Callable[[], np.ndarray] = task.case(
-        single_label=lambda: np.log(clipped), multi_label=lambda: logit(clipped), regression=lambda: shares
+        single_label=lambda: np.log(clipped),
+        multi_label=lambda: logit(clipped),
+        regression=lambda: shares,
+        token_labels=for_whole_rows,
     )
     return made()
 

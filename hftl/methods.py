@@ -10,8 +10,7 @@ from typing_extensions import Self
 # What is said of a label where nothing else is given, as CLIP's paper does.
 PROMPT = "a photo of a {label}"
 Pooling = Literal["native", "mean", "cls", "cls+mean", "last", "pooler", "projection"]
-
-
+CacheBlocks = Literal["auto", "always", "never"]
 # Of frozen weights.
 Bits = Literal["8bit", "4bit"]
 
@@ -41,7 +40,7 @@ class Head(Options):
         calibrate: scale the logits by a temperature fitted on held-out rows.
         mixed_precision: of the frozen part's forward pass; features are stored in float32 in any case. With ``"bf16"``
             or ``"fp16"`` a text backbone's weights are read in it, which halves memory, and exported in it, the head in
-            float32; other backbones compute under autocast and are exported in float32. Either way the exported model
+            float32; other backbones, and those that label words, compute under autocast and are exported in float32. Either way the exported model
             agrees with the run to that precision only, and the run says how far it does.
         quantize: read the linear layers of a text backbone in ``"8bit"`` or ``"4bit"`` through bitsandbytes. The export
             is quantised too, and needs that library.
@@ -178,6 +177,9 @@ class LoRA(FineTune):
         dora: learn magnitude and direction apart (Liu et al. 2024).
         pissa: start from the principal components of the weights (Meng et al. 2024).
         lora: any other fields of ``peft.LoraConfig``, such as ``{"target_modules": ["query", "value"]}``.
+        from_block: the first block with updates, counted from 0, those below it being frozen; negative counts from the
+            end: -2 updates the last two. None updates all.
+        cache_blocks: with ``from_block``, as of `Partial`.
     """
 
     name: Literal["lora"] = "lora"
@@ -189,6 +191,8 @@ class LoRA(FineTune):
     dora: bool = False
     pissa: bool = False
     lora: dict[str, Any] = Field(default_factory=dict)
+    from_block: int | None = None
+    cache_blocks: CacheBlocks = "auto"
 
 
 class Partial(FineTune):
@@ -196,10 +200,14 @@ class Partial(FineTune):
 
     Attributes:
         freeze: blocks to freeze; negative counts from the end: -2 trains the last two.
+        cache_blocks: whether what the frozen blocks return is kept in the store and read in every epoch, so that they
+            run once for each row: ``"auto"`` where that saves time and the disk has room, ``"always"`` wherever it can
+            be done, or ``"never"``.
     """
 
     name: Literal["partial"] = "partial"
     freeze: int = -2
+    cache_blocks: CacheBlocks = "auto"
 
 
 Method = Annotated[Head | Full | LoRA | Partial, Field(discriminator="name")]

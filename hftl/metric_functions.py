@@ -141,7 +141,9 @@ def _as_named_values(made: Any, name: str) -> Mapping[str, Any]:
 def _decided(
     logits: np.ndarray, labels: np.ndarray, task: Task, thresholds: Sequence[float] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """True and predicted class numbers (n,), labels of 0 and 1 (n, C), or targets: (n,) of one, (n, C) of several."""
+    """True and predicted: class numbers (n,), of sentences those of all words; labels of 0 and 1 (n, C); or targets,
+    (n,) of one, (n, C) of several.
+    """
     one_target = labels.ndim == 2 and labels.shape[1] == 1
     # Brought only here: a recipe without metrics is read without SciPy.
     from scipy.special import logit  # type: ignore[import-untyped]
@@ -151,5 +153,6 @@ def _decided(
         single_label=lambda: (labels, logits.argmax(1)),
         multi_label=lambda: (labels.astype(int), (logits > cuts).astype(int)),
         regression=lambda: (labels[:, 0], logits[:, 0]) if one_target else (labels, logits),
+        token_labels=lambda: (task.by_line(labels), logits.argmax(1)),
     )
     return make()

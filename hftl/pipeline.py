@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,7 @@ from hftl.backbones.protocol import Target
 from hftl.backbones.text_tower import prompts_of
 from hftl.criterion import Criterion
 from hftl.crossed import FOLD_TOLERANCE, Crossed, Plan, Train, cross_validated, of_fold, read_fold, taken, write_fold
-from hftl.data import Data
+from hftl.data import Data, Texts
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
 from hftl.export.proof import Evidence, prove_exports
@@ -31,10 +31,12 @@ from hftl.frozen.matrix import Features
 from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of
 from hftl.frozen.shares import Share, StoredRows, stored_rows
 from hftl.frozen.view import View
+from hftl.heads import lexicon
 from hftl.hub.client import staying_offline
 from hftl.methods import PROMPT, Head, Pooling
 from hftl.metric_functions import add_own_metrics
 from hftl.metrics import evaluate_predictions
+from hftl.metrics.resampled import resampled_metric
 from hftl.metrics.values import to_plain
 from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
 from hftl.plugins.registry import add_metrics
@@ -114,6 +116,8 @@ def run(
         with met_everywhere():
             options = BackboneOptions(recipe.max_length, offline, allow_pickle)
             spec, target, data = inputs_of(recipe, say, options, set_aside=plan is None)
+        if plan is not None and data.task.of_words:
+            raise RecipeError("--cv deals whole rows to folds, and here each word has a label: leave it out")
         criterion = chooses(recipe, data.task)
         on_main(lambda: check_method(recipe, target, Path(out or "runs"), resume=resume, track=track))
         said = list(target.backbone.notes)
@@ -137,7 +141,7 @@ def run(
         fitting = time.monotonic()
         crossed = None
         if plan:
-            train = partial(train_part, recipe, target, folder, resume=resume)
+            train = partial(train_part, recipe, target, folder, origin=spec.origin, resume=resume)
             crossed = crossed_run(plan, recipe, data, features, train, say)
             data, features = scored_by_folds(data, features, crossed)
         if isinstance(recipe.method, Head):
@@ -146,7 +150,8 @@ def run(
         else:
             where = folder.path if folder else None
             log = folder.log if folder else _log_nothing
-            trained = finetuned(recipe, target, features, data, where, say, resume=resume, track=track, log=log)
+            told: dict[str, Any] = {"origin": spec.origin, "resume": resume, "track": track, "log": log}
+            trained = finetuned(recipe, target, features, data, where, say, **told)
         if folder is None or trained is None:
             return None
         trained_at = time.monotonic()
@@ -169,7 +174,7 @@ def run(
         metrics = metrics.model_copy(update={"seconds": seconds})
         metrics = finish(folder, exported, record, metrics, bad)
         page = None
-        if report:
+        if report and not data.task.of_words:
             shown: Callable[[], Collected] = partial(
                 collect, data, features, trained, target.backbone.modality, recipe.seed
             )
@@ -341,6 +346,7 @@ def train_part(
     name: str,
     strengths: list[float] | None,
     *,
+    origin: Mapping[str, str],
     resume: bool,
 ) -> Trained | None:
     """The model without one fold; one of fine-tuning that was done before the run was stopped is read again."""
@@ -355,7 +361,8 @@ def train_part(
     done = broadcast(on_main(lambda: read_fold(where) if where else None))
     if done is not None:
         return of_fold(done)
-    trained = finetuned(recipe, target, features, part, where, silent, resume=resume, track=(), log=_log_nothing)
+    told: dict[str, Any] = {"origin": origin, "resume": resume, "track": (), "log": _log_nothing}
+    trained = finetuned(recipe, target, features, part, where, silent, **told)
     on_main(lambda: write_fold(where, trained) if where else None)
     return trained
 
@@ -450,6 +457,7 @@ def finetuned(
     where: Path | None,
     say: Terminal,
     *,
+    origin: Mapping[str, str],
     resume: bool,
     track: Sequence[str],
     log: Callable[..., None],
@@ -479,6 +487,7 @@ def finetuned(
         folder=Path(broadcast(str(where) if where else None)),
         resume=resume,
         known={name: split.digests for name, split in features.splits.items()} if features else None,
+        origin=origin,
         track=track,
         log=log,
         say=say.print,
@@ -525,6 +534,8 @@ def measure(
     if task.is_exclusive and "baselines" not in trained.report:
         frequent = np.bincount(data.train.labels).argmax()
         trained.report["baselines"] = {"majority": float((test.labels == frequent).mean())}
+    if task.of_words:
+        trained.report["baselines"] = {"lexicon": lexicon_f1(data)}
     unseen = known_zero_shot(target, features.splits["test"], data) if features else None
     if unseen is not None:
         trained.report["baselines"]["zero_shot"] = unseen
@@ -552,7 +563,10 @@ def measure(
         sure = by_folds.intervals(task, recipe.seed)
     else:
         groups = test.marks.groups
-        sure = intervals_of(task, scores, test.labels, thresholds=thresholds, groups=groups, seed=recipe.seed)
+        names_of = data.label_names
+        sure = intervals_of(
+            task, scores, test.labels, thresholds=thresholds, groups=groups, seed=recipe.seed, label_names=names_of
+        )
     if crossed:
         with writing(folder.path):
             crossed.write(folder.path, task, data.label_names)
@@ -568,10 +582,24 @@ def measure(
     )
 
 
+def lexicon_f1(data: Data) -> float:
+    """F1 on the test split of whoever knows the training words by heart, and nothing else."""
+    train, test = data.train, data.test
+    assert isinstance(train.inputs, Texts)
+    assert isinstance(test.inputs, Texts)
+    said = np.eye(len(data.label_names), dtype=np.float32)[
+        lexicon(train.inputs.values, train.labels, test.inputs.values)
+    ]
+    once = np.ones((1, len(test)))
+    return float(resampled_metric(data.task, said, test.labels, once, data.label_names)[0])
+
+
 def evidence_of(recipe: Recipe, features: StoredFeatures | None, data: Data, trained: Trained) -> Evidence:
     """What an export is compared with before it is called a result."""
     equal_lengths = features.content.equal_lengths if features else None
-    return Evidence(data.test, trained.logits, recipe.method.mixed_precision, equal_lengths, PartialState().device)
+    return Evidence(
+        data.test, data.task, trained.logits, recipe.method.mixed_precision, equal_lengths, PartialState().device
+    )
 
 
 def finish(

@@ -91,10 +91,11 @@ class Model:
         """Label and score of rows.
 
         Args:
-            rows: one row: a text, a tuple of two for a pair; a picture's path, bytes or PIL image. Or many: a list or
-                a column of such rows, a pandas or polars DataFrame or a `datasets.Dataset` with the model's columns;
-                a `Path` to a table, a ``.txt`` file or a folder. Or an iterator of rows, which is taken from as its
-                answers are asked for. A str is a text to a model of texts; to others it is a path or a pattern.
+            rows: one row: a text, a tuple of two for a pair, a tuple of the words of a sentence; a picture's path,
+                bytes or PIL image. Or many: a list or a column of such rows, a pandas or polars DataFrame or a
+                `datasets.Dataset` with the model's columns; a `Path` to a table, a ``.txt`` file or a folder. Or an
+                iterator of rows, which is taken from as its answers are asked for. A str is a text to a model of texts;
+                to others it is a path or a pattern.
             input_columns: what to read of a table or DataFrame; None for the columns that the run was trained on.
             top_k: say only the so many highest scores, under ``top``.
             on_bad_row: ``"error"`` raises at a row that cannot be read; ``"skip"`` gives it the label None and an
@@ -103,7 +104,9 @@ class Model:
         Returns:
             For one row a dict, for many a list of them, for an iterator an iterator: ``input``, ``label`` (a list of
             labels for several at once; a number, or a list of them, for a regression), ``score`` of the best label,
-            and ``scores`` by label name, or ``top``, a list of ``{"label", "score"}`` with the highest first.
+            and ``scores`` by label name, or ``top``, a list of ``{"label", "score"}`` with the highest first. Of a
+            sentence ``entities``, a list of ``{"label", "score", "start", "end", "text"}`` with places of characters,
+            and ``tags``, one for each word.
 
         Raises:
             BadRowError: a row cannot be read.
@@ -219,11 +222,13 @@ def _rows_in(rows: Any, reader: InputReader) -> Iterable[Any]:
 
 
 def _split_logits(model: LoadedModel, split: Split, quiet: bool) -> torch.Tensor:
-    """Logits (n, C) of a split's rows: of stored features where the run's head has seen them, else of the model."""
+    """Logits (n, C), or (words, C), of a split: of stored features where the run's head has them, else of the model."""
     rows, known = stored_logits(model, split.inputs, FeatureStore(cache_root()))
-    logits = torch.empty(len(split), len(model.label_names))
+    lines = [len(row) if model.task.of_words else 1 for row in split.labels]
+    logits: list[torch.Tensor] = [known[:0]] * len(split)
     model.check(known)
-    logits[torch.from_numpy(rows)] = known
+    for row, own in zip(rows.tolist(), torch.split(known, [lines[row] for row in rows.tolist()]), strict=True):
+        logits[row] = own
     missing = np.setdiff1d(np.arange(len(split)), rows).tolist()
     asked = (InputRow(split.inputs.name(i), partial(split.inputs.__getitem__, i)) for i in missing)
     with Progress("evaluate", len(split), quiet=quiet) as progress:
@@ -232,7 +237,8 @@ def _split_logits(model: LoadedModel, split: Split, quiet: bool) -> torch.Tensor
         for part in score_rows(model, asked):
             for bad in part.bad.values():
                 raise bad
-            logits[missing[done : done + len(part.rows)]] = part.logits
+            for row, own in zip(missing[done:], torch.split(part.logits, part.lines), strict=False):
+                logits[row] = own
             done += len(part.rows)
             progress.advance(len(part.rows))
-    return logits
+    return torch.cat(logits)

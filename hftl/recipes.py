@@ -39,7 +39,7 @@ class Recipe(Options):
             ``sample:NAME``; or what Python holds: a pandas or polars ``DataFrame``, a ``datasets.Dataset`` or
             ``DatasetDict``, a list of pairs (input, label), a dict of splits of these.
         method: how to train.
-        task: ``"single_label"``, ``"multi_label"`` or ``"regression"``; None to infer it.
+        task: ``"single_label"``, ``"multi_label"``, ``"regression"`` or ``"token_labels"``; None to infer it.
         input_columns: one column, or two for pairs of texts; None to infer.
         label_columns: the column (or columns) of labels; None to infer.
         unlabelled: labels that mark rows without one, which are left out, ``""`` for a missing label; None for -1 where

@@ -19,16 +19,18 @@ import pyarrow.parquet
 from hftl.data.labels import SEPARATORS
 from hftl.errors import DataError, UserError
 from hftl.export.loaded import LoadedModel
+from hftl.inputs.sentences import Sentence
 from hftl.inputs.sources import RowSource
 from hftl.rowrefs import inert
 from hftl.scoring import Scored
 from hftl.store.files import alive, bring_to_disk, is_mark, process_mark
+from hftl.tagging import Span, Tagging
 from hftl.tasks import Task
 from hftl.wording import one_line
 
 Result = dict[str, Any]
 
-OWN_COLUMNS = ("input", "label", "score", "scores", "top", "error")
+OWN_COLUMNS = ("input", "label", "score", "scores", "top", "entities", "tags", "error")
 # Rows of a parquet file that are written at once.
 PARQUET_ROWS = 10_000
 
@@ -62,6 +64,8 @@ class Results:
         """
         if top_k is not None and not model.task.has_classes:
             raise UserError("top_k: a regression has no labels to choose from; leave it out")
+        if top_k is not None and model.task.of_words:
+            raise UserError("top_k: of a sentence the entities are said, not labels to choose from; leave it out")
         if top_k is not None and top_k < 1:
             raise UserError(f"top_k: expected 1 or more, got {top_k}")
         if taken := [name for name in kept or () if name in OWN_COLUMNS]:
@@ -75,8 +79,12 @@ class Results:
     def of_rows(self, scored: Scored) -> Iterator[Result]:
         """What is said of each row: ``input``, what it brought along, ``label``, ``score``, and ``scores`` or ``top``.
 
-        A row that could not be read has None for all of them and an ``error`` instead.
+        Of a sentence ``entities`` and ``tags`` instead. A row that could not be read has None for all of them and an
+        ``error`` instead.
         """
+        if self.task.of_words:
+            yield from self._of_sentences(scored)
+            return
         scores = self.task.scores(scored.logits).numpy()
         labels = self.task.predicted(scores, self.label_names, self.thresholds)
         for i, row in enumerate(scored.rows):
@@ -88,6 +96,18 @@ class Results:
             result["scores" if self.top_k is None else "top"] = said
             yield {**result, "error": error.why} if error else result
 
+    def _of_sentences(self, scored: Scored) -> Iterator[Result]:
+        tagging = Tagging(tuple(self.label_names))
+        scores = np.split(self.task.scores(scored.logits).numpy(), np.cumsum(scored.lines)[:-1])
+        for i, row in enumerate(scored.rows):
+            result: Result = {"input": row.name, **{name: row.kept.get(name) for name in self.kept}}
+            if error := scored.bad.get(i):
+                yield {**result, "entities": None, "tags": None, "error": error.why}
+                continue
+            numbers = scores[i].argmax(1)
+            entities = [_entity(row.read(), span, scores[i].max(1)) for span in tagging.spans(numbers.tolist())]
+            yield {**result, "entities": entities, "tags": [self.label_names[number] for number in numbers]}
+
     def _plain(self, label: Any) -> Any:
         # One target is a number, not a list of one.
         return label[0] if not self.task.has_classes and len(label) == 1 else label
@@ -97,6 +117,13 @@ class Results:
             return dict(zip(self.label_names, row.tolist(), strict=True))
         best = np.argsort(-row, kind="stable")[: self.top_k]
         return [{"label": self.label_names[j], "score": float(row[j])} for j in best]
+
+
+def _entity(sentence: Sentence, span: Span, sure: np.ndarray) -> Result:
+    """One entity: its type, the mean score of its words' tags, and where it stands in the text."""
+    start, end = sentence.places[span.start][0], sentence.places[span.end - 1][1]
+    score = float(sure[span.start : span.end].mean())
+    return {"label": span.type, "score": score, "start": start, "end": end, "text": sentence.text[start:end]}
 
 
 def kept_types(sources: Sequence[RowSource]) -> dict[str, pa.DataType]:
@@ -222,7 +249,9 @@ class _Csv(_TextWriter):
 
     def _header(self) -> list[str]:
         r = self.results
-        if not r.task.has_classes:
+        if r.task.of_words:
+            own = ["entities", "tags"]
+        elif not r.task.has_classes:
             own = ["label"] if len(r.label_names) == 1 else list(r.label_names)
         else:
             own = ["label", "score"]
@@ -233,7 +262,12 @@ class _Csv(_TextWriter):
     def write(self, result: Result) -> None:
         r = self.results
         row = [result["input"], *(result[name] for name in r.kept)]
-        if not r.task.has_classes:
+        if r.task.of_words:
+            row += [
+                result["entities"] and json.dumps(result["entities"]),
+                result["tags"] and json.dumps(result["tags"]),
+            ]
+        elif not r.task.has_classes:
             values = result["label"] if isinstance(result["label"], list) else [result["label"]]
             row += map(_score, values if result["label"] is not None else [None] * len(r.label_names))
         else:
@@ -308,11 +342,16 @@ class _Parquet:
 def _schema(results: Results) -> pa.Schema:
     score = pa.float32()
     several = pa.list_(pa.string())
-    label = results.task.case(single_label=pa.string(), multi_label=several, regression=score)
+    kept = [pa.field("input", pa.string()), *(pa.field(name, kind) for name, kind in results.kept.items())]
+    if results.task.of_words:
+        places = [("start", pa.int64()), ("end", pa.int64()), ("text", pa.string())]
+        entity = pa.struct([("label", pa.string()), ("score", score), *places])
+        own = [pa.field("entities", pa.list_(entity)), pa.field("tags", several)]
+        return pa.schema([*kept, *own, pa.field("error", pa.string())])
+    label = results.task.case(single_label=pa.string(), multi_label=several, regression=score, token_labels=several)
     if not results.task.has_classes and len(results.label_names) > 1:
         label = pa.list_(score)
-    fields = [pa.field("input", pa.string()), *(pa.field(name, kind) for name, kind in results.kept.items())]
-    fields += [pa.field("label", label), pa.field("score", score)]
+    fields = [*kept, pa.field("label", label), pa.field("score", score)]
     if results.top_k is None:
         fields.append(pa.field("scores", pa.struct([pa.field(name, score) for name in results.label_names])))
     else:

@@ -26,6 +26,7 @@ from hftl.intervals import (
     resamples,
     share_of_units,
 )
+from hftl.metrics.entities import SentenceSums
 from hftl.metrics.resampled import resampled_metric, resampled_metrics
 from hftl.tasks import Task
 
@@ -140,6 +141,7 @@ def intervals_of(
     groups: np.ndarray | None = None,
     seed: int = 0,
     spread: float = 1.0,
+    label_names: Sequence[str] = (),
 ) -> Intervals:
     """Intervals of all metrics that a run reports, by bootstrap over rows or groups.
 
@@ -155,6 +157,7 @@ def intervals_of(
         groups: int64 (n,), the group of each row; groups are drawn whole. None where rows are independent.
         seed: of the samples.
         spread: as of `hftl.intervals.percentiles`.
+        label_names: of tags, which say what an entity is; else not needed.
     """
     models = scores if scores.ndim == 3 else scores[None]
     rows = len(labels)
@@ -170,6 +173,8 @@ def intervals_of(
         each = [resampled_metrics(task, one, labels, counts, cut) for one, cut in zip(models, cuts, strict=True)]
         return {name: np.mean([found[name] for found in each], axis=0) for name in each[0]}
 
+    if task.of_words:
+        measured = SentenceSums.of(scores, labels, label_names).at
     values = measured(np.ones((1, rows)))
     drawn = [measured(counts) for counts in resamples(rows, groups=groups, seed=seed, most=wanted)]
     found = {}
@@ -177,6 +182,10 @@ def intervals_of(
         draws = np.concatenate([each[name] for each in drawn])
         draws = draws[np.isfinite(draws)]
         if not len(draws) or not np.isfinite(value):
+            continue
+        if task.of_words:
+            # Also of the share of right words: those of a sentence are not independent.
+            found[name] = percentiles(float(value), draws, spread=spread, units=units)
             continue
         found[name] = _interval(name, float(value), draws, units, grouped=groups is not None, spread=spread)
     return Intervals(found, units, groups is not None, wanted)

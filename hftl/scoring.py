@@ -32,13 +32,15 @@ class Scored:
 
     Attributes:
         rows: in the order in which they came.
-        logits: float32 (n, C) on the CPU; zeros where a row is bad.
+        logits: float32 (n, C) on the CPU; zeros where a row is bad. Of sentences (words, C), none where one is bad.
         bad: the rows that could not be read, by position.
+        lines: of the logits, for each row.
     """
 
     rows: list[InputRow]
     logits: Tensor
     bad: dict[int, BadRowError]
+    lines: list[int]
 
 
 @dataclass
@@ -82,7 +84,8 @@ class _Forward:
         self.ramp = ramp_for(model.device, by_tokens=self.by_length, key=self.key, memory=self.memory)
 
     def __call__(self, window: _Window) -> Scored:
-        logits = torch.zeros(len(window.rows), len(self.model.label_names))
+        nothing = torch.zeros(0 if self.model.task.of_words else 1, len(self.model.label_names))
+        parts = [nothing] * len(window.rows)
         bad = {i: row for i, row in enumerate(window.encoded) if isinstance(row, BadRowError)}
         good = [(i, row) for i, row in enumerate(window.encoded) if isinstance(row, Encoded)]
         if self.by_length:
@@ -90,17 +93,18 @@ class _Forward:
             good.sort(key=lambda each: -each[1].cost)
         for batch in within_budget(good, _cost, self.ramp):
             before = time.monotonic()
-            self._batch(window, batch, logits, bad)
+            self._batch(window, batch, parts, bad)
             self.ramp.saw(sum(map(_cost, batch)), time.monotonic() - before)
-        return Scored(window.rows, logits, bad)
+        logits = torch.cat(parts) if parts else nothing[:0]
+        return Scored(window.rows, logits, bad, [len(part) for part in parts])
 
     def _batch(
-        self, window: _Window, batch: list[tuple[int, Encoded]], logits: Tensor, bad: dict[int, BadRowError]
+        self, window: _Window, batch: list[tuple[int, Encoded]], parts: list[Tensor], bad: dict[int, BadRowError]
     ) -> None:
         """Run a batch; halve it while the model refuses it, until the row is alone that it refuses."""
         places = [place for place, _ in batch]
         try:
-            logits[places] = self.model.logits([row for _, row in batch])
+            found = self.model.logits([row for _, row in batch])
         except BackboneError as error:
             if isinstance(error.__cause__, torch.OutOfMemoryError):
                 self.ramp.too_large(sum(map(_cost, batch)))
@@ -110,12 +114,14 @@ class _Forward:
                 bad[places[0]] = BadRowError(window.rows[places[0]].name, str(error))
                 return
         else:
+            for place, lines in zip(places, torch.split(found, [row.lines for _, row in batch]), strict=True):
+                parts[place] = lines
             return
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
         half = len(batch) // 2
-        self._batch(window, batch[:half], logits, bad)
-        self._batch(window, batch[half:], logits, bad)
+        self._batch(window, batch[:half], parts, bad)
+        self._batch(window, batch[half:], parts, bad)
 
     def remember(self) -> None:
         remember(self.ramp, self.key, self.memory)

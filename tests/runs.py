@@ -110,3 +110,21 @@ def write_texts(path: Path, rows: int, *, pairs: bool = False, seed: int = 0) ->
             text = f"the {rng.choice(SUBJECTS[label])} {rng.choice(VERBS)} {rng.choice(PLACES)}"
             writer.writerow([text, f"who {rng.choice(VERBS)}", label] if pairs else [text, label])
     return path
+
+
+ENTITIES = {"animal": ["cat", "dog", "bird"], "place": ["tree", "hill", "rug"]}
+
+
+def write_sentences(path: Path, rows: int, seed: int = 0) -> Path:
+    """A jsonl file of sentences in the tiny tokenizer's words; a colour before an animal or place belongs to it."""
+    draw = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(rows):
+            words, tags = [], []
+            for _ in range(draw.choice([1, 2, 3])):
+                kind = draw.choice(sorted(ENTITIES))
+                entity = [*draw.choice([[], ["red"], ["two", "blue"]]), draw.choice(ENTITIES[kind])]
+                words += [draw.choice(["the", "a", "one"]), *entity, draw.choice(["sat", "ran", "flew"])]
+                tags += ["O", f"B-{kind}", *[f"I-{kind}"] * (len(entity) - 1), "O"]
+            file.write(json.dumps({"tokens": words, "tags": tags}) + "\n")
+    return path

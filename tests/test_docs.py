@@ -114,6 +114,9 @@ def write_tables(folder: Path) -> None:
     for name, rows in tables.items():
         with (folder / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
+    (folder / "names").mkdir()
+    for seed, (split, rows) in enumerate({"train": 48, "test": 16}.items()):
+        runs.write_sentences(folder / "names" / f"{split}.jsonl", rows, seed=seed)
     texts = [str(text) for _, text, _ in tables["tickets"][1:]]
     (folder / "lines.txt").write_text("\n".join(texts))
     (folder / "tickets.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))

@@ -53,7 +53,7 @@ def evidence(run: Path, data: Path, backbone) -> Evidence:
     batch = tokenizer([row[0] for row in read.test.inputs.values], padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
         logits = model(**batch).logits
-    return Evidence(read.test, logits, "no", False, torch.device("cpu"))
+    return Evidence(read.test, read.task, logits, "no", False, torch.device("cpu"))
 
 
 def test_an_export_that_answers_otherwise_is_no_model(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_an_export_reads_weights_with_one_file_open_at_a_time(tmp_path: Path, mo
 def test_a_proof_takes_few_rows(tmp_path: Path) -> None:
     source, data = tiny.save("bert", tmp_path / "bert"), texts(tmp_path, rows=200)
     read = load_data(str(data), wants="text", suffixes=frozenset())
-    given = Evidence(read.test, torch.zeros(len(read.test), 3), "no", False, torch.device("cpu"))
+    given = Evidence(read.test, read.task, torch.zeros(len(read.test), 3), "no", False, torch.device("cpu"))
     sizes = [len(text[0]) for text in read.test.inputs.values]
     assert len(given.rows) <= 8
     assert sizes.index(max(sizes)) in given.rows

@@ -20,16 +20,18 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
+from hftl.backbones.blocks import find_depths
 from hftl.backbones.protocol import Encoded
 from hftl.errors import BackboneError, DataError, RecipeError, UserError
 from hftl.finetune.augment import OPERATIONS, Augmentation, Mix, Mixing, crop_box, mixed, stream
 from hftl.finetune.ema import Ema
 from hftl.finetune.engine import spread_by_block
 from hftl.finetune.evaluate import logits_of
-from hftl.finetune.groups import find_depths, freeze_below, parameter_groups, set_modes
+from hftl.finetune.groups import freeze_below, frozen_blocks, parameter_groups, set_modes
 from hftl.finetune.losses import Loss
 from hftl.finetune.rows import Encoder, TrainRows
 from hftl.finetune.schedule import lr_factor
+from hftl.methods import Partial
 from hftl.parallel import Process
 from hftl.tasks import Task
 
@@ -207,7 +209,7 @@ def test_what_the_user_had_spread_is_left_and_a_model_without_an_embedding_is_re
 def test_the_first_blocks_freeze_and_their_statistics_with_them() -> None:
     model = tiny.model("resnet")
     depths = find_depths(model, head_of(model))
-    freeze_below(model, depths, 1, "resnet")
+    freeze_below(model, depths, 1)
     set_modes(model)
     before = {name: value.clone() for name, value in model.named_buffers()}
 
@@ -223,9 +225,9 @@ def test_the_first_blocks_freeze_and_their_statistics_with_them() -> None:
 def test_more_blocks_than_there_are_cannot_freeze(freeze: int) -> None:
     model = tiny.model("vit")
     with pytest.raises(RecipeError, match="has 2 blocks"):
-        freeze_below(model, find_depths(model, head_of(model)), freeze, "vit")
+        frozen_blocks(Partial(freeze=freeze), find_depths(model, head_of(model)), "vit")
     with pytest.raises(BackboneError, match="no repeated blocks"):
-        freeze_below(nn.Linear(2, 2), find_depths(nn.Linear(2, 2), set()), 1, "linear")
+        frozen_blocks(Partial(freeze=1), find_depths(nn.Linear(2, 2), set()), "linear")
 
 
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

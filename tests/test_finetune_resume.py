@@ -31,7 +31,7 @@ def crashed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", "lora", "partial"])
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_killed_run_ends_bitwise_as_the_run_that_was_never_killed(
     crashed: dict[str, Any], method: str, world: int

@@ -121,12 +121,16 @@ def _load(source: Source, options: BackboneOptions) -> Backbone:
     from transformers import (
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as TEXT_MODELS,
     )
+    from transformers import (
+        MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING as WORD_MODELS,
+    )
     from transformers import MODEL_MAPPING
 
     from hftl.backbones.bare import HEAD_FACTS, BareImageBackbone, BareTextBackbone
     from hftl.backbones.configuration import read_config
     from hftl.backbones.text import TextBackbone
     from hftl.backbones.vision import ImageBackbone
+    from hftl.backbones.words import WordBackbone
 
     kind = type(read_config(source))
     is_seen = (source.folder / "preprocessor_config.json").exists()
@@ -138,8 +142,12 @@ def _load(source: Source, options: BackboneOptions) -> Backbone:
         return ImageBackbone(source)
     if reads:
         return TextBackbone(source, options.max_length)
+    if is_seen and kind in MODEL_MAPPING:
+        return BareImageBackbone(source)
+    if kind in WORD_MODELS:
+        return WordBackbone(source, options.max_length)
     if kind in MODEL_MAPPING:
-        return BareImageBackbone(source) if is_seen else BareTextBackbone(source, options.max_length)
+        return BareTextBackbone(source, options.max_length)
     raise BackboneError(
         f"{source.id}: transformers has neither image nor sequence classification for "
         f"{kind.__name__.removesuffix('Config')}, and no base model of it"

@@ -40,8 +40,69 @@ class Probe(dict[str, Tensor]):
         self.rows = [dict(row) for row in rows]
 
 
+class WordBatch(dict[str, Tensor]):
+    """A batch of sentences that knows where each word is read.
+
+    A sentence that is longer than the model reads stands in several rows, its windows.
+
+    Args:
+        batch: keyword arguments of the forward, first dimension the windows.
+        spans: of each window the first and the last (exclusive) position that is no padding.
+        words: (words, 2) int64: of each word, sentence after sentence, the window and the position of its first token.
+        lengths: words of each sentence.
+    """
+
+    def __init__(self, batch: Inputs, spans: Sequence[tuple[int, int]], words: Tensor, lengths: Sequence[int]) -> None:
+        super().__init__(batch)
+        self.spans, self.words, self.lengths = list(spans), words, list(lengths)
+
+    def of_words(self, values: Tensor) -> Tensor:
+        """What stands at each word's first token, (words, …), of values (windows, tokens, …)."""
+        at = self.words.to(values.device)
+        return values[at[:, 0], at[:, 1]]
+
+    def of_rows(self, values: Tensor) -> list[Tensor]:
+        """The same for each sentence, (words of it, …) each."""
+        return list(torch.split(self.of_words(values), self.lengths))
+
+    @property
+    def rows(self) -> list[WordBatch]:
+        """Each window alone, without padding, with the words that are read in it."""
+        alone = []
+        for window, (start, stop) in enumerate(self.spans):
+            batch = {
+                name: value[window : window + 1, start:stop] if value.dim() > 1 else value[window : window + 1]
+                for name, value in self.items()
+            }
+            words = self.words[self.words[:, 0] == window] - torch.tensor([window, start])
+            alone.append(WordBatch(batch, [(0, stop - start)], words, [len(words)]))
+        return alone
+
+    def moved(self, change: Callable[[Tensor], Tensor]) -> WordBatch:
+        """The same with every tensor of the forward changed, such as put on a device."""
+        return WordBatch({name: change(value) for name, value in self.items()}, self.spans, self.words, self.lengths)
+
+
+def of_each_row(batch: Inputs, values: Tensor) -> list[Tensor]:
+    """Values (windows, tokens, …) at the words of each row, (words of it, …); at all tokens where none are named."""
+    return batch.of_rows(values) if isinstance(batch, WordBatch) else list(values)
+
+
+def row_counts(batch: Inputs) -> set[int]:
+    """How many rows a batch holds by each of its tensors: of sentences they may be fewer than of the forward."""
+    return {len(batch.lengths)} if isinstance(batch, WordBatch) else {len(value) for value in batch.values()}
+
+
+def line_logits(model: Callable[..., Any], batch: Inputs) -> Tensor:
+    """One line of logits for each row, (n, C); of sentences one for each word, (words, C)."""
+    logits: Tensor = model(**batch).logits
+    return batch.of_words(logits) if isinstance(batch, WordBatch) else logits
+
+
 def rows_of(batch: Inputs) -> list[dict[str, Tensor]]:
     """Each row of a batch as a batch of one, without the padding that a mask names."""
+    if isinstance(batch, WordBatch):
+        return list(batch.rows)
     if isinstance(batch, Probe):
         return batch.rows
     mask = batch.get("attention_mask")
@@ -61,7 +122,7 @@ def rows_of(batch: Inputs) -> list[dict[str, Tensor]]:
 
 
 def batch_logits(model: Callable[..., Any], batch: Inputs) -> Tensor:
-    """Logits (n, C) of a batch; of its rows one by one where the model refuses them beside one another.
+    """Logits (n, C) of a batch, or (words, C); of its rows one by one where the model refuses them beside one another.
 
     BART's classification class, for one, wants equally many end tokens in all rows, and a text may hold one itself.
 
@@ -70,12 +131,12 @@ def batch_logits(model: Callable[..., Any], batch: Inputs) -> Tensor:
         batch: keyword arguments of the forward, first dimension n, on the model's device.
     """
     try:
-        logits: Tensor = model(**batch).logits
+        logits = line_logits(model, batch)
     except Exception:
         rows = rows_of(batch)
         if len(rows) == 1:
             raise
-        logits = torch.cat([model(**row).logits for row in rows])
+        logits = torch.cat([line_logits(model, row) for row in rows])
     return logits
 
 
@@ -111,7 +172,7 @@ def _has_tokens(value: Tensor, mask: Tensor) -> bool:
     return value.shape[1:2] == mask.shape[1:] and value.dim() <= 3
 
 
-def _padded_as_batches_are(probes: Sequence[Inputs]) -> list[Inputs]:
+def padded_as_batches_are(probes: Sequence[Inputs]) -> list[Inputs]:
     """The probes without those padded on another side than the first one that is padded.
 
     The first is padded as the backbone's batches are. Padding on the other side shifts the positions of many models,
@@ -135,7 +196,9 @@ def pads_left(batch: Inputs) -> bool:
 
 
 def on_device(batch: Inputs, device: torch.device) -> dict[str, Tensor]:
-    """A batch on a device; a probe with what it knows of its rows."""
+    """A batch on a device; a probe, or sentences, with what it knows of its rows."""
+    if isinstance(batch, WordBatch):
+        return batch.moved(lambda value: value.to(device))
     moved = {name: value.to(device) for name, value in batch.items()}
     return Probe(moved, [on_device(row, device) for row in batch.rows]) if isinstance(batch, Probe) else moved
 
@@ -156,18 +219,21 @@ def needs_equal_lengths(model: Callable[..., Any], probes: Sequence[Inputs], nam
         return of_equal_length_only(_logits_of(model), probes, name or type(model).__name__)
 
 
-def _logits_of(model: Callable[..., Any]) -> Callable[[Inputs], Tensor]:
-    def logits(batch: Inputs) -> Tensor:
+def _logits_of(model: Callable[..., Any]) -> Callable[[Inputs], Sequence[Tensor]]:
+    def logits(batch: Inputs) -> Sequence[Tensor]:
         with torch.no_grad():
             value: Tensor = model(**batch).logits
-        return value
+        if isinstance(batch, WordBatch):
+            # Of every token, not of words alone: in a probe windows are sentences.
+            return [row[start:stop] for row, (start, stop) in zip(value, batch.spans, strict=True)]
+        return list(value)
 
     return logits
 
 
-def of_equal_length_only(numbers: Callable[[Inputs], Tensor], probes: Sequence[Inputs], name: str) -> bool:
+def of_equal_length_only(numbers: Callable[[Inputs], Sequence[Tensor]], probes: Sequence[Inputs], name: str) -> bool:
     """As `needs_equal_lengths`, with a function that gives what is compared, (n, …), of a batch."""
-    probes = _padded_as_batches_are(probes)
+    probes = padded_as_batches_are(probes)
     rows = [row for probe in probes for row in rows_of(probe)]
     alone, expected = _run_alone(numbers, rows, name)
     # A row that runs only beside longer ones (some models want so many tokens) lives on their padding.
@@ -203,15 +269,15 @@ def equal_length_pair(row: Inputs) -> dict[str, Tensor]:
 
 
 def _run_alone(
-    numbers: Callable[[Inputs], Tensor], rows: Sequence[Inputs], name: str
-) -> tuple[list[Inputs], list[Tensor]]:
+    numbers: Callable[[Inputs], Sequence[Tensor]], rows: Sequence[Inputs], name: str
+) -> tuple[list[Inputs], list[Sequence[Tensor]]]:
     """The rows that a model takes alone, and their numbers.
 
     Raises:
         CutError: it takes none.
     """
     taken: list[Inputs] = []
-    results: list[Tensor] = []
+    results: list[Sequence[Tensor]] = []
     refusal: Exception | None = None
     for row in rows:
         try:
@@ -260,7 +326,9 @@ def _same_shapes(rows: Sequence[Inputs]) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _gap(numbers: Callable[[Inputs], Tensor], batches: Sequence[Inputs], alone: Sequence[Tensor]) -> float:
+def _gap(
+    numbers: Callable[[Inputs], Sequence[Tensor]], batches: Sequence[Inputs], alone: Sequence[Sequence[Tensor]]
+) -> float:
     """The largest difference between rows of batches and the same rows alone, as a share of the largest number."""
     try:
         together = [row for batch in batches for row in numbers(batch)]
@@ -273,5 +341,5 @@ def _gap(numbers: Callable[[Inputs], Tensor], batches: Sequence[Inputs], alone: 
         gap = float((ours - theirs[0]).abs().max())
         # NaN is no agreement.
         worst = max(worst, gap) if gap == gap else float("inf")
-        scale = max(scale, float(theirs.abs().max()))
+        scale = max(scale, float(theirs[0].abs().max()))
     return worst / scale

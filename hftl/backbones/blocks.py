@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -24,3 +25,46 @@ def block_lists(model: nn.Module, head: Collection[str]) -> dict[str, int]:
         if parameters and not any(parameter in head for parameter in parameters):
             lists[name] = len(module)
     return lists
+
+
+@dataclass(frozen=True)
+class Depths:
+    """How deep each parameter of a model lies.
+
+    Attributes:
+        of: by parameter name: 0 for embeddings, 1 … ``blocks`` for the repeated blocks, ``blocks + 1`` for what follows
+            and for the head.
+        names: of the repeated blocks, in order.
+    """
+
+    of: dict[str, int]
+    names: tuple[str, ...]
+
+    @property
+    def blocks(self) -> int:
+        """The number of repeated blocks."""
+        return len(self.names)
+
+
+def find_depths(model: nn.Module, head: set[str]) -> Depths:
+    """Find the repeated blocks of any architecture: the outermost lists of modules of one class, in the model's order.
+
+    Args:
+        model: the whole model.
+        head: names of the head's parameters.
+    """
+    names = tuple(f"{name}.{i}" for name, count in block_lists(model, head).items() for i in range(count))
+    starts = [f"{name}." for name in names]
+    depth_of: dict[str, int] = {}
+    seen = 0
+    for name, _ in model.named_parameters():
+        inside = next((i for i, start in enumerate(starts) if name.startswith(start)), None)
+        if name in head:
+            depth_of[name] = len(starts) + 1
+        elif inside is not None:
+            depth_of[name] = inside + 1
+            seen = max(seen, inside + 1)
+        else:
+            # Registered before the first block: embeddings. After it: final norms and poolers.
+            depth_of[name] = len(starts) + 1 if seen else 0
+    return Depths(depth_of, names)

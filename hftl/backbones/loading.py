@@ -137,6 +137,39 @@ def _pooled(backbone: Backbone, pooling: Pooling, trains_body: bool) -> Backbone
     return made
 
 
+def for_words(backbone: Backbone) -> Backbone:
+    """The same checkpoint as a model that gives each word of a sentence a label.
+
+    Raises:
+        BackboneError: it reads no texts, it is a plugin's or quantised, or transformers has no such class for it.
+    """
+    # Brought only here: they bring torch and transformers.
+    from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+
+    from hftl.backbones.text import TextBackbone
+    from hftl.backbones.words import WordBackbone
+
+    if isinstance(backbone, WordBackbone):
+        return backbone
+    if type(backbone) is not TextBackbone:
+        raise BackboneError(
+            f"{backbone.name} is a {type(backbone).__name__}, which gives words no labels: take a model of texts that "
+            "transformers loads"
+        )
+    kind = type(backbone.base_config)
+    if kind not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+        raise BackboneError(
+            f"{backbone.name}: transformers has no token classification for {kind.__name__.removesuffix('Config')}: "
+            "take another backbone for tagged words"
+        )
+    if backbone.quantize:
+        raise BackboneError(f"quantize={backbone.quantize!r}: words get no labels of quantised weights: leave it out")
+    # In float32, under autocast where less is asked for.
+    made = WordBackbone(backbone.source, backbone.max_length)
+    made.name = backbone.name
+    return made.at_depth(backbone.shortened.depth) if backbone.shortened else made
+
+
 def missing_attributes(backbone: object) -> list[str]:
     """What hftl asks of a backbone and this object does not answer; by name, so that its author knows what to write."""
     return [name for name in ATTRIBUTES if not hasattr(backbone, name)]

@@ -27,6 +27,11 @@ class Encoded:
     cost: int = 1
     truncated: bool = False
 
+    @property
+    def lines(self) -> int:
+        """Lines of logits that the row has."""
+        return 1
+
 
 @runtime_checkable
 class Backbone(Protocol):
@@ -208,5 +213,5 @@ class Target:
         """The same labels on the backbone's first blocks; see `at_depth`."""
         backbone = at_depth(self.backbone, depth)
         names = [self.config.id2label[number] for number in range(len(self.config.id2label))]
-        task = Task.of_problem_type(self.config.problem_type, len(names))
+        task = Task.of_config(self.config)
         return Target(backbone, backbone.config(task, names))

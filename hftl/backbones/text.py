@@ -69,19 +69,23 @@ class TextBackbone(PretrainedBackbone):
         Raises:
             BackboneError: the checkpoint has no tokenizer, or one that cannot pad.
         """
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                self.source.folder, trust_remote_code=False, local_files_only=True
-            )
-        except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-            raise BackboneError(f"{self.name} has no usable tokenizer: {one_line(error, 200)}") from error
-        if not tokenizer.is_fast:
-            raise BackboneError(f"{self.name} has only a slow tokenizer; hftl needs a tokenizer.json")
+        tokenizer = self._read_tokenizer()
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         if tokenizer.pad_token is None:
             raise BackboneError(f"{self.name}: its tokenizer has no padding, end or unknown token to pad with")
         self._pad_as_positions_count(tokenizer)
+        return tokenizer
+
+    def _read_tokenizer(self, **options: Any) -> Any:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.source.folder, trust_remote_code=False, local_files_only=True, **options
+            )
+        except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+            raise BackboneError(f"{self.name} has no usable tokenizer: {one_line(error, 200)}") from error
+        if not tokenizer.is_fast:
+            raise BackboneError(f"{self.name} has only a slow tokenizer; hftl needs a tokenizer.json")
         return tokenizer
 
     def _pad_as_positions_count(self, tokenizer: Any) -> None:
@@ -226,9 +230,9 @@ class TextBackbone(PretrainedBackbone):
         with suppress(BadRowError):
             probes.append(self._probe(self.encode(PAIR_PROBES, ["probe"] * len(PAIR_PROBES)), own_side))
         words = min(self.max_length, LONGEST_PROBE)
-        full = self.encode([(_text_of(words),)], ["probe"])[0]
+        full = self.encode([(text_of(words),)], ["probe"])[0]
         if full.cost > LONGEST_PROBE:
-            full = self.encode([(_text_of(words * LONGEST_PROBE // full.cost),)], ["probe"])[0]
+            full = self.encode([(text_of(words * LONGEST_PROBE // full.cost),)], ["probe"])[0]
         probes.append(self._probe([rows[0], full], own_side))
         return probes
 
@@ -291,7 +295,7 @@ def padding_index(model: nn.Module) -> int | None:
     return None
 
 
-def _text_of(count: int) -> str:
+def text_of(count: int) -> str:
     """So many words, and not all the same: over equal words attention is the same wherever it looks, random or not."""
     words = " ".join(text for (text,) in PROBES).split()
     return " ".join(itertools.islice(itertools.cycle(words), count))

@@ -65,7 +65,10 @@ def gc(
     as_json: AsJson = False,
     _quiet: Quiet = False,
 ) -> None:
-    """Remove spaces, the least recently used first, until the store is no larger; never one in use."""
+    """Remove spaces until the store is no larger: what frozen blocks returned first, then the least recently used.
+
+    One in use stays.
+    """
     store, most = _store(), _size(max_size)
     if not yes:
         _ask_before_removing(store, store.surplus(most))
@@ -140,7 +143,7 @@ def _shown(space: SpaceSummary) -> dict[str, Any]:
     return {
         **fields,
         "commit": (fields["commit"] or "local files")[:12],
-        "pooling": space.identity.get("pooling"),
+        "pooling": space.identity.get("pooling") if space.blocks is None else f"{space.blocks} blocks",
         "size": human_bytes(space.bytes),
         "last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(space.last_used)),
     }

@@ -189,6 +189,12 @@ def _cells(result: dict[str, Any]) -> tuple[str, str, str]:
     name = printable(result["input"])
     if "error" in result:
         return name, f"error: {printable(result['error'])}", ""
+    if "entities" in result:
+        found = result["entities"]
+        places = [
+            f"{printable(each['label'])}: {printable(each['text'])} ({each['start']}-{each['end']})" for each in found
+        ]
+        return name, "\n".join(places) or "no entity", "\n".join(f"{each['score']:.4f}" for each in found)
     if top := result.get("top"):
         return name, "\n".join(printable(each["label"]) for each in top), "\n".join(f"{e['score']:.4f}" for e in top)
     label, score = result["label"], result["score"]

@@ -21,7 +21,7 @@ from hftl.tasks import Task
 from hftl.wording import printable
 
 Indices: TypeAlias = npt.NDArray[np.int64]
-Labels: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+Labels: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.float32] | npt.NDArray[np.object_]
 
 
 class RowNames:
@@ -55,7 +55,7 @@ class RowNames:
 
 
 class Texts(Sequence[tuple[str, ...]]):
-    """Rows of one string (a text) or two (a pair).
+    """Rows of one string (a text) or two (a pair), or of a sentence's words.
 
     Attributes:
         values: the strings; ``values[i]`` is row ``i``.
@@ -212,6 +212,22 @@ def _one_line(path: str) -> str:
     return path if path.isprintable() else printable(path)
 
 
+def labels_as_bytes(labels: Labels) -> bytes:
+    """Bytes that tell labels from any others of the same task."""
+    if labels.dtype != object:
+        return labels.tobytes()
+    return b"".join(len(row).to_bytes(8, "little") + row.tobytes() for row in labels)
+
+
+def occurring(labels: Labels) -> npt.NDArray[np.float32]:
+    """Which classes occur among the words of each sentence: (n, C) of 0 and 1."""
+    classes = max((int(row.max()) for row in labels if len(row)), default=-1) + 1
+    shown = np.zeros((len(labels), classes), dtype=np.float32)
+    for at, row in enumerate(labels):
+        shown[at, row] = 1
+    return shown
+
+
 @dataclass(frozen=True)
 class Split:
     """One part of the data.
@@ -220,7 +236,7 @@ class Split:
         name: ``train``, ``validation`` or ``test``.
         inputs: the rows.
         labels: int64 ``(n,)`` class numbers for single_label; float32 ``(n, k)`` of 0 and 1 for multi_label;
-            float32 ``(n, k)`` targets for regression.
+            float32 ``(n, k)`` targets for regression; ``(n,)`` objects for token_labels, int64 (words,) each.
         marks: what the columns say that a recipe names for how rows are divided.
     """
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hftl.data.csv_text import read_csv
-from hftl.data.dataset import Data, Files, Split, Texts
+from hftl.data.dataset import Data, Files, Split, Texts, labels_as_bytes
 from hftl.data.holdout import shared_rows
 from hftl.data.opening import decode_text, read_regular, why_unreadable
 from hftl.data.raw import digest
@@ -97,7 +97,7 @@ def without_rows(data: Data, dropped: Sequence[RowRef]) -> Data:
         identity={
             **data.identity,
             "splits": {name: len(split) for name, split in kept.items()},
-            "labels_digest": digest(*(split.labels.tobytes() for split in kept.values())),
+            "labels_digest": digest(*(labels_as_bytes(split.labels) for split in kept.values())),
             "dropped": total,
         },
     )
@@ -152,4 +152,6 @@ def _require_classes(data: Data, train: Split) -> None:
 
 def _counts(split: Split, classes: int) -> np.ndarray:
     labels = split.labels
+    if labels.dtype == object:
+        return np.bincount(np.concatenate(labels), minlength=classes)
     return np.bincount(labels, minlength=classes) if labels.ndim == 1 else (labels > 0).sum(0)

@@ -35,6 +35,7 @@ from hftl.data.raw_labels import (
     stated_mark,
 )
 from hftl.data.references import open_reference
+from hftl.data.sentences import sentences_of, tag_keys, tag_numbers, word_columns
 from hftl.data.split_columns import SPLIT_COLUMNS, divide_by_column
 from hftl.errors import DataError
 from hftl.tasks import Task
@@ -51,8 +52,8 @@ class EvaluationData:
     Attributes:
         ref: the reference as given.
         split: the rows and their labels, numbered as the model numbers them: int64 ``(n,)``, float32 ``(n, C)`` of 0
-            and 1, or float32 ``(n, C)`` targets in the model's order. Its name is ``test``, ``validation`` or
-            ``train``; ``all`` where the data are not divided.
+            and 1, float32 ``(n, C)`` targets in the model's order, or the tags of each sentence's words. Its name is
+            ``test``, ``validation`` or ``train``; ``all`` where the data are not divided.
         columns: the input and the label columns.
         notes: one sentence for each thing that was inferred, dropped or read otherwise than it stands there.
         identity: what the data were, as JSON.
@@ -201,6 +202,8 @@ def _known_split(
     """
     part, cells = source.parts[split], Cells(source)
     there = [*part.columns, *part.unusable]
+    if known.task.of_words:
+        return _known_sentences(source, split, known, input_columns, unlabelled)
     if absent := [name for name in known.columns or () if name not in there and not close_matches(name, there)]:
         raise _NoLabelError(f"the {split} split has no label column {listing(absent)}")
     label_columns = _columns_by_name(cells.kinds(split), known)
@@ -224,6 +227,35 @@ def _known_split(
     chosen = f"columns: input <- {listing(inputs)}, label <- {listing(columns)}"
     rows = split_inputs(source, split, inputs, wants, raw.rows)
     return _ReadSplit(Split(split, rows, labels), (inputs, columns), [chosen, *notes, *said])
+
+
+def _known_sentences(
+    source: RawData,
+    split: SplitName,
+    known: KnownLabels,
+    input_columns: Sequence[str] | None,
+    unlabelled: Sequence[object] | None,
+) -> _ReadSplit:
+    """The sentences of a split that have tags, by the columns that are stated, or that the run read, or by name."""
+    part, cells = source.parts[split], Cells(source)
+    trained = [list(names) if names and set(names) <= set(part.columns) else None for names in known.trained_on]
+    try:
+        columns = word_columns(source, split, input_columns or trained[0], known.columns or trained[1], known.task)
+    except DataError as error:
+        raise _NoLabelError(str(error)) from error
+    assert columns is not None  # the task is stated
+    words, tags = columns
+    values = [compose(value) for value in label_values(source, cells, split, [tags], known.task)]
+    is_mark = _mark(unlabelled, known, has_codebook(source, tags))
+    raw, notes = keep_labelled(RawLabels(values, part.own_rows, part.name), split, [tags], is_mark)
+    if raw is None or not raw.values:
+        raise _NoLabelError(notes[0] if notes else f"the {split} split has no rows")
+    sentences = sentences_of(source, split, words, raw.rows)
+    numbers = _Numbers(known, raw)
+    keys = tag_keys(raw, sentences, columns)
+    labels = tag_numbers([[numbers.of(key, at) for key in row] for at, row in enumerate(keys)])
+    chosen = f"columns: words <- {words}, tags <- {tags}"
+    return _ReadSplit(Split(split, sentences, labels), ((words,), (tags,)), [chosen, *notes])
 
 
 def _mark(unlabelled: Sequence[object] | None, known: KnownLabels, has_codebook: bool) -> IsMark:

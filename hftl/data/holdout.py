@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hftl.data.dataset import Files, Indices, Labels, Split, Texts
+from hftl.data.dataset import Files, Indices, Labels, Split, Texts, occurring
 from hftl.errors import DataError
 from hftl.tasks import Task
 from hftl.wording import plural
@@ -32,8 +32,8 @@ def hold_out(
     """Draw the rows to evaluate on.
 
     Of a class with n rows, ``test_size * n`` are drawn, rounded so that the shares add up; at least one stays
-    in training, so a class with a single row is never drawn. With several labels a row the draw is plain, and
-    then a row goes back for each label that training would lack.
+    in training, so a class with a single row is never drawn. With several labels a row, or a label for each word, the
+    draw is plain, and then a row goes back for each label that training would lack.
 
     Args:
         labels: labels of all rows, as `hftl.data.Split` describes them.
@@ -51,7 +51,9 @@ def hold_out(
     if not 0 < test_size < 1:
         raise DataError(f"{what} is {test_size}, but must lie between 0 and 1")
     rng = np.random.default_rng(seed)
-    draw = task.case(single_label=_draw_by_class, multi_label=_draw_labels, regression=_draw)
+    draw = task.case(
+        single_label=_draw_by_class, multi_label=_draw_labels, regression=_draw, token_labels=_draw_sentences
+    )
     drawn = draw(labels, test_size, rng)
     if len(drawn) == 0 or len(drawn) == len(labels):
         why, add = "", f"add rows, set a larger {what}"
@@ -70,6 +72,10 @@ def _draw(labels: Labels, share: float, rng: np.random.Generator) -> Indices:
 
 def _draw_labels(labels: Labels, share: float, rng: np.random.Generator) -> Indices:
     return _keep_each_label(labels, _draw(labels, share, rng))
+
+
+def _draw_sentences(labels: Labels, share: float, rng: np.random.Generator) -> Indices:
+    return _draw_labels(occurring(labels), share, rng)
 
 
 def _draw_by_class(labels: Labels, share: float, rng: np.random.Generator) -> Indices:

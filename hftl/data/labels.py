@@ -144,7 +144,7 @@ def _encode_classes(
     splits: Mapping[SplitName, RawLabels], column_names: Sequence[str], class_names: Sequence[str] | None
 ) -> EncodedLabels:
     keys = {split: class_keys(raw, column_names) for split, raw in splits.items()}
-    classes = _classes({split: [[key] for key in values] for split, values in keys.items()}, splits, class_names)
+    classes = ordered_classes({split: [[key] for key in values] for split, values in keys.items()}, splits, class_names)
     if len(classes.names) < 2:
         raise DataError(
             f"training has a single class, {listing(classes.names)}, in label column "
@@ -158,17 +158,25 @@ def _encode_classes(
 
 
 @dataclass(frozen=True)
-class _Classes:
+class Classes:
+    """Classes in their order: the number of each, their names, and what was left out.
+
+    Attributes:
+        index: number by class.
+        names: in the order of the numbers.
+        notes: one sentence each.
+    """
+
     index: dict[Hashable, int]
     names: list[str]
     notes: list[str]
 
 
-def _classes(
+def ordered_classes(
     keys: Mapping[SplitName, Sequence[Sequence[Hashable]]],
     splits: Mapping[SplitName, RawLabels],
     class_names: Sequence[str] | None,
-) -> _Classes:
+) -> Classes:
     """Order the classes that training holds, and refuse those that it does not."""
     seen = {key for row in keys["train"] for key in row}
     if len(kinds := {type(key) for key in seen}) > 1:
@@ -177,7 +185,7 @@ def _classes(
         _refuse_unseen(split, rows, splits[split], seen)
     if class_names is None:
         order = sorted(seen)  # type: ignore[type-var]
-        return _Classes({key: number for number, key in enumerate(order)}, [str(key) for key in order], [])
+        return Classes({key: number for number, key in enumerate(order)}, [str(key) for key in order], [])
     # Words of a file without codebook come after the names of the others.
     places = {name: place for place, name in enumerate(class_names)}
     order = sorted(seen, key=lambda name: (places.get(str(name), len(places)), str(name)))
@@ -185,7 +193,7 @@ def _classes(
     notes = (
         [f"left out, as no training row has them: {plural(len(absent), 'class')} {listing(absent)}"] if absent else []
     )
-    return _Classes({key: number for number, key in enumerate(order)}, [str(key) for key in order], notes)
+    return Classes({key: number for number, key in enumerate(order)}, [str(key) for key in order], notes)
 
 
 def _refuse_unseen(split: SplitName, rows: Sequence[Sequence[Hashable]], raw: RawLabels, seen: set[Hashable]) -> None:
@@ -261,7 +269,7 @@ def _encode_multi(
         if len(column_names) == 1:
             classes = replace(classes, notes=[])  # positions have no names that could be missed
     else:
-        classes = _classes(lists, splits, class_names)
+        classes = ordered_classes(lists, splits, class_names)
     if not classes.names:
         raise DataError(f"no training row has any label in column {listing(column_names)}")
     arrays: dict[SplitName, Labels] = {split: indicator_matrix(rows, classes.index) for split, rows in lists.items()}
@@ -270,12 +278,12 @@ def _encode_multi(
 
 def _named_positions(
     positions: Mapping[SplitName, Sequence[Sequence[int]]], splits: Mapping[SplitName, RawLabels], names: Sequence[str]
-) -> tuple[_Classes, dict[SplitName, list[list[Hashable]]]]:
+) -> tuple[Classes, dict[SplitName, list[list[Hashable]]]]:
     """Classes and lists of names, in the order of the positions."""
     lists: dict[SplitName, list[list[Hashable]]] = {
         split: [[names[position] for position in row] for row in rows] for split, rows in positions.items()
     }
-    return _classes(lists, splits, names), lists
+    return ordered_classes(lists, splits, names), lists
 
 
 def indicator_matrix(rows: Sequence[Sequence[Hashable]], index: Mapping[Hashable, int]) -> Labels:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from hftl.data.dataset import Data, Indices, Split
+from hftl.data.dataset import Data, Indices, Split, labels_as_bytes, occurring
 from hftl.data.raw import digest
 from hftl.errors import DataError
 from hftl.wording import plural
@@ -37,7 +37,7 @@ def limited(data: Data, most: int, seed: int) -> Data:
         identity={
             **data.identity,
             "splits": {name: len(split) for name, split in kept.items()},
-            "labels_digest": digest(*(split.labels.tobytes() for split in kept.values())),
+            "labels_digest": digest(*(labels_as_bytes(split.labels) for split in kept.values())),
             "limit": most,
         },
     )
@@ -52,6 +52,8 @@ def _drawn(data: Data, split: Split, most: int, seed: int) -> Indices:
     if not data.task.has_classes:
         return np.sort(order[:most])
     labels = split.labels[order]
+    if data.task.of_words:
+        labels = occurring(labels)
     first = _one_of_each(labels)
     if len(first) > most and split.name == "train":
         raise DataError(

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from hftl.data.cells import Cells
 from hftl.data.columns import choose_columns
-from hftl.data.dataset import Data, Files, Indices, Split, Texts
+from hftl.data.dataset import Data, Files, Indices, Split, Texts, labels_as_bytes
 from hftl.data.holdout import shared_rows
 from hftl.data.labels import EncodedLabels, encode_labels, infer_task
 from hftl.data.mark_columns import read_marks
@@ -21,6 +21,7 @@ from hftl.data.opening import decode_text
 from hftl.data.raw import RawData, SplitName, digest
 from hftl.data.raw_labels import RawLabels, ReadLabels, Stated, label_text, read_labels
 from hftl.data.references import open_reference
+from hftl.data.sentences import encode_tags, sentences_of, word_columns
 from hftl.data.split_columns import divide_by_column
 from hftl.data.splits import make_splits
 from hftl.errors import BadRowError, DataError
@@ -49,14 +50,14 @@ def load_data(
 
     Args:
         ref: ``user/name``, ``user/name:config`` or ``user/name@revision`` (Hub); a folder (``split/class/file``,
-            ``class/split/file`` or ``class/file``); a ``.csv .tsv .jsonl .json .parquet`` file or a folder of them; a
-            folder that `datasets` saved; ``sample:NAME``; a `datasets.Dataset` or ``DatasetDict``; a pandas or polars
-            ``DataFrame``; a list of pairs (input, label); or a dict of splits of these, or of files.
+            ``class/split/file`` or ``class/file``); a ``.csv .tsv .jsonl .json .parquet .conll .bio .iob`` file or a
+            folder of them; a folder that `datasets` saved; ``sample:NAME``; a `datasets.Dataset` or ``DatasetDict``; a
+            pandas or polars ``DataFrame``; a list of pairs (input, label); or a dict of splits of these, or of files.
         wants: what the backbone takes: ``text``, or ``file`` for images and sounds.
         suffixes: suffixes of the files wanted in class folders, such as ``.jpg``; any if empty.
         input_columns: the input column, or two for a pair of texts; inferred if not given.
         label_columns: the label column, or several targets; inferred if not given.
-        task: ``single_label``, ``multi_label`` or ``regression``; inferred if not given.
+        task: ``single_label``, ``multi_label``, ``regression`` or ``token_labels``; inferred if not given.
         unlabelled: values of the label column that mark rows without a label, which are left out; ``""`` for a
             missing value. If not given, -1 where the data name their classes, or where it stands beside class numbers
             and no task is given.
@@ -84,11 +85,22 @@ def load_data(
     cells = Cells(source)
     # A column that divides rows is neither read nor learnt, unless somebody says so.
     others = [column for what, column in marking.items() if what != "stratify"]
-    inputs, labels = choose_from(source, cells, "train", wants, input_columns, label_columns, leave_out=others)
+    tagged = word_columns(source, "train", input_columns, label_columns, stated.task) if wants == "text" else None
+    inputs: tuple[str, ...]
+    labels: tuple[str, ...]
+    if tagged:
+        inputs, labels = tagged[:1], tagged[1:]
+    else:
+        inputs, labels = choose_from(source, cells, "train", wants, input_columns, label_columns, leave_out=others)
     source, missing = _without_unlabelled_splits(source, labels)
     read = read_labels(source, cells, labels, stated)
-    encoded, why = _encode(read, labels, stated, column_is_certain=bool(label_columns) or source.is_class_folder)
-    rows = {split: split_inputs(source, split, inputs, wants, raw.rows) for split, raw in read.splits.items()}
+    if tagged:
+        words = {split: sentences_of(source, split, tagged[0], raw.rows) for split, raw in read.splits.items()}
+        encoded, why = encode_tags(read.splits, words, tagged, read.class_names)
+        rows: dict[SplitName, Texts | Files] = dict(words)
+    else:
+        encoded, why = _encode(read, labels, stated, column_is_certain=bool(label_columns) or source.is_class_folder)
+        rows = {split: split_inputs(source, split, inputs, wants, raw.rows) for split, raw in read.splits.items()}
     marks = read_marks(source, cells, division, {split: raw.rows for split, raw in read.splits.items()})
     splits, made = make_splits(
         rows, encoded, seed, test_size if set_aside else None, validation_size, division=division, marks=marks
@@ -107,7 +119,7 @@ def load_data(
             *missing,
             *read.notes,
             *encoded.notes,
-            *_null_texts(source, read.splits, inputs, wants),
+            *([] if tagged else _null_texts(source, read.splits, inputs, wants)),
             *made,
             *shared_rows(splits["train"], splits["test"]),
         ],
@@ -117,7 +129,7 @@ def load_data(
             **({"division": marking} if marking else {}),
             "splits": {name: len(split) for name, split in splits.items()},
             "columns": {"inputs": list(inputs), "labels": list(labels)},
-            "labels_digest": digest(*(split.labels.tobytes() for split in splits.values())),
+            "labels_digest": digest(*(labels_as_bytes(split.labels) for split in splits.values())),
             **({} if isinstance(ref, str) else {"inputs_digest": _inputs_digest(splits.values())}),
         },
         set_aside=not {"test", "validation"} & rows.keys(),

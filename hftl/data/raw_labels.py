@@ -289,7 +289,8 @@ def stated_mark(unlabelled: Sequence[str]) -> IsMark:
 
     def is_mark(value: Any) -> bool:
         if isinstance(value, list):
-            return False
+            # One without any label is a row with none of them; one that lacks one is not labelled.
+            return "" in unlabelled and any(map(_is_missing, value))
         return ("" if _is_missing(value) else label_text(value)) in unlabelled
 
     return is_mark

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -19,6 +20,8 @@ from hftl.errors import DataError
 from hftl.wording import did_you_mean, listing, one_line, plural
 
 TEXT_SUFFIXES = (".txt",)
+# Lines of a .txt file that tell whether it holds tagged words.
+_LOOKED_AT = 1_000
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[^@:]+)?(@[^@]+)?")
 
@@ -47,7 +50,8 @@ def open_reference(ref: Any, wants: str, suffixes: Collection[str]) -> RawData:
     if path is not None and path.is_dir():
         return _open_folder(path, wants, suffixes)
     if path is not None:
-        if path.suffix.lower() not in TABLE_SUFFIXES:
+        # Sentences of tagged words often end so; a file of texts alone has no labels.
+        if path.suffix.lower() not in (*TABLE_SUFFIXES, *(TEXT_SUFFIXES if _is_conll(path) else ())):
             raise DataError(f"{ref}: a data file must end in {', '.join(TABLE_SUFFIXES)}{_better_form(path)}")
         return read_tables([path], path.parent)
     path = as_path(ref)
@@ -82,6 +86,17 @@ def _better_form(path: Path) -> str:
         ".txt": "; give one folder of .txt files for each class",
     }
     return advice.get(path.suffix.lower(), "")
+
+
+def _is_conll(path: Path) -> bool:
+    """Whether the first lines of a file are words with something behind each, and an empty line ends a sentence."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            lines = [line.split() for line in itertools.islice(file, _LOOKED_AT)]
+    except (OSError, ValueError):
+        return False
+    widths = {len(line) for line in lines if line and line[0] != "-DOCSTART-"}
+    return path.suffix.lower() in TEXT_SUFFIXES and [] in lines and len(widths) == 1 and widths.pop() > 1
 
 
 def _near(path: Path) -> str:

@@ -1,6 +1,6 @@
 """Tables and texts as streams of rows: what is read of a file does not grow with it.
 
-A `.json` file, one list of objects, is the exception: it is read whole.
+A `.json` file, one list of objects, is the exception, as is a CoNLL file: they are read whole.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import IO, Any, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet
 
+from hftl.data.conll import CONLL_SUFFIXES, read_conll
 from hftl.data.csv_rows import CsvRows
 from hftl.data.json_rows import json_row, read_json
 from hftl.data.opening import decode_text, encoding_of, not_decodable, read_regular, why_unreadable
@@ -58,7 +59,7 @@ def stream_table(path: Path, name: str) -> RowStream:
     """A table's rows.
 
     Args:
-        path: csv, tsv, jsonl, json or parquet.
+        path: csv, tsv, jsonl, json, parquet or CoNLL.
         name: what a person calls it.
 
     Raises:
@@ -70,6 +71,8 @@ def stream_table(path: Path, name: str) -> RowStream:
             return _of_parquet(path, name)
         if suffix == ".json":
             return _of_json_file(path, name)
+        if suffix in CONLL_SUFFIXES:
+            return _of_columns(read_conll(decode_text(read_regular(path), name), name), {})
         with text_lines(path, name) as lines:
             # Looked at now, so that a wrong column is known before anything is computed, and read anew later.
             first = stream_text_table(lines, name, suffix[1:])
@@ -193,6 +196,11 @@ def _of_json_file(path: Path, name: str) -> RowStream:
     if not text.strip():
         raise DataError(f"{name}: the file is empty")
     arrays, unusable = read_json(text, name, lines=False)
+    return _of_columns(arrays, unusable)
+
+
+def _of_columns(arrays: Mapping[str, pa.Array | pa.ChunkedArray], unusable: dict[str, str]) -> RowStream:
+    """The rows of columns that were read whole."""
 
     def read(wanted: Sequence[str]) -> Iterator[Row]:
         for values in zip(*(arrays[column].to_pylist() for column in wanted), strict=True):

@@ -1,4 +1,4 @@
-"""Csv, tsv, json, jsonl and parquet files, read as they are: no copy in a cache, no 'NA' turned into null."""
+"""Csv, tsv, json, jsonl, parquet and CoNLL files, read as they are: no copy in a cache, no 'NA' turned into null."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from hftl.data.conll import CONLL_SUFFIXES, read_conll
 from hftl.data.csv_text import read_csv
 from hftl.data.dataset import RowNames
 from hftl.data.json_rows import read_json
@@ -22,7 +23,7 @@ from hftl.errors import DataError
 from hftl.regular import open_regular
 from hftl.wording import listing, one_line, plural
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", *CONLL_SUFFIXES)
 
 
 def read_tables(files: Sequence[Path], root: Path, splits: Sequence[SplitName] = ()) -> RawData:
@@ -133,6 +134,8 @@ def _read_table(file: Path, name: str) -> _FileContent:
         content = read_csv(text, name, tab=suffix == ".tsv")
         columns, twice = _distinct(content.names, content.columns, name)
         return _FileContent(columns, twice, {}, content.notes)
+    if suffix in (*CONLL_SUFFIXES, ".txt"):
+        return _FileContent(dict(read_conll(text, name)), {}, {}, ())
     arrays, unusable = read_json(text, name, lines=suffix == ".jsonl")
     return _FileContent({key: pa.chunked_array([array]) for key, array in arrays.items()}, unusable, {}, ())
 

@@ -27,6 +27,9 @@ MOST_ROWS = 20
 
 # The Hub's ids of metrics, and what they are called there.
 METRICS = {
+    "f1": ("f1", "F1 (entities)"),
+    "precision": ("precision", "Precision (entities)"),
+    "recall": ("recall", "Recall (entities)"),
     "accuracy": ("accuracy", "Accuracy"),
     "subset_accuracy": ("accuracy", "Subset accuracy"),
     "f1_macro": ("f1", "F1 (macro)"),
@@ -42,6 +45,7 @@ METRICS = {
 AUTO_CLASSES = {
     "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor", "image_processor"),
     "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer", "tokenizer"),
+    "token-classification": ("AutoModelForTokenClassification", "AutoTokenizer", "tokenizer"),
 }
 # Libraries whose lines of Python the card knows.
 LOADED_BY = ("onnx", "peft", "sentence-transformers", "transformers")
@@ -176,6 +180,8 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "shorter": backbone.identity.get("depth", {}).get("config", {}),
         "problem_type": task.problem_type,
         "example": _example(tag, task, len(names), len(columns.get("inputs", ()))),
+        "arguments": ', aggregation_strategy="first"' if task.of_words else "",
+        "unit": "entities" if task.of_words else "rows",
         "pairs": len(columns.get("inputs", ())) == 2,
         "reading": _reading(task),
         "outputs": "Labels" if task.has_classes else "Targets",
@@ -210,6 +216,7 @@ def _what(task: Task, labels: int, tag: str) -> str:
         single_label=f"It gives {things} one of {labels:,} labels.",
         multi_label=f"It gives {things} any of {labels:,} labels, each decided on its own.",
         regression=f"It predicts {'a number' if labels == 1 else f'{labels:,} numbers'} from {things}.",
+        token_labels=f"It gives each word of a text one of {labels:,} tags.",
     )
 
 
@@ -230,6 +237,8 @@ def _example(tag: str, task: Task, labels: int, inputs: int) -> str:
     """The arguments of a pipeline for one example."""
     if tag == "audio-classification":
         return '"sound.wav"'
+    if task.of_words:
+        return '"some text"'
     if tag == "image-classification":
         return '"photo.jpg"' if task.is_exclusive else f'"photo.jpg", top_k={labels}'
     text = '{"text": "some text", "text_pair": "another text"}' if inputs == 2 else '"some text"'
@@ -242,16 +251,18 @@ def _reading(task: Task) -> str:
         single_label="[labels[row.argmax()] for row in logits]",
         multi_label="[dict(zip(labels, row)) for row in np.exp(-np.logaddexp(0, -logits))]",
         regression="logits",
+        token_labels="[[labels[token.argmax()] for token in row] for row in logits]",
     )
 
 
 def _by_class(computed: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Tables of classes and of their confusion, or of the worst of them where there are many."""
-    classes = list(computed.get("per_class", {}).items())
-    title = "By label:"
+    of_types = "per_type" in computed
+    classes = list(computed.get("per_type" if of_types else "per_class", {}).items())
+    title = "By type of entity:" if of_types else "By label:"
     if len(classes) > MOST_ROWS:
         classes = sorted(classes, key=lambda item: item[1]["f1"])[:MOST_ROWS]
-        title = f"The {MOST_ROWS} labels with the lowest F1:"
+        title = f"The {MOST_ROWS} {'types' if of_types else 'labels'} with the lowest F1:"
     confusion = computed.get("confusion")
     confused = []
     if confusion and len(names) > MOST_CLASSES_IN_TABLE:
@@ -291,6 +302,11 @@ def _limitations(made: RunRecord, metrics: Metrics) -> list[str]:
     if metrics.eval.get("accuracy") == 1.0:
         limitations.append(
             "No test row was predicted wrong: the test split is too small or too easy to tell how often it errs."
+        )
+    if task.of_words:
+        limitations.append(
+            "Words are judged at their first token. A pipeline finds words by itself, and cuts texts of more than "
+            f"{_max_length(made)}; `hftl predict` reads those in windows."
         )
     truncated = metrics.features.get("truncated")
     if truncated:

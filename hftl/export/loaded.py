@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from hftl.backbones.batching import batch_logits, equal_length_groups, needs_equal_lengths, on_device
 from hftl.backbones.files import is_onnx_folder
-from hftl.backbones.loading import as_published, load_backbone
+from hftl.backbones.loading import as_published, for_words, load_backbone
 from hftl.backbones.protocol import Backbone, Encoded
 from hftl.errors import BackboneError, HftlError
 from hftl.export.onnx import ONNX_FOLDERS, OnnxNetwork
@@ -93,7 +93,11 @@ class LoadedModel:
             run.check_files(run.model)
         where = str(run.model) if run and not in_onnx else str(ref)
         with staying_offline(offline):
-            backbone = as_published(load_backbone(find(where), BackboneOptions(offline=offline)))
+            backbone = load_backbone(find(where), BackboneOptions(offline=offline))
+            config = getattr(backbone, "base_config", None)
+            if config is not None and Task.of_config(config).of_words:
+                backbone = for_words(backbone)
+            backbone = as_published(backbone)
             network, untrained = _trained(backbone, Path(where).expanduser())
         if untrained:
             raise BackboneError(
@@ -101,7 +105,7 @@ class LoadedModel:
             )
         speed_up(network)
         device = PartialState().device
-        config: Any = network.config
+        config = network.config
         lacking = [number for number in range(config.num_labels) if number not in config.id2label]
         if lacking:
             raise BackboneError(
@@ -109,7 +113,7 @@ class LoadedModel:
                 f"{listing(list(config.id2label))}); number them from 0 to {config.num_labels - 1}"
             )
         names = unique_names([config.id2label[i] for i in range(config.num_labels)])
-        task = Task.of_problem_type(config.problem_type, len(names))
+        task = Task.of_config(config)
         thresholds = checked_thresholds(getattr(config, "thresholds", None), len(names), where)
         return cls(backbone, network.to(device), names, task, device, run, thresholds)
 
@@ -119,6 +123,8 @@ class LoadedModel:
 
     def logits(self, encoded: Sequence[Encoded]) -> torch.Tensor:
         """Logits (n, C) of encoded rows, float32 on the CPU: of each what the model gives for it alone.
+
+        Of sentences those of all words, (words, C).
 
         Raises:
             BackboneError: the model cannot read a row.
@@ -131,14 +137,17 @@ class LoadedModel:
             # Rows of one length need no padding, so that nothing has to be known about it.
             if len(groups) > 1 and not self.equal_lengths:
                 groups = [list(range(len(encoded)))]
-        logits = torch.empty(len(encoded), len(self.label_names))
+        parts: list[torch.Tensor] = [torch.empty(0, len(self.label_names))] * len(encoded)
         for group in groups:
             batch = on_device(self.backbone.collate([encoded[i] for i in group]), self.device)
             try:
                 with torch.inference_mode():
-                    logits[group] = batch_logits(self.network, batch).float().cpu()
+                    found = batch_logits(self.network, batch).float().cpu()
             except Exception as error:
                 raise BackboneError(f"{self.backbone.name} cannot read a row: {named_error(error)}") from error
+            for i, lines in zip(group, torch.split(found, [encoded[i].lines for i in group]), strict=True):
+                parts[i] = lines
+        logits = torch.cat(parts) if parts else torch.empty(0, len(self.label_names))
         self.check(logits)
         return logits
 

@@ -22,14 +22,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hftl.backbones.bare import HEAD_FACTS, HEAD_WEIGHTS, Bare
-from hftl.backbones.batching import needs_equal_lengths, on_device
+from hftl.backbones.batching import line_logits, needs_equal_lengths, on_device
 from hftl.backbones.loading import reopened
 from hftl.backbones.precision import weights_dtype
 from hftl.backbones.protocol import Backbone, Target
 from hftl.backbones.source import Source
+from hftl.backbones.words import WordBackbone
 from hftl.data import Split, Texts
 from hftl.errors import HftlError
 from hftl.export.trained import Exported
+from hftl.tasks import Task
 from hftl.wording import named_error, plural
 
 ROWS = 8
@@ -48,13 +50,15 @@ class Evidence:
 
     Attributes:
         test: the test split.
-        logits: the run's, (n, C) float32, of all of its rows.
+        task: what its labels are.
+        logits: the run's, (n, C) float32, of all of its rows; (words, C) of sentences.
         precision: in which the run computed: ``"no"`` for float32, ``"bf16"`` or ``"fp16"``.
         equal_lengths: whether rows of this model have to run in batches of equal length; None where nobody knows yet.
         device: where to compute, best the one that the run used.
     """
 
     test: Split
+    task: Task
     logits: Tensor
     precision: str
     equal_lengths: bool | None
@@ -70,6 +74,14 @@ class Evidence:
             lengths = inputs.lengths()
             chosen[:2] = [int(lengths.argmin()), int(lengths.argmax())][: len(chosen)]
         return sorted(set(chosen))
+
+    def of(self, rows: Sequence[int]) -> Tensor:
+        """The run's logits of some rows, float32."""
+        if not self.task.of_words:
+            return self.logits[list(rows)].float()
+        lengths = [len(labels) for labels in self.test.labels]
+        parts = torch.split(self.logits.float(), lengths)
+        return torch.cat([parts[row] for row in rows])
 
 
 def prove_exports(
@@ -136,9 +148,12 @@ def _compared(asked: Asked, target: Target, evidence: Evidence, say: Callable[[s
         )
         rows = [row for i, row in enumerate(rows) if i not in deep]
         chosen = [row for i, row in enumerate(chosen) if i not in deep]
+    if isinstance(target.backbone, WordBackbone):
+        whole = [i for i, row in enumerate(rows) if isinstance(row, tuple) and target.backbone.is_plain(row)]
+        rows, chosen = [rows[i] for i in whole], [chosen[i] for i in whole]
     if not rows:
         return None
-    expected = evidence.logits[chosen].float()
+    expected = evidence.of(chosen)
     tolerance = TOLERANCES[evidence.precision] * max(float(expected.abs().max()), 1e-6)
     try:
         alone = torch.cat([asked([row]) for row in rows])
@@ -146,10 +161,10 @@ def _compared(asked: Asked, target: Target, evidence: Evidence, say: Callable[[s
         return f"{named_error(error)[:300]}"
     if (gap := _difference(alone, expected)) > tolerance:
         # Only now, because it costs as much again.
-        noise = max(_difference(asked([row] * 4), alone[i : i + 1].expand(4, -1)) for i, row in enumerate(rows))
+        noise = max(_difference(asked([row] * 4), asked([row]).repeat(4, 1)) for row in rows)
         if gap > max(tolerance, NOISE * noise):
-            worst = int((alone - expected).abs().amax(1).argmax())
-            name = inputs.name(chosen[worst])
+            each = torch.split((alone - expected).abs().amax(1), [len(evidence.of([row])) for row in chosen])
+            name = inputs.name(chosen[int(torch.stack([gaps.max() for gaps in each]).argmax())])
             return f"the logits of {name} alone are {gap:.2g} apart, of a largest of {float(expected.abs().max()):.2g}"
         tolerance = max(tolerance, NOISE * noise)
         say(
@@ -203,6 +218,8 @@ def _stranger(exported: Exported, backbone: Backbone, device: torch.device) -> A
     folder = exported.folder
     if exported.library == "sentence-transformers" and backbone.modality == "text":
         return _sentence_encoder(folder, device) if find_spec("sentence_transformers") else None
+    if isinstance(backbone, WordBackbone):
+        return _tagger(folder, device)
     if isinstance(backbone, Bare):
         return _bare(folder, backbone, device)
     if exported.library == "transformers" and backbone.modality in ("text", "image"):
@@ -226,7 +243,7 @@ def _by_backbone(network: Any, backbone: Backbone, device: torch.device) -> Aske
 
 def _logits(network: Any, batch: Any, device: torch.device) -> Tensor:
     with torch.inference_mode():
-        logits: Tensor = network(**on_device(batch, device)).logits
+        logits = line_logits(network, on_device(batch, device))
     return logits.float().cpu()
 
 
@@ -240,6 +257,26 @@ def _transformers(folder: Path, backbone: Backbone, device: torch.device) -> Ask
     network = auto.from_pretrained(folder, use_safetensors=True, **PLAIN).eval().to(device)
     batch = _preparing(folder, backbone)
     return lambda rows: _logits(network, batch(rows), device)
+
+
+def _tagger(folder: Path, device: torch.device) -> Asked:
+    """A token classification model, asked for the first token of each word."""
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    network = AutoModelForTokenClassification.from_pretrained(folder, use_safetensors=True, **PLAIN).eval().to(device)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **PLAIN)
+
+    def asked(rows: Sequence[Any]) -> Tensor:
+        words = [list(row) for row in rows]
+        batch = tokenizer(words, is_split_into_words=True, padding=True, return_tensors="pt")
+        logits = _logits(network, dict(batch), device)
+        lines = []
+        for row in range(len(rows)):
+            word_of = batch.word_ids(row)
+            lines += [logits[row, word_of.index(word)] for word in range(len(words[row])) if word in word_of]
+        return torch.stack(lines)
+
+    return asked
 
 
 def _preparing(folder: Path, backbone: Backbone) -> Callable[[Sequence[Any]], Any]:

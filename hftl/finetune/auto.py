@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
+from hftl.backbones.batching import line_logits
 from hftl.data import Texts
 from hftl.errors import BackboneError, HftlError
 from hftl.finetune.loop import Loop
@@ -74,7 +75,7 @@ def _fits(loop: Loop, size: int) -> bool:
             loop.prepare_epoch(loop.method.epochs - 1)
             # Not DDP's wrapper: processes that run out of memory at different times would wait for one another.
             batch = loop.rows.batch(0, _longest(loop, size)).to(loop.accelerator.device)
-            loss = loop.loss(loop.engine.unsynchronised(**batch.inputs).logits, batch.targets, batch.counted)
+            loss = loop.loss(line_logits(loop.engine.unsynchronised, batch.inputs), batch.targets, batch.counted)
             loop.accelerator.backward(loss / size)
             loop.set_lr(0.0)
             loop.engine.optimizer.step()

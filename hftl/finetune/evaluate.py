@@ -13,10 +13,11 @@ from functools import partial
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather
 from torch import Tensor, nn
 
 from hftl.ahead import ahead
-from hftl.backbones.batching import batch_logits, on_device
+from hftl.backbones.batching import batch_logits, line_logits, on_device
 from hftl.data import Texts
 from hftl.errors import DataError
 from hftl.finetune.rows import Encoder, Group
@@ -40,12 +41,13 @@ def logits_of(
         is_spread: whether processes hold parts of the model, so that they have to run it equally often.
 
     Returns:
-        (n, C) float32 on the CPU, the same on every process.
+        (n, C) float32 on the CPU, the same on every process; of sentences (words, C).
 
     Raises:
         DataError: a spread model refuses a batch whose rows it may take alone.
     """
     rows = len(encoder.split.inputs)
+    lines = lines_of(encoder)
     order = order_of(encoder)
     batches = batches_of(order, batch_size, accelerator.process_index, accelerator.num_processes)
     was_training = [module for module in model.modules() if module.training]
@@ -56,23 +58,54 @@ def logits_of(
         outputs = []
         with Progress("evaluate", sum(map(len, batches)), quiet=None) as progress:
             for batch, groups in zip(batches, batches_ahead, strict=True):
-                outputs.append(_of_groups(accelerator, run, groups))
+                outputs.append(_of_groups(accelerator, run, groups, [lines[row] for row in batch]))
                 progress.advance(len(batch))
     for module in was_training:
         module.training = True
-    everything = gather_rows(torch.cat(outputs), rows).cpu()
+    computed = torch.cat(outputs)
+    if encoder.split.labels.dtype == object:
+        found = _gathered(accelerator, computed, order, lines, batch_size)
+        return torch.cat([found[row] for row in range(rows)])
+    everything = gather_rows(computed, rows).cpu()
     ordered = torch.empty_like(everything)
     ordered[torch.from_numpy(order.copy())] = everything
     return ordered
 
 
+def lines_of(encoder: Encoder) -> list[int]:
+    """Lines of logits that each row of a split has: of a sentence one for each word."""
+    labels = encoder.split.labels
+    return [len(row) for row in labels] if labels.dtype == object else [1] * len(labels)
+
+
+def _gathered(
+    accelerator: Accelerator, mine: Tensor, order: np.ndarray, lines: Sequence[int], batch_size: int
+) -> dict[int, Tensor]:
+    """The lines of each row, (its words, C) on the CPU, of what every process computed of its own rows."""
+    world = accelerator.num_processes
+    shares = [[row for rows in batches_of(order, batch_size, rank, world) for row in rows] for rank in range(world)]
+    sizes = [sum(lines[row] for row in share) for share in shares]
+    # Processes exchange tensors of one size only, so all are filled up to the longest.
+    padded = torch.cat([mine, mine.new_zeros(max(sizes) - len(mine), mine.shape[1])])
+    parts = gather(padded[None]).cpu() if world > 1 else padded[None].cpu()
+    return {
+        row: own
+        for share, part, size in zip(shares, parts, sizes, strict=True)
+        for row, own in zip(share, torch.split(part[:size], [lines[row] for row in share]), strict=True)
+    }
+
+
 def _of_groups(
-    accelerator: Accelerator, run: Callable[[list[dict[str, Tensor]]], list[Tensor]], groups: Sequence[Group]
+    accelerator: Accelerator,
+    run: Callable[[list[dict[str, Tensor]]], list[Tensor]],
+    groups: Sequence[Group],
+    lines: Sequence[int],
 ) -> Tensor:
-    """Logits (n, C) float32 of a batch that was collated in groups of rows."""
+    """Logits (n, C) float32 of a batch that was collated in groups of rows, which have so many lines each."""
     parts = [part.float() for part in run([on_device(inputs, accelerator.device) for _, inputs in groups])]
-    positions = torch.tensor([position for rows, _ in groups for position in rows], device=parts[0].device)
-    return torch.cat(parts)[positions.argsort()]
+    positions = [position for rows, _ in groups for position in rows]
+    each = torch.split(torch.cat(parts), [lines[position] for position in positions])
+    return torch.cat([each[place] for place in np.argsort(positions)])
 
 
 def _one_by_one(model: nn.Module, batches: list[dict[str, Tensor]]) -> list[Tensor]:
@@ -92,7 +125,7 @@ def _in_step(model: nn.Module, batches: list[dict[str, Tensor]]) -> list[Tensor]
     parts = []
     for number in range(max(gather_json(len(batches)))):
         try:
-            parts.append(model(**batches[min(number, len(batches) - 1)]).logits)
+            parts.append(line_logits(model, batches[min(number, len(batches) - 1)]))
         except ValueError as error:
             raise DataError(
                 f"the model refuses rows beside one another ({one_line(error)}), and spread over processes it cannot "

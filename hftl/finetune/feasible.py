@@ -14,9 +14,10 @@ from accelerate import PartialState
 from accelerate.utils import is_bf16_available
 from torch import nn
 
+from hftl.backbones.blocks import find_depths
 from hftl.backbones.protocol import Target
 from hftl.errors import RecipeError, UserError
-from hftl.finetune.groups import blocks_to_freeze, find_depths
+from hftl.finetune.groups import frozen_blocks
 from hftl.finetune.lora import check_lora
 from hftl.methods import FineTune, LoRA, Partial
 
@@ -49,7 +50,7 @@ def check(method: FineTune, target: Target, folder: Path, track: Sequence[str] =
     trained = total
     if isinstance(method, Partial):
         depths = find_depths(skeleton, set())
-        last = blocks_to_freeze(depths, method.freeze, target.backbone.name)
+        last = frozen_blocks(method, depths, target.backbone.name) or 0
         trained = sum(p.numel() for name, p in skeleton.named_parameters() if depths.of[name] > last)
     if isinstance(method, LoRA):
         trained = check_lora(skeleton, method, target.backbone)

@@ -2,88 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from hftl.backbones.blocks import block_lists
+from hftl.backbones.blocks import Depths
 from hftl.errors import BackboneError, RecipeError
+from hftl.methods import FineTune, LoRA, Partial
 
 
-@dataclass(frozen=True)
-class Depths:
-    """How deep each parameter of a model lies.
-
-    Attributes:
-        of: by parameter name: 0 for embeddings, 1 … ``blocks`` for the repeated blocks, ``blocks + 1`` for what follows
-            and for the head.
-        blocks: number of repeated blocks.
-    """
-
-    of: dict[str, int]
-    blocks: int
-
-
-def find_depths(model: nn.Module, head: set[str]) -> Depths:
-    """Find the repeated blocks of any architecture: the outermost lists of modules of one class, in the model's order.
-
-    Args:
-        model: the whole model.
-        head: names of the head's parameters.
-    """
-    starts = [f"{name}.{i}." for name, count in block_lists(model, head).items() for i in range(count)]
-    depth_of: dict[str, int] = {}
-    seen = 0
-    for name, _ in model.named_parameters():
-        inside = next((i for i, start in enumerate(starts) if name.startswith(start)), None)
-        if name in head:
-            depth_of[name] = len(starts) + 1
-        elif inside is not None:
-            depth_of[name] = inside + 1
-            seen = max(seen, inside + 1)
-        else:
-            # Registered before the first block: embeddings. After it: final norms and poolers.
-            depth_of[name] = len(starts) + 1 if seen else 0
-    return Depths(depth_of, len(starts))
-
-
-def freeze_below(model: nn.Module, depths: Depths, freeze: int, name: str) -> None:
-    """Freeze the embeddings and the first blocks.
+def freeze_below(model: nn.Module, depths: Depths, last: int) -> None:
+    """Freeze the embeddings and the first ``last`` blocks.
 
     Args:
         model: changed in place.
-        depths: from `find_depths`.
-        freeze: number of blocks; negative counts from the end, as in Python.
+        depths: from `hftl.backbones.blocks.find_depths`.
+        last: from `frozen_blocks`.
+    """
+    for parameter, module in model.named_parameters():
+        if depths.of[parameter] <= last:
+            module.requires_grad_(False)
+
+
+def frozen_blocks(method: FineTune, depths: Depths, name: str) -> int | None:
+    """How many of the first blocks a method freezes; None where it trains something in all of them.
+
+    Args:
+        method: what trains.
+        depths: from `hftl.backbones.blocks.find_depths`.
         name: the backbone, for the error.
 
     Raises:
         BackboneError: the model has no repeated blocks.
         RecipeError: it has not that many.
     """
-    last = blocks_to_freeze(depths, freeze, name)
-    for parameter, module in model.named_parameters():
-        if depths.of[parameter] <= last:
-            module.requires_grad_(False)
-
-
-def blocks_to_freeze(depths: Depths, freeze: int, name: str) -> int:
-    """How many blocks ``freeze`` stands for, negative numbers counted from the end; raises as `freeze_below`."""
+    if isinstance(method, Partial):
+        field, asked, most = "freeze", method.freeze, depths.blocks
+    elif isinstance(method, LoRA) and method.from_block is not None:
+        field, asked, most = "from_block", method.from_block, depths.blocks - 1
+    else:
+        return None
     if not depths.blocks:
-        raise BackboneError(f"{name} has no repeated blocks to freeze; use --method full, lora or head")
-    if not -depths.blocks <= freeze <= depths.blocks:
-        raise RecipeError(f"method.freeze is {freeze}, but {name} has {depths.blocks} blocks")
-    return freeze if freeze >= 0 else depths.blocks + freeze
+        others = "full or head" if isinstance(method, LoRA) else "full, lora or head"
+        raise BackboneError(f"{name} has no repeated blocks to freeze; use --method {others}")
+    if not -depths.blocks <= asked <= most:
+        raise RecipeError(f"method.{field} is {asked}, but {name} has {depths.blocks} blocks: give at most {most}")
+    return asked if asked >= 0 else depths.blocks + asked
 
 
-def set_modes(model: nn.Module) -> None:
+def set_modes(model: nn.Module, below: Sequence[str] = ()) -> None:
     """Training mode for what trains; a module whose parameters are all frozen stays in eval mode.
 
     So the running statistics of a frozen batch norm do not move, and frozen blocks drop nothing out.
+
+    Args:
+        model: changed in place.
+        below: modules without parameters of their own that only frozen ones follow, from `run_below`.
     """
     model.train()
     _freeze_modes(model)
+    for name in below:
+        model.get_submodule(name).eval()
+
+
+@torch.no_grad()
+def run_below(model: nn.Module, batch: Mapping[str, Tensor]) -> list[str]:
+    """Innermost modules that run before anything that trains, and only then, such as a dropout of the embeddings.
+
+    Args:
+        model: with what trains marked.
+        batch: inputs of a forward.
+    """
+    ran: dict[str, list[bool]] = {}
+    reached = False
+
+    def reach(*_: object) -> None:
+        nonlocal reached
+        reached = True
+
+    def note(name: str) -> Any:
+        return lambda *_: ran.setdefault(name, []).append(reached)
+
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+                hooks.callback(module.register_forward_pre_hook(reach).remove)
+            elif next(module.children(), None) is None:
+                hooks.callback(module.register_forward_hook(note(name)).remove)
+        model(**batch)
+    return [name for name, after in ran.items() if not any(after)]
 
 
 def _freeze_modes(module: nn.Module) -> None:

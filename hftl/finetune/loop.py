@@ -20,14 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hftl.backbones.batching import odd_rows
+from hftl.backbones.batching import WordBatch, line_logits, odd_rows
+from hftl.backbones.blocks import Depths
 from hftl.criterion import Criterion
 from hftl.errors import BadRowError, ConvergenceError, DataError, Interrupted
 from hftl.finetune.checkpoint import Checkpoint, Checkpoints, prune, step_name, write_checkpoint
 from hftl.finetune.ema import Ema
 from hftl.finetune.engine import Engine, whole
 from hftl.finetune.evaluate import logits_of
-from hftl.finetune.groups import Depths, set_modes
+from hftl.finetune.groups import set_modes
 from hftl.finetune.rows import Batch, Encoder, Step, TrainRows
 from hftl.finetune.schedule import lr_factor
 from hftl.finetune.stop import StopSignals
@@ -85,6 +86,7 @@ class Loop:
         depths: of the parameters, for unfreezing.
         checkpoints: where the state is saved.
         log: takes an event's name and values; does nothing on other processes than the main one.
+        below: modules that only frozen ones follow, which stay in eval mode.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Loop:
         checkpoints: Checkpoints,
         *,
         log: Callable[..., None],
+        below: Sequence[str] = (),
     ) -> None:
         self.method = method
         self.accelerator = engine.accelerator
@@ -107,6 +110,7 @@ class Loop:
         self.depths = depths
         self.checkpoints = checkpoints
         self.log = log
+        self.below = below
         self.ema = Ema(engine.trained, method.ema) if method.ema else None
         self.state = TrainState()
         self.chosen: dict[str, Any] = {}
@@ -119,7 +123,8 @@ class Loop:
         """Settle what was left to choose automatically; checkpoints keep it.
 
         Args:
-            chosen: ``micro_batch``, and ``lr``, which the relative learning rates of the groups are multiplied with.
+            chosen: ``micro_batch``; ``lr``, which the relative learning rates of the groups are multiplied with; and
+                ``stored``, whether frozen blocks are read from the store, which only a resume asks.
         """
         self.chosen |= chosen
         if "micro_batch" in chosen:
@@ -176,7 +181,7 @@ class Loop:
         if self.method.unfreeze:
             for name, parameter in self.engine.trained.items():
                 parameter.requires_grad_(self.depths.of[name] > self.depths.blocks - epoch)
-        set_modes(self.engine.model)
+        set_modes(self.engine.model, self.below)
 
     def _step(self, epoch: int, step: Step) -> bool:
         """One optimizer step; whether any process was asked to stop."""
@@ -214,7 +219,7 @@ class Loop:
 
     def _loss(self, batch: Batch, step: Step, number: int) -> Tensor:
         try:
-            logits = self.engine.wrapped(**batch.inputs).logits
+            logits = line_logits(self.engine.wrapped, batch.inputs)
         except ValueError as error:
             raise self._refused(batch, step, number, one_line(error)) from error
         return self.loss(logits, batch.targets, batch.counted)
@@ -222,7 +227,9 @@ class Loop:
     def _refused(self, batch: Batch, step: Step, number: int, why: str) -> DataError:
         """Rows that the model cannot read, or not beside one another, as a text with an end token of its own."""
         # Other processes do not take part in asking, so it must not be a model of which they hold parts.
-        odd = [] if self.engine.is_spread else odd_rows(self.engine.unsynchronised, batch.inputs)
+        # Windows of sentences are no rows that could be named.
+        unnamed = self.engine.is_spread or isinstance(batch.inputs, WordBatch)
+        odd = [] if unnamed else odd_rows(self.engine.unsynchronised, batch.inputs)
         if not odd:
             return DataError(
                 f"the model refuses a batch of step {self.state.step + 1}: {why}; its rows: {self._named_rows(step)}; "

@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hftl.backbones.batching import on_device
+from hftl.backbones.blocks import find_depths
 from hftl.backbones.protocol import Backbone
 from hftl.errors import BackboneError, RecipeError
+from hftl.finetune.groups import frozen_blocks
 from hftl.methods import LoRA
 from hftl.wording import did_you_mean, listing, named_error, one_line
 
@@ -46,7 +48,7 @@ def check_lora(skeleton: nn.Module, method: LoRA, backbone: Backbone) -> int:
             own, where a model without weights can tell.
     """
     check_targets(skeleton, method.lora.get("target_modules"), backbone.name)
-    fields = {"r": method.r} | _targets(skeleton, _beside_body(skeleton), method)
+    fields = {"r": method.r} | _targets(skeleton, _beside_body(skeleton), method, backbone.name)
     probe = on_device(backbone.probes()[0], torch.device("meta"))
     runs = _runs(skeleton, probe)
     # Starting values are computed from weights, which a skeleton does not have.
@@ -116,15 +118,34 @@ def add_lora(model: nn.Module, method: LoRA, head: set[str], backbone: Backbone)
     }
     # PEFT records what the model says it was loaded from, which is a folder of this machine.
     model.name_or_path = backbone.base_reference  # type: ignore[assignment]
-    wrapped = _wrapped(model, fields | _targets(model, heads, method))
+    wrapped = _wrapped(model, fields | _targets(model, heads, method, backbone.name))
     check_runs(wrapped, backbone.probes()[0], backbone.name)
     return wrapped
 
 
-def _targets(model: nn.Module, heads: list[str], method: LoRA) -> dict[str, Any]:
+def _targets(model: nn.Module, heads: list[str], method: LoRA, name: str) -> dict[str, Any]:
     """The fields of PEFT's configuration that the user gives, with target modules in any case."""
-    chosen = {} if "target_modules" in method.lora else {"target_modules": linear_modules(model, heads)}
-    return chosen | method.lora
+    asked = method.lora.get("target_modules")
+    if method.from_block is None:
+        return ({} if asked else {"target_modules": linear_modules(model, heads)}) | method.lora
+    head = {p for p, _ in model.named_parameters() if any(p.startswith(f"{module}.") for module in heads)}
+    depths = find_depths(model, head)
+    last = frozen_blocks(method, depths, name) or 0
+    deep = {parameter.rpartition(".")[0] for parameter, depth in depths.of.items() if depth > last}
+    known = linear_modules(model, heads) if asked in (None, "all-linear") else _modules_called(model, asked)
+    chosen = [module for module in known if module in deep]
+    if not chosen:
+        raise RecipeError(f"method.from_block is {method.from_block}, and from there on LoRA has no layer to update")
+    # By their whole names, which no module of an earlier block has.
+    return method.lora | {"target_modules": chosen}
+
+
+def _modules_called(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """The modules that PEFT's ``target_modules`` stands for: a pattern of whole names, or names and endings."""
+    names = [name for name, module in model.named_modules() if isinstance(module, WRAPPED)]
+    if isinstance(targets, str):
+        return [name for name in names if re.fullmatch(targets, name)]
+    return [name for name in names if any(name == target or name.endswith(f".{target}") for target in targets)]
 
 
 def check_runs(wrapped: PeftModel, probe: Mapping[str, Tensor], name: str) -> None:

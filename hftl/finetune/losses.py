@@ -11,9 +11,10 @@ from hftl.tasks import Task
 class Loss:
     """The loss of one kind of task: the functions that transformers' own classification models use.
 
-    ``single_label`` is cross-entropy, ``multi_label`` binary cross-entropy and ``regression`` the squared error, the
-    last two averaged over the labels of a row. The mean over rows is ``loss(...) / loss.weight(...)``, equal to that of
-    `torch.nn.functional.cross_entropy` with ``weight`` and ``label_smoothing``.
+    ``single_label`` is cross-entropy, as ``token_labels`` is over words, ``multi_label`` binary cross-entropy and
+    ``regression`` the squared error, the last two averaged over the labels of a row. The mean over rows is
+    ``loss(...) / loss.weight(...)``, equal to that of `torch.nn.functional.cross_entropy` with ``weight`` and
+    ``label_smoothing``.
 
     Args:
         task: what the labels are.
@@ -57,7 +58,7 @@ class Loss:
 
     def weight(self, targets: Tensor) -> float:
         """What a sum of losses over rows with these targets is divided by: their number, or their classes' weights."""
-        if not self.task.is_exclusive or self.class_weights is None:
+        if not self.task.unit.is_exclusive or self.class_weights is None:
             return float(len(targets))
         if targets.dim() == 1:
             return float(self.class_weights[targets].double().sum())

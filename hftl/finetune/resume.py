@@ -12,7 +12,7 @@ import numpy as np
 
 from hftl.backbones.protocol import Backbone
 from hftl.criterion import Criterion
-from hftl.data import Data, Split, Texts
+from hftl.data import Data, Labels, Split, Texts
 from hftl.errors import UserError
 from hftl.finetune.checkpoint import Checkpoint, Checkpoints, read_newest
 from hftl.frozen.extract import digest_rows
@@ -24,7 +24,7 @@ from hftl.store.stat_index import StatIndex
 from hftl.store.store import FeatureStore, cache_root
 
 # Settings that change neither a weight nor what is measured; a run may be resumed with others.
-NOT_IN_RESULT = ("keep", "save_every", "micro_batch")
+NOT_IN_RESULT = ("keep", "save_every", "micro_batch", "cache_blocks")
 # How many differences a person is told.
 NAMED_DIFFERENCES = 4
 # Values that say something to a person; longer ones, and digests, are only said to be others.
@@ -97,7 +97,7 @@ def describe_rows(split: Split, index: StatIndex, digests: Digests | None = None
         ``pairs``, all rows with their labels in no order.
     """
     inputs = digest_rows(split.inputs, index)[0] if digests is None else digests
-    labels = np.ascontiguousarray(split.labels).reshape(len(split), -1).view(np.uint8)
+    labels = _label_bytes(split.labels)
     pairs = np.concatenate([inputs, labels], axis=1)
     return {
         "kind": "texts" if isinstance(split.inputs, Texts) else "files",
@@ -106,6 +106,15 @@ def describe_rows(split: Split, index: StatIndex, digests: Digests | None = None
         "labels": _digest(labels),
         "pairs": _digest(pairs[np.lexsort(pairs.T)]),
     }
+
+
+def _label_bytes(labels: Labels) -> np.ndarray:
+    """A row's labels as bytes of one length: uint8 (n, b)."""
+    if labels.dtype == object:
+        # Sentences have words, and tags, of any number.
+        digests = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in labels]
+        return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16)
+    return np.ascontiguousarray(labels).reshape(len(labels), -1).view(np.uint8)
 
 
 def _digest(values: np.ndarray) -> str:

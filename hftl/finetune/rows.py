@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hftl.ahead import ahead
-from hftl.backbones.batching import batch_groups
+from hftl.backbones.batching import WordBatch, batch_groups
 from hftl.backbones.protocol import Backbone, Encoded
 from hftl.data import Data, Split
 from hftl.errors import BadRowError
@@ -35,8 +35,8 @@ class Batch:
 
     Attributes:
         inputs: keyword arguments of the model.
-        targets: (n,) int64 class numbers, or (n, C) float32.
-        counted: (n,) float32: 1 for a row, 0 for a copy that only fills the batch up.
+        targets: (n,) int64 class numbers, or (n, C) float32; of sentences those of all words.
+        counted: (n,) float32: 1 for a row (or word), 0 for a copy that only fills the batch up.
     """
 
     inputs: dict[str, Tensor]
@@ -52,7 +52,9 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        inputs = {name: change(value) for name, value in self.inputs.items()}
+        inputs: dict[str, Tensor] = {name: change(value) for name, value in self.inputs.items()}
+        if isinstance(self.inputs, WordBatch):
+            inputs = self.inputs.moved(change)
         return Batch(inputs, change(self.targets), change(self.counted))
 
 
@@ -91,15 +93,19 @@ class Encoder:
         new = dict(zip(missing, made, strict=True))
         for row, encoded in new.items():
             if self._bytes < HOLD_BYTES:
-                self._bytes += _encoded_bytes(encoded)
+                self._bytes += encoded_bytes(encoded)
                 self._held[row] = encoded
         return [new[row] if row in new else self._held[row] for row in rows]
+
+    def collate(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Encoded rows as one batch."""
+        return self.backbone.collate(rows)
 
     def collated(self, rows: Sequence[int]) -> list[Group]:
         """Rows as the model is to run them: in one padded batch, or where padding would change them in several."""
         encoded = self(rows)
         groups = batch_groups(encoded, equal_lengths=self.equal_lengths)
-        return [(group, self.backbone.collate([encoded[i] for i in group])) for group in groups]
+        return [(group, self.collate([encoded[i] for i in group])) for group in groups]
 
     def changed(self, row: int, augmentation: Augmentation, random: np.random.Generator) -> Encoded:
         """One row, augmented before preprocessing."""
@@ -167,7 +173,7 @@ class TrainRows:
         self.pin_memory = process.device.type == "cuda"
         self.augmentation = augmentation or Augmentation()
         self.mixing = mixing or Mixing()
-        self.labels = torch.from_numpy(encoder.split.labels)
+        self.labels = encoder.split.labels
 
     def __len__(self) -> int:
         return len(self.encoder.split)
@@ -211,12 +217,12 @@ class TrainRows:
 
     def targets(self, epoch: int, rows: Sequence[int]) -> Tensor:
         """Targets of rows in an epoch: labels, or a mixture of two rows' labels."""
-        labels = self.labels[list(rows)]
+        labels = torch.from_numpy(self.loss.task.by_line(self.labels[list(rows)]))
         if not self.mixing:
             return labels
         mixes = [self.mixing.draw(self.seed, epoch, row, len(self)) for row in rows]
         share = torch.tensor([mix.share for mix in mixes], dtype=torch.float32)[:, None]
-        mine, theirs = self._soft(labels), self._soft(self.labels[[mix.partner for mix in mixes]])
+        mine, theirs = self._soft(labels), self._soft(torch.from_numpy(self.labels[[mix.partner for mix in mixes]]))
         return share * mine + (1 - share) * theirs
 
     def _soft(self, labels: Tensor) -> Tensor:
@@ -230,7 +236,9 @@ class TrainRows:
             partners = self._encode(epoch, [mix.partner for mix in mixes], PARTNER, rows)
             encoded = [mixed(*three) for three in zip(encoded, partners, mixes, strict=True)]
         counts = (torch.arange(len(rows)) < (len(rows) if counted is None else counted)).float()
-        batch = Batch(self.encoder.backbone.collate(encoded), self.targets(epoch, rows), counts)
+        # Of a sentence every word counts, or none.
+        counts = counts.repeat_interleave(torch.tensor([row.lines for row in encoded]))
+        batch = Batch(self.encoder.collate(encoded), self.targets(epoch, rows), counts)
         return batch.pin_memory() if self.pin_memory else batch
 
     def _encode(self, epoch: int, rows: Sequence[int], purpose: int, of: Sequence[int] | None = None) -> list[Encoded]:
@@ -242,7 +250,8 @@ class TrainRows:
         ]
 
 
-def _encoded_bytes(encoded: Encoded) -> int:
+def encoded_bytes(encoded: Encoded) -> int:
+    """The memory that an encoded row takes."""
     return sum(_value_bytes(value) for value in encoded.inputs.values())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 
 from hftl.backbones.bare import Bare
 from hftl.backbones.batching import needs_equal_lengths
+from hftl.backbones.blocks import Depths, find_depths
 from hftl.backbones.protocol import Target
 from hftl.criterion import Criterion
-from hftl.data import Data
+from hftl.data import Data, Split
 from hftl.data.division import hold_out_rows
 from hftl.errors import BackboneError, HftlError, UserError
 from hftl.export.model import Dense, export_pooled, finish_export
@@ -31,13 +33,14 @@ from hftl.finetune.checkpoint import Checkpoint, Checkpoints, DamagedError, prun
 from hftl.finetune.engine import Engine
 from hftl.finetune.evaluate import logits_of
 from hftl.finetune.feasible import check_precision, check_trackers
-from hftl.finetune.groups import Depths, find_depths, freeze_below, parameter_groups
+from hftl.finetune.groups import freeze_below, frozen_blocks, parameter_groups, run_below, set_modes
 from hftl.finetune.loop import Loop, Watch, better_at_start
 from hftl.finetune.lora import adapter_tensors, add_lora, lora_head, save_adapter
 from hftl.finetune.losses import Loss
 from hftl.finetune.memory import peak_memory_bytes
 from hftl.finetune.resume import flat_settings, resumed, settings
 from hftl.finetune.rows import Encoder, TrainRows
+from hftl.finetune.stored import Frozen, run_to, stored_blocks
 from hftl.foreign import forget_precision
 from hftl.heads.selection import threshold_report
 from hftl.methods import FineTune, LoRA, Partial
@@ -61,12 +64,16 @@ class Built:
         model: what is trained; a ``PeftModel`` for LoRA.
         head: names of its head's parameters.
         depths: of all parameters.
+        below: modules that only frozen ones follow; see `hftl.finetune.groups.run_below`.
+        frozen: the first blocks, where the method freezes some.
         initial: the adapter before training, for PiSSA.
     """
 
     model: Any
     head: set[str]
     depths: Depths
+    below: Sequence[str]
+    frozen: Frozen | None = None
     initial: dict[str, Tensor] | None = None
 
 
@@ -81,6 +88,7 @@ def finetune(
     folder: Path,
     resume: bool = False,
     known: Mapping[str, Digests] | None = None,
+    origin: Mapping[str, str] | None = None,
     track: Sequence[str] = (),
     log: Callable[..., None] = lambda *_, **__: None,
     say: Callable[[str], None] = lambda _: None,
@@ -99,6 +107,8 @@ def finetune(
         folder: the run's folder; checkpoints go to ``checkpoints`` in it.
         resume: go on from the newest whole checkpoint there.
         known: digests (n, 16) of the rows of splits, by the splits' names, where stored features brought them.
+        origin: who registered the backbone, and the version of its features, for frozen blocks to run once and be read
+            from the store; None lets them run in every epoch.
         track: trackers of accelerate to log to as well.
         log: takes an event's name and its values.
         say: takes a line for a person.
@@ -133,10 +143,24 @@ def finetune(
     if equal_lengths:
         say("rows      padding changes this model's numbers, so rows are evaluated in batches of equal length (slower)")
     rows = train_rows(method, target, data, seed, accelerator)
-    test = Encoder(target.backbone, data.test, equal_lengths=equal_lengths)
-    watched = Encoder(target.backbone, data.validation, equal_lengths=equal_lengths) if data.validation else test
+    encoder: Callable[[Split], Encoder] = partial(Encoder, target.backbone, equal_lengths=equal_lengths)
+    from_store = ExitStack()
+    stored = None
+    if built.frozen and origin is not None:
+        ran = checkpoint.state["chosen"].get("stored") if checkpoint else None
+        where = (engine, built.frozen, target, data, origin)
+        stored = stored_blocks(method, *where, before=ran, say=say, quiet=quiet)
+    if stored:
+        from_store.enter_context(stored.continued)
+        encoder = stored.encoder
+        rows.encoder = encoder(data.train)
+    test = encoder(data.test)
+    watched = encoder(data.validation) if data.validation else test
     watch = Watch(watched, data.label_names, criterion, chooses)
-    loop = Loop(method, engine, rows, watch, built.depths, checkpoints, log=tracked(log, accelerator))
+    log = tracked(log, accelerator)
+    loop = Loop(method, engine, rows, watch, built.depths, checkpoints, log=log, below=built.below)
+    if built.frozen and not checkpoint:
+        loop.choose(stored=stored is not None)
     if track:
         accelerator.init_trackers("hftl", config=flat_settings(checkpoints.made_with))
     if not checkpoint and "auto" in (method.batch_size, method.micro_batch):
@@ -157,6 +181,8 @@ def finetune(
         logits = judge(test, loop.rows.micro_batch)
         if chooses and data.task.link == "sigmoid":
             tuned = threshold_report(judge(watched, loop.rows.micro_batch), torch.from_numpy(watched.split.labels))
+    # What is exported is the model as it is.
+    from_store.close()
     for tracker in accelerator.trackers:
         # Not accelerator.end_training, which also ends the processes' group while the model still holds on to it.
         tracker.finish()
@@ -201,9 +227,12 @@ def build(
             head = lora_head(model)
             initial = adapter_tensors(model) if method.pissa else None
         depths = find_depths(model, head)
+        last = frozen_blocks(method, depths, backbone.name)
         if isinstance(method, Partial):
-            freeze_below(model, depths, method.freeze, backbone.name)
+            freeze_below(model, depths, last or 0)
         freeze_unused(model, backbone.probes()[0])
+        below = run_below(model, backbone.probes()[0])
+        frozen = frozen_part(model, depths, below, last, backbone.probes()[0]) if last else None
     if method.gradient_checkpointing:
         try:
             # Its older name, before transformers renamed it.
@@ -211,7 +240,21 @@ def build(
             enable({"use_reentrant": False})
         except (ValueError, AttributeError) as error:
             raise BackboneError(f"{backbone.name} knows no gradient checkpointing; leave it out") from error
-    return Built(model, head, depths, initial)
+    return Built(model, head, depths, below, frozen, initial)
+
+
+def frozen_part(
+    model: nn.Module, depths: Depths, below: Sequence[str], count: int, probe: Mapping[str, Tensor]
+) -> Frozen:
+    """The first blocks, and whether what the last of them returns is random while the model trains."""
+    last = depths.names[count - 1]
+    set_modes(model, below)
+    seen = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        seen.append(run_to(model, last, probe))
+    same = all(torch.equal(one, other) for one, other in zip(*seen, strict=True))
+    return Frozen(count, depths.blocks, last, random=not same)
 
 
 def mean_target(data: Data) -> Tensor | None:
@@ -347,7 +390,9 @@ def engine_for(method: FineTune, accelerator: Accelerator, built: Built, target:
 def train_rows(method: FineTune, target: Target, data: Data, seed: int, accelerator: Accelerator) -> TrainRows:
     """The training rows in the order of their steps, and the loss of them."""
     num_labels = len(data.label_names)
-    weights = data.task.class_weights(method.class_weight, torch.from_numpy(data.train.labels), num_labels)
+    weights = data.task.class_weights(
+        method.class_weight, torch.from_numpy(data.task.by_line(data.train.labels)), num_labels
+    )
     batch_size = DEFAULT_BATCH if method.batch_size == "auto" else method.batch_size
     share_of_one = math.ceil(batch_size / accelerator.num_processes)
     return TrainRows(

@@ -11,20 +11,20 @@ from torch import Tensor
 
 from hftl.backbones.bare import HEAD
 from hftl.backbones.cut.replay import replaying
-from hftl.backbones.loading import load_backbone
+from hftl.backbones.loading import for_words, load_backbone
 from hftl.backbones.sentence import SentenceHead
 from hftl.data import Files, Texts
 from hftl.errors import HftlError
 from hftl.export.loaded import LoadedModel
 from hftl.export.onnx import OnnxNetwork
 from hftl.frozen.extract import digest_rows
-from hftl.frozen.features import gathered, joined_id
+from hftl.frozen.features import gathered, joined_id, line_columns
 from hftl.frozen.view import Content, View, open_space, side_by_side
 from hftl.plugins.registry import find
 from hftl.plugins.spec import BackboneOptions
 from hftl.store.space import MissingRowsError, Space
 from hftl.store.store import FeatureStore
-from hftl.store.values import Ragged
+from hftl.store.values import by_row
 
 REPLAYED_ROWS = 256
 
@@ -38,8 +38,8 @@ def stored_logits(model: LoadedModel, inputs: Files | Texts, store: FeatureStore
         store: where features are kept.
 
     Returns:
-        The rows' numbers, int64 (m,), and their logits (m, C) float32 on the CPU; none where the run's own features
-        are not there any more.
+        The rows' numbers, int64 (m,), and their logits (m, C), or (words, C), float32 on the CPU; none where the run's
+        own features are not there any more.
     """
     nothing = np.zeros(0, dtype=np.int64), torch.zeros(0, len(model.label_names))
     spaces = _spaces_of(model, store)
@@ -75,6 +75,8 @@ def _spaces_of(model: LoadedModel, store: FeatureStore) -> list[Space]:
         backbone = load_backbone(
             spec, options, record.recipe.get("depth"), pooling, precision=precision, quantize=method.get("quantize")
         )
+        if model.task.of_words:
+            backbone = for_words(backbone)
         view = View.of(backbone, pooling, precision)
         spaces = [open_space(store, backbone, spec.origin, part) for part in view.parts]
     except HftlError:
@@ -86,12 +88,13 @@ def _spaces_of(model: LoadedModel, store: FeatureStore) -> list[Space]:
 def _head_logits(model: LoadedModel, content: Content, columns: Mapping[str, Any]) -> Tensor:
     """The head on stored columns of m rows: (m, C) float32 on the CPU."""
     cut, network = content.cut, model.network
+    columns = line_columns(columns, cut)
     with torch.inference_mode():
         if cut.kind != "replay":
             head = network.layers if isinstance(network, SentenceHead) else network.get_submodule(cut.linear or HEAD)
             logits: Tensor = head(columns["features"].to(model.device))
             return logits.float().cpu()
-        kept = {name: _by_row(columns[name]) for name in cut.kept()}
+        kept = {name: by_row(columns[name]) for name in cut.kept()}
         rows = len(next(iter(kept.values())))
         with replaying(network, cut) as replay:
             blocks = [
@@ -99,11 +102,6 @@ def _head_logits(model: LoadedModel, content: Content, columns: Mapping[str, Any
                 for start in range(0, rows, REPLAYED_ROWS)
             ]
     return torch.cat(blocks).float().cpu()
-
-
-def _by_row(column: Tensor | Ragged) -> Any:
-    """A column whose rows can be sliced: a tensor, or a list of tensors where they have lengths of their own."""
-    return list(torch.split(column.values, column.lengths.tolist())) if isinstance(column, Ragged) else column
 
 
 def _block(value: Any, start: int, device: torch.device) -> Any:

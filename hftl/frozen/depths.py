@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hftl.backbones.bare import PooledClassifier
+from hftl.backbones.batching import on_device
 from hftl.backbones.cut.capture import Capture
 from hftl.backbones.cut.echo import Echo, prove_echo
 from hftl.backbones.cut.frontier import head_buffers
@@ -92,14 +93,21 @@ class Models:
             rule = None if made and made.norm else NameRule(rule.add, [name for name in rule.drop if name in files])
         return Ready(model, head, rule)
 
-    def content(self, view: View) -> Content:
+    def content(self, view: View, device: torch.device) -> Content:
         """What a new space of a view is to record; leaves the head with random values.
+
+        Args:
+            view: what is kept.
+            device: where the model will run.
 
         Raises:
             CutError: no cut is exact, or a row's numbers depend on its batch mates.
         """
-        built = self.built[view.depth]
-        return proved_content(built.model, built.head, view, built.rule, self.probes)
+        built, probes = self.built[view.depth], self.probes
+        if view.device is not None:
+            built.model.to(device)
+            probes = [on_device(probe, device) for probe in probes]
+        return proved_content(built.model, built.head, view, built.rule, probes)
 
     def captured(self, contents: Mapping[View, Content], device: torch.device) -> Keeping:
         """What keeps of a batch what each view asks for, in their order, with all models on a device."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hftl.ahead import ahead
-from hftl.backbones.batching import batch_groups, on_device
+from hftl.backbones.batching import batch_groups, on_device, row_counts
 from hftl.backbones.protocol import Encoded, Target
 from hftl.data import Files, Texts
 from hftl.errors import BackboneError, BadRowError, CutError, HftlError, StoreError
@@ -233,7 +233,7 @@ class _Extraction:
         models = Models(self.target, self.views | self.beside, new=bool(new) or new_beside)
         for view, space in new.items():
             # Proved before the space exists: no row is ever stored under a cut that does not replay the model.
-            content = models.content(view)
+            content = models.content(view, self.device)
             if content.equal_lengths:
                 space = self.views[view] = equal_length_space(self.store, space)
             space.create(content.as_info(), content.columns())
@@ -249,7 +249,7 @@ class _Extraction:
         joining = {}
         for view, space in self.beside.items():
             try:
-                content = Content.of(space) if space.info is not None else models.content(view)
+                content = Content.of(space) if space.info is not None else models.content(view, self.device)
             except CutError:
                 # Nobody asked for it.
                 continue
@@ -305,9 +305,9 @@ class _Extraction:
         batch: dict[str, Tensor] = {}
         try:
             batch = on_device(self.backbone.collate(encoded), self.device)
-            if any(len(value) != len(encoded) for value in batch.values()):
+            if (made := row_counts(batch)) != {len(encoded)}:
                 raise BackboneError(
-                    f"{self.backbone.name}: collate made {len(next(iter(batch.values()))):,} rows of {len(encoded):,}; "
+                    f"{self.backbone.name}: collate made {max(made):,} rows of {len(encoded):,}; "
                     "it has to give one row for each"
                 )
             return [{name: _to_cpu(value) for name, value in kept.items()} for kept in capture(batch)]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from hftl.backbones.batching import pads_left
+from hftl.backbones.cut.cut import Cut
 from hftl.backbones.protocol import Target
 from hftl.data import Data, Split
 from hftl.errors import BadRowError
@@ -57,7 +58,7 @@ class StoredFeatures:
         spaces: where they are stored; several where a row's vector is made of as many.
         content: what the space records of the model: how it is cut, how its weights are named.
         splits: by name: ``train``, ``validation`` if there is one, ``test``.
-        counts: rows asked for, computed now, reused; truncated rows.
+        counts: rows asked for, computed now, reused; truncated rows, or sentences read in windows.
         bad: rows left out, with the reason.
         seconds: wall time.
     """
@@ -137,8 +138,8 @@ def features_of(
         quiet=quiet,
         on_bad_row=on_bad_row,
     )
-    with _turn(store, (spaces | beside).values(), digests, process, quiet):
-        computed, undecodable = _extracted(share)
+    with in_turn(store, (spaces | beside).values(), digests, process, quiet):
+        computed, undecodable = computed_by_all(share)
     recomputed = 0
     parts = [spaces[part] for part in views[0].parts]
     bad += [undecodable[row] for row in sorted(undecodable)]
@@ -148,7 +149,7 @@ def features_of(
     except MissingRowsError:
         # A shard proved damaged only now and was set aside, or somebody cleared the space: its rows are computed
         # again, once.
-        recomputed = _extracted(share)[0]
+        recomputed = computed_by_all(share)[0]
         _gather(parts, splits)
     if process.rank == 0:
         for each in (spaces | beside).values():
@@ -160,7 +161,9 @@ def features_of(
         # A row that was computed before the space was cleared and again after it counts once.
         distinct = np.unique(np.concatenate([features.digests for features in splits]), axis=0)
         computed = min(computed + recomputed, len(distinct))
-    counts = {"rows": total, "computed": computed, "reused": total - computed, "truncated": truncated}
+    # A sentence that is longer than the model reads at once is read in windows, and not cut.
+    longer = "windowed" if data.task.of_words else "truncated"
+    counts = {"rows": total, "computed": computed, "reused": total - computed, longer: truncated}
     by_name = {features.split.name: features for features in splits}
     content = side_by_side([Content.of(space) for space in parts])
     return StoredFeatures(parts, content, by_name, counts, bad, time.monotonic() - started)
@@ -220,7 +223,7 @@ def gathered(spaces: Sequence[Space], digests: Digests) -> Columns:
 
 
 def matrix_of(features: StoredFeatures, data: Data) -> Features:
-    """All splits' features as one matrix, with labels and row names.
+    """All splits' features as one matrix, with labels and row names; of sentences with a line for each word.
 
     Raises:
         RecipeError: rows have features of different lengths.
@@ -228,16 +231,28 @@ def matrix_of(features: StoredFeatures, data: Data) -> Features:
     cut = features.content.cut
     kept = [name for name in cut.kept() if name not in cut.tokens]
     parts = features.splits
+    lines = {name: [len(row) if cut.words else 1 for row in part.split.labels] for name, part in parts.items()}
+    columns = {name: line_columns(part.columns, cut) for name, part in parts.items()}
     return Features(
-        matrix=torch.cat([flatten_columns(part.columns, kept) for part in parts.values()]).numpy(),
-        labels=np.concatenate([part.split.labels for part in parts.values()]),
+        matrix=torch.cat([flatten_columns(columns[name], kept) for name in parts]).numpy(),
+        labels=np.concatenate([data.task.by_line(part.split.labels) for part in parts.values()]),
         label_names=data.label_names,
-        row_names=[part.split.inputs.name(i) for part in parts.values() for i in range(len(part.split))],
-        split=np.repeat(np.array(list(parts)), [len(part.split) for part in parts.values()]),
+        row_names=[
+            part.split.inputs.name(row)
+            for name, part in parts.items()
+            for row, count in enumerate(lines[name])
+            for _ in range(count)
+        ],
+        split=np.repeat(np.array(list(parts)), [sum(each) for each in lines.values()]),
     )
 
 
-def _turn(
+def line_columns(columns: Mapping[str, Any], cut: Cut) -> Mapping[str, Any]:
+    """The columns of a split with a line for each word, where the cut keeps words; as they are elsewhere."""
+    return {name: columns[name].values for name in cut.kept()} if cut.words else columns
+
+
+def in_turn(
     store: FeatureStore, spaces: Iterable[Space], digests: Digests, process: Process, quiet: bool
 ) -> AbstractContextManager[None]:
     """Six runs started together on an empty store compute its rows once; processes of one run share them anyway."""
@@ -249,7 +264,7 @@ def _turn(
     return store.turn(spaces, digests, lambda other: say(f"features: {other} is computing these rows; waiting for it"))
 
 
-def _extracted(share: Callable[[], ExtractReport]) -> tuple[int, dict[int, BadRowError]]:
+def computed_by_all(share: Callable[[], ExtractReport]) -> tuple[int, dict[int, BadRowError]]:
     """Do this process's share; how many rows all processes computed, and the bad rows that any of them met."""
 
     def work() -> dict[str, Any]:

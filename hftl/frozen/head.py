@@ -27,13 +27,15 @@ from hftl.data import Data
 from hftl.data.division import folds_of
 from hftl.export.model import Dense, export_model, export_pooled, fold
 from hftl.export.trained import Exported, Trained
-from hftl.frozen.features import SplitFeatures, StoredFeatures
+from hftl.frozen.features import SplitFeatures, StoredFeatures, line_columns
 from hftl.heads import baselines, fit_linear, fit_mlp, fit_native, mlp_logits
 from hftl.heads.precision import device_with_float64
 from hftl.methods import Head
 from hftl.store.values import Ragged
 
 EVALUATION_ROWS = 1024
+# Of a network's outputs, which fine-tuning goes on with.
+LEAST_DEVIATION = 1e-6
 # Of which one is held out, where a head has no exact solution.
 FOLDS_OF_A_SEARCH = 5
 
@@ -97,7 +99,7 @@ class _Job:
         fit = fit_linear(
             vectors["train"],
             labels["train"],
-            task=self.data.task,
+            task=self.data.task.unit,
             num_labels=len(self.data.label_names),
             strengths=method.strengths,
             folds=method.folds,
@@ -108,6 +110,8 @@ class _Job:
             validation=(vectors["validation"], labels["validation"]) if "validation" in vectors else None,
             judge=self.judge,
             dealt=self._dealt(method.folds),
+            groups=self._sentences(),
+            least=LEAST_DEVIATION if self.data.task.of_words else 0.0,
             tolerance=self.tolerance,
             seed=self.seed,
         )
@@ -115,13 +119,15 @@ class _Job:
         fit.report["parameters"] = weight.numel() + (bias.numel() if cut.bias else 0)
         if self.data.task.is_exclusive:
             fit.report["baselines"] = baselines(vectors["train"], labels["train"], vectors["test"], labels["test"])
+        # What heads say of held-out words is of no use to whom sentences are rows.
+        held_out = None if self.data.task.of_words else fit.held_out
         logits = fit.logits(vectors["test"]).cpu()
         if cut.kind == "pooled":
             # The class that is to be fine-tuned has a place for it.
             own = {f"{HEAD}.weight": weight, f"{HEAD}.bias": bias} if isinstance(self.target.backbone, Bare) else {}
             return Trained(logits, "head", fit.report, self._export_pooled([Dense(weight, bias)]), own, fit.held_out)
         parameters = fold(cut, weight, bias)
-        return Trained(logits, "head", fit.report, self._export(parameters), parameters, fit.held_out)
+        return Trained(logits, "head", fit.report, self._export(parameters), parameters, held_out)
 
     def perceptron(self, hidden: int) -> Trained:
         """One hidden layer on pooled tokens, trained with AdamW."""
@@ -169,13 +175,14 @@ class _Job:
                 start,
                 columns["train"],
                 labels["train"],
-                task=self.data.task,
+                task=self.data.task.unit,
                 num_labels=len(self.data.label_names),
                 class_weight=self.method.class_weight,
                 calibrate=self.method.calibrate,
                 validation=(columns["validation"], labels["validation"]) if "validation" in columns else None,
                 judge=self.judge,
                 dealt=self._dealt(FOLDS_OF_A_SEARCH),
+                groups=self._sentences(),
                 seed=self.seed,
                 device=self.device,
             )
@@ -191,14 +198,26 @@ class _Job:
         if "validation" in self.features.splits:
             return None
         dealt = folds_of(self.features.splits["train"].split, self.data.task, folds, self.seed)
-        return None if dealt is None else torch.from_numpy(dealt)
+        if dealt is None:
+            return None
+        sentences = self._sentences()
+        return torch.from_numpy(dealt) if sentences is None else torch.from_numpy(dealt)[sentences.cpu()]
 
     def _vectors(self) -> dict[str, Tensor]:
-        return {name: part.columns["features"].to(self.device) for name, part in self.features.splits.items()}
+        splits = self.features.splits
+        return {name: line_columns(p.columns, self.cut)["features"].to(self.device) for name, p in splits.items()}
 
     def _labels(self) -> dict[str, Tensor]:
-        splits = self.features.splits
-        return {name: torch.from_numpy(part.split.labels).to(self.device) for name, part in splits.items()}
+        task = self.data.task
+        lines = {name: task.by_line(part.split.labels) for name, part in self.features.splits.items()}
+        return {name: torch.from_numpy(each).to(self.device) for name, each in lines.items()}
+
+    def _sentences(self) -> Tensor | None:
+        """The sentence of each training word, which folds do not part; None where rows are no sentences."""
+        if not self.data.task.of_words:
+            return None
+        lengths = torch.tensor([len(row) for row in self.features.splits["train"].split.labels])
+        return torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(self.device)
 
     def _export(self, parameters: dict[str, Tensor]) -> Callable[[Path], list[Exported]]:
         content = self.features.content
@@ -213,10 +232,11 @@ class _Job:
 
 
 def _as_tensors(features: SplitFeatures, cut: Cut) -> dict[str, Tensor]:
-    """The kept columns with rows first; ragged ones padded on the right with zeros."""
+    """The kept columns with rows (or words) first; ragged ones padded on the right with zeros."""
     tensors = {}
+    columns = line_columns(features.columns, cut)
     for name in cut.kept():
-        value = features.columns[name]
+        value = columns[name]
         if isinstance(value, Ragged):
             rows = torch.split(value.values, value.lengths.tolist())
             value = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)

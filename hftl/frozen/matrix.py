@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,7 +140,7 @@ def check_format(path: Path) -> None:
         raise RecipeError(f"cannot write features as {path.name!r}; its name ends in one of {', '.join(FORMATS)}")
 
 
-def flatten_columns(columns: dict[str, object], features: Sequence[str]) -> Tensor:
+def flatten_columns(columns: Mapping[str, object], features: Sequence[str]) -> Tensor:
     """The kept columns of a split, (n, …) each, side by side: (n, d) float32.
 
     Raises:

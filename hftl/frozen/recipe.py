@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hftl.backbones.loading import load_backbone
+from hftl.backbones.loading import for_words, load_backbone
 from hftl.backbones.matching import data_for
 from hftl.backbones.protocol import Backbone, Target
 from hftl.criterion import Criterion, criterion_of
@@ -56,8 +56,21 @@ def inputs_of(
     if probe.hidden and backbone.wants != "text":
         raise RecipeError("hidden: only the format of sentence-transformers has a place for it, and that is for texts")
     data = data_of(recipe, backbone, set_aside=set_aside)
+    if data.task.of_words:
+        backbone = for_words(backbone)
+        if probe.pooling != "native":
+            raise RecipeError(
+                f"pooling={probe.pooling!r} makes one vector of a text, and words have labels: leave it out"
+            )
+    elif backbone.pipeline_tag == "token-classification":
+        raise RecipeError(
+            f"{backbone.name}: transformers has token classification for it and nothing for whole texts: give "
+            "sentences whose words have tags, or another backbone"
+        )
     print_inputs(say, backbone, data)
     criterion = chooses(recipe, data.task)
+    if criterion.is_stated and data.task.of_words:
+        raise RecipeError("metric: of tagged words F1 chooses the epoch and the held-out loss the head; leave it out")
     if criterion.is_stated:
         say.print(f"metric    {printable(criterion.name)} chooses, {criterion.direction}")
     if isinstance(recipe.method, Head) and data.validation is not None and recipe.method.folds != Head().folds:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hftl.backbones.bare import Bare, PooledClassifier
 from hftl.backbones.batching import equal_length_probes, needs_equal_lengths, of_equal_length_only
+from hftl.backbones.cut.blocks import blocks_cut
 from hftl.backbones.cut.capture import Capture
 from hftl.backbones.cut.cut import Cut
 from hftl.backbones.cut.search import find_cut, pooled_cut, prepare_head
@@ -43,11 +44,17 @@ class View:
             weights of a text backbone that were read in it.
         depth: after how many blocks the pass ends, with the final norm; None for the backbone as it is. It names the
             space that this view of the backbone at that depth has.
+        blocks: of how many of the first blocks everything that they return is kept, for those behind them to be
+            trained on; None for what a head reads.
+        device: the kind of device, where the precision is not ``"no"`` and blocks are kept: which tensors autocast
+            makes of which type depends on it.
     """
 
     pooling: Pooling = "native"
     precision: Precision = "no"
     depth: int | None = None
+    blocks: int | None = None
+    device: str | None = None
 
     @classmethod
     def of(cls, backbone: Backbone, pooling: Pooling, precision: Precision) -> View:
@@ -75,7 +82,10 @@ class View:
 
     def identity(self) -> dict[str, Any]:
         """The view's part of a feature space's identity."""
-        return {"pooling": self.pooling, "precision": self.precision, "storage": "float32", "view": "none"}
+        named: dict[str, Any] = {"pooling": self.pooling, "precision": self.precision, "storage": "float32"}
+        if self.blocks is None:
+            return named | {"view": "none"}
+        return named | {"storage": "as computed", "view": {"blocks": self.blocks, "device": self.device}}
 
     def find_cut(self, model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]]) -> tuple[Cut, bool]:
         """Where the model is cut for this view, proved on the probes; and whether rows need batches of equal length.
@@ -91,6 +101,12 @@ class View:
     def _find_cut(self, model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]]) -> tuple[Cut, bool]:
         name = type(model).__name__
         prepare_head(model, head, probes)
+        if self.blocks is not None:
+            if needs_equal_lengths(model, probes, name):
+                raise CutError("padding changes this model's numbers, and training pads")
+            # Without padding a row's numbers are those of the row alone, on a CPU to the bit.
+            ragged = any("attention_mask" in probe for probe in probes)
+            return blocks_cut(model, head, self.blocks, probes, self.autocast), ragged
         if self.pooling == "native":
             equal_lengths = needs_equal_lengths(model, probes, name)
             return find_cut(model, head, equal_length_probes(model, probes) if equal_lengths else probes), equal_lengths
@@ -147,7 +163,7 @@ class Content:
         weights = asdict(self.weights) if self.weights else None
         return {
             "architecture": self.architecture,
-            "split": asdict(self.cut),
+            "split": self.cut.as_json(),
             "weights": weights,
             "equal_lengths": self.equal_lengths,
         }

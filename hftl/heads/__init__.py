@@ -5,7 +5,7 @@
 ``neighbour_scores`` cost nothing.
 """
 
-from hftl.heads.baselines import baselines, neighbour_scores
+from hftl.heads.baselines import baselines, lexicon, neighbour_scores
 from hftl.heads.cross_validation import cross_validate
 from hftl.heads.fit import HeadFit, HeldOutLogits
 from hftl.heads.judging import Judge
@@ -23,6 +23,7 @@ __all__ = [
     "fit_linear",
     "fit_mlp",
     "fit_native",
+    "lexicon",
     "mlp_logits",
     "neighbour_scores",
 ]

@@ -64,7 +64,7 @@ def default_strengths(basis: Basis, count: int = 20) -> list[float]:
     return [total * 10 ** (1.5 - 4.5 * i / (count - 1)) for i in range(count)]
 
 
-def fit_basis(features: Tensor, weights: Tensor, *, standardize: bool, bias: bool = True) -> Basis:
+def fit_basis(features: Tensor, weights: Tensor, *, standardize: bool, bias: bool = True, least: float = 0.0) -> Basis:
     """Find the centre, the scales and the principal axes of weighted rows, in float64 and in blocks of rows.
 
     Args:
@@ -73,6 +73,7 @@ def fit_basis(features: Tensor, weights: Tensor, *, standardize: bool, bias: boo
         standardize: divide each feature by its standard deviation.
         bias: whether heads have a free bias; without one nothing is centred, and features are scaled by their root mean
             square.
+        least: features that deviate less than this share of the largest deviation count as constant.
     """
     weights, device = weights / weights.sum(), weights.device
     dim = features.shape[1]
@@ -84,7 +85,7 @@ def fit_basis(features: Tensor, weights: Tensor, *, standardize: bool, bias: boo
     for rows, block in row_blocks(features, device):
         square += weights[rows] @ (block - mean).square()
     deviation = square.sqrt()
-    constant = deviation <= _CONSTANT * mean.abs()
+    constant = (deviation <= _CONSTANT * mean.abs()) | (deviation < least * deviation.max())
     scale = torch.where(constant, 1.0, deviation) if standardize else torch.ones_like(mean)
 
     # The smaller of the two problems, with the same axes: rows x rows, or features x features.

@@ -27,6 +27,7 @@ class LinearOptions:
     groups: Tensor | None = None
     judge: Judge | None = None
     dealt: Tensor | None = None
+    least: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,12 @@ def task_folds(labels: Tensor, task: Task, folds: int, seed: int, groups: Tensor
         seed: decides the shuffle.
         groups: (n,) int64, the group of each row; a group is never parted, and dealt by the labels of its first row.
     """
-    deal = task.case(single_label=stratified_folds, multi_label=rarest_label_folds, regression=random_folds)
+    deal = task.unit.case(
+        single_label=stratified_folds,
+        multi_label=rarest_label_folds,
+        regression=random_folds,
+        token_labels=stratified_folds,
+    )
     if groups is None:
         return deal(labels, folds, seed)
     group = torch.unique(groups, return_inverse=True)[1]

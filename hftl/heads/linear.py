@@ -33,6 +33,8 @@ def fit_linear(
     validation: tuple[Tensor, Tensor] | None = None,
     judge: Judge | None = None,
     dealt: Tensor | None = None,
+    groups: Tensor | None = None,
+    least: float = 0.0,
     tolerance: float = 1e-10,
     seed: int = 0,
 ) -> HeadFit:
@@ -67,6 +69,10 @@ def fit_linear(
         judge: the metric that chooses the strength, in place of the loss; the loss decides between strengths of which
             it says the same, and all of them where it is undefined at every one.
         dealt: (n,) int64, the fold of each row, from 0, in place of folds that are stratified by label.
+        groups: (n,) int64, the group of each row, such as the sentence of a word; folds never part a group.
+        least: share of the largest deviation below which a feature counts as constant; 0 for none, as heads do not
+            depend on the scale of features. To be stated where the network is trained on: some have outputs whose norm
+            has a weight of 1e-30, and to divide by such a deviation makes a weight that no training survives.
         tolerance: relative distance from the minimum at which the exported head stops; the report says
             whether it was reached.
         seed: decides the folds.
@@ -84,7 +90,7 @@ def fit_linear(
     weights = loss_weights(labels, task, num_labels, class_weight)
     path = None if strengths is None else check_strengths(strengths)
     options = LinearOptions(
-        task, num_labels, path, folds, rule, standardize, bias, calibrate, tolerance, seed, judge=judge, dealt=dealt
+        task, num_labels, path, folds, rule, standardize, bias, calibrate, tolerance, seed, groups, judge, dealt, least
     )
     if validation is not None:
         validation = _check_validation(validation, features, options)
@@ -93,7 +99,8 @@ def fit_linear(
     used = (weights > 0).any(1)
     if not bool(used.all()):
         features, labels, weights = features[used], labels[used], weights[used]
-        options = replace(options, dealt=None if dealt is None else dealt.to(used.device)[used])
+        dealt, groups = (None if each is None else each.to(used.device)[used] for each in (dealt, groups))
+        options = replace(options, dealt=dealt, groups=groups)
     with threads_for(features, num_labels * folds):
         if task.has_classes:
             head = fit_logistic(features, labels, weights, options, validation)

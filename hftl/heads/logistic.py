@@ -18,7 +18,7 @@ from hftl.heads.calibration import calibration_report, fit_temperature
 from hftl.heads.fit import HeadFit, HeldOutLogits, LinearOptions
 from hftl.heads.folds import folds_for, task_folds
 from hftl.heads.judging import Judge, Judged, chosen_of, entry_of, judged
-from hftl.heads.objective import EVERY_ROW, NO_FOLD, FoldRows, Objective
+from hftl.heads.objective import EVERY_ROW, NO_FOLD, FoldRows, Objective, Stacked
 from hftl.heads.path import PATH_TOLERANCE, Candidate, HeldOut, held_out_logits, solve, walk
 from hftl.heads.selection import threshold_report
 from hftl.tasks import Link
@@ -195,15 +195,18 @@ def _pose(
     else:
         folds = torch.full((len(labels),), NO_FOLD, device=labels.device)
     # From training rows alone: a validation split must not have a say in what it judges.
-    basis = fit_basis(features, weights.mean(1), standardize=options.standardize, bias=options.bias)
+    basis = fit_basis(
+        features, weights.mean(1), standardize=options.standardize, bias=options.bias, least=options.least
+    )
     start = torch.zeros(basis.rank + 1, outputs, dtype=torch.float64, device=labels.device)
     if options.bias:
         start[-1] = _best_constant(labels, weights, link, outputs)
+    seen: Tensor | Stacked = features
     if validation is not None:
-        training = features, labels, weights, folds
-        features, labels, weights, folds = _with_validation(training, validation, learnable, link)
+        seen = Stacked(features, validation[0])
+        labels, weights, folds = _with_validation((labels, weights, folds), validation[1], learnable, link)
     columns = outputs * max(1, int(folds.max()) + 1)
-    rows = FoldRows(features, labels, weights, folds, basis, columns=columns)
+    rows = FoldRows(seen, labels, weights, folds, basis, columns=columns)
     index = torch.nonzero(folds != NO_FOLD).flatten()
     held_out = HeldOut(index, labels[index], weights[index], folds[index])
     return _Problem(link, learnable, basis, rows, labels, every, folds, held_out, start)
@@ -267,14 +270,10 @@ def _restrict(labels: Tensor, weights: Tensor, learnable: _Learnable, loss: Link
 
 
 def _with_validation(
-    training: tuple[Tensor, Tensor, Tensor, Tensor],
-    validation: tuple[Tensor, Tensor],
-    learnable: _Learnable,
-    loss: Link,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    training: tuple[Tensor, Tensor, Tensor], new_labels: Tensor, learnable: _Learnable, loss: Link
+) -> tuple[Tensor, Tensor, Tensor]:
     """Append the validation rows, of weight one, as fold 0 to the training rows, which are in no fold."""
-    features, labels, weights, folds = training
-    new_features, new_labels = validation
+    labels, weights, folds = training
     if loss == "softmax":
         unseen = ~torch.isin(new_labels, learnable.index)
         if bool(unseen.any()):
@@ -283,7 +282,6 @@ def _with_validation(
     ones = torch.ones(len(new_labels), weights.shape[1], dtype=torch.float64, device=weights.device)
     new_labels, ones = _restrict(new_labels, ones, learnable, loss)
     return (
-        torch.cat([features, new_features]),
         torch.cat([labels, new_labels]),
         torch.cat([weights, ones]),
         torch.cat([folds, torch.zeros(len(new_labels), dtype=torch.int64, device=folds.device)]),

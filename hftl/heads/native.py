@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from hftl.errors import ConvergenceError, DataError
 from hftl.heads.calibration import calibration_report, fit_temperature
 from hftl.heads.checks import check_labels, loss_weights
-from hftl.heads.folds import random_folds, rarest_label_folds, stratified_folds
+from hftl.heads.folds import task_folds
 from hftl.heads.judging import Judge, judged, undefined_everywhere
 from hftl.heads.selection import threshold_report
 from hftl.progress import counted
@@ -90,6 +90,7 @@ def fit_native(
     num_labels: int,
     class_weight: ClassWeight = None,
     validation: tuple[Features, Tensor] | None = None,
+    groups: Tensor | None = None,
     calibrate: bool = True,
     judge: Judge | None = None,
     dealt: Tensor | None = None,
@@ -114,6 +115,7 @@ def fit_native(
         num_labels: classes, labels or targets.
         class_weight: as for ``fit_linear``.
         validation: features and labels to choose on.
+        groups: (n,) int64, the group of each row; a group is held out whole.
         calibrate: divide the logits by a temperature fitted on the rows that chose (classification only).
         judge: the metric that chooses, in place of the loss; as of ``fit_linear``.
         dealt: (n,) int64, the fold of each row, of which the first is held out; dealt by label where None.
@@ -131,7 +133,7 @@ def fit_native(
     rows = _labelled(features, labels, task, num_labels, class_weight, device)
     params = {name: value.detach().to(device) for name, value in params.items()}
     if validation is None:
-        training, judging = _hold_out(rows, task, seed, dealt)
+        training, judging = _hold_out(rows, task, seed, dealt, groups)
     else:
         training, judging = rows, _labelled(*validation, task, num_labels, None, device)
     # Dropout draws from torch's global generators, whose state is the caller's.
@@ -389,11 +391,15 @@ def _labelled(
     return _LabelledRows({name: value.to(device) for name, value in features.items()}, labels, weights)
 
 
-def _hold_out(rows: _LabelledRows, task: Task, seed: int, dealt: Tensor | None) -> tuple[_LabelledRows, _LabelledRows]:
+def _hold_out(
+    rows: _LabelledRows, task: Task, seed: int, dealt: Tensor | None, groups: Tensor | None
+) -> tuple[_LabelledRows, _LabelledRows]:
     """A fifth of the rows, stratified by class, to judge on; classes of one row stay in training."""
-    deal = task.case(single_label=stratified_folds, multi_label=rarest_label_folds, regression=random_folds)
     # The deal of the linear heads, of which one fold is enough here: each fold more would be one more training.
-    folds = deal(rows.labels, _HELD_OUT_FOLDS, seed) if dealt is None else dealt.to(rows.labels.device)
+    if dealt is None:
+        folds = task_folds(rows.labels, task, _HELD_OUT_FOLDS, seed, groups)
+    else:
+        folds = dealt.to(rows.labels.device)
     held = folds == 0
     if not bool(held.any()) or bool(held.all()):
         raise DataError(f"native head: {len(rows)} rows are too few to hold some out; give a validation split")

@@ -41,6 +41,31 @@ class Block:
     weights: Tensor
 
 
+@dataclass(frozen=True)
+class Stacked:
+    """Two matrices as one, without a copy of either; rows that are asked for together lie in one of them.
+
+    Attributes:
+        first: (n, dim).
+        second: (m, dim).
+    """
+
+    first: Tensor
+    second: Tensor
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        count = len(self.first)
+        return self.first[rows] if not len(rows) or int(rows[0]) < count else self.second[rows - count]
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.first.device
+
+
 class FoldRows:
     """The training rows in blocks that lie within one fold, in the coordinates of the solver.
 
@@ -48,7 +73,8 @@ class FoldRows:
     same result to the bit.
 
     Args:
-        features: (n, dim) floating point, raw, on the device where the solver runs, as all the rest.
+        features: (n, dim) floating point, raw, on the device where the solver runs, as all the rest; of `Stacked` ones
+            no fold lies in both.
         targets: (n,) int64 classes or (n, outputs) float32.
         weights: (n, 1) or (n, outputs) float64.
         folds: (n,) int64, the fold of each row or ``NO_FOLD``.
@@ -58,7 +84,7 @@ class FoldRows:
 
     def __init__(
         self,
-        features: Tensor,
+        features: Tensor | Stacked,
         targets: Tensor,
         weights: Tensor,
         folds: Tensor,

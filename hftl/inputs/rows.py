@@ -20,6 +20,7 @@ from hftl.data import Files, RowNames
 from hftl.data.cell_paths import embedded_file
 from hftl.errors import BadRowError, DataError
 from hftl.export.loaded import LoadedModel
+from hftl.inputs.sentences import Sentence
 from hftl.wording import did_you_mean, listing, printable
 
 # Pillow writes these modes into PNG as they are; of the others TIFF loses nothing.
@@ -32,7 +33,7 @@ class InputRow:
 
     Attributes:
         name: what a person calls it.
-        read: gives its content: encoded bytes, or a tuple of one or two strings; raises `BadRowError`.
+        read: gives its content: encoded bytes, a tuple of one or two strings, or a `Sentence`; raises `BadRowError`.
         kept: cells of its table that are carried to the result, by column.
     """
 
@@ -50,6 +51,7 @@ class InputReader:
 
     Attributes:
         wants: ``"text"`` or ``"file"``.
+        of_words: whether a row is a sentence: a text that is cut into words, or a list of words.
         columns: the columns to read; None where nobody recorded them.
         width: texts in a row, 1 or 2; None where nobody recorded the columns, and whoever gives pairs says so.
     """
@@ -57,6 +59,7 @@ class InputReader:
     def __init__(self, model: LoadedModel, columns: Sequence[str] | None) -> None:
         self.wants = model.backbone.wants
         self.columns = list(columns) if columns is not None else model.input_columns
+        self.of_words = model.task.of_words
         self.width = len(self.columns) if self.columns is not None else 1 if self.wants == "file" else None
         if self.width not in (None, 1, 2) or (self.width == 2 and self.wants == "file"):
             raise DataError(
@@ -69,6 +72,8 @@ class InputReader:
         """What a row is, for people."""
         if self.wants == "file":
             return "files"
+        if self.of_words:
+            return "a text, or a list of words"
         if self.width != 2:
             return "single texts or pairs" if self.width is None else "single texts"
         return f"pairs of texts ({' and '.join(self.columns)})" if self.columns else "pairs of texts"
@@ -81,6 +86,12 @@ class InputReader:
             cells: one, or two of a pair; anything but texts is written as one, and nothing is an empty one.
             kept: cells to carry to the result.
         """
+        if self.of_words:
+            return (
+                _row_of_words(name, cells[0], kept)
+                if len(cells) == 1
+                else bad_row(name, f"the model reads {self.kind}", kept)
+            )
         if self.width is None and len(cells) in (1, 2):
             # Rows of both kinds cannot stand in one batch.
             self.width = len(cells)
@@ -132,6 +143,9 @@ class InputReader:
         if self.wants == "text":
             if isinstance(value, PurePath):
                 raise DataError(f"{name}: {value} is a path, and the model reads texts: give a file of rows alone")
+            if self.of_words:
+                words = not isinstance(value, str) and isinstance(value, Sequence)
+                return self.row(" ".join(map(str, value)) if words else str(value), (value,))
             cells = value if isinstance(value, (tuple, list)) else (value,)
             said = " | ".join(map(str, cells)) if all(isinstance(cell, str) for cell in cells) else name
             return self.row(said, cells)
@@ -171,6 +185,20 @@ class InputReader:
                 f"{where}: nobody recorded which of {listing(list(there))} the model reads: say it with --input-columns"
             )
         return candidates
+
+
+def _row_of_words(name: str, cell: Any, kept: Mapping[str, Any] | None) -> InputRow:
+    """A row of words: a text is cut into them."""
+    try:
+        if isinstance(cell, (list, tuple)):
+            sentence = Sentence.of_words([_cell_as_text(word) for word in cell])
+        else:
+            sentence = Sentence.of_text(_cell_as_text(cell))
+    except ValueError as error:
+        return bad_row(name, str(error), kept)
+    if not sentence:
+        return bad_row(name, "the text is empty: it has no word", kept)
+    return InputRow(name, partial(_itself, sentence), kept or {})
 
 
 def bad_row(name: str, why: str, kept: Mapping[str, Any] | None = None) -> InputRow:

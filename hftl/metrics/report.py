@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hftl.errors import ConvergenceError
-from hftl.metrics.values import Array, Result, to_plain
+from hftl.metrics.values import Array, Result, ratio, to_plain
 from hftl.tasks import Task
 
 MOST_CLASSES_IN_CONFUSION = 256
@@ -32,9 +32,10 @@ def evaluate_predictions(
     """Compare predictions with labels.
 
     Args:
-        task: ``single_label``, ``multi_label`` or ``regression``.
-        logits: float ``(n, C)``: what the model returns; for a regression the predicted targets.
-        labels: as `hftl.data.Split` has them: ``(n,)`` class numbers, or ``(n, C)``.
+        task: ``single_label``, ``multi_label``, ``regression`` or ``token_labels``.
+        logits: float ``(n, C)``: what the model returns; for a regression the predicted targets; for tokens those of
+            all words, ``(words, C)``.
+        labels: as `hftl.data.Split` has them: ``(n,)`` class numbers, ``(n, C)``, or tags of sentences.
         label_names: names of the C classes or targets.
         thresholds: of several labels, the probability of each above which it is predicted, (C,), or (n, C) where rows
             were decided by different models; None for 0.5.
@@ -50,6 +51,8 @@ def evaluate_predictions(
           thresholds are given, ``per_class`` has each, and ``at_half`` the first three for a threshold of 0.5.
         - regression: ``mse``, ``rmse``, ``mae``, ``r2``, ``pearson``, ``spearman``, and with several targets
           ``per_target``.
+        - token_labels: ``f1``, ``precision`` and ``recall`` of entities as seqeval counts them, ``f1_macro`` over their
+          types, ``accuracy`` and ``log_loss`` of words, ``scheme`` and ``per_type`` (precision, recall, F1, support).
 
     Raises:
         ConvergenceError: a prediction is NaN or infinite.
@@ -64,6 +67,7 @@ def evaluate_predictions(
         single_label=lambda: _single_label(logits, labels, names),
         multi_label=lambda: _multi_label(logits, labels, names, thresholds),
         regression=lambda: _regression(logits, labels, names),
+        token_labels=lambda: _token_labels(logits, labels, names),
     )
     result: dict[str, Any] = to_plain(report())
     return result
@@ -158,19 +162,19 @@ class _Decisions:
 
     @property
     def f1(self) -> Array:
-        return _ratio(2 * self.hits, self.said + self.there)
+        return ratio(2 * self.hits, self.said + self.there)
 
     def scores(self) -> Result:
         """One number each over all labels."""
         return {
             "subset_accuracy": self.right / self.rows,
-            "f1_micro": float(_ratio(2 * self.hits.sum(), self.said.sum() + self.there.sum())),
+            "f1_micro": float(ratio(2 * self.hits.sum(), self.said.sum() + self.there.sum())),
             "f1_macro": float(self.f1.mean()),
         }
 
     def per_label(self) -> dict[str, Array]:
         """(labels,) precision, recall, F1 and support."""
-        precision, recall = _ratio(self.hits, self.said), _ratio(self.hits, self.there)
+        precision, recall = ratio(self.hits, self.said), ratio(self.hits, self.there)
         return {"precision": precision, "recall": recall, "f1": self.f1, "support": self.there}
 
 
@@ -180,9 +184,12 @@ def _keys(names: list[str]) -> list[str]:
     return [f"{name} ({k})" if count[name] > 1 else name for k, name in enumerate(names)]
 
 
-def _ratio(part: Array | np.integer[Any], whole: Array | np.integer[Any]) -> Array:
-    """A share that is 0 where nothing could be counted, as scikit-learn's ``zero_division=0`` has it."""
-    return np.where(whole > 0, part / np.maximum(whole, 1), 0.0)
+def _token_labels(logits: Array, labels: Array, tag_names: list[str]) -> Result:
+    from scipy.special import softmax
+
+    from hftl.metrics.entities import entity_scores
+
+    return entity_scores(softmax(logits.astype(np.float64), axis=1), labels, tag_names)
 
 
 def _regression(predicted: Array, expected: Array, target_names: list[str]) -> Result:

@@ -1,18 +1,17 @@
 """A task's metrics on many bootstrap samples of the same rows at once."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
 
-from hftl.metrics.values import Array
-from hftl.tasks import Task
-
-# A probability that float32 rounded to 0 has a logarithm all the same.
-_LEAST = float(np.finfo(np.float32).tiny)
+from hftl.metrics.entities import SentenceSums
+from hftl.metrics.values import LEAST, Array
+from hftl.tasks import Task, for_whole_rows
 
 
-def resampled_metric(task: Task, scores: Array, labels: Array, counts: Array) -> Array:
+def resampled_metric(task: Task, scores: Array, labels: Array, counts: Array, label_names: Sequence[str] = ()) -> Array:
     """The metric that chooses (`Task.metric`) on samples in which each row stands so many times.
 
     With every count 1 it is what `hftl.metrics.evaluate_predictions` reports under that name.
@@ -20,21 +19,34 @@ def resampled_metric(task: Task, scores: Array, labels: Array, counts: Array) ->
     Args:
         task: what the labels are.
         scores: float (n, C): logits, or anything that orders as they do; for a regression the predicted targets.
-        labels: (n,) class numbers, or (n, C).
+        labels: (n,) class numbers, or (n, C); tags of sentences.
         counts: float64 (b, n).
+        label_names: of tags, which say what an entity is; else not needed.
 
     Returns:
         float64 (b,); NaN where a sample leaves the metric undefined.
     """
+    entity_f1: Callable[[Array, Array, Array], Array] = partial(_entity_f1, label_names)
     measure: Callable[[Array, Array, Array], Array] = task.case(
-        single_label=_accuracy, multi_label=_mean_average_precision, regression=_r2
+        single_label=_accuracy,
+        multi_label=_mean_average_precision,
+        regression=_r2,
+        token_labels=entity_f1,
     )
     with np.errstate(invalid="ignore", divide="ignore"):
         return measure(scores, labels, counts)
 
 
+def _entity_f1(label_names: Sequence[str], scores: Array, labels: Array, counts: Array) -> Array:
+    return SentenceSums.of(scores, labels, label_names).at(counts)["f1"]
+
+
 def resampled_metrics(
-    task: Task, scores: Array, labels: Array, counts: Array, thresholds: Sequence[float] | None = None
+    task: Task,
+    scores: Array,
+    labels: Array,
+    counts: Array,
+    thresholds: Sequence[float] | None = None,
 ) -> dict[str, Array]:
     """Every number of `hftl.metrics.evaluate_predictions` on samples in which each row stands so many times.
 
@@ -42,7 +54,7 @@ def resampled_metrics(
         task: what the labels are.
         scores: float (n, C): probabilities, as `hftl.tasks.Task.scores` gives them; for a regression the predicted
             targets.
-        labels: (n,) class numbers, or (n, C).
+        labels: (n,) class numbers, or (n, C). Not of tags: `hftl.metrics.entities.SentenceSums` has their numbers.
         counts: float64 (b, n).
         thresholds: of several labels, the probability of each above which it is predicted; None for 0.5.
 
@@ -69,6 +81,7 @@ def _makers(
         single_label=lambda: _class_metrics(scores, labels, counts),
         multi_label=lambda: _label_metrics(scores, labels, counts, 0.5 if thresholds is None else np.array(thresholds)),
         regression=lambda: _target_metrics(scores, labels, counts),
+        token_labels=for_whole_rows,
     )
     return make()
 
@@ -81,7 +94,7 @@ def _class_metrics(scores: Array, labels: Array, counts: Array) -> dict[str, Cal
     said = counts @ csr_matrix((np.ones(len(labels)), (rows, predicted)), shape)
     hits = counts @ csr_matrix(((predicted == labels).astype(np.float64), (rows, labels)), shape)
     f1, occurs = _f1(hits, said, there), there + said > 0
-    loss = -np.log(np.maximum(scores[rows, labels].astype(np.float64), _LEAST))
+    loss = -np.log(np.maximum(scores[rows, labels].astype(np.float64), LEAST))
     return {
         "accuracy": lambda: hits.sum(1) / total,
         "f1_macro": lambda: f1.sum(1) / occurs.sum(1),
@@ -94,7 +107,7 @@ def _label_metrics(scores: Array, labels: Array, counts: Array, cuts: Array | fl
     truth, positive, total = labels > 0, scores > cuts, counts.sum(1)
     hits, said, there = (counts @ each.astype(np.float64) for each in (truth & positive, positive, truth))
     own = np.where(truth, scores, 1 - scores).astype(np.float64)
-    loss = -np.log(np.maximum(own, _LEAST)).mean(1)
+    loss = -np.log(np.maximum(own, LEAST)).mean(1)
     return {
         "subset_accuracy": lambda: counts @ (truth == positive).all(1).astype(np.float64) / total,
         "f1_micro": lambda: _f1(hits.sum(1), said.sum(1), there.sum(1)),

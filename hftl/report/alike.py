@@ -36,11 +36,15 @@ class OpenedRun:
         """Read a run's folder.
 
         Raises:
-            UserError: no finished run is there.
+            UserError: no finished run is there, or it is of sentences whose words have labels.
             HftlError: the folder is damaged.
         """
         folder = RunFolder.open(path)
         record, metrics = folder.record(), folder.metrics()
+        if record.data.task.of_words:
+            raise UserError(
+                f"{path}: each word has a label there, and runs are compared by whole rows only: leave it out"
+            )
         data, thresholds = record.data, (metrics.head or {}).get("thresholds")
         tested = Predictions.read(path / PREDICTIONS, data.task, data.label_names, thresholds)
         return cls(folder, record, metrics, tested)

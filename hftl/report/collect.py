@@ -11,6 +11,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -163,8 +164,8 @@ class _Gathering:
         listed: list[tuple[float, str, int, str, str]] = []
         for split, rows, scores in pools:
             labels = next(each.labels for each in self.data.splits() if each.name == split)[rows]
-            judge: Callable[..., list[tuple[float, int, str, str]]] = self.data.task.case(
-                single_label=_wrong_classes, multi_label=_wrong_sets, regression=_far_off
+            judge: Callable[..., Any] = self.data.task.case(
+                single_label=_wrong_classes, multi_label=_wrong_sets, regression=_far_off, token_labels=_no_suspects
             )
             found = judge(scores, labels, self.data.label_names)
             listed += [(sure, split, int(rows[i]), rather, why) for sure, i, rather, why in found]
@@ -190,6 +191,11 @@ def _wrong_classes(scores: np.ndarray, labels: np.ndarray, names: Sequence[str])
         )
         for i in np.flatnonzero(listed).tolist()
     ]
+
+
+def _no_suspects(*_: Any) -> list[tuple[float, int, str, str]]:
+    """Of sentences none are named: a head that judges words says nothing of a whole one."""
+    return []
 
 
 def _wrong_sets(scores: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[tuple[float, int, str, str]]:

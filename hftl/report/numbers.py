@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -33,8 +34,8 @@ class Predictions:
         task: what the labels are.
         names: of the C classes or targets.
         rows: the rows' names.
-        labels: int64 (n,) class numbers; float32 (n, C) of 0 and 1, or targets.
-        scores: float32 (n, C), as `hftl.tasks.Task.scores` gives them.
+        labels: int64 (n,) class numbers; float32 (n, C) of 0 and 1, or targets; tags of sentences.
+        scores: float32 (n, C), or (words, C), as `hftl.tasks.Task.scores` gives them.
         thresholds: of several labels, above which each is predicted; None for 0.5.
         groups: int64 (n,), the group of each row; None where rows are independent.
     """
@@ -56,12 +57,15 @@ class Predictions:
         """
         try:
             table = pq.read_table(file)
-            scores = _matrix(table.column("scores" if task.has_classes else "prediction"), len(names))
+            column = table.column("scores" if task.has_classes else "prediction")
+            # Of sentences a list for each word.
+            scores = _matrix(pc.list_flatten(column) if task.of_words else column, len(names))
             given = table.column("label").to_pylist()
             read: Callable[[], np.ndarray] = task.case(
                 single_label=lambda: _class_numbers(given, names, scores),
                 multi_label=lambda: _indicators(given, names, scores),
                 regression=lambda: np.array(given, dtype=np.float32).reshape(scores.shape),
+                token_labels=lambda: _tags(given, names, scores),
             )
             labels = read()
             rows = table.column("row").to_pylist()
@@ -75,11 +79,14 @@ class Predictions:
         return len(self.rows)
 
     @property
-    def predicted(self) -> np.ndarray:
+    def predicted(self) -> Any:
         """What is predicted, as `labels` are given."""
         cuts = 0.5 if self.thresholds is None else np.asarray(self.thresholds)
         return self.task.case(
-            single_label=self.scores.argmax(1), multi_label=self.scores > cuts, regression=self.scores
+            single_label=self.scores.argmax(1),
+            multi_label=self.scores > cuts,
+            regression=self.scores,
+            token_labels=self.task.by_row(self.scores.argmax(1), self.labels),
         )
 
 
@@ -104,6 +111,16 @@ def _class_numbers(labels: list[str], names: list[str], scores: np.ndarray) -> n
     return np.where(same, predicted, read)
 
 
+def _tags(labels: list[list[str]], names: list[str], scores: np.ndarray) -> np.ndarray:
+    number = {name: k for k, name in enumerate(names)}
+    read = np.empty(len(labels), dtype=object)
+    for row, given in enumerate(labels):
+        read[row] = np.array([number[label] for label in given], dtype=np.int64)
+    if sum(map(len, read)) != len(scores):
+        raise ValueError("there are not as many tags as scores")
+    return read
+
+
 def _indicators(labels: list[list[str]], names: list[str], scores: np.ndarray) -> np.ndarray:
     number = {name: k for k, name in enumerate(names)}
     read = np.zeros(scores.shape, dtype=np.float32)
@@ -123,6 +140,7 @@ def intervals(predictions: Predictions) -> Intervals:
         predictions.labels,
         thresholds=predictions.thresholds,
         groups=predictions.groups,
+        label_names=predictions.names,
     )
 
 

@@ -103,6 +103,7 @@ class RunPage:
             single_label={"confusion": self.confusion, "classes": self.classes, "calibration": self.calibration},
             multi_label={"curves": self.curves, "classes": self.classes, "calibration": self.calibration},
             regression={"targets": self.targets},
+            token_labels={"classes": self.classes},
         )
         sections = dict.fromkeys(("confusion", "classes", "calibration", "curves", "targets"))
         return {

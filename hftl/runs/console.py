@@ -47,7 +47,9 @@ def print_inputs(say: Terminal, backbone: Backbone, data: Data) -> None:
 def print_features(say: Terminal, counts: Mapping[str, int]) -> None:
     """Print how many rows were computed, and how many were known or cut."""
     say.print(f"features  {counts['computed']:,} computed, {counts['reused']:,} reused")
-    if counts["truncated"]:
+    if counts.get("windowed"):
+        say.print(f"          {counts['windowed']:,} sentences were longer than the model reads at once: in windows")
+    if counts.get("truncated"):
         say.print(
             f"          {counts['truncated']:,} texts were longer than the model reads and were cut (--max-length)"
         )
@@ -83,7 +85,8 @@ def print_results(say: Terminal, metrics: Metrics, folder: Path, page: Path | No
             table.add_row(Text(printable(name)), f"{value:.4f}", *([ends] if known else []))
     for name, value in (metrics.head or metrics.finetune or {}).get("baselines", {}).items():
         # What costs nothing, to read the result by.
-        table.add_row(Text(f"accuracy of {printable(name)}"), f"{value:.4f}", style="dim")
+        of = "f1" if "per_type" in metrics.eval else "accuracy"
+        table.add_row(Text(f"{of} of {printable(name)}"), f"{value:.4f}", style="dim")
     say.print(table)
     for line in _said_of_folds(metrics):
         say.print(line)

@@ -195,26 +195,30 @@ class RunFolder:
         """Write ``predictions.parquet``, one line for each row of the test split.
 
         Columns: ``row`` (its name), ``label`` (true), ``prediction``; for classes ``scores`` (one for each), and where
-        a row has one label its ``score``. Several labels are lists of names, targets are lists of numbers.
+        a row has one label its ``score``. Several labels are lists of names, targets are lists of numbers; of sentences
+        every column but ``row`` holds a list with one entry for each word.
 
         Args:
             task: what the labels are.
             rows: the rows' names.
-            labels: (n,) class numbers, or (n, C).
-            scores: (n, C) float32, as `hftl.tasks.Task.scores` gives them.
+            labels: (n,) class numbers, or (n, C); tags of sentences.
+            scores: (n, C) float32, or (words, C), as `hftl.tasks.Task.scores` gives them.
             label_names: names of the C classes or targets.
             thresholds: of several labels; see `hftl.tasks.Task.predicted`.
             groups: the name of each row's group, where rows have one; a column ``group`` then.
         """
+        predicted = task.predicted(scores, label_names, thresholds)
         columns: dict[str, Any] = {
             "row": list(rows),
             "label": task.truth(labels, label_names),
-            "prediction": task.predicted(scores, label_names, thresholds),
+            "prediction": [list(row) for row in task.by_row(np.array(predicted), labels)]
+            if task.of_words
+            else predicted,
         }
-        if task.is_exclusive:
-            columns["score"] = scores.max(1)
+        if task.unit.is_exclusive:
+            columns["score"] = list(task.by_row(scores.max(1), labels))
         if task.has_classes:
-            columns["scores"] = list(scores)
+            columns["scores"] = [row.tolist() for row in task.by_row(scores, labels)] if task.of_words else list(scores)
         if groups is not None:
             columns["group"] = list(groups)
         file = self.path / PREDICTIONS

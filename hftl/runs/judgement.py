@@ -14,6 +14,7 @@ FREE = {
     "majority": "always saying the most frequent class",
     "prototype": "the nearest class mean of the same features",
     "knn": "the nearest neighbours among the same features",
+    "lexicon": "giving each word the tag that it most often had in training",
     "zero_shot": "the backbone's text tower without a label",
 }
 
@@ -45,9 +46,8 @@ def _below_baselines(metrics: Metrics, task: Task) -> list[str]:
     best = max(baselines, key=lambda name: baselines[name])
     if value >= baselines[best]:
         return []
-    return [
-        f"below     accuracy {value:.4f} is less than {FREE.get(best, best)} gives at no cost: {baselines[best]:.4f}"
-    ]
+    free = f"{FREE.get(best, best)} gives at no cost: {baselines[best]:.4f}"
+    return [f"below     {task.metric} {value:.4f} is less than {free}"]
 
 
 def _below_start(finetune: Mapping[str, Any], criterion: Criterion) -> list[str]:

@@ -30,6 +30,7 @@ from hftl.scout.findings import Finding
 from hftl.scout.oddities import ClassPair, far_rows, one_class_in_two_names, pairs_of_one_name
 from hftl.scout.stored import reading, split_matrix
 from hftl.scout.suspects import confident_learning, large_residuals, wrong_in_each_label
+from hftl.tasks import for_whole_rows
 from hftl.wording import plural
 
 T = TypeVar("T")
@@ -363,6 +364,7 @@ def _judge_labels(rows: _Rows, recipe: Recipe, copies: Copies) -> _Judged:
         single_label=lambda: _judge_classes(rows, judged, scores, recipe.seed),
         multi_label=lambda: _judge_label_sets(rows, judged, scores),
         regression=lambda: _judge_targets(rows, judged, scores),
+        token_labels=for_whole_rows,
     )
     return judge()
 

@@ -19,7 +19,7 @@ from hftl.backbones.protocol import Target
 from hftl.criterion import Criterion
 from hftl.data import Data, Split
 from hftl.data.holdout import hold_out
-from hftl.errors import DataError
+from hftl.errors import DataError, UserError
 from hftl.frozen.features import SplitFeatures, StoredFeatures
 from hftl.frozen.matrix import flatten_columns
 from hftl.frozen.recipe import chooses, inputs_of, stored_features, view_of
@@ -104,9 +104,14 @@ class Reader:
         """The backbone and the data that a recipe names.
 
         Raises:
-            UserError: one of them cannot be used.
+            UserError: one of them cannot be used, or rows are sentences whose words have labels.
         """
-        return inputs_of(recipe, self.say, BackboneOptions(recipe.max_length, self.offline, self.allow_pickle))
+        spec, target, data = inputs_of(
+            recipe, self.say, BackboneOptions(recipe.max_length, self.offline, self.allow_pickle)
+        )
+        if data.task.of_words:
+            raise UserError(f"{data.ref}: each word has a label, and this question is answered for whole rows only")
+        return spec, target, data
 
     def training(self, recipe: Recipe, subset: int | None = None) -> TrainingRows:
         """The features of a recipe's training rows, computed where they are missing.

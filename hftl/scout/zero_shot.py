@@ -146,7 +146,9 @@ def zero_shot(
             with writing(folder):
                 written = export_pooled(target, _dual(target).pooling, [Dense(weight, bias)], None, folder, model.body)
             device = PartialState().device
-            evidence = Evidence(test.split, logits, probe.mixed_precision, stored.content.equal_lengths, device)
+            evidence = Evidence(
+                test.split, data.task, logits, probe.mixed_precision, stored.content.equal_lengths, device
+            )
             prove_exports(written, target, evidence, reader.say.print)
     found = logits.argmax(1).numpy() == labels
     counts = np.bincount(labels, minlength=len(data.label_names))

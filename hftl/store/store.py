@@ -166,7 +166,7 @@ class FeatureStore:
         return MergeReport(path.name, rows, damaged)
 
     def gc(self, max_bytes: int) -> list[SpaceSummary]:
-        """Remove spaces, the least recently used first, until the store has at most ``max_bytes``.
+        """Remove spaces until the store has at most ``max_bytes``: frozen blocks first, then the least recently used.
 
         Quarantined files go first. A space that a live process has open stays, even if too much is left then.
 
@@ -181,11 +181,12 @@ class FeatureStore:
         return [space for space in self.surplus(max_bytes) if self._remove(space.path)]
 
     def surplus(self, max_bytes: int) -> list[SpaceSummary]:
-        """The spaces that `gc` would remove now, the least recently used first."""
+        """The spaces that `gc` would remove now, in that order."""
         spaces = self.spaces()
         total = sum(space.bytes for space in spaces)
         chosen = []
-        for space in reversed(spaces):
+        # What frozen blocks return takes hundreds of times the room of features, for one way of training.
+        for space in sorted(spaces, key=lambda space: (space.blocks is None, space.last_used)):
             if total > max_bytes and not space.in_use:
                 total -= space.bytes
                 chosen.append(space)

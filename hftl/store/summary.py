@@ -62,6 +62,13 @@ class SpaceSummary:
         modality = self.identity.get("modality")
         return modality if isinstance(modality, str) else None
 
+    @property
+    def blocks(self) -> int | None:
+        """Of how many of the first blocks everything that they return is kept, which is bulky; None for features."""
+        view = self.identity.get("view")
+        count = view.get("blocks") if isinstance(view, dict) else None
+        return count if isinstance(count, int) else None
+
     def answers_to(self, name: str) -> bool:
         """Whether a person who says ``name`` means this space."""
         return name in (self.name, self.label) or (len(name) >= 8 and self.id.startswith(name))

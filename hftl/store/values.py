@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -71,6 +71,15 @@ def to_torch(column: Column, spec: ColumnSpec) -> torch.Tensor | Ragged:
     if isinstance(column, RaggedArray):
         return Ragged(_to_tensor(column.values, spec), torch.from_numpy(column.lengths))
     return _to_tensor(column, spec)
+
+
+def by_row(column: torch.Tensor | Ragged) -> Any:
+    """A column whose rows can be sliced: a tensor, or a list of tensors where they have lengths of their own."""
+    if not isinstance(column, Ragged):
+        return column
+    import torch
+
+    return list(torch.split(column.values, column.lengths.tolist()))
 
 
 def _to_tensor(array: Array, spec: ColumnSpec) -> torch.Tensor:

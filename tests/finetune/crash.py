@@ -47,10 +47,11 @@ from hftl.errors import HftlError, Interrupted
 from hftl.finetune.checkpoint import step_name
 from hftl.finetune.evaluate import logits_of
 from hftl.finetune.train import finetune
-from hftl.methods import Full, LoRA
+from hftl.methods import Full, LoRA, Partial
 from hftl.metrics import evaluate_predictions
 
-METHODS = {"full": Full, "lora": LoRA}
+METHODS = {"full": Full, "lora": LoRA, "partial": Partial}
+SPREAD = ("full", "lora")
 # Dropout, accumulation in uneven parts, augmentation, an average; 12 steps of 3 epochs, the last of each with 2 rows.
 OPTIONS: dict[str, Any] = {
     "epochs": 3,
@@ -65,6 +66,15 @@ OPTIONS: dict[str, Any] = {
     "save_every": 2,
     "keep": 50,
     "layer_decay": 0.8,
+}
+# From the store, which pictures that are not changed allow.
+FROM_STORE: dict[str, Any] = {
+    "freeze": 1,
+    "cache_blocks": "always",
+    "flip": False,
+    "crop": None,
+    "trivial_augment": False,
+    "mixup": 0.0,
 }
 STEPS, ROWS = 12, 26
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
@@ -152,13 +162,15 @@ def train(folder: Path, method: str, data: Data, model: Path, options: dict[str,
     from hftl.backbones.vision import ImageBackbone
 
     torch.set_num_threads(1)
+    # A store of its own: what frozen blocks return is computed by each run, and is the same.
+    os.environ["HFTL_CACHE"] = str(folder / "store")
     backbone = ImageBackbone(local_source(model))
     seen = (folder / f"seen-{os.environ.get('RANK', '0')}.jsonl").open("a")
     accumulate = loop_module.Loop.accumulate
 
     def noting(self: Any, step: Any, number: int) -> Any:
         pixels = b"".join(
-            batch.inputs["pixel_values"].numpy().tobytes() + batch.targets.numpy().tobytes()
+            next(iter(batch.inputs.values())).numpy().tobytes() + batch.targets.numpy().tobytes()
             for batch in step.micro_batches
         )
         seen.write(json.dumps([number, list(step.rows), hashlib.md5(pixels).hexdigest()]) + "\n")
@@ -168,7 +180,8 @@ def train(folder: Path, method: str, data: Data, model: Path, options: dict[str,
     loop_module.Loop.accumulate = noting  # type: ignore[method-assign]
     made = METHODS[method](**options)
     target = Target(backbone, backbone.config(data.task, data.label_names))
-    trained = finetune(made, target, data, start=None, seed=0, folder=folder, resume=resume)
+    origin = {"name": "crash"}
+    trained = finetune(made, target, data, start=None, seed=0, folder=folder, resume=resume, origin=origin)
     if os.environ.get("RANK", "0") == "0":
         trained.export(folder / "model")
         (folder / "logits.json").write_text(json.dumps(trained.logits.tolist()))
@@ -261,7 +274,7 @@ def wait_for_step(seen: Path, step: int, before: int, children: list[int]) -> No
 
 def kills(root: Path, model: Path, method: str, world: int, rounds: int) -> list[dict[str, Any]]:
     random_ = random.Random(f"{method}{world}")
-    runs = Runs(root, model, method, world)
+    runs = Runs(root, model, method, world, **(FROM_STORE if method == "partial" else {}))
     found = []
     for number in SIGNALS:
         steps = random_.sample(range(STEPS - 1), min(rounds, STEPS - 1))
@@ -303,10 +316,10 @@ def sharded(root: Path, model: Path) -> dict[str, Any]:
     """Runs that spread their weights over two processes by FSDP2, killed and resumed, and beside one process."""
     found = {}
     with fsdp2_on_cpus():
-        for method in METHODS:
+        for method in SPREAD:
             runs = Runs(root / "sharded", model, method, 2)
             found[method] = {"killed": [runs.killed(number, [5], random.Random(0)) for number in SIGNALS]}
-    for method in METHODS:
+    for method in SPREAD:
         found[method]["worst"] = apart(Runs(root / "alone", model, method, 1).whole, root / f"sharded/{method}-2/whole")
     return found
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hftl.backbones.batching import of_each_row
 from hftl.backbones.cut.cut import Cut
-from hftl.backbones.cut.frontier import Frontier, Recorded
+from hftl.backbones.cut.frontier import Frontier, ReachedError, Recorded
 from hftl.backbones.pooling import Pooled
 from hftl.errors import CutError
 from hftl.foreign import tree_unflatten
@@ -34,6 +35,9 @@ class Capture:
         self.linear = next((cut.linear for cut in cuts if cut.kind == "linear"), None)
         # Only a reduced replay asks, batch by batch, which tokens the logits depend on.
         self.asks = any(cut.kind == "replay" and cut.positions is not None for cut in cuts)
+        if all(cut.kind == "blocks" for cut in cuts):
+            # What trains behind them need not run.
+            self.frontier.stop_after = len(cuts[0].calls)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         """What each cut keeps of a batch.
@@ -54,7 +58,9 @@ class Capture:
             self.frontier,
             _linear_noted(self.model, self.linear) as noted,
         ):
-            logits = self.model(**batch).logits
+            logits = torch.empty(0)
+            with suppress(ReachedError):
+                logits = self.model(**batch).logits
             recorded = self.frontier.recorded
         gradients = gradients_of(logits, recorded) if self.asks else []
         return [self._kept(cut, batch, logits, recorded, gradients, noted) for cut in self.cuts]
@@ -69,12 +75,14 @@ class Capture:
         noted: list[tuple[Tensor, Tensor]],
     ) -> dict[str, Any]:
         if cut.kind == "linear":
-            return {"features": _mixed(logits, noted)}
+            return {"features": _of_words(batch, noted) if cut.words else _mixed(logits, noted)}
         mine = {call.module for call in cut.calls}
         chosen = [i for i, call in enumerate(recorded) if call.module in mine]
         calls = [recorded[i] for i in chosen]
         if cut.kind == "pooled":
             return {"features": pool(calls[-1], batch, Pooled.by(self.model, cut.pooling or "")).float()}
+        if cut.words:
+            return _collect(cut, calls, batch, lambda value: of_each_row(batch, value))
         if cut.positions is None:
             rows = _real_tokens(cut, batch)
             return _collect(cut, calls, batch, lambda value: [v[r] for v, r in zip(value, rows, strict=True)])
@@ -125,6 +133,13 @@ def _linear_noted(model: nn.Module, linear: str | None) -> Iterator[list[tuple[T
     finally:
         if handle is not None:
             handle.remove()
+
+
+def _of_words(batch: Mapping[str, Tensor], noted: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """The Linear's input at each word of each row: (words, d)."""
+    if len(noted) != 1 or noted[0][0].dim() != 3:
+        raise CutError("the head does not run once over tokens")
+    return of_each_row(batch, noted[0][0].float())
 
 
 def _mixed(logits: Tensor, noted: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -25,6 +25,10 @@ class Recorded:
         return [leaf for leaf in self.leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
+class ReachedError(Exception):
+    """The forward came as far as it is of interest."""
+
+
 class Frontier:
     """Patches the frozen modules of a model while it is entered.
 
@@ -40,7 +44,8 @@ class Frontier:
         self.frozen = list(frozen) if frozen is not None else _frozen_modules(self.modules, head)
         self.recorded: list[Recorded] = []
         self.answers: Callable[[int], Any] | None = None
-        self.expected = 0
+        # After so many calls nothing else of the forward is of interest: it ends with `ReachedError`.
+        self.stop_after: int | None = None
         self._count = self._depth = 0
         self._trainable_ran = False
         self._hooks: list[Any] = []
@@ -91,6 +96,8 @@ class Frontier:
             leaves, structure = tree_flatten(output)
             leaves = [_graph_leaf(leaf) for leaf in leaves]
             self.recorded.append(Recorded(name, leaves, structure))
+            if len(self.recorded) == self.stop_after:
+                raise ReachedError
             return tree_unflatten(leaves, structure)
 
         return forward

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hftl.backbones.cut.cut import Cut
+from hftl.backbones.cut.cut import Call, Cut
 from hftl.backbones.cut.frontier import Frontier, head_buffers, owner
 from hftl.foreign import initializer, tree_unflatten, treespec_loads
 
@@ -25,18 +25,20 @@ class Replay:
         self.structures = [treespec_loads(call.structure) for call in cut.calls]
 
     def __call__(self, kept: Mapping[str, Any], parameters: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Logits (n, C) of a batch of kept columns; ``parameters`` stand in for the head's own, by name."""
+        """Logits (n, C) of a batch of kept columns; ``parameters`` stand in for the head's own, by name.
+
+        Where the cut is of words, rows are words: each is a row of one token.
+        """
+        if self.cut.words:
+            kept = {name: value[:, None] for name, value in kept.items()}
         kept, rows, length = self._padded(kept)
-        device = next(iter(kept.values())).device
-        inputs = {name: kept[name] for name in self.cut.tokens}
-        for name, (shape, dtype) in self.cut.blanks.items():
-            inputs[name] = torch.zeros((), dtype=getattr(torch, dtype), device=device).expand(rows, *shape)
+        inputs = model_inputs(self.cut, kept, rows)
         self.frontier.answers = lambda index: self._answer(index, kept, rows, length)
         if parameters is None:
             logits: Tensor = self.model(**inputs).logits
         else:
             logits = torch.func.functional_call(self.model, dict(parameters), (), inputs).logits
-        return logits
+        return logits[:, 0] if self.cut.words else logits
 
     def _padded(self, kept: Mapping[str, Any]) -> tuple[dict[str, Tensor], int, int]:
         """Ragged columns padded on the right with zeros; the number of rows and of tokens."""
@@ -47,20 +49,36 @@ class Replay:
         rows = len(next(iter(columns.values())))
         if self.cut.tokens:
             return columns, rows, columns[self.cut.tokens[0]].shape[1]
-        return columns, rows, self.cut.positions or 0
+        return columns, rows, 1 if self.cut.words else self.cut.positions or 0
 
     def _answer(self, index: int, kept: Mapping[str, Tensor], rows: int, length: int) -> Any:
-        leaves: list[Any] = []
-        for leaf in self.cut.calls[index].leaves:
-            if leaf is None:
-                leaves.append(None)
-            elif leaf.column is not None:
-                leaves.append(kept[leaf.column])
-            else:
-                device = next(iter(kept.values())).device
-                zero = torch.zeros((), dtype=getattr(torch, leaf.dtype), device=device)
-                leaves.append(zero.expand(rows, *(length if size == -1 else size for size in leaf.shape)))
-        return tree_unflatten(leaves, self.structures[index])
+        return tree_unflatten(kept_leaves(self.cut.calls[index], kept, rows, length), self.structures[index])
+
+
+def kept_leaves(call: Call, kept: Mapping[str, Tensor], rows: int, length: int) -> list[Any]:
+    """What a call returned, as leaves: kept tensors, and zeros (n, …) where the logits depend on nothing."""
+    leaves: list[Any] = []
+    for leaf in call.leaves:
+        if leaf is None:
+            leaves.append(None)
+        elif leaf.column is not None:
+            leaves.append(kept[leaf.column])
+        else:
+            device = next(iter(kept.values())).device
+            zero = torch.zeros((), dtype=getattr(torch, leaf.dtype), device=device)
+            leaves.append(zero.expand(rows, *(length if size == -1 else size for size in leaf.shape)))
+    return leaves
+
+
+def model_inputs(cut: Cut, kept: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """Keyword arguments of a replayed forward: the inputs that were kept, and zeros (n, …) for all others."""
+    device = next(iter(kept.values())).device
+    inputs = {name: kept[name] for name in cut.tokens}
+    for name, (shape, dtype) in cut.blanks.items():
+        # Where the cut is of words, a row is one token.
+        shape = [1, *shape[1:]] if cut.words and shape else shape
+        inputs[name] = torch.zeros((), dtype=getattr(torch, dtype), device=device).expand(rows, *shape)
+    return inputs
 
 
 @contextmanager

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hftl.backbones.batching import of_each_row
 from hftl.backbones.cut.capture import Capture, gradients_of, pool, positions_of
 from hftl.backbones.cut.cut import Call, Cut, Leaf
 from hftl.backbones.cut.frontier import Frontier, Recorded, owner
@@ -29,7 +31,7 @@ def find_cut(model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Ten
     depend on.
 
     Args:
-        model: a classification model in eval mode whose forward returns ``logits`` of shape (n, C).
+        model: a classification model in eval mode whose forward returns ``logits`` of shape (n, C), or (n, tokens, C).
         head: names of the parameters that train.
         probes: batches of keyword arguments for the forward, with ragged lengths and each padding side.
 
@@ -39,9 +41,10 @@ def find_cut(model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Ten
     """
     prepare_head(model, head, probes)
     failures = []
-    for candidate in (_linear_candidate, _reduced_candidate, _whole_candidate):
+    of_words = logits_of_tokens(model, probes[0])
+    for candidate in (_linear_candidate, _whole_candidate) if of_words else SEARCHED:
         try:
-            cut = candidate(model, head, probes)
+            cut = replace(candidate(model, head, probes), words=of_words)
             prove(model, cut, probes)
         # Whatever a forward raises on reduced inputs says the same thing: this cut does not replay the model.
         except Exception as error:
@@ -112,6 +115,9 @@ def prove(model: nn.Module, cut: Cut, probes: Sequence[Mapping[str, Tensor]]) ->
     """
     if cut.kind == "pooled":
         return
+    if cut.words:
+        _prove_words(model, cut, probes)
+        return
     given: list[dict[str, Any]] = []
     expected: list[Tensor] = []
     for batch in probes:
@@ -122,11 +128,26 @@ def prove(model: nn.Module, cut: Cut, probes: Sequence[Mapping[str, Tensor]]) ->
             value = kept[name]
             if isinstance(value, Tensor) and list(value.shape[1:]) != list(shape):
                 raise CutError(f"{name} has another size in each batch, and no mask says which of it is a row's own")
-        _compare(_replayed(model, cut, kept), expected[-1])
+        compare_logits(_replayed(model, cut, kept), expected[-1])
         given.append(kept)
     if len(given) > 1:
         mixed = {name: _mixed_rows([kept[name] for kept in given]) for name in given[0]}
-        _compare(_replayed(model, cut, mixed), torch.cat(expected))
+        compare_logits(_replayed(model, cut, mixed), torch.cat(expected))
+
+
+def _prove_words(model: nn.Module, cut: Cut, probes: Sequence[Mapping[str, Tensor]]) -> None:
+    """As `prove`, word by word."""
+    for batch in probes:
+        with torch.no_grad():
+            expected = torch.cat(of_each_row(batch, model(**batch).logits))
+        kept = Capture(model, [cut])(batch)[0]
+        compare_logits(_replayed(model, cut, {name: torch.cat(rows) for name, rows in kept.items()}), expected)
+
+
+def logits_of_tokens(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
+    """Whether a model gives logits for each token, not for each row."""
+    with torch.no_grad():
+        return bool(model(**batch).logits.dim() == 3)
 
 
 def _replayed(model: nn.Module, cut: Cut, kept: Mapping[str, Any]) -> Tensor:
@@ -138,7 +159,12 @@ def _replayed(model: nn.Module, cut: Cut, kept: Mapping[str, Any]) -> Tensor:
             return replay(kept)
 
 
-def _compare(logits: Tensor, expected: Tensor) -> None:
+def compare_logits(logits: Tensor, expected: Tensor) -> None:
+    """See that replayed logits are the model's.
+
+    Raises:
+        CutError: they differ by more than 1e-5 of the largest logit (or 1e-5, if that is more).
+    """
     worst = float((logits - expected).abs().max())
     if not worst <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise CutError(f"replayed logits differ from the model's by {worst:.1e}")
@@ -179,7 +205,20 @@ def _reduced_candidate(model: nn.Module, head: set[str], probes: Sequence[Mappin
 
 
 def _whole_candidate(model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]]) -> Cut:
-    return _replay_cut(model, head, probes[0], None)
+    return whole_cut(model, head, probes[0])
+
+
+def whole_cut(model: nn.Module, head: set[str], batch: Mapping[str, Tensor]) -> Cut:
+    """What the frozen frontier returns on a batch, of all token positions; not proved.
+
+    Raises:
+        CutError: it is not laid out by rows, or the logits depend on no frozen module.
+    """
+    return _replay_cut(model, head, batch, None)
+
+
+# From the smallest.
+SEARCHED = (_linear_candidate, _reduced_candidate, _whole_candidate)
 
 
 def _replay_cut(model: nn.Module, head: set[str], batch: Mapping[str, Tensor], positions: int | None) -> Cut:

@@ -1,0 +1,84 @@
+"""What a backbone's first blocks return, in the store: a view of rows that training reads in place of running them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from hftl.backbones.cut.cut import Cut
+from hftl.backbones.protocol import Target
+from hftl.data import Split
+from hftl.errors import StoreError
+from hftl.frozen.extract import ConcatRows, digest_rows, extract
+from hftl.frozen.features import computed_by_all, in_turn
+from hftl.frozen.view import Content, View, open_space
+from hftl.parallel import Process
+from hftl.store.shard import Digests
+from hftl.store.space import Space
+from hftl.store.store import FeatureStore
+
+
+@dataclass(frozen=True)
+class BlockRows:
+    """Rows of which the store has what the first blocks return.
+
+    Attributes:
+        space: where it is.
+        cut: what it is, of kind ``blocks``.
+        digests: the rows' names by their split's, uint8 (n, 16).
+        computed: rows that went through the blocks now.
+    """
+
+    space: Space
+    cut: Cut
+    digests: dict[str, Digests]
+    computed: int
+
+
+def digests_of(store: FeatureStore, splits: Sequence[Split]) -> dict[str, Digests]:
+    """The names of the rows of each split, uint8 (n, 16), by the split's name."""
+    return {split.name: digest_rows(split.inputs, store.file_digests)[0] for split in splits}
+
+
+def block_rows(
+    store: FeatureStore,
+    target: Target,
+    origin: Mapping[str, str],
+    view: View,
+    splits: Sequence[Split],
+    *,
+    quiet: bool,
+) -> BlockRows:
+    """Have the store keep what the first blocks return; each process computes its share of the missing rows.
+
+    Args:
+        store: where it is kept.
+        target: the pretrained network; its weights are read only if a row is missing.
+        origin: who registered it, and the version of the features.
+        view: which blocks, in which precision.
+        splits: the rows, all of them decodable.
+        quiet: print no progress.
+
+    Raises:
+        CutError: the blocks cannot be told from what stands behind them; nothing is stored.
+        StoreError: it cannot be stored; what was committed stays.
+    """
+    views = {view: open_space(store, target.backbone, origin, view)}
+    process = Process.current()
+    digests = digests_of(store, splits)
+    everything = np.concatenate(list(digests.values()))
+    rows = ConcatRows([split.inputs for split in splits])
+    share = partial(extract, target, views, rows, everything, process, store=store, quiet=quiet)
+    try:
+        with in_turn(store, views.values(), everything, process, quiet):
+            computed, _ = computed_by_all(share)
+    except StoreError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise StoreError(f"{error}; or run the frozen blocks in every epoch: --cache-blocks never") from error
+    # Whoever had nothing to compute has the space by its first name still.
+    space = open_space(store, target.backbone, origin, view)
+    return BlockRows(space, Content.of(space).cut, digests, computed)
