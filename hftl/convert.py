@@ -103,6 +103,8 @@ def to_onnx(
         folder = Path(out).expanduser() if out else source.path / ONNX_FOLDERS[int8]
         _check_target(folder)
         model = LoadedModel.load(source.path, offline=offline).on_cpu()
+        if model.task.of_words:
+            raise UserError(f"{source.path}: each word has a label there, and such a model is not written as ONNX yet")
         if is_quantized(model.network):
             raise BackboneError(
                 f"{source.path} has weights that bitsandbytes reads, which ONNX has no place for: run it again without "
@@ -110,8 +112,6 @@ def to_onnx(
             )
         # Weights in 16 bits are written, and compared, in float32.
         model.network.float()
-        if model.task.of_words:
-            raise UserError(f"{source.path}: each word has a label there, and such a model is not written as ONNX yet")
         data = data_of_run(source, model.backbone)
         # Written beside, so that a folder of that name is always a whole and compared one.
         draft = folder.with_name(f".{folder.name}.unfinished")

@@ -127,10 +127,28 @@ class Criterion:
             raise RecipeError(f"metric {self.name!r} is a function of another run's recipe, which is not at hand")
         return resampled_value(self.task, self.name, self._probabilities(logits), labels, counts, thresholds)
 
-    def value(self, logits: np.ndarray, labels: np.ndarray, thresholds: Sequence[float] | None = None) -> float:
-        """The metric of predictions, NaN where it is undefined; see `at`."""
+    def value(
+        self,
+        logits: np.ndarray,
+        labels: np.ndarray,
+        thresholds: Sequence[float] | None = None,
+        *,
+        label_names: Sequence[str] = (),
+    ) -> float:
+        """The metric of predictions, NaN where it is undefined; see `at`.
+
+        Args:
+            logits: (n, C), or (words, C).
+            labels: (n,) or (n, C), or tags of sentences.
+            thresholds: as of `at`.
+            label_names: of tags, which say what an entity is; else not needed.
+        """
         import numpy as np
 
+        if self.task.of_words:
+            from hftl.metrics.resampled import resampled_metric
+
+            return float(resampled_metric(self.task, logits, labels, np.ones((1, len(labels))), label_names)[0])
         return float(self.at(logits, labels, np.ones((1, len(labels))), thresholds)[0])
 
     def judge(

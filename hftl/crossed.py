@@ -83,9 +83,7 @@ def dealt_for(plan: Plan, split: Split, task: Task, seed: int) -> np.ndarray:
     """
     if split.marks.folds is not None:
         if plan.repeats > 1:
-            raise RecipeError(
-                f"the data bring their folds, which cannot be dealt {plan.repeats} times: give --cv {plan.folds}"
-            )
+            raise RecipeError(f"folds that are given cannot be dealt {plan.repeats} times: give --cv {plan.folds}")
         if (given := len(np.unique(split.marks.folds))) != plan.folds:
             raise RecipeError(f"the column of folds has {given} in training, not {plan.folds}: give --cv {given}")
     dealt = []
@@ -220,8 +218,8 @@ def cross_validated(
         held = dealt[repeat] == fold
         if not held.any():
             continue
-        part, kept = _without(data, features, held)
-        trained, path = _trained(train, part, kept, f"{repeat + 1}-{fold + 1}", path)
+        part, kept = _without_fold(data, features, held)
+        trained, path = _trained_near(train, part, kept, f"{repeat + 1}-{fold + 1}", path)
         if trained is None:
             continue
         logits[repeat, held] = trained.logits.numpy()
@@ -301,7 +299,7 @@ class _Path:
         return self.strengths[max(0, self.chosen - NEARBY) : self.chosen + NEARBY + 1]
 
 
-def _trained(
+def _trained_near(
     train: Train, part: Data, kept: StoredFeatures | None, name: str, path: _Path | None
 ) -> tuple[Trained | None, _Path | None]:
     near = path.near() if path else None
@@ -317,7 +315,7 @@ def _trained(
     return trained, _Path(known, int(np.abs(np.log(np.array(known) / trained.report["chosen"])).argmin()))
 
 
-def _without(data: Data, features: StoredFeatures | None, held: np.ndarray) -> tuple[Data, StoredFeatures | None]:
+def _without_fold(data: Data, features: StoredFeatures | None, held: np.ndarray) -> tuple[Data, StoredFeatures | None]:
     """Training without some of its rows, which are the test split."""
     stays, drawn = np.flatnonzero(~held), np.flatnonzero(held)
     part = replace(data, train=data.train.select(stays), test=data.train.select(drawn, "test"))

@@ -141,7 +141,7 @@ def run(
         fitting = time.monotonic()
         crossed = None
         if plan:
-            train = partial(train_part, recipe, target, folder, origin=spec.origin, resume=resume)
+            train = partial(train_part, recipe=recipe, target=target, folder=folder, origin=spec.origin, resume=resume)
             crossed = crossed_run(plan, recipe, data, features, train, say)
             data, features = scored_by_folds(data, features, crossed)
         if isinstance(recipe.method, Head):
@@ -338,14 +338,14 @@ def crossed_run(
 
 
 def train_part(
-    recipe: Recipe,
-    target: Target,
-    folder: RunFolder | None,
     part: Data,
     features: StoredFeatures | None,
     name: str,
     strengths: list[float] | None,
     *,
+    recipe: Recipe,
+    target: Target,
+    folder: RunFolder | None,
     origin: Mapping[str, str],
     resume: bool,
 ) -> Trained | None:
@@ -503,7 +503,7 @@ def finetuned(
 
 def start_of(head: Trained, data: Data, criterion: Criterion, say: Terminal) -> dict[str, torch.Tensor]:
     """The solved head's parameters, for fine-tuning to start from, and a word on how good they are."""
-    value = criterion.value(head.logits.numpy(), data.test.labels)
+    value = criterion.value(head.logits.numpy(), data.test.labels, label_names=data.label_names)
     say.print(f"start     the head solved on the features: {printable(criterion.name)} {value:.4f}")
     return head.parameters
 
@@ -552,7 +552,7 @@ def measure(
     names = [test.inputs.name(i) for i in range(len(test))]
     scores = task.scores(logits).numpy()
     named = test.marks.group_names
-    folder.write_predictions(task, names, test.labels, scores, data.label_names, thresholds, named)
+    folder.write_predictions(task, names, test.labels, scores, data.label_names, thresholds, groups=named)
     counts: dict[str, Any] = {**features.counts, "space": features.id} if features else {**NO_FEATURES}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True

@@ -73,14 +73,14 @@ def run_seeds(
     for place, seed in enumerate(seeds, 1):
         where = folder / f"seed-{seed}"
         made = recipe.model_copy(update={"seed": seed})
-        state = broadcast(on_main(lambda where=where, made=made: _state(where, made)))  # type: ignore[misc]
+        state = broadcast(on_main(lambda where=where, made=made: _state_of_seed(where, made)))  # type: ignore[misc]
         if state == "finished":
             say.print(f"seed {seed}    {place} of {count}, done before: {where}")
             continue
         say.print(f"seed {seed}    {place} of {count}")
         goes_on = state == "begun" and not isinstance(recipe.method, Head)
         run(made, name=name, out=where, resume=goes_on, quiet=quiet, **options)
-    together: OverSeeds | None = on_main(lambda: _together(folder, seeds, say))
+    together: OverSeeds | None = on_main(lambda: _over_seeds(folder, seeds, say))
     return together
 
 
@@ -109,11 +109,11 @@ def _folder(name: str, out: Path | None, seeds: list[int], *, resume: bool) -> P
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to the folder {out}: {error.strerror}; give another with --out") from error
-    _write(file, {"seeds": seeds})
+    _write_seeds(file, {"seeds": seeds})
     return out
 
 
-def _state(where: Path, made: Recipe) -> str:
+def _state_of_seed(where: Path, made: Recipe) -> str:
     """Whether a seed's run is finished, begun, or not there.
 
     Raises:
@@ -133,7 +133,7 @@ def _state(where: Path, made: Recipe) -> str:
     return "finished" if RunFolder.is_finished(where) else "begun"
 
 
-def _together(folder: Path, seeds: list[int], say: Terminal) -> OverSeeds:
+def _over_seeds(folder: Path, seeds: list[int], say: Terminal) -> OverSeeds:
     each = [RunFolder(folder / f"seed-{seed}").metrics().eval for seed in seeds]
     metrics: dict[str, dict[str, Any]] = {}
     for name in each[0]:
@@ -148,7 +148,7 @@ def _together(folder: Path, seeds: list[int], say: Terminal) -> OverSeeds:
                 "values": numbers,
             }
     made = OverSeeds(folder, seeds, metrics)
-    _write(folder / FILE, made.as_json())
+    _write_seeds(folder / FILE, made.as_json())
     table = Table()
     for column in ("metric", "mean", "standard deviation", "least", "most"):
         table.add_column(column, justify="left" if column == "metric" else "right")
@@ -170,6 +170,6 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-def _write(file: Path, content: dict[str, Any]) -> None:
+def _write_seeds(file: Path, content: dict[str, Any]) -> None:
     with writing(file):
         write_file(file, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

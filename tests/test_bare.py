@@ -347,3 +347,7 @@ def test_a_base_model_has_a_random_twin_and_depths(cli: Cli, tmp_path: Path) -> 
     assert not [note for note in found.notes if "random" in note]
     assert any("random" in rival.name for rival in found.rivals)
     assert AutoModel.from_pretrained("short/model").config.num_hidden_layers == 1
+    # Its last stage is narrower than the whole model's.
+    stages = save("dinov3_convnext", tmp_path / "convnext")
+    cli.ok("run", recipe, "--backbone", stages, "--out", "staged", "--depth", "2", "--pooling", "mean", "--quiet")
+    assert load_file("staged/model/head.safetensors")["weight"].shape == (3, 16)

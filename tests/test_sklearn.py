@@ -176,13 +176,13 @@ def test_rows_that_are_none_are_refused_with_their_place(bert: str, given: Any, 
 
 
 def test_parameters_that_are_none_are_refused(bert: str, tmp_path: Path):
-    with pytest.raises(hftl.RecipeError, match="the poolings are native, mean and cls"):
+    with pytest.raises(hftl.RecipeError, match="the poolings are native, mean, cls, cls"):
         FrozenFeatures(bert, pooling="max").fit(["a"])  # type: ignore[arg-type]
     with pytest.raises(hftl.BackboneError, match="no backbone"):
         FrozenFeatures("no such backbone").fit(["a"])
     vit = str(tiny.save("vit", tmp_path / "vit"))
-    with pytest.raises(hftl.RecipeError, match="only texts are pooled"):
-        FrozenFeatures(vit, pooling="mean").fit(["a.png"])
+    picture = Image.new("RGB", (32, 32))
+    assert FrozenFeatures(vit, pooling="cls+mean").fit_transform([picture]).shape == (1, 64)
     with pytest.raises(hftl.DataError, match="reads one image a row, and this is a pair of texts"):
         FrozenFeatures(vit).fit([("a", "b")])
 

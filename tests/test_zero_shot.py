@@ -159,5 +159,9 @@ def test_what_has_no_text_tower_or_no_place_for_a_label_is_refused(cli: Cli, tmp
     assert "goes with pooling='projection'" in cli.refused(
         "run", recipe, "--method", "full", "--set", "method.init=zero-shot"
     )
+    half = tiny.save("clip", tmp_path / "half", head=True)
+    tiny.tokenizer().save_pretrained(half)
+    # A checkpoint of the classification class has no text tower, whose embeddings would be noise.
+    assert "its weights lack" in cli.refused("zero-shot", write_recipe(tmp_path, half, data))
     with pytest.raises(RecipeError, match="no prompt"):
         hftl.zero_shot(recipe, prompts=[])

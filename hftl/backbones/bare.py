@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
@@ -27,6 +28,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import ImageClassifierOutput
+from typing_extensions import Self
 
 from hftl.backbones.pooling import MASKS, Layout, Pooled, last_of, layout_of, tokens_of
 from hftl.backbones.pretrained import PretrainedBackbone
@@ -39,6 +41,8 @@ from hftl.wording import listing, named_error, one_line
 
 HEAD_FACTS, HEAD_WEIGHTS = "head.json", "head.safetensors"
 BODY, HEAD = "body", "classifier"
+# Kinds that weights of the model's own make, beside its tokens.
+OWN = ("pooler", "projection")
 
 
 class PooledClassifier(PreTrainedModel):  # type: ignore[misc]
@@ -145,10 +149,18 @@ class Bare(PretrainedBackbone):
     # Classes that transformers classifies such inputs with, and one of them for a person.
     classes: Any
     one = ""
+    pipeline_tag: str
     # The method of the base model that is called.
     call = "forward"
     # As the recipe names it; None for the model's own.
     asked: str | None = None
+
+    def __copy__(self) -> Self:
+        # As a shorter model is made, of which all that was found of this one is found anew.
+        other = object.__new__(type(self))
+        found = ("_output", "pooling", "skip", "auto_class")
+        other.__dict__ = {name: value for name, value in self.__dict__.items() if name not in found}
+        return other
 
     @property
     def poolings(self) -> list[str]:
@@ -213,16 +225,15 @@ class Bare(PretrainedBackbone):
         """What an export says of its own head; nothing of any other model."""
         file = self.source.folder / HEAD_FACTS
         try:
-            stated: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-            return stated
-        except ValueError as error:
+            return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+        except (ValueError, TypeError) as error:
             raise BackboneError(f"{self.name}: its {HEAD_FACTS} is damaged ({error}); fetch it again") from error
 
     @cached_property
     def auto_class(self) -> Any:
         """The class that the model becomes."""
         output, parts = self._output, self.pooling.parts
-        width = sum((output.pooled or 0) if part in ("pooler", "projection") else output.width for part in parts)
+        width = sum((output.pooled or 0) if part in OWN else output.width for part in parts)
         return _PooledAuto(classifier_class(self.base_config, self.pooling, width))
 
     @cached_property
@@ -239,7 +250,8 @@ class Bare(PretrainedBackbone):
         """As for every model, and how its output is pooled."""
         own = type(self.base_config) in self.classes
         why = "as asked, in place of its classification class" if own else "which has no classification class"
-        return [*super().notes, f"pooling: {self.pooling.kind} of the base model, {why}"]
+        made = "for sentence-transformers" if self.pipeline_tag == "text-classification" else f"with {HEAD_FACTS}"
+        return [*super().notes, f"pooling: {self.pooling.kind} of the base model, {why}; exported {made}"]
 
     def build(self, config: Any) -> tuple[nn.Module, set[str]]:
         """As for every model; the head is the linear layer alone.
@@ -249,13 +261,13 @@ class Bare(PretrainedBackbone):
         """
         model, head = super().build(config)
         own = {name for name in head if name.startswith(f"{HEAD}.")}
-        if self.pooling.kind == "pooler" and head != own:
-            others = [kind for kind in self.poolings if kind != "pooler"]
+        if self.pooling.kind in OWN and head != own:
+            others = [kind for kind in self.poolings if kind not in OWN]
             raise BackboneError(
                 f"{self.name}: its weights lack what its pooled output is made by ({sorted(head - own)[0]}): take "
                 f"pooling={listing(others)}"
             )
-        # What else the checkpoint lacks is a pooler that nothing reads.
+        # What else the checkpoint lacks is a pooler, or a text tower, that nothing reads.
         made: Any = model
         made.lacks_pooler = head != own
         self._drawn = []
@@ -267,8 +279,11 @@ class Bare(PretrainedBackbone):
         untrained = {name for name in lacking if name.startswith(f"{HEAD}.")}
         file = self.source.folder / HEAD_WEIGHTS
         if file.is_file():
-            head = {f"{HEAD}.{name}": value for name, value in load_file(file).items()}
-            model.load_state_dict(head, strict=False)
+            try:
+                head = {f"{HEAD}.{name}": value for name, value in load_file(file).items()}
+                model.load_state_dict(head, strict=False)
+            except (SafetensorError, RuntimeError) as error:
+                raise BackboneError(f"{self.name}: its {HEAD_WEIGHTS} is damaged ({one_line(error, 120)})") from error
             untrained -= set(head)
         return model, untrained
 

@@ -72,9 +72,13 @@ def find_rule(model: Any, head: set[str], files: Mapping[str, Path]) -> NameRule
         return None
     # In place of each tensor a number of its own in its shape, which takes no memory: where it comes to lie is asked.
     marks = {before: torch.tensor(float(i)).expand(shapes[before]) for i, before in enumerate(renamed, 1)}
-    published, _ = _loaded(model, marks)
     written = {name: marks[before] for before, name in renamed.items()}
-    again, loading = _loaded(model, written | {name: torch.zeros(()).expand(state[name].shape) for name in head})
+    try:
+        published, _ = _loaded(model, marks)
+        again, loading = _loaded(model, written | {name: torch.zeros(()).expand(state[name].shape) for name in head})
+    except RuntimeError:
+        # A tensor that transformers renames as it reads it has another shape here.
+        return None
     if loading["missing_keys"] or loading["mismatched_keys"]:
         return None
     if not all(torch.equal(published[name], again[name]) for name in state if name not in head):

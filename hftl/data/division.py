@@ -211,14 +211,14 @@ def said_of_division(division: Division, splits: Mapping[SplitName, Split]) -> l
     said = []
     sizes = {name: splits[name].marks for name in SPLIT_NAMES if len(splits.get(name, ()))}
     if division.group is not None:
-        counts = [f"{name} {plural(_values_of(m.groups), 'group')}" for name, m in sizes.items()]
+        counts = [f"{name} {plural(_distinct_in(m.groups), 'group')}" for name, m in sizes.items()]
         said.append(f"groups by column {division.group!r}: {', '.join(counts)}")
     if division.stratify is not None:
         said.append(
-            f"stratified by column {division.stratify!r}: {plural(_values_of(splits['train'].marks.strata), 'value')}"
+            f"stratified by column {division.stratify!r}: {plural(_distinct_in(splits['train'].marks.strata), 'value')}"
         )
     if division.fold is not None:
-        said.append(f"folds by column {division.fold!r}: {_values_of(splits['train'].marks.folds)}")
+        said.append(f"folds by column {division.fold!r}: {_distinct_in(splits['train'].marks.folds)}")
     if division.time is not None:
         said.append(f"times by column {division.time!r}: training is older than what is tested")
     return said
@@ -266,5 +266,5 @@ def _shared_groups(column: str, train: Split, other: Split) -> str:
     )
 
 
-def _values_of(values: Indices | None) -> int:
+def _distinct_in(values: Indices | None) -> int:
     return 0 if values is None else len(np.unique(values))

@@ -93,11 +93,10 @@ class LoadedModel:
             run.check_files(run.model)
         where = str(run.model) if run and not in_onnx else str(ref)
         with staying_offline(offline):
-            backbone = load_backbone(find(where), BackboneOptions(offline=offline))
+            backbone = as_published(load_backbone(find(where), BackboneOptions(offline=offline)))
             config = getattr(backbone, "base_config", None)
             if config is not None and Task.of_config(config).of_words:
                 backbone = for_words(backbone)
-            backbone = as_published(backbone)
             network, untrained = _trained(backbone, Path(where).expanduser())
         if untrained:
             raise BackboneError(

@@ -186,7 +186,7 @@ def stored_blocks(
     except CutError as error:
         say(f"{name} in every epoch: {str(error).partition('; fine-tune')[0]}")
         return None
-    say(f"{name} once: {why}; {plural(rows.computed, 'row')} computed, the others were stored")
+    say(f"{name} once: {why}; {plural(rows.computed, 'row')} computed")
     return Stored(engine.model, target.backbone, rows)
 
 

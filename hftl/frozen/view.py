@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hftl.backbones.bare import Bare, PooledClassifier
+from hftl.backbones.bare import OWN, Bare, PooledClassifier
 from hftl.backbones.batching import equal_length_probes, needs_equal_lengths, of_equal_length_only
 from hftl.backbones.cut.blocks import blocks_cut
 from hftl.backbones.cut.capture import Capture
@@ -110,7 +110,7 @@ class View:
         if self.pooling == "native":
             equal_lengths = needs_equal_lengths(model, probes, name)
             return find_cut(model, head, equal_length_probes(model, probes) if equal_lengths else probes), equal_lengths
-        if self.pooling == "pooler" and getattr(model, "lacks_pooler", False):
+        if self.pooling in OWN and getattr(model, "lacks_pooler", False):
             raise CutError(f"{name}: its weights lack what its pooled output is made by: take another pooling")
         cut = pooled_cut(model, head, probes, self.pooling)
         if self.pooling == "last" and (own := _reads_the_same(model, head, probes, cut)):

@@ -29,7 +29,7 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True)
-class Judged:
+class MetricSays:
     """What a metric says of one candidate.
 
     Attributes:
@@ -41,16 +41,18 @@ class Judged:
     error: float
 
 
-def judged(judge: Judge, logits: Tensor, labels: Tensor, thresholds: Sequence[float] | None, *, rule: Rule) -> Judged:
+def judged(
+    judge: Judge, logits: Tensor, labels: Tensor, thresholds: Sequence[float] | None, *, rule: Rule
+) -> MetricSays:
     """What a metric says of logits (m, num_labels) of held-out rows."""
     value, error = judge.judge(
         logits.detach().float().cpu().numpy(), labels.cpu().numpy(), thresholds, with_error=rule == "one_se"
     )
-    return Judged(value, error)
+    return MetricSays(value, error)
 
 
 def chosen_of(
-    losses: list[float], errors: list[float], rule: Rule, judge: Judge | None, found: Sequence[Judged]
+    losses: list[float], errors: list[float], rule: Rule, judge: Judge | None, found: Sequence[MetricSays]
 ) -> tuple[int, dict[str, Any]]:
     """The chosen one of candidates that run from strong to weak regularisation, and what a report tells of the choice.
 
@@ -81,6 +83,6 @@ def undefined_everywhere(judge: Judge) -> str:
     return f"the held-out loss, because {judge.name} is undefined on the held-out rows"
 
 
-def entry_of(found: Judged | None) -> dict[str, Any]:
+def entry_of(found: MetricSays | None) -> dict[str, Any]:
     """What a report tells of one candidate."""
     return {} if found is None else {"metric": found.value if math.isfinite(found.value) else None}

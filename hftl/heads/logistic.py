@@ -17,7 +17,7 @@ from hftl.heads.basis import Basis, default_strengths, fit_basis
 from hftl.heads.calibration import calibration_report, fit_temperature
 from hftl.heads.fit import HeadFit, HeldOutLogits, LinearOptions
 from hftl.heads.folds import folds_for, task_folds
-from hftl.heads.judging import Judge, Judged, chosen_of, entry_of, judged
+from hftl.heads.judging import Judge, MetricSays, chosen_of, entry_of, judged
 from hftl.heads.objective import EVERY_ROW, NO_FOLD, FoldRows, Objective, Stacked
 from hftl.heads.path import PATH_TOLERANCE, Candidate, HeldOut, held_out_logits, solve, walk
 from hftl.heads.selection import threshold_report
@@ -233,7 +233,7 @@ def _choose_strength(problem: _Problem, options: LinearOptions) -> tuple[Candida
     return chosen, {"path": entries, "chosen_on": f"{folds} folds", "chosen": chosen.strength, **by}
 
 
-def _judged_at_thresholds(problem: _Problem, options: LinearOptions, judge: Judge, logits: Tensor) -> Judged:
+def _judged_at_thresholds(problem: _Problem, options: LinearOptions, judge: Judge, logits: Tensor) -> MetricSays:
     """What the metric that chooses says of held-out logits (m, outputs), at the thresholds that they would give."""
     full = _with_constants(logits, problem.learnable)
     thresholds = None

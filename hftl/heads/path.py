@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hftl.heads.calibration import fit_temperature
-from hftl.heads.judging import Judged
+from hftl.heads.judging import MetricSays
 from hftl.heads.lbfgs import MEMORY, Solution, minimize
 from hftl.heads.objective import FoldRows, Objective
 from hftl.heads.selection import f1_scores, standard_error
@@ -58,7 +58,7 @@ class Candidate:
     error: float
     temperature: float
     entry: dict[str, Any]
-    judged: Judged | None = None
+    judged: MetricSays | None = None
 
 
 def walk(
@@ -69,7 +69,7 @@ def walk(
     strengths: list[float],
     *,
     calibrate: bool,
-    judge: Callable[[Tensor], Judged] | None = None,
+    judge: Callable[[Tensor], MetricSays] | None = None,
 ) -> list[Candidate]:
     """Solve every strength on every fold, each from the solution of the stronger one before it.
 

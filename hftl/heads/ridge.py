@@ -15,7 +15,7 @@ from torch import Tensor
 from hftl.errors import DataError
 from hftl.heads.basis import Basis, default_strengths, fit_basis, row_blocks
 from hftl.heads.fit import HeadFit, LinearOptions
-from hftl.heads.judging import Judged, chosen_of, entry_of, judged
+from hftl.heads.judging import MetricSays, chosen_of, entry_of, judged
 
 
 def fit_ridge(
@@ -106,7 +106,7 @@ def _choice(
     relative = (residuals.square() / variance).mean(2)  # (n, strengths)
     scores = relative.mean(0).tolist()
     errors = (relative.std(0, correction=0) / len(relative) ** 0.5).tolist()
-    found: list[Judged] = []
+    found: list[MetricSays] = []
     if (judge := options.judge) is not None:
         predicted = (targets[:, None] - residuals).unbind(1)
         found = [judged(judge, each, targets, None, rule=options.rule) for each in predicted]

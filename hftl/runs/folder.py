@@ -190,6 +190,7 @@ class RunFolder:
         scores: np.ndarray,
         label_names: Sequence[str],
         thresholds: Sequence[float] | None = None,
+        *,
         groups: Sequence[str] | None = None,
     ) -> None:
         """Write ``predictions.parquet``, one line for each row of the test split.
