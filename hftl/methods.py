@@ -60,8 +60,8 @@ class Head(Options):
         calibrate: scale the logits by a temperature fitted on held-out rows.
         mixed_precision: of the frozen part's forward pass; features are stored in float32 in any case. With ``"bf16"``
             or ``"fp16"`` a text backbone's weights are read in it, which halves memory, and exported in it, the head in
-            float32; other backbones compute under autocast and are exported in float32. Either way the exported model
-            agrees with the run to that precision only, and the run says how far it does.
+            float32; other backbones, and those that label words, compute under autocast and are exported in float32.
+            Either way the exported model agrees with the run to that precision only, and the run says how far it does.
         quantize: read the linear layers of a text backbone in ``"8bit"`` or ``"4bit"`` through bitsandbytes. The export
             is quantised too, and needs that library.
     """

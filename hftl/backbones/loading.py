@@ -141,7 +141,7 @@ def for_words(backbone: Backbone) -> Backbone:
     """The same checkpoint as a model that gives each word of a sentence a label.
 
     Raises:
-        BackboneError: it reads no texts, it is a plugin's, or transformers has no such class for it.
+        BackboneError: it reads no texts, it is a plugin's or quantised, or transformers has no such class for it.
     """
     # Brought only here: they bring torch and transformers.
     from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
@@ -162,6 +162,9 @@ def for_words(backbone: Backbone) -> Backbone:
             f"{backbone.name}: transformers has no token classification for {kind.__name__.removesuffix('Config')}: "
             "take another backbone for tagged words"
         )
+    if backbone.quantize:
+        raise BackboneError(f"quantize={backbone.quantize!r}: words get no labels of quantised weights: leave it out")
+    # In float32, under autocast where less is asked for.
     made = WordBackbone(backbone.source, backbone.max_length)
     made.name = backbone.name
     return made.at_depth(backbone.shortened.depth) if backbone.shortened else made
