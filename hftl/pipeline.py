@@ -52,7 +52,7 @@ from hftl.runs.folder import RunFolder, writing
 from hftl.runs.judgement import judgements
 from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
-from hftl.scored import intervals_of
+from hftl.scored import answered_scores, intervals_of
 from hftl.scout.layers import layers
 from hftl.scout.zero_shot import known_zero_shot, zero_shot_start
 from hftl.store.store import FeatureStore, cache_root
@@ -164,6 +164,8 @@ def run(
         if thresholds := trained.report.get("thresholds"):
             # A field of our own in config.json: whoever loads the model decides as the run did.
             target.config.thresholds = thresholds
+        if (below := trained.report.get("abstain_below")) is not None:
+            target.config.abstain_below = below
         with writing(folder.path):
             written = trained.export(folder.model)
         exported = prove_exports(written, target, evidence_of(recipe, features, data, trained), say.print)
@@ -313,9 +315,10 @@ def check_aim(recipe: Recipe, data: Data) -> None:
     """
     if recipe.aim.metric == "f1":
         return
-    field = f"at_{recipe.aim.metric}"
-    if data.task.link != "sigmoid":
-        raise RecipeError(f"{field} is for data with several labels, and this is {data.task.words}: leave it out")
+    field, abstains = recipe.aim.field, recipe.aim.metric == "coverage"
+    if not (data.task.is_exclusive if abstains else data.task.link == "sigmoid"):
+        kind = "one label a row" if abstains else "several labels"
+        raise RecipeError(f"{field} is for data with {kind}, and this is {data.task.words}: leave it out")
     if not isinstance(recipe.method, Head) and data.validation is None and recipe.method.patience is None:
         raise RecipeError(
             f"{field}: thresholds are chosen on held-out rows, and there are none: add --validation-size 0.1"
@@ -336,6 +339,11 @@ def planned(cv: str, recipe: Recipe) -> Plan:
         RecipeError: the text says nothing of the kind, or the recipe wants something that does not go with it.
     """
     plan = Plan.of(cv)
+    if recipe.coverage is not None:
+        raise RecipeError(
+            "--cv scores folds, each by a model of its own, and coverage is measured of the one that is exported: leave "
+            "out one of them"
+        )
     if recipe.time is not None:
         raise RecipeError(
             "--cv deals rows at random, and time wants the past trained on and the future tested: leave out one of them"
@@ -572,7 +580,10 @@ def measure(
     names = [test.inputs.name(i) for i in range(len(test))]
     scores = task.scores(logits).numpy()
     named = test.marks.group_names
-    folder.write_predictions(task, names, test.labels, scores, data.label_names, thresholds, groups=named)
+    below = trained.report.get("abstain_below")
+    folder.write_predictions(
+        task, names, test.labels, scores, data.label_names, thresholds, abstain_below=below, groups=named
+    )
     counts: dict[str, Any] = {**features.counts, "space": features.id} if features else {**NO_FEATURES}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True
@@ -587,6 +598,10 @@ def measure(
         sure = intervals_of(
             task, scores, test.labels, thresholds=thresholds, groups=groups, seed=recipe.seed, label_names=names_of
         )
+        if below is not None:
+            answered = answered_scores(scores, test.labels, below, groups=groups, seed=recipe.seed)
+            values |= {name: each and each.value for name, each in answered.items()}
+            sure = replace(sure, of=sure.of | {name: each for name, each in answered.items() if each})
     if crossed:
         with writing(folder.path):
             crossed.write(folder.path, task, data.label_names)

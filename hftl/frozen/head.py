@@ -61,7 +61,7 @@ def train_head(
         data: what the labels mean.
         seed: of folds, batches and initial values.
         device: where to compute; the CPU instead where it has no float64.
-        aim: what thresholds of several labels are chosen for.
+        aim: what thresholds are chosen for.
         criterion: the metric that chooses the strength, or the setting and the round, where a recipe named one; the
             held-out loss does otherwise, and where it is None.
         tolerance: relative distance from the minimum at which a linear head stops.

@@ -30,6 +30,7 @@ def judgements(metrics: Metrics, criterion: Criterion) -> list[str]:
     finetune = metrics.finetune or {}
     return [
         *_not_reached(metrics),
+        *_abstention(metrics),
         *_below_baselines(metrics, criterion.task),
         *_below_start(finetune, criterion),
         *_from_start(finetune, criterion),
@@ -46,6 +47,30 @@ def _not_reached(metrics: Metrics) -> list[str]:
         f"labels    {listing([names[label] for label in labels])}: no threshold reaches {report['thresholds_for']} on "
         "held-out rows, so that of the largest F1 decides"
     ]
+
+
+def _abstention(metrics: Metrics) -> list[str]:
+    """What abstaining gains, and where test rows are answered less or more often than was asked."""
+    report = metrics.head or metrics.finetune or {}
+    asked, known = report.get("abstention"), metrics.known_intervals()
+    if not asked or "coverage" not in known:
+        return []
+    below, reached = report["abstain_below"], known["coverage"]
+    if not below:
+        return ["abstains  never: too many held-out rows have the very same score for a threshold to part them"]
+    gain = (
+        f"accuracy {metrics.eval['accuracy_answered']:.4f} on them, {metrics.eval['accuracy']:.4f} on all"
+        if metrics.eval["accuracy_answered"] is not None
+        else "nothing is left"
+    )
+    lines = [f"abstains  where the score is below {below:.4f}: {reached.value:.1%} of test rows are answered; {gain}"]
+    if not reached.low <= asked["asked"] <= reached.high:
+        than = "fewer" if reached.value < asked["asked"] else "more"
+        lines.append(
+            f"          {than} than the {asked['asked']:.1%} that were asked for, more than chance explains: test rows "
+            "are not like the held-out rows of training"
+        )
+    return lines
 
 
 def _below_baselines(metrics: Metrics, task: Task) -> list[str]:
