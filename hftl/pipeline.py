@@ -341,8 +341,8 @@ def planned(cv: str, recipe: Recipe) -> Plan:
     plan = Plan.of(cv)
     if recipe.coverage is not None:
         raise RecipeError(
-            "--cv scores folds, each by a model of its own, and coverage is measured of the one that is exported: leave "
-            "out one of them"
+            "--cv scores folds, each by a model of its own, and coverage is measured of the one that is exported: "
+            "leave out one of them"
         )
     if recipe.time is not None:
         raise RecipeError(

@@ -106,8 +106,9 @@ class Model:
             For one row a dict, for many a list of them, for an iterator an iterator: ``input``, ``label`` (a list of
             labels for several at once; a number, or a list of them, for a regression), ``score`` of the best label,
             and ``scores`` by label name, or ``top``, a list of ``{"label", "score"}`` with the highest first; of a
-            model that may abstain ``abstains``, with the label None where it does. Of a sentence ``entities``, a list of ``{"label", "score", "start", "end", "text"}`` with places of characters,
-            and ``tags``, one for each word.
+            model that may abstain ``abstains``, with the label None where it does. Of a sentence ``entities``, a list
+            of ``{"label", "score", "start", "end", "text"}`` with places of characters, and ``tags``, one for each
+            word.
 
         Raises:
             BadRowError: a row cannot be read.

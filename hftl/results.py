@@ -81,7 +81,8 @@ class Results:
     def of_rows(self, scored: Scored) -> Iterator[Result]:
         """What is said of each row: ``input``, what it brought along, ``label``, ``score``, and ``scores`` or ``top``.
 
-        Of a model that may abstain ``abstains`` too: where that is true, ``label`` is None and the scores stay. Of a sentence ``entities`` and ``tags`` instead. A row that could not be read has None for all of them and an
+        Of a model that may abstain ``abstains`` too: where that is true, ``label`` is None and the scores stay. Of a
+        sentence ``entities`` and ``tags`` instead. A row that could not be read has None for all of them and an
         ``error`` instead.
         """
         if self.task.of_words:

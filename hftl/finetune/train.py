@@ -182,12 +182,11 @@ def finetune(
     tuned: dict[str, Any] = {}
     with Progress("test", quiet=quiet):
         logits = judge(test, loop.rows.micro_batch)
-        if chooses and (data.task.link == "sigmoid" or aim.metric == "coverage"):
-            held_out, truth = judge(watched, loop.rows.micro_batch), torch.from_numpy(watched.split.labels)
-            by_coverage = aim.metric == "coverage"
-            tuned = (
-                abstention_report(held_out, truth, aim.least) if by_coverage else threshold_report(held_out, truth, aim)
-            )
+        held_out = partial(judge, watched, loop.rows.micro_batch)
+        if chooses and data.task.link == "sigmoid":
+            tuned = threshold_report(held_out(), torch.from_numpy(watched.split.labels), aim)
+        elif chooses and aim.metric == "coverage":
+            tuned = abstention_report(held_out(), torch.from_numpy(watched.split.labels), aim.least)
     # What is exported is the model as it is.
     from_store.close()
     for tracker in accelerator.trackers:
