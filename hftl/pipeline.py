@@ -28,6 +28,7 @@ from hftl.finished import Run
 from hftl.frozen.features import StoredFeatures, matrix_of
 from hftl.frozen.head import train_head
 from hftl.frozen.matrix import Features
+from hftl.frozen.outside import logit_scores, neighbour_distance, scope_report, told_apart
 from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of
 from hftl.frozen.shares import Share, StoredRows, stored_rows
 from hftl.frozen.view import View
@@ -54,6 +55,7 @@ from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
 from hftl.scored import answered_scores, intervals_of
 from hftl.scout.layers import layers
+from hftl.scout.stored import split_matrix
 from hftl.scout.zero_shot import known_zero_shot, zero_shot_start
 from hftl.store.store import FeatureStore, cache_root
 from hftl.terminal import Terminal
@@ -339,11 +341,12 @@ def planned(cv: str, recipe: Recipe) -> Plan:
         RecipeError: the text says nothing of the kind, or the recipe wants something that does not go with it.
     """
     plan = Plan.of(cv)
-    if recipe.coverage is not None:
-        raise RecipeError(
-            "--cv scores folds, each by a model of its own, and coverage is measured of the one that is exported: "
-            "leave out one of them"
-        )
+    for field in ("coverage", "out_of_scope"):
+        if getattr(recipe, field) is not None:
+            raise RecipeError(
+                f"--cv scores folds, each by a model of its own, and {field} is measured of the one that is exported: "
+                "leave out one of them"
+            )
     if recipe.time is not None:
         raise RecipeError(
             "--cv deals rows at random, and time wants the past trained on and the future tested: leave out one of them"
@@ -607,6 +610,7 @@ def measure(
             crossed.write(folder.path, task, data.label_names)
     rows = {name: count for name, count in data.sizes().items() if name != "test" or not by_folds}
     return Metrics(
+        out_of_scope=measured_scope(recipe, trained, features),
         eval=values,
         features=counts,
         chosen_by=chosen_by,
@@ -615,6 +619,26 @@ def measure(
         rows=rows,
         **sections,
     )
+
+
+def measured_scope(recipe: Recipe, trained: Trained, features: StoredFeatures | None) -> dict[str, Any] | None:
+    """How well test rows are told from rows that are out of scope; None where no label is.
+
+    Distance is in the space of the frozen features, so fine-tuning, which leaves that space, has none.
+    """
+    if recipe.out_of_scope is None or trained.outside is None:
+        return None
+    inside, outside = logit_scores(trained.logits), logit_scores(trained.outside)
+    if isinstance(recipe.method, Head) and features and features.outside:
+        cut, test, beyond = features.content.cut, features.splits["test"], features.outside
+        train, asked, far = (split_matrix(part, cut)[0] for part in (features.splits["train"], test, beyond))
+        inside["distance"], outside["distance"] = (neighbour_distance(train, rows) for rows in (asked, far))
+    found = told_apart(outside, inside, seed=recipe.seed)
+    report = scope_report(recipe.out_of_scope, found, len(trained.outside), len(trained.logits))
+    if (below := trained.report.get("abstain_below")) is not None:
+        top = trained.outside.softmax(-1).max(-1).values
+        report["abstains"] = float((top.double() < below).double().mean())
+    return report
 
 
 def lexicon_f1(data: Data) -> float:

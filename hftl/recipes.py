@@ -68,6 +68,8 @@ class Recipe(Options):
             largest precision; None for the largest F1.
         coverage: of one label a row: abstain where the highest probability is low, so that this share of held-out rows
             is answered; None to answer always.
+        out_of_scope: the label of rows that are none of the classes: they are not trained on, and those that are tested
+            measure scores for "none of these"; None where every label is a class.
         limit: rows of each split at most, for a quick try: drawn by the seed, of every class its share; None for all.
         seed: of every random choice.
         drop: rows to leave out: a csv file of them, as ``hftl audit --export`` writes it, which is read at once, so
@@ -100,6 +102,7 @@ class Recipe(Options):
     at_precision: float | None = Field(default=None, gt=0, le=1)
     at_recall: float | None = Field(default=None, gt=0, le=1)
     coverage: float | None = Field(default=None, gt=0, lt=1)
+    out_of_scope: str | None = Field(default=None, min_length=1)
     limit: int | None = Field(default=None, ge=2)
     seed: int = Field(default=0, ge=0, lt=2**32)
     drop: tuple[RowRef, ...] = ()

@@ -202,6 +202,8 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         # Runs of a release that did not say aimed at F1.
         "aim": report.get("thresholds_for", "F1"),
         "not_reached": [names[label] for label in report.get("not_reached", [])],
+        "scope": metrics.scope_scores(),
+        "scope_of": metrics.out_of_scope,
         "abstention": report.get("abstention"),
         "abstain_below": report.get("abstain_below"),
         "calibration": report.get("calibration"),

@@ -69,6 +69,7 @@ class LoadedModel:
             "trained_on": (self.record.input_columns or (), self.record.label_columns or ()),
             "label_separator": self.record.recipe.get("label_separator"),
             "unlabelled": self.record.recipe.get("unlabelled"),
+            "out_of_scope": self.record.recipe.get("out_of_scope"),
         }
 
     @classmethod

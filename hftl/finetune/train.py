@@ -189,13 +189,16 @@ def finetune(
             tuned = abstention_report(held_out(), torch.from_numpy(watched.split.labels), aim.least)
     # What is exported is the model as it is.
     from_store.close()
+    outside = None
+    if data.outside:
+        outside = judge(Encoder(target.backbone, data.outside, equal_lengths=equal_lengths), loop.rows.micro_batch)
     for tracker in accelerator.trackers:
         # Not accelerator.end_training, which also ends the processes' group while the model still holds on to it.
         tracker.finish()
     if loop.engine.is_spread:
         built = unsharded(loop, target, seed)
     report = report_of(loop, built, time.monotonic() - started, before) | tuned
-    return Trained(logits, "finetune", report, lambda folder: export(built, target, folder))
+    return Trained(logits, "finetune", report, lambda folder: export(built, target, folder), outside=outside)
 
 
 # ── what is trained ──────────────────────────────────────────────────────────────────────────────────────────────────

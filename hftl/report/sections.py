@@ -151,6 +151,8 @@ class RunPage:
             "main": main,
             "all": scores,
             "free": free,
+            "scope": self.metrics.scope_scores(),
+            "scope_of": self.metrics.out_of_scope,
             "figure": figures.beside(shown, first) if free and shown else None,
             "samples": told["samples"],
             "drawn": told["drawn"],

@@ -8,7 +8,7 @@ from typing import Any
 from hftl.criterion import Criterion
 from hftl.runs.record import Metrics
 from hftl.tasks import Task
-from hftl.wording import listing
+from hftl.wording import listing, printable
 
 # What each of `hftl.heads.baselines` does, for a person.
 FREE = {
@@ -31,6 +31,7 @@ def judgements(metrics: Metrics, criterion: Criterion) -> list[str]:
     return [
         *_not_reached(metrics),
         *_abstention(metrics),
+        *_scope(metrics),
         *_below_baselines(metrics, criterion.task),
         *_below_start(finetune, criterion),
         *_from_start(finetune, criterion),
@@ -71,6 +72,17 @@ def _abstention(metrics: Metrics) -> list[str]:
             "are not like the held-out rows of training"
         )
     return lines
+
+
+def _scope(metrics: Metrics) -> list[str]:
+    """What tells rows that are out of scope from the others best."""
+    report = metrics.out_of_scope
+    if not report:
+        return []
+    best = max(report["auroc"], key=report["auroc"].__getitem__)
+    rows = f"{report['rows']:,} rows labelled {printable(report['label'])!r} from {report['against']:,} test rows"
+    abstains = f"; the model abstains on {report['abstains']:.1%} of them" if "abstains" in report else ""
+    return [f"scope     {best.replace('_', ' ')} tells {rows} best: AUROC {report['auroc'][best]:.4f}{abstains}"]
 
 
 def _below_baselines(metrics: Metrics, task: Task) -> list[str]:
