@@ -23,7 +23,6 @@ from hftl.metrics import evaluate_predictions
 from hftl.progress import Progress
 from hftl.results import Result, Results
 from hftl.runs.console import quiet_libraries
-from hftl.scored import answered_scores
 from hftl.scoring import score_rows
 from hftl.store.store import FeatureStore, cache_root
 from hftl.tasks import Task
@@ -181,6 +180,9 @@ class Model:
         labels = read.split.labels
         values = evaluate_predictions(model.task, logits.numpy(), labels, model.label_names, model.thresholds)
         if model.abstain_below is not None:
+            # Brought only here: who predicts does without scipy's statistics.
+            from hftl.scored import answered_scores
+
             answered = answered_scores(model.task.scores(logits).numpy(), labels, model.abstain_below)
             values |= {name: each and each.value for name, each in answered.items()}
             values["intervals"] = {name: [each.low, each.high] for name, each in answered.items() if each}

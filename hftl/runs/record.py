@@ -209,6 +209,8 @@ class Metrics(_Record):
 
     def scope_scores(self) -> dict[str, Interval]:
         """The AUROC of each score for "none of these", with its interval, by a name for people."""
+        from hftl.intervals import Interval
+
         report = self.out_of_scope or {"auroc": {}}
         return {
             f"AUROC of {name.replace('_', ' ')}": Interval(value, *report["intervals"][name])
