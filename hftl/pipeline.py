@@ -626,7 +626,7 @@ def measured_scope(recipe: Recipe, trained: Trained, features: StoredFeatures | 
 
     Distance is in the space of the frozen features, so fine-tuning, which leaves that space, has none.
     """
-    if recipe.out_of_scope is None or trained.outside is None:
+    if recipe.out_of_scope is None or trained.outside is None or not len(trained.outside):
         return None
     inside, outside = logit_scores(trained.logits), logit_scores(trained.outside)
     if isinstance(recipe.method, Head) and features and features.outside:

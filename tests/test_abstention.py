@@ -156,7 +156,7 @@ def test_a_run_abstains_where_it_is_asked_to_and_says_what_that_gives(cli: Cli, 
         assert f"{found['eval']['accuracy_answered']:.4f}" in text
     assert f"{below:.4f}" in card
     assert "always answers" not in card
-    assert "abstains  where the score is below" in out
+    assert "the model abstains where the score is below" in out
 
     # Each form of an answer says it, and keeps the score.
     rows = [json.loads(line) for line in cli.ok("predict", "run", data, "--json").splitlines()]

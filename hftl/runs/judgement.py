@@ -58,18 +58,22 @@ def _abstention(metrics: Metrics) -> list[str]:
         return []
     below, reached = report["abstain_below"], known["coverage"]
     if not below:
-        return ["abstains  never: too many held-out rows have the very same score for a threshold to part them"]
+        return [
+            "abstains  the model never abstains: too many held-out rows have the very same score for a threshold to "
+            "part them"
+        ]
     gain = (
         f"accuracy {metrics.eval['accuracy_answered']:.4f} on them, {metrics.eval['accuracy']:.4f} on all"
         if metrics.eval["accuracy_answered"] is not None
         else "nothing is left"
     )
-    lines = [f"abstains  where the score is below {below:.4f}: {reached.value:.1%} of test rows are answered; {gain}"]
+    answered = f"{reached.value:.1%} of test rows are answered; {gain}"
+    lines = [f"abstains  the model abstains where the score is below {below:.4f}: {answered}"]
     if not reached.low <= asked["asked"] <= reached.high:
         than = "fewer" if reached.value < asked["asked"] else "more"
         lines.append(
-            f"          {than} than the {asked['asked']:.1%} that were asked for, more than chance explains: test rows "
-            "are not like the held-out rows of training"
+            f"coverage  {than} test rows are answered than the {asked['asked']:.1%} that were asked for, by more than "
+            "chance explains: they are not like the held-out rows of training"
         )
     return lines
 
