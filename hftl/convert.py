@@ -31,6 +31,7 @@ from hftl.progress import Progress
 from hftl.runs.again import named_recipe
 from hftl.runs.console import quiet_libraries
 from hftl.runs.folder import RunFolder
+from hftl.scored import answered_scores
 
 # How far logits may be apart, as a share of the largest: float32 in another order of summation.
 TOLERANCE = 1e-4
@@ -223,6 +224,9 @@ def _side_by_side(
     files = (*folder.glob(f"{ONNX}*"),)
     weights = (*run.model.rglob("*.safetensors"),)
     values = evaluate_predictions(task, found.numpy(), labels, model.label_names, model.thresholds)
+    if model.abstain_below is not None:
+        answered = answered_scores(task.scores(found).numpy(), labels, model.abstain_below)
+        values |= {name: each and each.value for name, each in answered.items()}
     made = OnnxModel(
         folder=folder,
         int8=int8,

@@ -21,12 +21,17 @@ class Aim:
     """What thresholds are chosen for.
 
     Attributes:
-        metric: ``f1``, ``precision`` or ``recall``.
-        least: the precision or recall that is asked for; 0 for F1.
+        metric: of several labels ``f1``, ``precision`` or ``recall``; of one label a row ``coverage``.
+        least: the precision, recall or coverage that is asked for; 0 for F1.
     """
 
-    metric: Literal["f1", "precision", "recall"] = "f1"
+    metric: Literal["f1", "precision", "recall", "coverage"] = "f1"
     least: float = 0.0
+
+    @property
+    def field(self) -> str:
+        """The recipe's field that asks for it."""
+        return self.metric if self.metric == "coverage" else f"at_{self.metric}"
 
     def __str__(self) -> str:
         return "F1" if self.metric == "f1" else f"{self.metric} {self.least:g}"

@@ -31,6 +31,7 @@ from hftl.finished import Run
 from hftl.frozen.features import StoredFeatures, matrix_of
 from hftl.frozen.head import train_head
 from hftl.frozen.matrix import Features
+from hftl.frozen.outside import logit_scores, neighbour_distance, scope_report, told_apart
 from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of
 from hftl.frozen.shares import Share, StoredRows, stored_rows
 from hftl.frozen.view import View
@@ -55,8 +56,9 @@ from hftl.runs.folder import RunFolder, writing
 from hftl.runs.judgement import judgements
 from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
-from hftl.scored import intervals_of
+from hftl.scored import answered_scores, intervals_of
 from hftl.scout.layers import layers
+from hftl.scout.stored import split_matrix
 from hftl.scout.zero_shot import known_zero_shot, zero_shot_start
 from hftl.store.store import FeatureStore, cache_root
 from hftl.terminal import Terminal
@@ -169,6 +171,8 @@ def run(
         if thresholds := trained.report.get("thresholds"):
             # A field of our own in config.json: whoever loads the model decides as the run did.
             target.config.thresholds = thresholds
+        if (below := trained.report.get("abstain_below")) is not None:
+            target.config.abstain_below = below
         with writing(folder.path):
             written = trained.export(folder.model)
         exported = prove_exports(written, target, evidence_of(recipe, features, data, trained), say.print)
@@ -337,9 +341,10 @@ def check_aim(recipe: Recipe, data: Data) -> None:
     """
     if recipe.aim.metric == "f1":
         return
-    field = f"at_{recipe.aim.metric}"
-    if data.task.link != "sigmoid":
-        raise RecipeError(f"{field} is for data with several labels, and this is {data.task.words}: leave it out")
+    field, abstains = recipe.aim.field, recipe.aim.metric == "coverage"
+    if not (data.task.is_exclusive if abstains else data.task.link == "sigmoid"):
+        kind = "one label a row" if abstains else "several labels"
+        raise RecipeError(f"{field} is for data with {kind}, and this is {data.task.words}: leave it out")
     if not isinstance(recipe.method, Head) and data.validation is None and recipe.method.patience is None:
         raise RecipeError(
             f"{field}: thresholds are chosen on held-out rows, and there are none: add --validation-size 0.1"
@@ -360,6 +365,12 @@ def planned(cv: str, recipe: Recipe) -> Plan:
         RecipeError: the text says nothing of the kind, or the recipe wants something that does not go with it.
     """
     plan = Plan.of(cv)
+    for field in ("coverage", "out_of_scope"):
+        if getattr(recipe, field) is not None:
+            raise RecipeError(
+                f"--cv scores folds, each by a model of its own, and {field} is measured of the one that is exported: "
+                "leave out one of them"
+            )
     if recipe.time is not None:
         raise RecipeError(
             "--cv deals rows at random, and time wants the past trained on and the future tested: leave out one of them"
@@ -596,7 +607,10 @@ def measure(
     names = [test.inputs.name(i) for i in range(len(test))]
     scores = task.scores(logits).numpy()
     named = test.marks.group_names
-    folder.write_predictions(task, names, test.labels, scores, data.label_names, thresholds, groups=named)
+    below = trained.report.get("abstain_below")
+    folder.write_predictions(
+        task, names, test.labels, scores, data.label_names, thresholds, abstain_below=below, groups=named
+    )
     counts: dict[str, Any] = {**features.counts, "space": features.id} if features else {**NO_FEATURES}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True
@@ -611,11 +625,16 @@ def measure(
         sure = intervals_of(
             task, scores, test.labels, thresholds=thresholds, groups=groups, seed=recipe.seed, label_names=names_of
         )
+        if below is not None:
+            answered = answered_scores(scores, test.labels, below, groups=groups, seed=recipe.seed)
+            values |= {name: each and each.value for name, each in answered.items()}
+            sure = replace(sure, of=sure.of | {name: each for name, each in answered.items() if each})
     if crossed:
         with writing(folder.path):
             crossed.write(folder.path, task, data.label_names)
     rows = {name: count for name, count in data.sizes().items() if name != "test" or not by_folds}
     return Metrics(
+        out_of_scope=measured_scope(recipe, trained, features),
         eval=values,
         features=counts,
         chosen_by=chosen_by,
@@ -624,6 +643,26 @@ def measure(
         rows=rows,
         **sections,
     )
+
+
+def measured_scope(recipe: Recipe, trained: Trained, features: StoredFeatures | None) -> dict[str, Any] | None:
+    """How well test rows are told from rows that are out of scope; None where no label is.
+
+    Distance is in the space of the frozen features, so fine-tuning, which leaves that space, has none.
+    """
+    if recipe.out_of_scope is None or trained.outside is None or not len(trained.outside):
+        return None
+    inside, outside = logit_scores(trained.logits), logit_scores(trained.outside)
+    if isinstance(recipe.method, Head) and features and features.outside:
+        cut, test, beyond = features.content.cut, features.splits["test"], features.outside
+        train, asked, far = (split_matrix(part, cut)[0] for part in (features.splits["train"], test, beyond))
+        inside["distance"], outside["distance"] = (neighbour_distance(train, rows) for rows in (asked, far))
+    found = told_apart(outside, inside, seed=recipe.seed)
+    report = scope_report(recipe.out_of_scope, found, len(trained.outside), len(trained.logits))
+    if (below := trained.report.get("abstain_below")) is not None:
+        top = trained.outside.softmax(-1).max(-1).values
+        report["abstains"] = float((top.double() < below).double().mean())
+    return report
 
 
 def lexicon_f1(data: Data) -> float:

@@ -104,9 +104,10 @@ class Model:
         Returns:
             For one row a dict, for many a list of them, for an iterator an iterator: ``input``, ``label`` (a list of
             labels for several at once; a number, or a list of them, for a regression), ``score`` of the best label,
-            and ``scores`` by label name, or ``top``, a list of ``{"label", "score"}`` with the highest first. Of a
-            sentence ``entities``, a list of ``{"label", "score", "start", "end", "text"}`` with places of characters,
-            and ``tags``, one for each word.
+            and ``scores`` by label name, or ``top``, a list of ``{"label", "score"}`` with the highest first; of a
+            model that may abstain ``abstains``, with the label None where it does. Of a sentence ``entities``, a list
+            of ``{"label", "score", "start", "end", "text"}`` with places of characters, and ``tags``, one for each
+            word.
 
         Raises:
             BadRowError: a row cannot be read.
@@ -153,7 +154,8 @@ class Model:
             quiet: print neither what is evaluated nor progress.
 
         Returns:
-            What ``metrics.json`` holds under ``eval``.
+            What ``metrics.json`` holds under ``eval``; of a model that may abstain ``accuracy_answered``, ``coverage``
+            and their ``intervals`` too.
 
         Raises:
             UserError: the data cannot be used, or have a label that the model does not know.
@@ -176,7 +178,15 @@ class Model:
                 say.print(f"          {note}")
             logits = _split_logits(model, read.split, quiet)
         labels = read.split.labels
-        return evaluate_predictions(model.task, logits.numpy(), labels, model.label_names, model.thresholds)
+        values = evaluate_predictions(model.task, logits.numpy(), labels, model.label_names, model.thresholds)
+        if model.abstain_below is not None:
+            # Brought only here: who predicts does without scipy's statistics.
+            from hftl.scored import answered_scores
+
+            answered = answered_scores(model.task.scores(logits).numpy(), labels, model.abstain_below)
+            values |= {name: each and each.value for name, each in answered.items()}
+            values["intervals"] = {name: [each.low, each.high] for name, each in answered.items() if each}
+        return values
 
 
 def answers(model: LoadedModel, rows: Iterable[InputRow], results: Results, on_bad_row: str) -> Iterator[Result]:

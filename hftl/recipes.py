@@ -66,6 +66,10 @@ class Recipe(Options):
             the most hits; None for the largest F1.
         at_recall: of several labels: decide each by the threshold that reaches this recall on held-out rows with the
             largest precision; None for the largest F1.
+        coverage: of one label a row: abstain where the highest probability is low, so that this share of held-out rows
+            is answered; None to answer always.
+        out_of_scope: the label of rows that are none of the classes: they are not trained on, and those that are tested
+            measure scores for "none of these"; None where every label is a class.
         limit: rows of each split at most, for a quick try: drawn by the seed, of every class its share; None for all.
         seed: of every random choice.
         drop: rows to leave out: a csv file of them, as ``hftl audit --export`` writes it, which is read at once, so
@@ -97,6 +101,8 @@ class Recipe(Options):
     validation_size: float | None = Field(default=None, gt=0, lt=1)
     at_precision: float | None = Field(default=None, gt=0, le=1)
     at_recall: float | None = Field(default=None, gt=0, le=1)
+    coverage: float | None = Field(default=None, gt=0, lt=1)
+    out_of_scope: str | None = Field(default=None, min_length=1)
     limit: int | None = Field(default=None, ge=2)
     seed: int = Field(default=0, ge=0, lt=2**32)
     drop: tuple[RowRef, ...] = ()
@@ -108,11 +114,15 @@ class Recipe(Options):
     def _aims_at_one_thing(self) -> Self:
         if self.at_precision is not None and self.at_recall is not None:
             raise ValueError("a threshold aims at a precision or at a recall: give at_precision or at_recall, not both")
+        if self.coverage is not None and (self.at_precision is not None or self.at_recall is not None):
+            raise ValueError("coverage is for one label a row, at_precision and at_recall are for several: give one")
         return self
 
     @property
     def aim(self) -> Aim:
-        """What thresholds of several labels are chosen for."""
+        """What thresholds are chosen for."""
+        if self.coverage is not None:
+            return Aim("coverage", self.coverage)
         if self.at_precision is not None:
             return Aim("precision", self.at_precision)
         return F1 if self.at_recall is None else Aim("recall", self.at_recall)

@@ -30,7 +30,7 @@ from hftl.wording import one_line
 
 Result = dict[str, Any]
 
-OWN_COLUMNS = ("input", "label", "score", "scores", "top", "entities", "tags", "error")
+OWN_COLUMNS = ("input", "label", "score", "scores", "top", "entities", "tags", "abstains", "error")
 # Rows of a parquet file that are written at once.
 PARQUET_ROWS = 10_000
 
@@ -46,6 +46,7 @@ class Results:
         top_k: how many of the highest scores are said; None for all.
         kept: types of the columns that rows bring along.
         separator: what stands between several labels in a cell; None to choose one that no label holds.
+        abstain_below: of one label a row, the highest score below which none is predicted; None to answer always.
     """
 
     task: Task
@@ -54,6 +55,7 @@ class Results:
     top_k: int | None = None
     kept: Mapping[str, pa.DataType] = field(default_factory=dict)
     separator: str | None = None
+    abstain_below: float | None = None
 
     @classmethod
     def of(cls, model: LoadedModel, top_k: int | None, kept: Mapping[str, pa.DataType] | None = None) -> Results:
@@ -74,12 +76,13 @@ class Results:
                 "rename it in the table"
             )
         separator = model.record.recipe.get("label_separator") if model.record else None
-        return cls(model.task, model.label_names, model.thresholds, top_k, kept or {}, separator)
+        return cls(model.task, model.label_names, model.thresholds, top_k, kept or {}, separator, model.abstain_below)
 
     def of_rows(self, scored: Scored) -> Iterator[Result]:
         """What is said of each row: ``input``, what it brought along, ``label``, ``score``, and ``scores`` or ``top``.
 
-        Of a sentence ``entities`` and ``tags`` instead. A row that could not be read has None for all of them and an
+        Of a model that may abstain ``abstains`` too: where that is true, ``label`` is None and the scores stay. Of a
+        sentence ``entities`` and ``tags`` instead. A row that could not be read has None for all of them and an
         ``error`` instead.
         """
         if self.task.of_words:
@@ -93,6 +96,10 @@ class Results:
             said = None if error else self._scores(scores[i])
             result["label"] = None if error else self._plain(labels[i])
             result["score"] = float(scores[i].max()) if self.task.has_classes and not error else None
+            if self.abstain_below is not None:
+                result["abstains"] = None if error else result["score"] < self.abstain_below
+                if result["abstains"]:
+                    result["label"] = None
             result["scores" if self.top_k is None else "top"] = said
             yield {**result, "error": error.why} if error else result
 
@@ -254,7 +261,7 @@ class _Csv(_TextWriter):
         elif not r.task.has_classes:
             own = ["label"] if len(r.label_names) == 1 else list(r.label_names)
         else:
-            own = ["label", "score"]
+            own = ["label", "score"] if r.abstain_below is None else ["label", "score", "abstains"]
             for k in range(1, min(r.top_k or 0, len(r.label_names)) + 1):
                 own += [f"label_{k}", f"score_{k}"]
         return ["input", *r.kept, *own, "error"]
@@ -272,6 +279,9 @@ class _Csv(_TextWriter):
             row += map(_score, values if result["label"] is not None else [None] * len(r.label_names))
         else:
             row += [result["label"], _score(result["score"])]
+            if r.abstain_below is not None:
+                # As JSON has it, not as Python does.
+                row.append(result["abstains"] if result["abstains"] is None else json.dumps(result["abstains"]))
             best = result.get("top") or []
             for k in range(min(r.top_k or 0, len(r.label_names))):
                 row += [best[k]["label"], _score(best[k]["score"])] if best else [None, None]
@@ -352,6 +362,8 @@ def _schema(results: Results) -> pa.Schema:
     if not results.task.has_classes and len(results.label_names) > 1:
         label = pa.list_(score)
     fields = [*kept, pa.field("label", label), pa.field("score", score)]
+    if results.abstain_below is not None:
+        fields.append(pa.field("abstains", pa.bool_()))
     if results.top_k is None:
         fields.append(pa.field("scores", pa.struct([pa.field(name, score) for name in results.label_names])))
     else:

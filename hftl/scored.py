@@ -205,6 +205,49 @@ def _interval(name: str, value: float, draws: Array, units: int, *, grouped: boo
     return percentiles(value, draws, spread=spread, units=units)
 
 
+def answered_scores(
+    scores: np.ndarray, labels: np.ndarray, abstain_below: float, *, groups: np.ndarray | None = None, seed: int = 0
+) -> dict[str, Interval | None]:
+    """What is left where a model abstains: the share of rows that it answers, and how many of these are right.
+
+    Intervals are Wilson's, of groups with the effective number of rows; that of the accuracy is of as many rows as are
+    answered.
+
+    Args:
+        scores: (n, C) probabilities of one label a row.
+        labels: (n,) class numbers.
+        abstain_below: rows whose highest probability is less are not answered.
+        groups: int64 (n,), as of `intervals_of`.
+        seed: of the samples of groups.
+
+    Returns:
+        ``accuracy_answered``, None where nothing is answered, and ``coverage``.
+    """
+    # Of one width with the threshold, as a prediction compares them.
+    answered = scores.max(1).astype(np.float64) >= abstain_below
+    right = answered & (scores.argmax(1) == labels)
+    rows, said, hits = len(labels), int(answered.sum()), int(right.sum())
+    if groups is None:
+        return {
+            "accuracy_answered": proportion(hits, said) if said else None,
+            "coverage": proportion(said, rows),
+        }
+    parts = [
+        np.stack([counts @ each.astype(np.float64) for each in (right, answered)] + [counts.sum(1)])
+        for counts in resamples(rows, groups=groups, seed=seed)
+    ]
+    of_right, of_answered, of_all = np.concatenate(parts, axis=1)
+    defined = of_answered > 0
+    accuracy = None
+    if said:
+        draws, units = of_right[defined] / of_answered[defined], len(np.unique(groups[answered]))
+        accuracy = share_of_units(hits / said, draws, units)
+    return {
+        "accuracy_answered": accuracy,
+        "coverage": share_of_units(said / rows, of_answered / of_all, len(np.unique(groups))),
+    }
+
+
 def better_by(one: Score, other: Score, *, spread: float = 1.0) -> Difference:
     """How much better one score is than another of the same rows: above 0 where it is, whichever way the metric runs.
 

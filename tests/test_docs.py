@@ -102,6 +102,11 @@ def write_tables(folder: Path) -> None:
             ("id", "text", "intent"),
             *((i, f"{text}, {i}", intent) for i in range(20) for text, intent in intents),
         ],
+        "questions": [
+            ("text", "intent"),
+            *((f"{text}, {i}", intent) for i in range(20) for text, intent in intents),
+            *((f"will it rain on day {i}", "oos") for i in range(10)),
+        ],
         "photos": [("photo",), *((f"photos/class{i}/0.png",) for i in range(3))],
         "reviews": [("text", "label"), *((f"{text}, number {i}", label) for i in range(5) for text, label in reviews)],
         "pairs": [

@@ -43,5 +43,10 @@ def evaluate(
     if as_json:
         print_json(values)
         return
-    rows = [{"metric": name, "value": f"{value:.4f}"} for name, value in values.items() if isinstance(value, float)]
-    show(rows, ["metric", "value"], as_json=False)
+    ends, sure = values.get("intervals", {}), "95 % interval"
+    rows = [
+        {"metric": name, "value": f"{value:.4f}", sure: "{:.4f} to {:.4f}".format(*ends[name]) if name in ends else ""}
+        for name, value in values.items()
+        if isinstance(value, float)
+    ]
+    show(rows, ["metric", "value", *([sure] if ends else [])], as_json=False)

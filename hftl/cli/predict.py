@@ -196,8 +196,10 @@ def _cells(result: dict[str, Any]) -> tuple[str, str, str]:
         ]
         return name, "\n".join(places) or "no entity", "\n".join(f"{each['score']:.4f}" for each in found)
     if top := result.get("top"):
-        return name, "\n".join(printable(each["label"]) for each in top), "\n".join(f"{e['score']:.4f}" for e in top)
-    label, score = result["label"], result["score"]
+        first = [("abstains", "")] if result.get("abstains") else []
+        lines = [*first, *((printable(each["label"]), f"{each['score']:.4f}") for each in top)]
+        return name, "\n".join(label for label, _ in lines), "\n".join(score for _, score in lines)
+    label, score = "abstains" if result.get("abstains") else result["label"], result["score"]
     if isinstance(label, list):
         label = ", ".join(f"{each:.4f}" if isinstance(each, float) else str(each) for each in label)
     return (

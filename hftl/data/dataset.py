@@ -268,6 +268,8 @@ class Data:
         identity: what the data were, as JSON: reference, commit or files, split sizes, columns, labels'
             digest.
         set_aside: whether ``test`` was drawn from the training rows because the data bring no other split.
+        outside: rows of a label that is out of scope, to measure how they are told from the classes; their labels are
+            -1, and `splits` does not have them. None where no label is.
     """
 
     ref: str
@@ -279,6 +281,7 @@ class Data:
     notes: list[str]
     identity: dict[str, Any]
     set_aside: bool = False
+    outside: Split | None = None
 
     def splits(self) -> list[Split]:
         """The splits that there are, in the order in which their rows are numbered."""

@@ -35,6 +35,7 @@ from hftl.data.raw_labels import (
     stated_mark,
 )
 from hftl.data.references import open_reference
+from hftl.data.scope import chosen, rows_of_label
 from hftl.data.sentences import sentences_of, tag_keys, tag_numbers, word_columns
 from hftl.data.split_columns import SPLIT_COLUMNS, divide_by_column
 from hftl.errors import DataError
@@ -82,6 +83,7 @@ class KnownLabels:
         columns: the label columns of the data, if stated.
         separator: what stands between several labels in one cell, if stated.
         trained_on: the input and the label columns of the run that trained the model, where one recorded them.
+        out_of_scope: the label that the run took for none of its classes.
     """
 
     task: Task
@@ -89,6 +91,7 @@ class KnownLabels:
     columns: Sequence[str] | None = None
     separator: str | None = None
     trained_on: tuple[Sequence[str], Sequence[str]] = ((), ())
+    out_of_scope: str | None = None
 
 
 def load_evaluation_data(
@@ -104,6 +107,7 @@ def load_evaluation_data(
     unlabelled: Sequence[object] | None = None,
     split: str | None = None,
     trained_on: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    out_of_scope: str | None = None,
 ) -> EvaluationData:
     """Load the rows to evaluate a model on: the test split, else the validation split, else all rows.
 
@@ -123,11 +127,12 @@ def load_evaluation_data(
         split: ``train``, ``validation`` or ``test``, if not the first of them that there is.
         trained_on: the input and the label columns of the run that trained the model: taken where nothing is stated
             and they are there.
+        out_of_scope: a label that is none of the model's classes by intent; its rows are left out.
 
     Raises:
         DataError: the reference leads nowhere, no row has a label, or a label or target is none of the model's.
     """
-    known = KnownLabels(stated_task(task), list(label_names), label_columns, label_separator, trained_on)
+    known = KnownLabels(stated_task(task), list(label_names), label_columns, label_separator, trained_on, out_of_scope)
     source = open_reference(ref, wants, {suffix.lower() for suffix in suffixes})
     stated_columns = [*(input_columns or ()), *(label_columns or ())]
     problems: list[str] = []
@@ -223,10 +228,15 @@ def _known_split(
     raw, notes = keep_labelled(RawLabels(values, part.own_rows, part.name), split, columns, is_mark)
     if raw is None or not raw.values:
         raise _NoLabelError(notes[0] if notes else f"the {split} split has no rows")
+    if known.out_of_scope is not None and len(has := rows_of_label(raw.values, known.out_of_scope)):
+        raw = chosen(raw, np.setdiff1d(np.arange(len(raw.values)), has))
+        notes = [*notes, f"dropped {plural(len(has), 'row')} labelled {known.out_of_scope!r} (out of scope)"]
+        if not raw.values:
+            raise _NoLabelError(f"every row of the {split} split is out of scope")
     labels, said = _encode_known(raw, columns, known)
-    chosen = f"columns: input <- {listing(inputs)}, label <- {listing(columns)}"
+    read = f"columns: input <- {listing(inputs)}, label <- {listing(columns)}"
     rows = split_inputs(source, split, inputs, wants, raw.rows)
-    return _ReadSplit(Split(split, rows, labels), (inputs, columns), [chosen, *notes, *said])
+    return _ReadSplit(Split(split, rows, labels), (inputs, columns), [read, *notes, *said])
 
 
 def _known_sentences(

@@ -25,6 +25,10 @@ def limited(data: Data, most: int, seed: int) -> Data:
     """
     there = {split.name: split for split in data.splits()}
     kept = {name: split.select(_drawn(data, split, most, seed)) for name, split in there.items()}
+    outside = data.outside
+    if outside is not None and len(outside) > most:
+        there, drawn = there | {outside.name: outside}, np.random.default_rng(seed).permutation(len(outside))[:most]
+        outside = kept[outside.name] = outside.select(np.sort(drawn))
     cut = [f"{name} {len(kept[name]):,} of {len(split):,}" for name, split in there.items() if len(split) > most]
     if not cut:
         return data
@@ -33,11 +37,12 @@ def limited(data: Data, most: int, seed: int) -> Data:
         train=kept["train"],
         validation=kept.get("validation"),
         test=kept["test"],
+        outside=outside,
         notes=[*data.notes, f"limited to {plural(most, 'row')} of each split, seed {seed}: {', '.join(cut)}"],
         identity={
             **data.identity,
-            "splits": {name: len(split) for name, split in kept.items()},
-            "labels_digest": digest(*(labels_as_bytes(split.labels) for split in kept.values())),
+            "splits": {split.name: len(kept[split.name]) for split in data.splits()},
+            "labels_digest": digest(*(labels_as_bytes(kept[split.name].labels) for split in data.splits())),
             "limit": most,
         },
     )

@@ -21,6 +21,7 @@ from hftl.data.opening import decode_text
 from hftl.data.raw import RawData, SplitName, digest
 from hftl.data.raw_labels import RawLabels, ReadLabels, Stated, label_text, read_labels
 from hftl.data.references import open_reference
+from hftl.data.scope import outside_split, refuse_scope, without_label
 from hftl.data.sentences import encode_tags, sentences_of, word_columns
 from hftl.data.split_columns import divide_by_column
 from hftl.data.splits import make_splits
@@ -45,6 +46,7 @@ def load_data(
     validation_size: float | None = None,
     division: Division | None = None,
     set_aside: bool = True,
+    out_of_scope: str | None = None,
 ) -> Data:
     """Load data, infer columns and task, check the labels, and see that there is a split to report on.
 
@@ -67,6 +69,7 @@ def load_data(
         validation_size: share of the training rows to set aside as the validation split; None for the data's own alone.
         division: columns that say more of how rows are divided; None where only labels do.
         set_aside: whether rows are drawn where the data bring no test split; if not, the test split has no rows.
+        out_of_scope: a label that is no class: its rows are `Data.outside`, or left out where they are not tested.
 
     Raises:
         DataError: the reference leads nowhere, or what is there cannot be used.
@@ -94,6 +97,9 @@ def load_data(
         inputs, labels = choose_from(source, cells, "train", wants, input_columns, label_columns, leave_out=others)
     source, missing = _without_unlabelled_splits(source, labels)
     read = read_labels(source, cells, labels, stated)
+    outside: dict[SplitName, Indices] = {}
+    if out_of_scope is not None and not tagged:
+        read, outside = without_label(read, out_of_scope)
     if tagged:
         words = {split: sentences_of(source, split, tagged[0], raw.rows) for split, raw in read.splits.items()}
         encoded, why = encode_tags(read.splits, words, tagged, read.class_names)
@@ -101,6 +107,13 @@ def load_data(
     else:
         encoded, why = _encode(read, labels, stated, column_is_certain=bool(label_columns) or source.is_class_folder)
         rows = {split: split_inputs(source, split, inputs, wants, raw.rows) for split, raw in read.splits.items()}
+    beyond, told = None, []
+    if out_of_scope is not None:
+        refuse_scope(encoded.task)
+        there = {split: split_inputs(source, split, inputs, wants, rows) for split, rows in outside.items()}
+        tested: SplitName = next((split for split in ("test", "validation") if split in outside), "train")
+        beyond, note = outside_split(there, out_of_scope, tested, encoded.names)
+        told = [note]
     marks = read_marks(source, cells, division, {split: raw.rows for split, raw in read.splits.items()})
     splits, made = make_splits(
         rows, encoded, seed, test_size if set_aside else None, validation_size, division=division, marks=marks
@@ -120,6 +133,7 @@ def load_data(
             *read.notes,
             *encoded.notes,
             *([] if tagged else _null_texts(source, read.splits, inputs, wants)),
+            *told,
             *made,
             *shared_rows(splits["train"], splits["test"]),
         ],
@@ -127,12 +141,14 @@ def load_data(
             "ref": said,
             **source.identity,
             **({"division": marking} if marking else {}),
+            **({} if beyond is None else {"out_of_scope": {"label": out_of_scope, "rows": len(beyond)}}),
             "splits": {name: len(split) for name, split in splits.items()},
             "columns": {"inputs": list(inputs), "labels": list(labels)},
             "labels_digest": digest(*(labels_as_bytes(split.labels) for split in splits.values())),
             **({} if isinstance(ref, str) else {"inputs_digest": _inputs_digest(splits.values())}),
         },
         set_aside=not {"test", "validation"} & rows.keys(),
+        outside=beyond,
     )
 
 

@@ -202,6 +202,10 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         # Runs of a release that did not say aimed at F1.
         "aim": report.get("thresholds_for", "F1"),
         "not_reached": [names[label] for label in report.get("not_reached", [])],
+        "scope": metrics.scope_scores(),
+        "scope_of": metrics.out_of_scope,
+        "abstention": report.get("abstention"),
+        "abstain_below": report.get("abstain_below"),
         "calibration": report.get("calibration"),
         "settings": _settings(made, report),
         "recipe": published_recipe(made),
@@ -297,7 +301,7 @@ def _limitations(made: RunRecord, metrics: Metrics) -> list[str]:
         f"The results are of {metrics.scored_rows:,} rows of the same data; other sources and times were not measured.",
         f"What {_whole_base(backbone)} gets wrong about people and things, this model gets wrong too; see its card.",
     ]
-    if task.is_exclusive:
+    if task.is_exclusive and "coverage" not in metrics.eval:
         limitations.append("It always answers with one of its labels, also for what is none of them.")
     rare = [n for n, row in metrics.eval.get("per_class", {}).items() if row["support"] < 10]
     if rare:

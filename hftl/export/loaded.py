@@ -39,6 +39,7 @@ class LoadedModel:
         device: where it runs.
         run: the run that exported it; None where the model stands alone.
         thresholds: of several labels, the probability of each above which it is predicted; None for 0.5.
+        abstain_below: of one label a row, the highest probability below which none is predicted; None to answer always.
     """
 
     backbone: Backbone
@@ -48,6 +49,7 @@ class LoadedModel:
     device: torch.device
     run: RunFolder | None = None
     thresholds: list[float] | None = None
+    abstain_below: float | None = None
 
     @cached_property
     def record(self) -> RunRecord | None:
@@ -67,6 +69,7 @@ class LoadedModel:
             "trained_on": (self.record.input_columns or (), self.record.label_columns or ()),
             "label_separator": self.record.recipe.get("label_separator"),
             "unlabelled": self.record.recipe.get("unlabelled"),
+            "out_of_scope": self.record.recipe.get("out_of_scope"),
         }
 
     @classmethod
@@ -114,7 +117,8 @@ class LoadedModel:
         names = unique_names([config.id2label[i] for i in range(config.num_labels)])
         task = Task.of_config(config)
         thresholds = checked_thresholds(getattr(config, "thresholds", None), len(names), where)
-        return cls(backbone, network.to(device), names, task, device, run, thresholds)
+        below = checked_abstention(getattr(config, "abstain_below", None), task, where)
+        return cls(backbone, network.to(device), names, task, device, run, thresholds, below)
 
     def on_cpu(self) -> LoadedModel:
         """The same model on the CPU."""
@@ -207,6 +211,22 @@ def checked_thresholds(stated: Any, labels: int, where: str) -> list[float] | No
             "one for each label, or remove them"
         )
     return [float(each) for each in stated]
+
+
+def checked_abstention(stated: Any, task: Task, where: str) -> float | None:
+    """The probability below which a configuration says that the model abstains, if it says so.
+
+    Raises:
+        BackboneError: it is no probability, or rows have not one label each.
+    """
+    if stated is None:
+        return None
+    if not task.is_exclusive or not is_probability(stated):
+        raise BackboneError(
+            f"{where}: abstain_below in its config.json is {one_line(stated, 60)}; write a number from 0 to 1 for a "
+            "model of one label a row, or remove it"
+        )
+    return float(stated)
 
 
 def is_probability(value: Any) -> bool:

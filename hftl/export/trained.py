@@ -38,6 +38,7 @@ class Trained:
         parameters: the head's parameters by the model's names, for fine-tuning to start from; empty where the model's
             own class has no place for them.
         held_out: what heads that had not seen them say of the training rows, where folds chose a linear head.
+        outside: (m, C) float32 logits of rows that are out of scope, on the CPU; None where there are none.
     """
 
     logits: Tensor
@@ -46,3 +47,4 @@ class Trained:
     export: Callable[[Path], list[Exported]]
     parameters: dict[str, Tensor] = field(default_factory=dict)
     held_out: HeldOutLogits | None = None
+    outside: Tensor | None = None

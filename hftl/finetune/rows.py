@@ -132,8 +132,9 @@ def without_bad_rows(backbone: Backbone, data: Data) -> tuple[Data, list[BadRowE
         good = np.array([row for row, error in enumerate(problems) if not error], dtype=np.int64)
         return split.select(good)
 
-    validation = readable(data.validation) if data.validation else None
-    return replace(data, train=readable(data.train), validation=validation, test=readable(data.test)), bad
+    validation, outside = (split and readable(split) for split in (data.validation, data.outside))
+    train, test = readable(data.train), readable(data.test)
+    return replace(data, train=train, validation=validation, test=test, outside=outside), bad
 
 
 class TrainRows:

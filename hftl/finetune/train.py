@@ -42,6 +42,7 @@ from hftl.finetune.resume import flat_settings, resumed, settings
 from hftl.finetune.rows import Encoder, TrainRows
 from hftl.finetune.stored import Frozen, run_to, stored_blocks
 from hftl.foreign import forget_precision
+from hftl.heads.abstention import abstention_report
 from hftl.heads.thresholds import threshold_report
 from hftl.methods import F1, Aim, FineTune, LoRA, Partial
 from hftl.onednn import speed_up
@@ -111,7 +112,7 @@ def finetune(
         origin: who registered the backbone, and the version of its features, for frozen blocks to run once and be read
             from the store; None lets them run in every epoch.
         track: trackers of accelerate to log to as well.
-        aim: what thresholds of several labels are chosen for, on the validation rows.
+        aim: what thresholds are chosen for, on the validation rows.
         log: takes an event's name and its values.
         say: takes a line for a person.
         quiet: show no progress.
@@ -181,17 +182,23 @@ def finetune(
     tuned: dict[str, Any] = {}
     with Progress("test", quiet=quiet):
         logits = judge(test, loop.rows.micro_batch)
+        held_out = partial(judge, watched, loop.rows.micro_batch)
         if chooses and data.task.link == "sigmoid":
-            tuned = threshold_report(judge(watched, loop.rows.micro_batch), torch.from_numpy(watched.split.labels), aim)
+            tuned = threshold_report(held_out(), torch.from_numpy(watched.split.labels), aim)
+        elif chooses and aim.metric == "coverage":
+            tuned = abstention_report(held_out(), torch.from_numpy(watched.split.labels), aim.least)
     # What is exported is the model as it is.
     from_store.close()
+    outside = None
+    if data.outside:
+        outside = judge(Encoder(target.backbone, data.outside, equal_lengths=equal_lengths), loop.rows.micro_batch)
     for tracker in accelerator.trackers:
         # Not accelerator.end_training, which also ends the processes' group while the model still holds on to it.
         tracker.finish()
     if loop.engine.is_spread:
         built = unsharded(loop, target, seed)
     report = report_of(loop, built, time.monotonic() - started, before) | tuned
-    return Trained(logits, "finetune", report, lambda folder: export(built, target, folder))
+    return Trained(logits, "finetune", report, lambda folder: export(built, target, folder), outside=outside)
 
 
 # ── what is trained ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -19,6 +19,7 @@ from hftl.backbones.batching import pads_left
 from hftl.backbones.cut.cut import Cut
 from hftl.backbones.protocol import Target
 from hftl.data import Data, Split
+from hftl.data.scope import OUTSIDE
 from hftl.errors import BadRowError
 from hftl.frozen.budget import keep_remembered, remembered
 from hftl.frozen.extract import ConcatRows, ExtractReport, digest_rows, extract
@@ -58,6 +59,7 @@ class StoredFeatures:
         spaces: where they are stored; several where a row's vector is made of as many.
         content: what the space records of the model: how it is cut, how its weights are named.
         splits: by name: ``train``, ``validation`` if there is one, ``test``.
+        outside: of rows that are out of scope, where there are some.
         counts: rows asked for, computed now, reused; truncated rows, or sentences read in windows.
         bad: rows left out, with the reason.
         seconds: wall time.
@@ -69,6 +71,7 @@ class StoredFeatures:
     counts: dict[str, int]
     bad: list[BadRowError]
     seconds: float
+    outside: SplitFeatures | None = None
 
     @property
     def id(self) -> str:
@@ -83,6 +86,7 @@ class StoredFeatures:
             train=self.splits["train"].split,
             validation=validation.split if validation else None,
             test=self.splits["test"].split,
+            outside=self.outside.split if self.outside else None,
         )
 
 
@@ -120,7 +124,7 @@ def features_of(
     process = Process.current()
     bad: list[BadRowError] = []
     splits = []
-    for split in data.splits():
+    for split in (*data.splits(), *([data.outside] if data.outside else [])):
         features, unreadable = _digested(split, store.file_digests, on_bad_row)
         splits.append(features)
         bad += unreadable
@@ -166,7 +170,8 @@ def features_of(
     counts = {"rows": total, "computed": computed, "reused": total - computed, longer: truncated}
     by_name = {features.split.name: features for features in splits}
     content = side_by_side([Content.of(space) for space in parts])
-    return StoredFeatures(parts, content, by_name, counts, bad, time.monotonic() - started)
+    outside = by_name.pop(OUTSIDE, None)
+    return StoredFeatures(parts, content, by_name, counts, bad, time.monotonic() - started, outside)
 
 
 def settle(store: FeatureStore, target: Target, spaces: dict[View, Space]) -> None:

@@ -25,6 +25,7 @@ from hftl.backbones.weights import NameRule
 from hftl.criterion import Criterion
 from hftl.data import Data
 from hftl.data.division import folds_of
+from hftl.data.scope import OUTSIDE
 from hftl.export.model import Dense, export_model, export_pooled, fold
 from hftl.export.trained import Exported, Trained
 from hftl.frozen.features import SplitFeatures, StoredFeatures, line_columns
@@ -61,7 +62,7 @@ def train_head(
         data: what the labels mean.
         seed: of folds, batches and initial values.
         device: where to compute; the CPU instead where it has no float64.
-        aim: what thresholds of several labels are chosen for.
+        aim: what thresholds are chosen for.
         criterion: the metric that chooses the strength, or the setting and the round, where a recipe named one; the
             held-out loss does otherwise, and where it is None.
         tolerance: relative distance from the minimum at which a linear head stops.
@@ -126,12 +127,14 @@ class _Job:
         # What heads say of held-out words is of no use to whom sentences are rows.
         held_out = None if self.data.task.of_words else fit.held_out
         logits = fit.logits(vectors["test"]).cpu()
+        outside = fit.logits(vectors[OUTSIDE]).cpu() if OUTSIDE in vectors else None
         if cut.kind == "pooled":
             # The class that is to be fine-tuned has a place for it.
             own = {f"{HEAD}.weight": weight, f"{HEAD}.bias": bias} if isinstance(self.target.backbone, Bare) else {}
-            return Trained(logits, "head", fit.report, self._export_pooled([Dense(weight, bias)]), own, fit.held_out)
+            export = self._export_pooled([Dense(weight, bias)])
+            return Trained(logits, "head", fit.report, export, own, fit.held_out, outside)
         parameters = fold(cut, weight, bias)
-        return Trained(logits, "head", fit.report, self._export(parameters), parameters, held_out)
+        return Trained(logits, "head", fit.report, self._export(parameters), parameters, held_out, outside)
 
     def perceptron(self, hidden: int) -> Trained:
         """One hidden layer on pooled tokens, trained with AdamW."""
@@ -157,7 +160,8 @@ class _Job:
             Dense(weights["hidden.weight"], weights["hidden.bias"], "torch.nn.modules.activation.GELU"),
             Dense(weights["output.weight"], weights["output.bias"]),
         ]
-        return Trained(logits, "head", fit.report, self._export_pooled(layers))
+        outside = mlp_logits(fit.params, vectors[OUTSIDE]).cpu() if OUTSIDE in vectors else None
+        return Trained(logits, "head", fit.report, self._export_pooled(layers), outside=outside)
 
     def native(self) -> Trained:
         """The model's own head, trained with AdamW on its forward replayed from the store."""
@@ -165,7 +169,7 @@ class _Job:
         start = initial_head(model, set(self.cut.head), self.seed)
         if needs_weights(model, self.cut):
             model, _ = self.target.build()
-        columns = {name: _as_tensors(features, self.cut) for name, features in self.features.splits.items()}
+        columns = {name: _as_tensors(features, self.cut) for name, features in self._parts().items()}
         labels = self._labels()
         with replaying(model, self.cut) as replay:
             on_device = {name: value.to(self.device) for name, value in start.items()}
@@ -193,11 +197,16 @@ class _Job:
                 device=self.device,
             )
             with torch.no_grad():
-                blocks = [
-                    forward(fit.params, block, False).cpu() for block in _row_blocks(columns["test"], self.device)
-                ]
+                asked = {
+                    name: torch.cat(
+                        [forward(fit.params, b, False).cpu() for b in _row_blocks(columns[name], self.device)]
+                    )
+                    for name in ("test", OUTSIDE)
+                    if name in columns
+                }
         parameters = {name: value.cpu() for name, value in (fit.params | buffers).items()}
-        return Trained(torch.cat(blocks), "head", fit.report, self._export(parameters), parameters)
+        export = self._export(parameters)
+        return Trained(asked["test"], "head", fit.report, export, parameters, outside=asked.get(OUTSIDE))
 
     def _dealt(self, folds: int) -> Tensor | None:
         """The fold of each training row, where columns of the data decide about it; none where a split judges."""
@@ -210,8 +219,13 @@ class _Job:
         return torch.from_numpy(dealt) if sentences is None else torch.from_numpy(dealt)[sentences.cpu()]
 
     def _vectors(self) -> dict[str, Tensor]:
-        splits = self.features.splits
-        return {name: line_columns(p.columns, self.cut)["features"].to(self.device) for name, p in splits.items()}
+        parts = self._parts()
+        return {name: line_columns(p.columns, self.cut)["features"].to(self.device) for name, p in parts.items()}
+
+    def _parts(self) -> dict[str, SplitFeatures]:
+        """The splits, and the rows that are out of scope where there are some."""
+        outside = self.features.outside
+        return self.features.splits | ({} if outside is None else {OUTSIDE: outside})
 
     def _labels(self) -> dict[str, Tensor]:
         task = self.data.task

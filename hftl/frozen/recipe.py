@@ -103,6 +103,7 @@ def data_of(recipe: Recipe, backbone: Backbone, *, set_aside: bool = True) -> Da
         test_size=recipe.test_size,
         validation_size=recipe.validation_size,
         set_aside=set_aside,
+        out_of_scope=recipe.out_of_scope,
         division=Division(recipe.group, recipe.time, recipe.stratify, recipe.fold),
     )
     if recipe.drop:

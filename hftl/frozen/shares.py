@@ -50,7 +50,8 @@ class Share:
             shares.append(split.select(np.arange((self.number - 1 - start) % self.of, len(split), self.of)))
             start += len(split)
         train, *validation, test = shares
-        return replace(data, train=train, validation=validation[0] if validation else None, test=test)
+        # Rows out of scope are no part of training, and left to the run that measures them.
+        return replace(data, train=train, validation=validation[0] if validation else None, test=test, outside=None)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def fit_linear(
             what fits a model whose last layer has none.
         calibrate: divide the logits by a temperature fitted on held-out rows (classification only).
         validation: features and labels to choose and calibrate on, in place of folds.
-        aim: what thresholds of several labels are chosen for.
+        aim: what thresholds are chosen for.
         judge: the metric that chooses the strength, in place of the loss; the loss decides between strengths of which
             it says the same, and all of them where it is undefined at every one.
         dealt: (n,) int64, the fold of each row, from 0, in place of folds that are stratified by label.

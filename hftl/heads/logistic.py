@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hftl.errors import ConvergenceError, DataError
+from hftl.heads.abstention import abstention_report
 from hftl.heads.basis import Basis, default_strengths, fit_basis
 from hftl.heads.calibration import calibration_report, fit_temperature
 from hftl.heads.fit import HeadFit, HeldOutLogits, LinearOptions
@@ -89,6 +90,10 @@ def fit_logistic(
         judged = _held_out(problem, chosen)
         report |= _held_out_report(problem, chosen, judged.logits, options)
         held_out = judged if validation is None else None
+    elif options.aim.metric == "coverage":
+        raise DataError(
+            "coverage: no class has two rows, so no row can be held out to choose a threshold on: leave it out"
+        )
     full_weight = torch.zeros(options.num_labels, weight.shape[1], dtype=torch.float64, device=labels.device)
     full_weight[learnable.index] = weight
     full_bias = learnable.bias.clone()
@@ -219,7 +224,8 @@ def _choose_strength(problem: _Problem, options: LinearOptions) -> tuple[Candida
         middle = strengths[len(strengths) // 2]
         return None, {"path": [], "chosen_on": "nothing: no two rows of one class", "chosen": middle}
     # Thresholds and temperature need held-out logits even where there is nothing to choose between.
-    if len(strengths) == 1 and not options.calibrate and problem.link == "softmax":
+    needless = problem.link == "softmax" and options.aim.metric != "coverage"
+    if len(strengths) == 1 and not options.calibrate and needless:
         return None, {"path": [], "chosen_on": "nothing: one strength", "chosen": strengths[0]}
     judge = None if options.judge is None else partial(_judged_at_thresholds, problem, options, options.judge)
     path = walk(
@@ -313,7 +319,7 @@ def _with_constants(learnt: Tensor, learnable: _Learnable) -> Tensor:
 
 
 def _held_out_report(problem: _Problem, chosen: Candidate, judged: Tensor, options: LinearOptions) -> dict[str, Any]:
-    """What rows that were not seen say of the chosen strength: calibration and, for labels, thresholds."""
+    """What rows that were not seen say of the chosen strength: calibration and, where they are due, thresholds."""
     logits, targets = judged[:, problem.learnable.index], problem.held_out.targets
     report: dict[str, Any] = {}
     if options.calibrate:
@@ -323,4 +329,6 @@ def _held_out_report(problem: _Problem, chosen: Candidate, judged: Tensor, optio
         report |= threshold_report(
             logits, targets, options.aim, index=problem.learnable.index, num_labels=options.num_labels
         )
+    elif options.aim.metric == "coverage":
+        report |= abstention_report(logits, targets, options.aim.least)
     return report

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hftl.errors import ConvergenceError, DataError
+from hftl.heads.abstention import abstention_report
 from hftl.heads.calibration import calibration_report, fit_temperature
 from hftl.heads.checks import check_labels, loss_weights
 from hftl.heads.folds import task_folds
@@ -120,7 +121,7 @@ def fit_native(
         validation: features and labels to choose on.
         groups: (n,) int64, the group of each row; a group is held out whole.
         calibrate: divide the logits by a temperature fitted on the rows that chose (classification only).
-        aim: what thresholds of several labels are chosen for.
+        aim: what thresholds are chosen for.
         judge: the metric that chooses, in place of the loss; as of ``fit_linear``.
         dealt: (n,) int64, the fold of each row, of which the first is held out; dealt by label where None.
         seed: decides the held-out rows, the order of the batches and dropout.
@@ -180,6 +181,8 @@ def fit_native(
             refitted, judged = scaled, judged / temperature
     if loss == "sigmoid":
         report |= threshold_report(judged, judging.labels, aim)
+    elif aim.metric == "coverage":
+        report |= abstention_report(judged, judging.labels, aim.least)
     return NativeFit(refitted, report)
 
 

@@ -151,6 +151,8 @@ class RunPage:
             "main": main,
             "all": scores,
             "free": free,
+            "scope": self.metrics.scope_scores(),
+            "scope_of": self.metrics.out_of_scope,
             "figure": figures.beside(shown, first) if free and shown else None,
             "samples": told["samples"],
             "drawn": told["drawn"],
@@ -199,6 +201,10 @@ class RunPage:
             done = "folded into the head" if calibrated["folded"] else "not applied"
             told = f"temperature {calibrated['temperature']:.3g}, {done}: held-out log loss {before:.4f} → {after:.4f}"
             lines.append(("calibration", told))
+        if abstains := report.get("abstention"):
+            told = f"where the highest score is below {report['abstain_below']:.4f}, chosen for a coverage of "
+            told += f"{abstains['asked']:g} on {plural(abstains['rows'], 'held-out row')}"
+            lines.append(("abstains", told))
         if report.get("converged") is False:
             lines.append(("warning", "the solution did not converge to its tolerance"))
         return {"figures": drawn, "lines": lines}
@@ -450,6 +456,8 @@ class RunPage:
 NAMES = {name: told for name, (_, told) in METRICS.items()} | {
     "log_loss": "Log loss",
     "rmse": "Root mean squared error",
+    "accuracy_answered": "Accuracy of answered rows",
+    "coverage": "Share of rows answered",
 }
 SHORT = {
     "majority": "most frequent label",

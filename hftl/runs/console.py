@@ -75,7 +75,7 @@ def print_results(say: Terminal, metrics: Metrics, folder: Path, page: Path | No
     table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
-    known = metrics.known_intervals()
+    known, scope = metrics.known_intervals(), metrics.scope_scores()
     if known:
         table.add_column("95 % interval", justify="right")
     for name, value in metrics.eval.items():
@@ -87,6 +87,8 @@ def print_results(say: Terminal, metrics: Metrics, folder: Path, page: Path | No
         # What costs nothing, to read the result by.
         of = "f1" if "per_type" in metrics.eval else "accuracy"
         table.add_row(Text(f"{of} of {printable(name)}"), f"{value:.4f}", style="dim")
+    for name, each in scope.items():
+        table.add_row(Text(name), f"{each.value:.4f}", *([f"{each.low:.4f} to {each.high:.4f}"] if known else []))
     say.print(table)
     for line in _said_of_folds(metrics):
         say.print(line)

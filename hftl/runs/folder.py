@@ -191,6 +191,7 @@ class RunFolder:
         label_names: Sequence[str],
         thresholds: Sequence[float] | None = None,
         *,
+        abstain_below: float | None = None,
         groups: Sequence[str] | None = None,
     ) -> None:
         """Write ``predictions.parquet``, one line for each row of the test split.
@@ -206,6 +207,8 @@ class RunFolder:
             scores: (n, C) float32, or (words, C), as `hftl.tasks.Task.scores` gives them.
             label_names: names of the C classes or targets.
             thresholds: of several labels; see `hftl.tasks.Task.predicted`.
+            abstain_below: of one label a row, the score below which none is said; a column ``abstains`` then, beside
+                the label that would have been.
             groups: the name of each row's group, where rows have one; a column ``group`` then.
         """
         predicted = task.predicted(scores, label_names, thresholds)
@@ -218,6 +221,8 @@ class RunFolder:
         }
         if task.unit.is_exclusive:
             columns["score"] = list(task.by_row(scores.max(1), labels))
+        if abstain_below is not None:
+            columns["abstains"] = scores.max(1).astype(np.float64) < abstain_below
         if task.has_classes:
             columns["scores"] = [row.tolist() for row in task.by_row(scores, labels)] if task.of_words else list(scores)
         if groups is not None:

@@ -8,7 +8,7 @@ from typing import Any
 from hftl.criterion import Criterion
 from hftl.runs.record import Metrics
 from hftl.tasks import Task
-from hftl.wording import listing
+from hftl.wording import listing, printable
 
 # What each of `hftl.heads.baselines` does, for a person.
 FREE = {
@@ -30,6 +30,8 @@ def judgements(metrics: Metrics, criterion: Criterion) -> list[str]:
     finetune = metrics.finetune or {}
     return [
         *_not_reached(metrics),
+        *_abstention(metrics),
+        *_scope(metrics),
         *_below_baselines(metrics, criterion.task),
         *_below_start(finetune, criterion),
         *_from_start(finetune, criterion),
@@ -46,6 +48,45 @@ def _not_reached(metrics: Metrics) -> list[str]:
         f"labels    {listing([names[label] for label in labels])}: no threshold reaches {report['thresholds_for']} on "
         "held-out rows, so that of the largest F1 decides"
     ]
+
+
+def _abstention(metrics: Metrics) -> list[str]:
+    """What abstaining gains, and where test rows are answered less or more often than was asked."""
+    report = metrics.head or metrics.finetune or {}
+    asked, known = report.get("abstention"), metrics.known_intervals()
+    if not asked or "coverage" not in known:
+        return []
+    below, reached = report["abstain_below"], known["coverage"]
+    if not below:
+        return [
+            "abstains  the model never abstains: too many held-out rows have the very same score for a threshold to "
+            "part them"
+        ]
+    gain = (
+        f"accuracy {metrics.eval['accuracy_answered']:.4f} on them, {metrics.eval['accuracy']:.4f} on all"
+        if metrics.eval["accuracy_answered"] is not None
+        else "nothing is left"
+    )
+    answered = f"{reached.value:.1%} of test rows are answered; {gain}"
+    lines = [f"abstains  the model abstains where the score is below {below:.4f}: {answered}"]
+    if not reached.low <= asked["asked"] <= reached.high:
+        than = "fewer" if reached.value < asked["asked"] else "more"
+        lines.append(
+            f"coverage  {than} test rows are answered than the {asked['asked']:.1%} that were asked for, by more than "
+            "chance explains: they are not like the held-out rows of training"
+        )
+    return lines
+
+
+def _scope(metrics: Metrics) -> list[str]:
+    """What tells rows that are out of scope from the others best."""
+    report = metrics.out_of_scope
+    if not report:
+        return []
+    best = max(report["auroc"], key=report["auroc"].__getitem__)
+    rows = f"{report['rows']:,} rows labelled {printable(report['label'])!r} from {report['against']:,} test rows"
+    abstains = f"; the model abstains on {report['abstains']:.1%} of them" if "abstains" in report else ""
+    return [f"scope     {best.replace('_', ' ')} tells {rows} best: AUROC {report['auroc'][best]:.4f}{abstains}"]
 
 
 def _below_baselines(metrics: Metrics, task: Task) -> list[str]:

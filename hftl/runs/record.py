@@ -170,6 +170,8 @@ class Metrics(_Record):
         intervals: how sure they are: ``level``, what was ``drawn`` (rows or groups), how many ``units`` there are,
             ``samples``, and ``of`` each metric the low and the high end; empty in older runs.
         cross_validation: what ``--cv`` scored, and how; None where a test split was scored.
+        out_of_scope: how well scores tell rows of a ``label`` that is no class from test rows: ``rows`` with it,
+            ``against`` so many, ``auroc`` of each score and its ``intervals``; None where no label is out of scope.
         features: rows asked for, computed, reused and truncated, and the space's id.
         head: what the training of a head reports; None for fine-tuning.
         finetune: what fine-tuning reports; None for a head.
@@ -184,6 +186,7 @@ class Metrics(_Record):
     chosen_by: dict[str, Any] = Field(default_factory=dict)
     intervals: dict[str, Any] = Field(default_factory=dict)
     cross_validation: dict[str, Any] | None = None
+    out_of_scope: dict[str, Any] | None = None
     head: dict[str, Any] | None = None
     finetune: dict[str, Any] | None = None
     rows: dict[str, int] = Field(default_factory=dict)
@@ -204,9 +207,19 @@ class Metrics(_Record):
         ends: dict[str, list[float]] = self.intervals.get("of", {})
         return {name: Interval(self.eval[name], low, high) for name, (low, high) in ends.items()}
 
+    def scope_scores(self) -> dict[str, Interval]:
+        """The AUROC of each score for "none of these", with its interval, by a name for people."""
+        from hftl.intervals import Interval
+
+        report = self.out_of_scope or {"auroc": {}}
+        return {
+            f"AUROC of {name.replace('_', ' ')}": Interval(value, *report["intervals"][name])
+            for name, value in report["auroc"].items()
+        }
+
     def as_json(self) -> dict[str, Any]:
         """The content of ``metrics.json``."""
-        optional = ("head", "finetune", "cross_validation")
+        optional = ("head", "finetune", "cross_validation", "out_of_scope")
         return self.model_dump(mode="json", exclude={name for name in optional if getattr(self, name) is None})
 
 

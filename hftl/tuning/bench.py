@@ -142,7 +142,7 @@ class Bench:
         if data.validation is None:
             raise RecipeError("tuning chooses on a validation split: add --validation-size 0.2")
         # Whatever judges a test split judges this one; the data's own is not looked at.
-        data = replace(data, test=replace(data.validation, name="test"))
+        data = replace(data, test=replace(data.validation, name="test"), outside=None)
         features = None
         if needs_features(recipe):
             features = starting_features(
