@@ -238,3 +238,12 @@ def test_several_seeds_are_one_result_and_a_stopped_one_goes_on(cli: Cli, tmp_pa
     assert "--seeds 1: give at least 2" in cli.refused("run", RECIPES / "digits.py", "--seeds", "1")
     refused = cli.refused("run", RECIPES / "digits.py", "--seeds", "2", "--push", "me/x")
     assert "--push publishes one model" in refused
+
+
+def test_seeds_of_a_depth_that_is_chosen_go_on(cli: Cli, tmp_path: Path) -> None:
+    backbone, file = save("bert", tmp_path / "bert"), write(tmp_path / "x.csv", rows_of(12))
+    run = ("run", "--backbone", backbone, "--data", file, *STATED, "--seeds", "2", "--depth", "auto")
+    cli.ok(*run, "--out", tmp_path / "runs")
+    (tmp_path / "runs/seed-1/metrics.json").unlink()
+    (tmp_path / "runs/seeds.json").write_text(json.dumps({"seeds": [0, 1]}))
+    assert cli.ok(*run, "--out", tmp_path / "runs", "--resume").count("done before") == 1
