@@ -23,6 +23,7 @@ from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
 from hftl.export.proof import Evidence, prove_exports
 from hftl.export.trained import Exported, Trained
+from hftl.finetune.resume import settings
 from hftl.finetune.rows import without_bad_rows
 from hftl.finished import Run
 from hftl.frozen.features import StoredFeatures, matrix_of
@@ -376,12 +377,17 @@ def train_part(
             recipe = recipe.model_copy(update={"method": recipe.method.model_copy(update={"strengths": strengths})})
         return solved_head(recipe, target, features, part, silent, FOLD_TOLERANCE)
     where = folder.path / "cv" / name if folder else None
-    done = broadcast(on_main(lambda: read_fold(where) if where else None))
+    method, known = recipe.method, {n: split.digests for n, split in features.splits.items()} if features else None
+    criterion = chooses(recipe, part.task)
+    made_with = on_main(
+        lambda: settings(method, target.backbone, part, recipe.seed, known, criterion) | {"aim": str(recipe.aim)}
+    )
+    done = broadcast(on_main(lambda: read_fold(where, made_with) if where and resume else None))
     if done is not None:
         return of_fold(done)
     told: dict[str, Any] = {"origin": origin, "resume": resume, "track": (), "log": _log_nothing}
     trained = finetuned(recipe, target, features, part, where, silent, **told)
-    on_main(lambda: write_fold(where, trained) if where else None)
+    on_main(lambda: write_fold(where, trained, made_with) if where else None)
     return trained
 
 

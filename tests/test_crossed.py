@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,17 @@ def test_fine_tuning_goes_on_with_the_folds_that_were_done(cli: Cli, tmp_path: P
     cli.ok(*run, "--resume")
     assert (tmp_path / "run/cv/1-1.json").stat().st_mtime_ns == before
     assert metrics(tmp_path / "run")["eval"]["accuracy"] == whole["eval"]["accuracy"]
+    # Folds of another seed are of other rows.
+    (tmp_path / "run/metrics.json").unlink()
+    assert "the run began otherwise" in cli.refused(*run, "--seed", "1", "--resume")
+    rmtree(tmp_path / "run/checkpoints")
+    cli.ok(*run, "--seed", "1")
+    reread = pd.read_parquet(tmp_path / "run/out_of_fold.parquet")
+    assert (tmp_path / "run/cv/1-1.json").stat().st_mtime_ns != before
+    assert json.loads((tmp_path / "run/cv/1-1.json").read_text())["made_with"]["seed"] == 1
+    anew = (*run[:-1], tmp_path / "anew", "--seed", "1")
+    cli.ok(*anew)
+    assert reread.equals(pd.read_parquet(tmp_path / "anew/out_of_fold.parquet"))
 
 
 # ── intervals ────────────────────────────────────────────────────────────────────────────────────────────────────────
