@@ -41,6 +41,8 @@ FILE = "out_of_fold.parquet"
 NEARBY = 2
 # Relative distance from the minimum at which a fold's head stops: far below what its rows can tell apart.
 FOLD_TOLERANCE = 1e-5
+# Between the seeds of one deal and the next.
+SEED_STEP = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,11 @@ def dealt_for(plan: Plan, split: Split, task: Task, seed: int) -> np.ndarray:
             raise RecipeError(f"the column of folds has {given} in training, not {plan.folds}: give --cv {given}")
     dealt = []
     for repeat in range(plan.repeats):
-        by_columns = folds_of(split, task, plan.folds, seed + repeat)
+        # Far apart, so that runs of neighbouring seeds share no deal.
+        own = seed + SEED_STEP * repeat
+        by_columns = folds_of(split, task, plan.folds, own)
         if by_columns is None:
-            by_columns = task_folds(torch.from_numpy(split.labels), task, plan.folds, seed + repeat).numpy()
+            by_columns = task_folds(torch.from_numpy(split.labels), task, plan.folds, own).numpy()
         dealt.append(by_columns)
     return np.stack(dealt)
 
