@@ -16,7 +16,6 @@ from accelerate import PartialState
 
 from hftl.backbones.protocol import Target
 from hftl.backbones.text_tower import prompts_of
-from hftl.criterion import Criterion
 from hftl.crossed import FOLD_TOLERANCE, Crossed, Plan, Train, cross_validated, of_fold, read_fold, taken, write_fold
 from hftl.data import Data, Texts
 from hftl.errors import BadRowError, CutError, RecipeError
@@ -121,7 +120,7 @@ def run(
             raise RecipeError("--cv deals whole rows to folds, and here each word has a label: leave it out")
         criterion = chooses(recipe, data.task)
         on_main(lambda: check_method(recipe, target, Path(out or "runs"), resume=resume, track=track))
-        check_aim(recipe, data)
+        check_aim(recipe, data, plan)
         said = list(target.backbone.notes)
         # Only the main process has a folder; the others compute their share and write nothing but features.
         folder: RunFolder | None = on_main(lambda: open_folder(out, name, resume))
@@ -153,7 +152,10 @@ def run(
             where = folder.path if folder else None
             log = folder.log if folder else _log_nothing
             told: dict[str, Any] = {"origin": spec.origin, "resume": resume, "track": track, "log": log}
-            trained = finetuned(recipe, target, features, data, where, say, **told)
+            is_seen = crossed is not None and crossed.is_all
+            if is_seen:
+                told["log"] = partial(_log_of_training, log)
+            trained = finetuned(recipe, target, features, data, where, say, **told, is_seen=is_seen)
         if folder is None or trained is None:
             return None
         trained_at = time.monotonic()
@@ -306,7 +308,7 @@ def check_method(recipe: Recipe, target: Target, where: Path, *, resume: bool, t
         raise RecipeError("--track logs the steps of fine-tuning, and method=head takes none; leave it out")
 
 
-def check_aim(recipe: Recipe, data: Data) -> None:
+def check_aim(recipe: Recipe, data: Data, plan: Plan | None = None) -> None:
     """See that there are labels to decide, and rows to choose thresholds on, before anything is computed.
 
     Raises:
@@ -318,9 +320,8 @@ def check_aim(recipe: Recipe, data: Data) -> None:
     if data.task.link != "sigmoid":
         raise RecipeError(f"{field} is for data with several labels, and this is {data.task.words}: leave it out")
     if not isinstance(recipe.method, Head) and data.validation is None and recipe.method.patience is None:
-        raise RecipeError(
-            f"{field}: thresholds are chosen on held-out rows, and there are none: add --validation-size 0.1"
-        )
+        advice = "--validation-size 0.1" if plan is None else "--patience 2, which sets some aside in each training"
+        raise RecipeError(f"{field}: thresholds are chosen on held-out rows, and there are none: add {advice}")
 
 
 def open_folder(out: str | Path | None, name: str, resume: bool) -> RunFolder:
@@ -342,7 +343,11 @@ def planned(cv: str, recipe: Recipe) -> Plan:
             "--cv deals rows at random, and time wants the past trained on and the future tested: leave out one of them"
         )
     if recipe.validation_size is not None:
-        raise RecipeError("--cv chooses on folds of each fold's training rows: leave out --validation-size")
+        how = "folds" if isinstance(recipe.method, Head) else "a tenth (--patience 2)"
+        raise RecipeError(
+            f"--cv scores every training row, and chooses on {how} of those that each model is trained on: leave out "
+            "--validation-size"
+        )
     return plan
 
 
@@ -486,8 +491,12 @@ def finetuned(
     resume: bool,
     track: Sequence[str],
     log: Callable[..., None],
+    is_seen: bool = False,
 ) -> Trained:
-    """The model, fine-tuned on all processes from the solved head where there is one."""
+    """The model, fine-tuned on all processes from the solved head where there is one.
+
+    Where the rows of the test split are trained on too, ``is_seen``, what is measured on them is told as training's.
+    """
     # Brought only here: PEFT takes a second to import.
     from hftl.finetune.train import finetune
 
@@ -501,7 +510,10 @@ def finetuned(
         said = prompts_of(data.label_names[0], named.prompts or [PROMPT])[0]
         say.print(f"start     the text tower's embeddings of {said!r} and the other labels")
     elif head:
-        start = start_of(head, data, criterion, say)
+        value = criterion.value(head.logits.numpy(), data.test.labels, label_names=data.label_names)
+        worth = "" if is_seen else f": {printable(criterion.name)} {value:.4f}"
+        say.print(f"start     the head solved on the features{worth}")
+        start = head.parameters
     trained = finetune(
         recipe.method,
         target,
@@ -524,14 +536,19 @@ def finetuned(
         if "baselines" in head.report:
             # What costs nothing on these features stands beside what fine-tuning made of them.
             trained.report["baselines"] = head.report["baselines"]
+    if is_seen:
+        trained.report["epochs"] = [_of_training(epoch) for epoch in trained.report["epochs"]]
+        trained.report["start"] = _of_training(trained.report["start"])
     return trained
 
 
-def start_of(head: Trained, data: Data, criterion: Criterion, say: Terminal) -> dict[str, torch.Tensor]:
-    """The solved head's parameters, for fine-tuning to start from, and a word on how good they are."""
-    value = criterion.value(head.logits.numpy(), data.test.labels, label_names=data.label_names)
-    say.print(f"start     the head solved on the features: {printable(criterion.name)} {value:.4f}")
-    return head.parameters
+def _of_training(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What an epoch was measured to be, where the rows of the test split are those of training."""
+    return {**measured, "split": "train"} if measured.get("split") == "test" else dict(measured)
+
+
+def _log_of_training(log: Callable[..., None], event: str, **values: Any) -> None:
+    log(event, **_of_training(values))
 
 
 def measure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -27,7 +28,13 @@ from sklearn.preprocessing import StandardScaler
 from tiny import save
 
 import hftl
+from hftl.crossed import Plan, dealt_for
+from hftl.data import Split, Texts
 from hftl.intervals import percentiles, proportion, share_of_units
+from hftl.report.alike import OpenedRun
+from hftl.report.numbers import said as said_of
+from hftl.report.sections import RunPage
+from hftl.runs.folder import RunFolder
 from hftl.scored import intervals_of
 from hftl.tasks import Task
 
@@ -161,6 +168,15 @@ def test_fine_tuning_goes_on_with_the_folds_that_were_done(cli: Cli, tmp_path: P
     said = cli.ok(*run)
     assert "2 folds, dealt once: 2 trainings of 1 epochs (--method head takes seconds)" in said
     whole = metrics(tmp_path / "run")
+    # The exported model was measured on rows that it was trained on, and nothing says otherwise.
+    assert "start     the head solved on the features\n" in said
+    assert "test split" not in said
+    assert "on the train split" in said
+    assert {epoch["split"] for epoch in (*whole["finetune"]["epochs"], whole["finetune"]["start"])} == {"train"}
+    events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
+    assert {event["split"] for event in events if event["event"] == "epoch"} == {"train"}
+    # Advice is of what --cv takes.
+    assert "--validation-size" not in said
     # As if it had been killed after the first fold.
     (tmp_path / "run/metrics.json").unlink()
     (tmp_path / "run/cv/1-2.json").unlink()
@@ -179,6 +195,49 @@ def test_fine_tuning_goes_on_with_the_folds_that_were_done(cli: Cli, tmp_path: P
     anew = (*run[:-1], tmp_path / "anew", "--seed", "1")
     cli.ok(*anew)
     assert reread.equals(pd.read_parquet(tmp_path / "anew/out_of_fold.parquet"))
+
+
+def test_labels_that_folds_decided_by_their_own_thresholds_are_told_as_they_were_decided(
+    cli: Cli, tmp_path: Path
+) -> None:
+    generator, lines = np.random.default_rng(0), []
+    for row in range(48):
+        has = generator.random(2) < 0.5
+        words = [word if has[k] != (generator.random() < 0.25) else "grey" for k, word in enumerate(("good", "red"))]
+        labels = [name for k, name in enumerate(("kind", "warm")) if has[k]]
+        lines.append(json.dumps({"text": f"{words[0]} {words[1]} {row}", "labels": labels}) + "\n")
+    (tmp_path / "x.jsonl").write_text("".join(lines))
+    data = ("--data", tmp_path / "x.jsonl", "--input-columns", "text", "--label-columns", "labels")
+    run = ("run", "--backbone", save("bert", tmp_path / "bert"), *data, "--task", "multi_label", "--cv", "2x2")
+    tuned = ("--method", "full", "--epochs", "2", "--lr", "1e-3", "--at-precision", "0.6", "--out", tmp_path / "run")
+    refused = cli.refused(*run, *tuned)
+    assert "add --patience 2" in refused
+    assert "--validation-size" not in refused
+    assert "(--patience 2)" in cli.refused(*run, *tuned, "--validation-size", "0.1")
+    cli.ok(*run, *tuned, "--patience", "2")
+    card = (tmp_path / "run/model/README.md").read_text()
+    assert "| label | precision | recall | F1 | rows |" in card
+    assert "tables by label and all others are of the first deal" in card
+    kept = pd.read_parquet(tmp_path / "run/predictions.parquet")
+    decided = [[name in row for name in ("kind", "warm")] for row in kept["prediction"]]
+    # The exported model's thresholds would have decided otherwise.
+    by_last = np.stack(kept["scores"]) > metrics(tmp_path / "run")["finetune"]["thresholds"]
+    assert (by_last != decided).any()
+    opened = OpenedRun.of(tmp_path / "run")
+    assert (opened.tested.predicted == decided).all()
+    assert (RunPage(RunFolder(tmp_path / "run")).predictions.predicted == decided).all()
+    place = np.array([5, 2, 9])
+    turned = opened.at(place, replace(opened, tested=replace(opened.tested, names=["warm", "kind"])))
+    assert (turned.predicted == np.array(decided)[place][:, ::-1]).all()
+    assert said_of(turned, 1)[1] == [name for name in ("warm", "kind") if name in kept["prediction"][2]]
+
+
+def test_neighbouring_seeds_share_no_deal() -> None:
+    split = Split(
+        "train", Texts([(f"text {row}",) for row in range(40)], [str(row) for row in range(40)]), np.arange(40) % 2
+    )
+    deals = [dealt_for(Plan(4, 3), split, Task.SINGLE_LABEL, seed) for seed in (0, 1)]
+    assert not any((one == other).all() for one in deals[0] for other in deals[1])
 
 
 # ── intervals ────────────────────────────────────────────────────────────────────────────────────────────────────────
