@@ -199,6 +199,8 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         **_by_class(computed, names),
         "at_half": computed.get("at_half"),
         "thresholds": "at_half" in computed,
+        # Where folds decided, each by its own, a label has none.
+        "by_label": any("threshold" in row for row in computed.get("per_class", {}).values()),
         # Runs of a release that did not say aimed at F1.
         "aim": report.get("thresholds_for", "F1"),
         "not_reached": [names[label] for label in report.get("not_reached", [])],

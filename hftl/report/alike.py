@@ -46,7 +46,8 @@ class OpenedRun:
                 f"{path}: each word has a label there, and runs are compared by whole rows only: leave it out"
             )
         data, thresholds = record.data, (metrics.head or metrics.finetune or {}).get("thresholds")
-        tested = Predictions.read(path / PREDICTIONS, data.task, data.label_names, thresholds)
+        file, by_folds = path / PREDICTIONS, metrics.is_by_folds
+        tested = Predictions.read(file, data.task, data.label_names, thresholds, by_folds=by_folds)
         return cls(folder, record, metrics, tested)
 
     def at(self, place: np.ndarray, first: OpenedRun) -> Predictions:
@@ -62,6 +63,7 @@ class OpenedRun:
             labels=tested.labels[place],
             scores=tested.scores[place],
             groups=None if tested.groups is None else tested.groups[place],
+            thresholds=tested.thresholds[place] if np.ndim(tested.thresholds) == 2 else tested.thresholds,
         )
         if tested.names == names:
             return chosen
@@ -72,7 +74,7 @@ class OpenedRun:
             )
         column = np.array([tested.names.index(name) for name in names])
         labels = np.argsort(column)[chosen.labels] if tested.task.is_exclusive else chosen.labels[:, column]
-        thresholds = tested.thresholds and [tested.thresholds[k] for k in column.tolist()]
+        thresholds = None if chosen.thresholds is None else np.asarray(chosen.thresholds)[..., column]
         return replace(chosen, names=names, labels=labels, scores=chosen.scores[:, column], thresholds=thresholds)
 
 

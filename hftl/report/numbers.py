@@ -36,7 +36,8 @@ class Predictions:
         rows: the rows' names.
         labels: int64 (n,) class numbers; float32 (n, C) of 0 and 1, or targets; tags of sentences.
         scores: float32 (n, C), or (words, C), as `hftl.tasks.Task.scores` gives them.
-        thresholds: of several labels, above which each is predicted; None for 0.5.
+        thresholds: of several labels, above which each is predicted, (C,), or float64 (n, C) where rows were decided by
+            different models; None for 0.5.
         groups: int64 (n,), the group of each row; None where rows are independent.
     """
 
@@ -45,12 +46,21 @@ class Predictions:
     rows: list[str]
     labels: np.ndarray
     scores: np.ndarray
-    thresholds: list[float] | None = None
+    thresholds: Any = None
     groups: np.ndarray | None = None
 
     @classmethod
-    def read(cls, file: Path, task: Task, names: list[str], thresholds: list[float] | None) -> Predictions:
+    def read(
+        cls, file: Path, task: Task, names: list[str], thresholds: list[float] | None, *, by_folds: bool = False
+    ) -> Predictions:
         """Read ``predictions.parquet``.
+
+        Args:
+            file: the file.
+            task: what the labels are.
+            names: of the C classes or targets.
+            thresholds: the exported model's.
+            by_folds: whether models of folds decided, each by thresholds of its own, so that only the file says how.
 
         Raises:
             HftlError: the file is missing or damaged.
@@ -69,11 +79,15 @@ class Predictions:
             )
             labels = read()
             rows = table.column("row").to_pylist()
+            decided: Any = thresholds
+            if by_folds and thresholds is not None:
+                # A probability is above 0 where it was above a threshold, and never above 1.
+                decided = 1.0 - _indicators(table.column("prediction").to_pylist(), names, scores)
             named = table.column("group").to_pylist() if "group" in table.column_names else None
             groups = None if named is None else np.unique(named, return_inverse=True)[1]
         except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
             raise HftlError(f"{file} cannot be read ({one_line(error, 100)}); run it again") from error
-        return cls(task, names, rows, labels, scores, thresholds, groups)
+        return cls(task, names, rows, labels, scores, decided, groups)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -280,10 +294,10 @@ def worst_rows(predictions: Predictions, most: int) -> list[int]:
 def said(predictions: Predictions, row: int) -> tuple[Any, Any]:
     """A row's label and prediction: names, lists of names, or lists of numbers."""
     one = slice(row, row + 1)
-    task, names = predictions.task, predictions.names
-    return task.truth(predictions.labels[one], names)[0], task.predicted(
-        predictions.scores[one], names, predictions.thresholds
-    )[0]
+    task, names, cuts = predictions.task, predictions.names, predictions.thresholds
+    if np.ndim(cuts) == 2:
+        cuts = cuts[one]
+    return task.truth(predictions.labels[one], names)[0], task.predicted(predictions.scores[one], names, cuts)[0]
 
 
 # ── several labels ───────────────────────────────────────────────────────────────────────────────────────────────────

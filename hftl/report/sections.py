@@ -85,7 +85,8 @@ class RunPage:
         data = self.made.data
         thresholds = self.training.get("thresholds")
         decided_by = thresholds if "at_half" in self.metrics.eval else None
-        return Predictions.read(self.run.path / "predictions.parquet", data.task, data.label_names, decided_by)
+        file, by_folds = self.run.path / "predictions.parquet", self.metrics.is_by_folds
+        return Predictions.read(file, data.task, data.label_names, decided_by, by_folds=by_folds)
 
     @cached_property
     def collected(self) -> Collected:
