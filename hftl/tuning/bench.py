@@ -115,15 +115,17 @@ class Bench:
         trained = self._trained(recipe, start, where, watch)
         logits = trained.logits.numpy()
         criterion = chooses(recipe, task)
-        value = criterion.value(logits, data.test.labels)
+        value = criterion.value(logits, data.test.labels, label_names=data.label_names)
         if not math.isfinite(value):
             raise ConvergenceError(f"{criterion.name} is undefined on the validation rows")
         moved = 0.0
         if spread:
             every, groups = np.arange(len(data.test)), data.test.marks.groups
-            moved = float(
-                scored(criterion, data.test.labels, every, logits, seed=recipe.seed, groups=groups).draws.std()
+            names = data.label_names
+            again = scored(
+                criterion, data.test.labels, every, logits, seed=recipe.seed, groups=groups, label_names=names
             )
+            moved = float(again.draws.std())
         epochs = trained.report.get("epochs")
         return TrialScore(value, moved, len(epochs) - 1 if epochs else None)
 
