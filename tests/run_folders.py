@@ -90,7 +90,8 @@ def write_run(
     )
     folder.write_record(record.model_copy(update=changes))
     scores = np.asarray(scores, dtype=np.float32)
-    logits = task.case(single_label=np.log(scores.clip(1e-30)), multi_label=_logit(scores), regression=scores)
+    logs = np.log(scores.clip(1e-30))
+    logits = task.case(single_label=logs, multi_label=_logit(scores), regression=scores, token_labels=logs)
     named = [f"row {i}" for i in range(len(labels))] if rows is None else rows
     folder.write_predictions(task, list(map(str, named)), labels, scores, list(names))
     values = evaluate_predictions(task, logits, labels, list(names))

@@ -81,7 +81,7 @@ def test_a_missing_pooler_is_trained_with_the_head_and_named(cli: Cli, tmp_path:
 
 def test_a_misspelt_flag_and_recipe_name_what_is_meant_and_that_works(cli: Cli, tmp_path: Path):
     (tmp_path / "r.py").write_text(RECIPE)
-    assert "--fold" in cli.refused("run", "r.py", "--fold", "3", "--show")
+    assert "--folds" in cli.refused("run", "r.py", "--flods", "3", "--show")
     assert "did you mean 'r.py'" in cli.refused("run", "rr.py")
-    assert "method.folds" in cli.refused("run", "r.py", "--set", "fold=3")
+    assert "method.calibrate" in cli.refused("run", "r.py", "--set", "calibrat=false")
     assert "folds=3" in cli.ok("run", "r.py", "--set", "method.folds=3", "--show")

@@ -34,6 +34,7 @@ def table(seed: int, *, by_time: bool = False) -> tuple[Split, Task, float]:
         single_label=generator.integers(0, generator.integers(2, 6), rows),
         multi_label=(generator.random((rows, 3)) < 0.3).astype(np.float32),
         regression=generator.normal(size=(rows, 1)).astype(np.float32),
+        token_labels=None,
     )
     groups = (generator.random(rows) ** 2 * generator.integers(3, rows)).astype(np.int64)
     groups[:2] = 0, rows

@@ -144,10 +144,10 @@ def _load(source: Source, options: BackboneOptions) -> Backbone:
         return TextBackbone(source, options.max_length)
     if is_seen and kind in MODEL_MAPPING:
         return BareImageBackbone(source)
-    if kind in WORD_MODELS:
-        return WordBackbone(source, options.max_length)
     if kind in MODEL_MAPPING:
         return BareTextBackbone(source, options.max_length)
+    if kind in WORD_MODELS:
+        return WordBackbone(source, options.max_length)
     raise BackboneError(
         f"{source.id}: transformers has neither image nor sequence classification for "
         f"{kind.__name__.removesuffix('Config')}, and no base model of it"

@@ -146,12 +146,13 @@ def for_words(backbone: Backbone) -> Backbone:
     # Brought only here: they bring torch and transformers.
     from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
 
+    from hftl.backbones.bare import BareTextBackbone
     from hftl.backbones.text import TextBackbone
     from hftl.backbones.words import WordBackbone
 
     if isinstance(backbone, WordBackbone):
         return backbone
-    if type(backbone) is not TextBackbone:
+    if not isinstance(backbone, TextBackbone) or type(backbone) not in (TextBackbone, BareTextBackbone):
         raise BackboneError(
             f"{backbone.name} is a {type(backbone).__name__}, which gives words no labels: take a model of texts that "
             "transformers loads"

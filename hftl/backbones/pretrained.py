@@ -327,8 +327,10 @@ class PretrainedBackbone:
         if not is_onnx_folder(self.source.folder):
             check_layers(self.name, config, len(self.weight_files()))
         try:
+            # Found before: a bare model's class is told by a forward, which is not to run on the meta device.
+            auto_class = self.auto_class
             with torch.device("meta"):
-                model: nn.Module = self.auto_class.from_config(copy.deepcopy(config), trust_remote_code=False)
+                model: nn.Module = auto_class.from_config(copy.deepcopy(config), trust_remote_code=False)
         except Exception as error:  # whatever a model's class raises on a configuration
             raise BackboneError(f"{self.name} cannot be built: {named_error(error)[:300]}") from error
         without_generation(model.config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -17,11 +17,12 @@ from hftl.data.opening import as_path, existing_path
 from hftl.data.raw import RawData, RawSplit, SplitName
 from hftl.data.tables import TABLE_SUFFIXES, read_tables
 from hftl.errors import DataError
+from hftl.regular import open_regular
 from hftl.wording import did_you_mean, listing, one_line, plural
 
 TEXT_SUFFIXES = (".txt",)
-# Lines of a .txt file that tell whether it holds tagged words.
-_LOOKED_AT = 1_000
+# Bytes of a .txt file that tell whether it holds tagged words.
+_LOOKED_AT = 64 << 10
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[^@:]+)?(@[^@]+)?")
 
@@ -89,14 +90,20 @@ def _better_form(path: Path) -> str:
 
 
 def _is_conll(path: Path) -> bool:
-    """Whether the first lines of a file are words with something behind each, and an empty line ends a sentence."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            lines = [line.split() for line in itertools.islice(file, _LOOKED_AT)]
-    except (OSError, ValueError):
+    """Whether a .txt file begins with words that have something behind each, and an empty line ends a sentence."""
+    if path.suffix.lower() not in TEXT_SUFFIXES:
         return False
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            beginning = file.read(_LOOKED_AT)
+    except OSError:
+        return False
+    # Whatever stands behind the last end of a line may be cut.
+    lines = [line.split() for line in beginning.decode("utf-8", errors="replace").splitlines(keepends=True)]
+    if len(beginning) == _LOOKED_AT:
+        lines = lines[:-1]
     widths = {len(line) for line in lines if line and line[0] != "-DOCSTART-"}
-    return path.suffix.lower() in TEXT_SUFFIXES and [] in lines and len(widths) == 1 and widths.pop() > 1
+    return [] in lines and len(widths) == 1 and widths.pop() > 1
 
 
 def _near(path: Path) -> str:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from hftl.criterion import Criterion
-from hftl.intervals import Interval
 from hftl.tasks import Task
+
+if TYPE_CHECKING:
+    from hftl.intervals import Interval
 
 RECORD = "recipe.json"
 
@@ -196,6 +198,9 @@ class Metrics(_Record):
 
     def known_intervals(self) -> dict[str, Interval]:
         """The 95 % interval of each metric that has one."""
+        # Brought only here: it brings numpy, which a command that lists its flags does not need.
+        from hftl.intervals import Interval
+
         ends: dict[str, list[float]] = self.intervals.get("of", {})
         return {name: Interval(self.eval[name], low, high) for name, (low, high) in ends.items()}
 

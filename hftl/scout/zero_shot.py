@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,13 +144,23 @@ def zero_shot(
         key = _key(target.backbone, test, data, store.file_digests)
         keep_remembered(store.root / MEMORY, key, score.interval.value)
         if folder:
-            with writing(folder):
-                written = export_pooled(target, _dual(target).pooling, [Dense(weight, bias)], None, folder, model.body)
+            # Written beside, so that a folder of that name is always a whole and proved one.
+            draft = folder.with_name(f".{folder.name}.unfinished")
+            shutil.rmtree(draft, ignore_errors=True)
             device = PartialState().device
             evidence = Evidence(
                 test.split, data.task, logits, probe.mixed_precision, stored.content.equal_lengths, device
             )
-            prove_exports(written, target, evidence, reader.say.print)
+            try:
+                with writing(folder):
+                    written = export_pooled(
+                        target, _dual(target).pooling, [Dense(weight, bias)], None, draft, model.body
+                    )
+                prove_exports(written, target, evidence, reader.say.print)
+                with writing(folder):
+                    draft.rename(folder)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
     found = logits.argmax(1).numpy() == labels
     counts = np.bincount(labels, minlength=len(data.label_names))
     majority = float(counts.max() / len(labels))
