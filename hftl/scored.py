@@ -85,7 +85,7 @@ def scored(
     """
     truth = labels[rows]
     of_rows = None if groups is None else groups[rows]
-    measured = _measured(criterion, scores, truth, label_names)
+    measured = _on_samples(criterion, scores, truth, label_names)
     value = float(measured(np.ones((1, len(rows))))[0])
     if not np.isfinite(value):
         raise DataError(
@@ -102,7 +102,7 @@ def scored(
     return Score(criterion, interval, draws, rows, scores)
 
 
-def _measured(
+def _on_samples(
     criterion: Criterion, scores: np.ndarray, truth: np.ndarray, label_names: Sequence[str]
 ) -> Callable[[Array], Array]:
     """The metric of predictions on samples; what each sentence adds to it is counted once for all of them."""

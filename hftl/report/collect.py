@@ -44,7 +44,7 @@ from hftl.report.collected import (
 )
 from hftl.report.numbers import Predictions, worst_rows
 from hftl.report.plane import on_a_plane
-from hftl.report.spans import said_entities, sentences_of, worst_sentences
+from hftl.report.spans import judged_rows, said_entities, worst_sentences
 from hftl.scored import scored
 from hftl.scout.copies import CANDIDATE, Neighbours, copies_by_split, find_copies
 from hftl.scout.stored import split_matrix
@@ -127,7 +127,7 @@ def _of_sentences(gathered: _Gathering, features: StoredFeatures | None) -> Coll
     else:
         exact, first = _exact_copies(shelf, features)
         copies = CopiesAcross(exact=exact, near=0, compared=0, first=first[:MOST_COPIES])
-    sentences = sentences_of(predictions)
+    sentences = judged_rows(predictions)
     worst = [
         WorstRow(row=row, shown=shelf.put("test", row, sentences[row].first_mistake), near=[])
         for row in worst_sentences(predictions, MOST_WORST)

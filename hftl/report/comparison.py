@@ -344,7 +344,7 @@ def _outputs_measured(task: Task, together: Sequence[Predictions]) -> Callable[[
 
 def _types_measured(together: Sequence[Predictions]) -> Callable[[Array], Array]:
     """F1 of each type of entity on samples: (runs, b, types); NaN where a sample has no entity of a type."""
-    found = [_counted(rows) for rows in together]
+    found = [_type_counts(rows) for rows in together]
 
     def measured(times: Array) -> Array:
         each = []
@@ -356,19 +356,19 @@ def _types_measured(together: Sequence[Predictions]) -> Callable[[Array], Array]
     return measured
 
 
-def _counted(rows: Predictions) -> np.ndarray:
+def _type_counts(rows: Predictions) -> np.ndarray:
     return entity_counts(Tagging(tuple(rows.names)), rows.labels, rows.predicted)
 
 
 def _entities_differ(one: Predictions, other: Predictions) -> np.ndarray:
     """In which sentences two runs do not find, or claim, as many entities of each type: bool (n, types)."""
-    differ: np.ndarray = (_counted(one) != _counted(other)).any(2)
+    differ: np.ndarray = (_type_counts(one) != _type_counts(other)).any(2)
     return differ
 
 
 def _entities_of_each(rows: Predictions) -> np.ndarray:
     """How many entities of each type there are: int64 (types,)."""
-    there: np.ndarray = _counted(rows)[:, :, 2].sum(0).astype(np.int64)
+    there: np.ndarray = _type_counts(rows)[:, :, 2].sum(0).astype(np.int64)
     return there
 
 
@@ -392,7 +392,7 @@ def _most_apart(task: Task, together: Sequence[Predictions]) -> tuple[list[Disag
     distance = apart.sum(1)
     if task.of_words:
         distance = np.array([each.sum() for each in task.by_row(distance, first.labels)])
-        spans = [_spans(rows) for rows in together]
+        spans = [_predicted_spans(rows) for rows in together]
         other = np.flatnonzero([any(of_run[row] != spans[0][row] for of_run in spans) for row in range(len(first))])
     else:
         predicted = np.stack([rows.predicted for rows in together]).reshape(len(together), len(first), -1)
@@ -421,7 +421,7 @@ def _said_of(together: Sequence[Predictions], row: int) -> tuple[Any, list[Any]]
     return label, predictions
 
 
-def _spans(rows: Predictions) -> list[list[Span]]:
+def _predicted_spans(rows: Predictions) -> list[list[Span]]:
     """The predicted entities of each sentence."""
     tagging = Tagging(tuple(rows.names))
     return [list(tagging.spans(tags.tolist())) for tags in rows.predicted]

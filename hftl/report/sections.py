@@ -34,7 +34,7 @@ from hftl.report.numbers import (
     worst_rows,
 )
 from hftl.report.sentences import table_of_types, worst_cards
-from hftl.report.spans import Sentence, sentences_of
+from hftl.report.spans import JudgedEntities, judged_rows
 from hftl.report.svg import SERIES
 from hftl.runs.folder import CARD, EVENTS, RunFolder
 from hftl.runs.judgement import judgements
@@ -313,7 +313,7 @@ class RunPage:
 
     def types(self) -> dict[str, Any]:
         """F1, precision, recall and what became of the entities of each type, the worst first; which are confused."""
-        return table_of_types(self.metrics.eval["per_type"], self.judged)
+        return table_of_types(self.metrics.eval["per_type"], self.judged_entities)
 
     # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -341,13 +341,13 @@ class RunPage:
         return {"cards": cards, "reference": collected.neighbours_of, "missing": collected.missing}
 
     @cached_property
-    def judged(self) -> list[Sentence]:
+    def judged_entities(self) -> list[JudgedEntities]:
         """The entities of the test sentences."""
-        return sentences_of(self.predictions)
+        return judged_rows(self.predictions)
 
     def sentences(self) -> dict[str, Any]:
         """The sentences with the worst mistakes, as they are and as they were predicted."""
-        return worst_cards(self.predictions, self.judged, self.collected)
+        return worst_cards(self.predictions, self.judged_entities, self.collected)
 
     def _scores_of(self, row: int) -> list[tuple[str, float]]:
         """The score of the prediction and of the label; none where the prediction itself is a number."""

@@ -10,7 +10,7 @@ from hftl.report.numbers import Predictions
 from hftl.report.spans import (
     Fate,
     Judged,
-    Sentence,
+    JudgedEntities,
     confused_types,
     fates_by_type,
     pieces,
@@ -24,7 +24,7 @@ MOST_TYPES, MOST_CONFUSIONS, MOST_WITHOUT_WORDS = 1000, 15, 20
 ALONE = "plain"
 
 
-def table_of_types(per_type: Mapping[str, Mapping[str, Any]], sentences: Sequence[Sentence]) -> dict[str, Any]:
+def table_of_types(per_type: Mapping[str, Mapping[str, Any]], sentences: Sequence[JudgedEntities]) -> dict[str, Any]:
     """The rows of the table of types, the worst first, and the types that are confused most.
 
     Args:
@@ -58,7 +58,7 @@ def table_of_types(per_type: Mapping[str, Mapping[str, Any]], sentences: Sequenc
     }
 
 
-def worst_cards(predictions: Predictions, sentences: Sequence[Sentence], collected: Collected) -> dict[str, Any]:
+def worst_cards(predictions: Predictions, sentences: Sequence[JudgedEntities], collected: Collected) -> dict[str, Any]:
     """The worst sentences: where the run kept their words, these with their entities; else entities by place.
 
     Args:

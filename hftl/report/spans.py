@@ -41,7 +41,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Sentence:
+class JudgedEntities:
     """The entities of one sentence.
 
     Attributes:
@@ -63,7 +63,7 @@ class Sentence:
         return min((each.span.start for each in (*self.true, *self.said) if each.fate is not Fate.RIGHT), default=0)
 
 
-def judged(tagging: Tagging, labels: Sequence[int], predicted: Sequence[int]) -> Sentence:
+def judged_entities(tagging: Tagging, labels: Sequence[int], predicted: Sequence[int]) -> JudgedEntities:
     """Every entity of a sentence beside the one of the other side that it shares most words with, the first of equals.
 
     Args:
@@ -72,7 +72,7 @@ def judged(tagging: Tagging, labels: Sequence[int], predicted: Sequence[int]) ->
         predicted: the same, as predicted.
     """
     true, said = list(tagging.spans(labels)), list(tagging.spans(predicted))
-    return Sentence([_beside(span, said) for span in true], [_beside(span, true) for span in said])
+    return JudgedEntities([_beside(span, said) for span in true], [_beside(span, true) for span in said])
 
 
 def _beside(span: Span, others: Sequence[Span]) -> Judged:
@@ -87,11 +87,11 @@ def _beside(span: Span, others: Sequence[Span]) -> Judged:
     return Judged(span, Fate.WORDS if other.type == span.type else Fate.BOTH, other)
 
 
-def sentences_of(predictions: Predictions) -> list[Sentence]:
+def judged_rows(predictions: Predictions) -> list[JudgedEntities]:
     """The entities of every row of a test split."""
     tagging = Tagging(tuple(predictions.names))
     pairs = zip(predictions.labels, predictions.predicted, strict=True)
-    return [judged(tagging, labels.tolist(), said.tolist()) for labels, said in pairs]
+    return [judged_entities(tagging, labels.tolist(), said.tolist()) for labels, said in pairs]
 
 
 def words_loss(predictions: Predictions) -> np.ndarray:
@@ -105,20 +105,20 @@ def words_loss(predictions: Predictions) -> np.ndarray:
 
 def worst_sentences(predictions: Predictions, most: int) -> list[int]:
     """The rows with a wrong entity, the one with the largest loss first."""
-    wrong = np.flatnonzero([not sentence.is_right for sentence in sentences_of(predictions)])
+    wrong = np.flatnonzero([not sentence.is_right for sentence in judged_rows(predictions)])
     order = wrong[np.argsort(-words_loss(predictions)[wrong], kind="stable")]
     found: list[int] = order[:most].tolist()
     return found
 
 
-def fates_by_type(sentences: Sequence[Sentence]) -> tuple[Counter[tuple[str, Fate]], Counter[str]]:
+def fates_by_type(sentences: Sequence[JudgedEntities]) -> tuple[Counter[tuple[str, Fate]], Counter[str]]:
     """How many true entities of each type had which fate, and how many of each type were found where none is."""
     true = Counter((each.span.type, each.fate) for sentence in sentences for each in sentence.true)
     said = [each for sentence in sentences for each in sentence.said]
     return true, Counter(each.span.type for each in said if each.fate is Fate.NOTHING)
 
 
-def confused_types(sentences: Sequence[Sentence]) -> list[tuple[str, str, int]]:
+def confused_types(sentences: Sequence[JudgedEntities]) -> list[tuple[str, str, int]]:
     """True type, predicted type and count of entities that were taken for another type, the most frequent first."""
     pairs = Counter(
         (each.span.type, each.other.type)
