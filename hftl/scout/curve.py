@@ -53,7 +53,7 @@ class Curve(Answer):
 
     Attributes:
         metric: the one that chooses.
-        rows: training rows that there are.
+        rows: training rows that there are; sentences where words have labels.
         seeds: draws of held-out and training rows.
         points: from few rows to many.
         limit: what the fitted law tends to with endless labels.
