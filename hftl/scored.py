@@ -66,6 +66,7 @@ def scored(
     spread: float = 1.0,
     groups: np.ndarray | None = None,
     label_names: Sequence[str] = (),
+    thresholds: Sequence[float] | None = None,
 ) -> Score:
     """The metric that chooses of predictions for some rows, with its interval.
 
@@ -79,13 +80,14 @@ def scored(
         spread: how many times as far the metric spreads as under resampled rows; 1 for one fixed model.
         groups: int64, the group of each of all rows; groups are drawn whole. None where rows are independent.
         label_names: of tags, which say what an entity is; else not needed.
+        thresholds: of several labels, the probability of each above which it is predicted; None for 0.5.
 
     Raises:
         DataError: the metric is undefined on these rows.
     """
     truth = labels[rows]
     of_rows = None if groups is None else groups[rows]
-    measured = _on_samples(criterion, scores, truth, label_names)
+    measured = _on_samples(criterion, scores, truth, thresholds, label_names)
     value = float(measured(np.ones((1, len(rows))))[0])
     if not np.isfinite(value):
         raise DataError(
@@ -103,11 +105,15 @@ def scored(
 
 
 def _on_samples(
-    criterion: Criterion, scores: np.ndarray, truth: np.ndarray, label_names: Sequence[str]
+    criterion: Criterion,
+    scores: np.ndarray,
+    truth: np.ndarray,
+    thresholds: Sequence[float] | None,
+    label_names: Sequence[str],
 ) -> Callable[[Array], Array]:
     """The metric of predictions on samples; what each sentence adds to it is counted once for all of them."""
     if not criterion.task.of_words:
-        return partial(criterion.at, scores, truth)
+        return partial(criterion.at, scores, truth, thresholds=thresholds)
     sums = SentenceSums.of(scores, truth, label_names)
     return lambda counts: sums.at(counts)[criterion.name]
 

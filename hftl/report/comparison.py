@@ -187,6 +187,7 @@ def compare(runs: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Compari
             seed=seed,
             groups=first.groups,
             label_names=first.names,
+            thresholds=rows.thresholds,
         )
         for rows in together
     ]
