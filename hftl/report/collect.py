@@ -200,8 +200,7 @@ class Shelf:
     def _sentence(self, split: Split, row: int, at: int) -> ShownRow:
         assert isinstance(split.inputs, Texts)
         words = [shortened(word, LONGEST_WORD) for word in split.inputs[row]]
-        # A sentence that is only a little longer is shown whole.
-        start = 0 if len(words) <= MOST_WORDS else max(0, min(at - WORDS_BEFORE, len(words) - MOST_WORDS))
+        start = max(0, min(at - WORDS_BEFORE, len(words) - MOST_WORDS))
         shown = words[start : start + MOST_WORDS]
         spans = Tagging(tuple(self._data.label_names)).spans(split.labels[row].tolist())
         return ShownRow(
