@@ -20,7 +20,7 @@ from hftl.backbones.protocol import Backbone, Target
 from hftl.backbones.sentence import POOLINGS
 from hftl.backbones.text_tower import prompts_of
 from hftl.crossed import FOLD_TOLERANCE, Crossed, Plan, Train, cross_validated, of_fold, read_fold, taken, write_fold
-from hftl.data import Data, Texts
+from hftl.data import Data
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
 from hftl.export.proof import Evidence, prove_exports
@@ -35,19 +35,17 @@ from hftl.frozen.outside import logit_scores, neighbour_distance, scope_report, 
 from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of
 from hftl.frozen.shares import Share, StoredRows, stored_rows
 from hftl.frozen.view import View
-from hftl.heads import lexicon
 from hftl.hub.client import staying_offline
 from hftl.methods import PROMPT, Head, Pooling
 from hftl.metric_functions import add_own_metrics
 from hftl.metrics import evaluate_predictions
-from hftl.metrics.resampled import resampled_metric
 from hftl.metrics.values import to_plain
 from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
 from hftl.plugins.registry import add_metrics
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.progress import Progress
 from hftl.recipes import Recipe
-from hftl.report.collect import collect
+from hftl.report.collect import collect, lexicon_scores
 from hftl.report.collected import COLLECTED, Collected
 from hftl.report.page import write_report
 from hftl.runs.again import RecipeLike, as_recipe
@@ -187,7 +185,7 @@ def run(
         metrics = metrics.model_copy(update={"seconds": seconds})
         metrics = finish(folder, exported, record, metrics, bad)
         page = None
-        if report and not data.task.of_words:
+        if report:
             shown: Callable[[], Collected] = partial(
                 collect, data, features, trained, target.backbone.modality, recipe.seed
             )
@@ -690,14 +688,8 @@ def measured_scope(recipe: Recipe, trained: Trained, features: StoredFeatures | 
 
 def lexicon_f1(data: Data) -> float:
     """F1 on the test split of whoever knows the training words by heart, and nothing else."""
-    train, test = data.train, data.test
-    assert isinstance(train.inputs, Texts)
-    assert isinstance(test.inputs, Texts)
-    said = np.eye(len(data.label_names), dtype=np.float32)[
-        lexicon(train.inputs.values, train.labels, test.inputs.values)
-    ]
-    once = np.ones((1, len(test)))
-    return float(resampled_metric(data.task, said, test.labels, once, data.label_names)[0])
+    criterion = Criterion.of_task(data.task)
+    return criterion.value(lexicon_scores(data), data.test.labels, label_names=data.label_names)
 
 
 def evidence_of(recipe: Recipe, features: StoredFeatures | None, data: Data, trained: Trained) -> Evidence:

@@ -182,6 +182,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "example": _example(tag, task, len(names), len(columns.get("inputs", ()))),
         "arguments": ', aggregation_strategy="first"' if task.of_words else "",
         "unit": "entities" if task.of_words else "rows",
+        "of_words": task.of_words,
         "pairs": len(columns.get("inputs", ())) == 2,
         "reading": _reading(task),
         "outputs": "Labels" if task.has_classes else "Targets",
@@ -260,7 +261,7 @@ def _reading(task: Task) -> str:
         single_label="[labels[row.argmax()] for row in logits]",
         multi_label="[dict(zip(labels, row)) for row in np.exp(-np.logaddexp(0, -logits))]",
         regression="logits",
-        token_labels="[[labels[token.argmax()] for token in row] for row in logits]",
+        token_labels="[(inputs.tokens(0)[place], labels[logits[0, place].argmax()]) for place in first]",
     )
 
 

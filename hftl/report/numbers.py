@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hftl.errors import HftlError
 from hftl.heads.calibration import reliability
 from hftl.intervals import Interval, proportion
 from hftl.scored import Intervals, intervals_of
+from hftl.tagging import Tagging
 from hftl.tasks import Task
 from hftl.wording import one_line
 
@@ -92,7 +94,21 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
+    def scores_of(self, rows: np.ndarray) -> np.ndarray:
+        """Scores of some rows, int64 (m,): (m, C); of sentences those of all their words, (words, C)."""
+        of_rows = self.task.by_row(self.scores, self.labels)
+        return np.concatenate([of_rows[row] for row in rows.tolist()]) if self.task.of_words else self.scores[rows]
+
+    @cached_property
+    def right(self) -> np.ndarray | None:
+        """Whether each row is right, bool (n,): of sentences all their entities; None where that is no question."""
+        if self.task.of_words:
+            tagging = Tagging(tuple(self.names))
+            pairs = zip(self.labels, self.predicted, strict=True)
+            return np.array([list(tagging.spans(a.tolist())) == list(tagging.spans(b.tolist())) for a, b in pairs])
+        return self.predicted == self.labels if self.task.is_exclusive else None
+
+    @cached_property
     def predicted(self) -> Any:
         """What is predicted, as `labels` are given."""
         cuts = 0.5 if self.thresholds is None else np.asarray(self.thresholds)
@@ -127,12 +143,19 @@ def _class_numbers(labels: list[str], names: list[str], scores: np.ndarray) -> n
 
 def _tags(labels: list[list[str]], names: list[str], scores: np.ndarray) -> np.ndarray:
     number = {name: k for k, name in enumerate(names)}
-    read = np.empty(len(labels), dtype=object)
-    for row, given in enumerate(labels):
-        read[row] = np.array([number[label] for label in given], dtype=np.int64)
+    read = array_of_sentences([np.array([number[label] for label in given], dtype=np.int64) for given in labels])
     if sum(map(len, read)) != len(scores):
         raise ValueError("there are not as many tags as scores")
     return read
+
+
+def array_of_sentences(tags: Sequence[np.ndarray]) -> np.ndarray:
+    """The tags of sentences, int64 (words,) each, as (n,) objects."""
+    made = np.empty(len(tags), dtype=object)
+    # One by one: arrays of one length would become a matrix.
+    for row, each in enumerate(tags):
+        made[row] = each
+    return made
 
 
 def _indicators(labels: list[list[str]], names: list[str], scores: np.ndarray) -> np.ndarray:
