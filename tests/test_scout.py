@@ -14,6 +14,7 @@ from runs import RECIPES, Cli, write_texts
 from safetensors.torch import load_file, save_file
 
 import hftl
+from hftl.scout.transfer import transfer
 
 DIGITS = RECIPES / "digits.py"
 
@@ -160,16 +161,22 @@ def test_a_curve_of_noise_cannot_tell(cli: Cli, tmp_path: Path, recipe: Path) ->
     assert "cannot tell" in answer["advice"]
 
 
-@pytest.mark.parametrize("command", ["rank", "transfer", "curve"])
-def test_other_kinds_of_labels_are_answered(cli: Cli, recipe: Path, tmp_path: Path, models: Path, command: str) -> None:
+def write_scores(path: Path) -> None:
+    """Texts whose subject decides a number."""
     generator = random.Random(0)
-    options = ["--backbones", str(models / "bert")] if command == "rank" else ["--seeds", "2"]
-    with (tmp_path / "scores.csv").open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "score"])
         for _ in range(120):
             subject = generator.choice(["cat", "dog", "bird"])
             writer.writerow([f"the {subject} sat under the tree", {"cat": 0.1, "dog": 0.55, "bird": 0.9}[subject]])
+
+
+@pytest.mark.parametrize("command", ["rank", "transfer", "curve"])
+def test_other_kinds_of_labels_are_answered(cli: Cli, recipe: Path, tmp_path: Path, models: Path, command: str) -> None:
+    generator = random.Random(0)
+    options = ["--backbones", str(models / "bert")] if command == "rank" else ["--seeds", "2"]
+    write_scores(tmp_path / "scores.csv")
     answer = json.loads(cli.ok(command, recipe, "--data", tmp_path / "scores.csv", *options, "--json"))
     assert answer["metric"] == "r2"
     with (tmp_path / "tags.csv").open("w", newline="", encoding="utf-8") as file:
@@ -181,6 +188,31 @@ def test_other_kinds_of_labels_are_answered(cli: Cli, recipe: Path, tmp_path: Pa
     several = ["--data", tmp_path / "tags.csv", "--task", "multi_label", "--label-columns", "tags"]
     answer = json.loads(cli.ok(command, recipe, *several, *options, "--json"))
     assert answer["metric"] == "map"
+
+
+def test_rivals_are_paired_on_the_rows_that_every_head_could_judge(tmp_path: Path, models: Path) -> None:
+    # The one group that has birds is in one fold: no head could judge them, so nothing else may be scored on them.
+    rows = [(f"the {('cat', 'dog')[i % 2]} sat {i}", ("cats", "dogs")[i % 2], f"g{i // 4}") for i in range(80)]
+    rows += [(f"the bird sat {i}", "birds", "aviary") for i in range(4)]
+    (tmp_path / "data").mkdir()
+    for name in ("train", "test"):
+        with (tmp_path / "data" / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("text", "label", "group"), *(rows if name == "train" else rows[-1:])])
+    known = hftl.Recipe(
+        backbone=str(models / "bert"), data=str(tmp_path / "data"), label_columns=["label"], group="group"
+    )
+    answer = transfer(known, seeds=1, quiet=True)
+    rows = [score.rows.tolist() for rival in answer.rivals for score in rival.draws]
+    assert rows == [list(range(80))] * 3
+    assert {each.name for each in answer.outputs} == {"cats", "dogs"}
+
+
+def test_a_metric_that_says_nothing_of_one_answer_leaves_that_rival_out(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+    write_scores(tmp_path / "scores.csv")
+    given = ["--data", tmp_path / "scores.csv", "--metric", "spearman", "--seeds", "1"]
+    answer = json.loads(cli.ok("transfer", recipe, *given, "--json"))
+    assert {each["name"] for each in answer["rivals"]} == {"no network", "random weights, 1 times"}
+    assert any("one answer for all rows: spearman is undefined" in note for note in answer["notes"])
 
 
 def test_very_many_classes_of_two_rows_are_answered_or_refused(
