@@ -169,7 +169,9 @@ def speed(file: Path) -> None:
     recipe = hftl.Recipe(backbone="minilm-l6", data=str(file), method=hftl.Head(pooling="mean"))
     say = Terminal(quiet=True)
     spec, target, data = inputs_of(recipe, say, BackboneOptions(None), set_aside=False)
-    features = stored_features(spec, target, data, [view_of(recipe)], say, on_bad_row="error", quiet=False)
+    features = stored_features(
+        spec, target, data, [view_of(recipe, target.backbone)], say, on_bad_row="error", quiet=False
+    )
     criterion = chooses(recipe, data.task)
 
     def train(part, kept, _="", strengths=None, tolerance=FOLD_TOLERANCE):  # type: ignore[no-untyped-def]

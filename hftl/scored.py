@@ -64,6 +64,7 @@ def scored(
     seed: int,
     spread: float = 1.0,
     groups: np.ndarray | None = None,
+    thresholds: Sequence[float] | None = None,
 ) -> Score:
     """The metric that chooses of predictions for some rows, with its interval.
 
@@ -75,19 +76,20 @@ def scored(
         seed: of the bootstrap samples.
         spread: how many times as far the metric spreads as under resampled rows; 1 for one fixed model.
         groups: int64, the group of each of all rows; groups are drawn whole. None where rows are independent.
+        thresholds: of several labels, the probability of each above which it is predicted; None for 0.5.
 
     Raises:
         DataError: the metric is undefined on these rows.
     """
     truth = labels[rows]
     of_rows = None if groups is None else groups[rows]
-    value = criterion.value(scores, truth)
+    value = criterion.value(scores, truth, thresholds)
     if not np.isfinite(value):
         raise DataError(
             f"{criterion.name} is undefined on these {len(rows):,} rows: their labels, or the predictions, do not vary"
         )
     samples = resamples(len(rows), groups=of_rows, seed=seed, most=criterion.samples)
-    draws = np.concatenate([criterion.at(scores, truth, times) for times in samples])
+    draws = np.concatenate([criterion.at(scores, truth, times, thresholds) for times in samples])
     # A sample may leave the metric undefined; it says nothing.
     draws = np.where(np.isfinite(draws), draws, value)
     if criterion.name == "accuracy" and groups is None:

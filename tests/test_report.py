@@ -521,7 +521,9 @@ def test_files_that_have_gone_are_said_to_have_gone(tmp_path: Path):
     recipe = hftl.Recipe(backbone=str(backbone), data=str(data), method=hftl.Head(folds=2))
     say = Terminal(quiet=True)
     spec, target, read = inputs_of(recipe, say, BackboneOptions(None, True, False))
-    features = stored_features(spec, target, read, [view_of(recipe)], say, on_bad_row="error", quiet=True)
+    features = stored_features(
+        spec, target, read, [view_of(recipe, target.backbone)], say, on_bad_row="error", quiet=True
+    )
     trained = train_head(recipe.method, target, features, read, seed=0, device=torch.device("cpu"))
     shutil.rmtree(data / "test")
     kept = collect(read, features, trained, "image", 0)

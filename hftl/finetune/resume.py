@@ -77,6 +77,12 @@ def settings(
         "labels": data.label_names,
         "splits": {split.name: describe_rows(split, index, known.get(split.name)) for split in data.splits()},
     }
+    marks = data.train.marks
+    # They decide which rows are set aside for patience.
+    if division := {
+        name: _digest(values) for name in ("groups", "strata", "times") if (values := getattr(marks, name)) is not None
+    }:
+        made_with["division"] = division
     if criterion is not None and criterion.is_stated:
         made_with["metric"] = {"name": criterion.name, "greater_is_better": criterion.greater_is_better}
     # As a checkpoint gives it back, so that a tuple of a plugin's identity is not unlike its own list.

@@ -9,6 +9,7 @@ stop; then that setting is trained on all rows for as long.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,8 @@ def fit_native(
     with torch.random.fork_rng(devices=generators):
         torch.manual_seed(seed)
         search = _Search(_vmap_or_loop(forward, params, training, len(settings)), task, settings)
-        best, history = _search_settings(search, params, training, judging, seed, judge)
+        costs = None if judge is None else partial(_costs_of_settings, judge, task, aim)
+        best, history = _search_settings(search, params, training, judging, seed, costs)
         if validation is None:
             torch.manual_seed(seed)
             final = _Search(_looped(forward), task, [settings[best.setting]])
@@ -251,9 +253,17 @@ class _Search:
 
 
 def _search_settings(
-    search: _Search, params: Params, training: _LabelledRows, judging: _LabelledRows, seed: int, judge: Judge | None
+    search: _Search,
+    params: Params,
+    training: _LabelledRows,
+    judging: _LabelledRows,
+    seed: int,
+    costs_of: Callable[[Tensor, Tensor], np.ndarray] | None,
 ) -> tuple[_Best, list[dict[str, Any]]]:
-    """Train all settings until none improves any more; return the best and the history of each."""
+    """Train all settings until none improves any more; return the best and the history of each.
+
+    What chooses is the loss, or ``costs_of`` logits (settings, rows, num_labels) and labels.
+    """
     count = len(search.settings)
     lowest, reached = np.full((count, 2), math.inf), np.zeros(count, dtype=np.int64)
     best: _Best | None = None
@@ -261,7 +271,7 @@ def _search_settings(
     for finished, stack in zip(counted("search", range(1, ROUNDS + 1), unit="rounds at most"), walk, strict=True):
         logits = search.logits(stack, judging)
         losses = _losses(logits, judging.labels, judging.weights, search.task).mean(1).cpu().numpy()
-        costs = losses if judge is None else _costs_of_settings(judge, logits, judging.labels, search.task)
+        costs = losses if costs_of is None else costs_of(logits, judging.labels)
         # The loss decides between what the metric calls the same; False for NaN.
         improved = (costs < lowest[:, 0]) | ((costs == lowest[:, 0]) & (losses < lowest[:, 1]))
         lowest[improved], reached[improved] = np.stack([costs, losses], 1)[improved], finished
@@ -286,11 +296,11 @@ def _search_settings(
     return best, history
 
 
-def _costs_of_settings(judge: Judge, logits: Tensor, labels: Tensor, task: Task) -> np.ndarray:
+def _costs_of_settings(judge: Judge, task: Task, aim: Aim, logits: Tensor, labels: Tensor) -> np.ndarray:
     """What a metric says of logits (settings, rows, num_labels), less being better; infinite where it is undefined."""
     values = []
     for each in logits:
-        thresholds = threshold_report(each, labels)["thresholds"] if task.link == "sigmoid" else None
+        thresholds = threshold_report(each, labels, aim)["thresholds"] if task.link == "sigmoid" else None
         values.append(-judge.sign * judged(judge, each, labels, thresholds, rule="best").value)
     return np.nan_to_num(values, nan=math.inf, posinf=math.inf, neginf=math.inf)
 

@@ -169,7 +169,15 @@ def compare(runs: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Compari
     criterion, said_of_metric = _criterion(opened)
     notes += said_of_metric
     scores = [
-        scored(criterion, rows.labels, every, _as_judged(criterion, rows), seed=seed, groups=first.groups)
+        scored(
+            criterion,
+            rows.labels,
+            every,
+            _as_judged(criterion, rows),
+            seed=seed,
+            groups=first.groups,
+            thresholds=rows.thresholds,
+        )
         for rows in together
     ]
     gains = [

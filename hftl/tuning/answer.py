@@ -85,7 +85,8 @@ def _tested(run: Path, compared: Comparison | None) -> tuple[Interval, Differenc
     # A function of the recipe is not at hand in a folder.
     criterion = criterion if criterion.is_own else Criterion.of_task(tested.task)
     logits, every = as_logits(tested.task, tested.scores), np.arange(len(tested))
-    return scored(criterion, tested.labels, every, logits, seed=0, groups=tested.groups).interval, None
+    found = scored(criterion, tested.labels, every, logits, seed=0, groups=tested.groups, thresholds=tested.thresholds)
+    return found.interval, None
 
 
 def _advice(

@@ -12,15 +12,16 @@ import numpy as np
 
 from hftl.backbones.protocol import Target
 from hftl.data import Data
-from hftl.errors import ConvergenceError, RecipeError
+from hftl.errors import ConvergenceError, RecipeError, UserError
 from hftl.export.trained import Trained
 from hftl.frozen.features import StoredFeatures
 from hftl.frozen.recipe import chooses, inputs_of, probe_of
 from hftl.methods import Head
-from hftl.pipeline import check_method, needs_features, solved_head, starting_features
+from hftl.pipeline import check_aim, check_method, needs_features, solved_head, starting_features
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.recipes import Recipe
 from hftl.scored import scored
+from hftl.scout.zero_shot import zero_shot_start
 from hftl.terminal import Terminal
 
 T = TypeVar("T")
@@ -115,15 +116,18 @@ class Bench:
         trained = self._trained(recipe, start, where, watch)
         logits = trained.logits.numpy()
         criterion = chooses(recipe, task)
-        value = criterion.value(logits, data.test.labels)
+        # As a run decides: where labels are decided one by one, at the thresholds that it would export.
+        thresholds = trained.report.get("thresholds")
+        value = criterion.value(logits, data.test.labels, thresholds)
         if not math.isfinite(value):
             raise ConvergenceError(f"{criterion.name} is undefined on the validation rows")
         moved = 0.0
         if spread:
             every, groups = np.arange(len(data.test)), data.test.marks.groups
-            moved = float(
-                scored(criterion, data.test.labels, every, logits, seed=recipe.seed, groups=groups).draws.std()
+            found = scored(
+                criterion, data.test.labels, every, logits, seed=recipe.seed, groups=groups, thresholds=thresholds
             )
+            moved = float(found.draws.std())
         epochs = trained.report.get("epochs")
         return TrialScore(value, moved, len(epochs) - 1 if epochs else None)
 
@@ -132,6 +136,9 @@ class Bench:
         # The first says what was found; the others differ in what the search names.
         say = self.say if not self._starts else Terminal(quiet=True)
         spec, target, data = inputs_of(recipe, say, options)
+        if data.task.of_words:
+            raise UserError(f"{data.ref}: each word has a label, and tuning judges whole rows only: run the recipe")
+        check_aim(recipe, data)
         if data.validation is None:
             raise RecipeError("tuning chooses on a validation split: add --validation-size 0.2")
         # Whatever judges a test split judges this one; the data's own is not looked at.
@@ -151,12 +158,15 @@ class Bench:
     def _trained(self, recipe: Recipe, start: Start, where: Path, watch: Watching) -> Trained:
         check_method(recipe, start.target, where, resume=False, track=())
         head = self._head(recipe, start) if start.features else None
+        begin = head.parameters if head else None
         if isinstance(recipe.method, Head):
             assert head is not None
             return head
         # Brought only here: PEFT takes a second to import.
         from hftl.finetune.train import finetune
 
+        if recipe.method.init == "zero-shot":
+            begin = zero_shot_start(recipe.method, start.target, start.data)
         criterion = chooses(recipe, start.data.task)
         metric = criterion.name
 
@@ -170,7 +180,8 @@ class Bench:
             start.target,
             start.data,
             criterion=criterion,
-            start=head.parameters if head else None,
+            start=begin,
+            aim=recipe.aim,
             seed=recipe.seed,
             folder=where,
             known={name: split.digests for name, split in features.splits.items()} if features else None,
@@ -189,7 +200,13 @@ class Bench:
 def _start_of(recipe: Recipe) -> tuple[Any, ...]:
     """What of a recipe its start depends on; all other fields are the same in all trials."""
     probe = probe_of(recipe)
-    method = (probe.pooling, probe.mixed_precision, isinstance(recipe.method, Head), needs_features(recipe))
+    method = (
+        probe.pooling,
+        probe.mixed_precision,
+        probe.quantize,
+        isinstance(recipe.method, Head),
+        needs_features(recipe),
+    )
     return (recipe.backbone, recipe.depth, recipe.max_length, recipe.seed, *method)
 
 
