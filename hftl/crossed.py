@@ -224,7 +224,11 @@ def cross_validated(
             continue
         logits[repeat, held] = trained.logits.numpy()
         thresholds[repeat, held] = trained.report.get("thresholds", 0.5)
-        value = criterion.value(trained.logits.numpy(), part.test.labels, trained.report.get("thresholds"))
+        try:
+            value = criterion.value(trained.logits.numpy(), part.test.labels, trained.report.get("thresholds"))
+        except RecipeError:
+            # A function may need, say, a class that the fold lacks; what it says of a fold decides nothing.
+            value = math.nan
         by_fold.append(
             {
                 "repeat": repeat + 1,

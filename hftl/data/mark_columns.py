@@ -107,7 +107,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def _moment(value: Any, where: str) -> float:
-    """A time as a number: numbers as they are, of text the seconds of a date, with or without a time of day (ISO 8601)."""
+    """A time as a number: a number as it is, text as the seconds of a date that may have a time of day (ISO 8601)."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     text = str(value).strip()

@@ -235,7 +235,8 @@ def _mean(scores: Sequence[Score]) -> Interval:
     if len(scores) == 1:
         return scores[0].interval
     mean = float(np.mean([score.interval.value for score in scores]))
-    return percentiles(mean, np.mean([score.draws for score in scores], axis=0), spread=SPREAD_OF_HEADS)
+    draws = np.mean([score.draws for score in scores], axis=0)
+    return percentiles(mean, draws, spread=SPREAD_OF_HEADS).within(*scores[0].criterion.bounds)
 
 
 def _gain(pretrained: Score, rivals: Sequence[Score]) -> Difference:
