@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from hftl.criterion import Criterion
 from hftl.data.division import hold_out_rows
 from hftl.errors import DataError
 from hftl.heads import fit_linear
+from hftl.heads.folds import task_folds
 from hftl.intervals import LEVEL, Array, Interval, difference, percentiles
+from hftl.methods import Head
 from hftl.progress import counted
 from hftl.runs.again import RecipeLike, as_recipe
 from hftl.scored import Score, scored
@@ -115,7 +119,10 @@ def curve(
 
 def _measured(known: TrainingRows, seeds: int, quiet: bool) -> tuple[list[int], list[list[Score]]]:
     """The sizes, and for each of them the score of each seed."""
-    labels, task = known.split.labels, known.task
+    labels, task, groups = known.split.labels, known.task, known.split.marks.groups
+    # Where every draw holds out the newest rows, all of them are judged on the same samples of these: as if samples
+    # were independent, their mean would seem surer than any of them.
+    one_sample = known.split.marks.times is not None
     sizes: list[int] = []
     scores: list[list[Score]] = []
     strengths: list[float] = []
@@ -129,23 +136,33 @@ def _measured(known: TrainingRows, seeds: int, quiet: bool) -> tuple[list[int], 
             # The first seed chooses the strength of its size: it depends on the size far more than on the draw.
             known_already = place < len(strengths)
             given = [strengths[place]] if known_already else _nearby(strengths[-1]) if strengths else None
-            criterion = known.criterion
+            criterion, rows = known.criterion, order[:size]
             fit = fit_linear(
-                known.features[order[:size]],
-                known.labels[order[:size]],
+                known.features[rows],
+                known.labels[rows],
                 task=task,
                 num_labels=len(known.data.label_names),
                 strengths=given,
                 calibrate=criterion.needs_probabilities,
                 judge=criterion if criterion.is_stated else None,
+                dealt=_kept_together(known, rows, seed),
                 tolerance=_TOLERANCE,
                 seed=seed,
             )
             if not known_already:
                 strengths.append(float(fit.report["chosen"]))
             logits = fit.logits(known.features[held]).numpy()
-            scores[place].append(scored(criterion, labels, held, logits, seed=seed, groups=known.split.marks.groups))
+            sampled = known.seed if one_sample else seed
+            scores[place].append(scored(criterion, labels, held, logits, seed=sampled, groups=groups))
     return sizes, scores
+
+
+def _kept_together(known: TrainingRows, rows: np.ndarray, seed: int) -> Tensor | None:
+    """Folds to choose a strength on that part no group, int64 (n,) of some rows; None where rows are independent."""
+    if known.split.marks.groups is None:
+        return None
+    groups = torch.from_numpy(known.split.marks.groups[rows])
+    return task_folds(known.labels[rows], known.task, Head().folds, seed, groups)
 
 
 def _nearby(strength: float) -> list[float]:
