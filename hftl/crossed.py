@@ -88,7 +88,7 @@ def dealt_for(plan: Plan, split: Split, task: Task, seed: int) -> np.ndarray:
             raise RecipeError(f"the column of folds has {given} in training, not {plan.folds}: give --cv {given}")
     dealt = []
     for repeat in range(plan.repeats):
-        by_columns = folds_of(split, task, plan.folds, seed + repeat)
+        by_columns = folds_of(split, task, plan.folds, seed + repeat, flag="--cv")
         if by_columns is None:
             by_columns = task_folds(torch.from_numpy(split.labels), task, plan.folds, seed + repeat).numpy()
         dealt.append(by_columns)

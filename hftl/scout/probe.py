@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hftl.criterion import Criterion, as_logits
-from hftl.data.division import folds_of
+from hftl.data.division import fold_count, folds_of
 from hftl.heads import cross_validate, neighbour_scores
 from hftl.intervals import (
     LEVEL,
@@ -61,7 +61,8 @@ def linear_probe(
 
 
 def probe_rows(known: TrainingRows, folds: int, parts: int = PARTS) -> Score:
-    """`linear_probe` of training rows."""
+    """`linear_probe` of training rows, in so many folds, or as many as there are groups where these are fewer."""
+    folds = fold_count(known.split, folds)
     labels, outputs = known.labels, len(known.data.label_names)
     dealt = folds_of(known.split, known.task, folds, known.seed)
     return linear_probe(

@@ -12,7 +12,7 @@ from hftl.backbones.protocol import Target
 from hftl.backbones.untrained import Untrained
 from hftl.criterion import as_logits
 from hftl.data import Texts
-from hftl.data.division import folds_of
+from hftl.data.division import fold_count, folds_of
 from hftl.errors import BackboneError, CutError, DataError
 from hftl.heads.folds import task_folds
 from hftl.intervals import (
@@ -146,9 +146,12 @@ def transfer(
         spec, target, data = reader.inputs(recipe)
         part = training_part(data, subset, recipe.seed)
         known = reader.rows(recipe, spec, target, part)
+        asked, folds = folds, fold_count(known.split, folds)
         pretrained = probe_rows(known, folds, parts=1)
         rivals: dict[str, list[Score]] = {}
-        notes = []
+        notes = (
+            [] if folds == asked else [f"cross-validated in {folds} folds, not {asked}: rows are divided by a column"]
+        )
         try:
             twins = [Target(Untrained(target.backbone, recipe.seed + i), target.config) for i in range(seeds)]
             drawn = counted(RANDOM_WEIGHTS, twins, unit="twins", quiet=reader.quiet)
