@@ -153,6 +153,12 @@ def data_of_run(run: RunFolder, backbone: Backbone) -> Data:
     Raises:
         DataError: they are not there any more, or are others.
     """
+    crossed = run.metrics().cross_validation
+    if crossed and crossed["in_place_of_a_test_split"]:
+        raise UserError(
+            f"{run.path} was trained on all rows (--cv), so that none is left to compare an ONNX file on: run the "
+            "recipe without --cv"
+        )
     recipe, record = named_recipe(str(run.path))(), run.record()
     if not isinstance(recipe.data, str) or recipe.data.startswith("<"):
         raise DataError(f"{run.path} was made of data in memory, so that nothing can be compared; run it on a file")

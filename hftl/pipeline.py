@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,9 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from hftl.backbones.protocol import Target
+from hftl.backbones.bare import Bare
+from hftl.backbones.protocol import Backbone, Target
+from hftl.backbones.sentence import POOLINGS
 from hftl.backbones.text_tower import prompts_of
 from hftl.criterion import Criterion
 from hftl.crossed import FOLD_TOLERANCE, Crossed, Plan, Train, cross_validated, of_fold, read_fold, taken, write_fold
@@ -118,6 +121,8 @@ def run(
             spec, target, data = inputs_of(recipe, say, options, set_aside=plan is None)
         if plan is not None and data.task.of_words:
             raise RecipeError("--cv deals whole rows to folds, and here each word has a label: leave it out")
+        if data.task.of_words and not isinstance(recipe.method, Head) and (recipe.method.mixup or recipe.method.cutmix):
+            raise RecipeError("mixup and cutmix mix whole rows, and here each word has a label: leave them out")
         criterion = chooses(recipe, data.task)
         on_main(lambda: check_method(recipe, target, Path(out or "runs"), resume=resume, track=track))
         check_aim(recipe, data)
@@ -226,14 +231,33 @@ def features(
             if share:
                 data = share.of_data(data)
                 say.print(f"part      {part}: {sum(data.sizes().values()):,} of these rows")
-        if target.backbone.wants != "text" and also and "native" in (probe.pooling, *also):
-            raise RecipeError(
-                "pooling=native: pictures are pooled of the base model, and what the classification class reads comes "
-                "from another pass: ask for native alone"
-            )
+        check_beside(target.backbone, data, probe.pooling, also)
         views = [View.of(target.backbone, each, probe.mixed_precision) for each in (probe.pooling, *also)]
         stored = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
     return matrix_of(stored, data)
+
+
+def check_beside(backbone: Backbone, data: Data, pooling: Pooling, also: Sequence[Pooling]) -> None:
+    """See that what is to be stored beside one pooling comes from the same pass.
+
+    Raises:
+        RecipeError: it does not, or the model has no such pooling.
+    """
+    if also and data.task.of_words:
+        raise RecipeError("words have features of one kind: leave out the other poolings")
+    if also and backbone.wants != "text" and "native" in (pooling, *also):
+        raise RecipeError(
+            "pooling=native: pictures are pooled of the base model, and what the classification class reads comes "
+            "from another pass: ask for native alone"
+        )
+    for each in also:
+        if isinstance(backbone, Bare):
+            asked = copy(backbone)
+            asked.asked = each
+            # Raises where this model has no such pooling.
+            assert asked.pooling
+        elif each not in ("native", *POOLINGS):
+            raise RecipeError(f"pooling={each!r} comes from another pass: ask for it alone")
 
 
 def missing_features(

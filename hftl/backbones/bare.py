@@ -63,6 +63,7 @@ class PooledClassifier(PreTrainedModel):  # type: ignore[misc]
         self.body = AutoModel.from_config(config) if body is None else body
         if self.pooling.call != "forward":
             self.body.forward = getattr(self.body, self.pooling.call)
+            self.never_run = [f"{BODY}.{name}" for name, _ in self.body.named_children() if name.startswith("text_")]
         self.classifier = nn.Linear(self.width, config.num_labels)
         if body is None:
             self.post_init()

@@ -137,7 +137,8 @@ class _Held:
     """A module's own weights, while float32 copies stand in for them."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.own = {name: value for name, value in module._parameters.items() if value is not None}
+        # Beside a bias in 16 bits may stand a weight in 8, which is left as it is.
+        self.own = {name: v for name, v in module._parameters.items() if v is not None and v.dtype in HALVES}
 
     def widen(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         for name, value in self.own.items():

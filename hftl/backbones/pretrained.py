@@ -237,7 +237,10 @@ class PretrainedBackbone:
         config.problem_type = Task(task).problem_type
         config.dtype = self.dtype
         if self.quantize:
+            # transformers would leave out its last parameter's module alone, which may be no head at all.
+            head = {name.rpartition(".")[0] for name in self.head_of(self.skeleton(config))}
             config.quantization_config = quantization(self.quantize, self.dtype)
+            config.quantization_config.llm_int8_skip_modules = sorted(head)
         # The export is a classifier too.
         without_generation(config)
         return config

@@ -19,7 +19,7 @@ from transformers import AutoModelForTokenClassification
 from hftl.backbones.batching import WordBatch
 from hftl.backbones.protocol import Encoded
 from hftl.backbones.text import LONGEST_PROBE, TextBackbone, text_of
-from hftl.errors import BadRowError
+from hftl.errors import BackboneError, BadRowError
 
 PROBES = [
     ("A", "short", "one", "."),
@@ -179,6 +179,8 @@ def in_windows(inputs: dict[str, list[int]], word_of: Sequence[int | None], most
     first, behind = own[0], len(word_of) - 1 - own[-1]
     count = len(word_of) - first - behind
     room = most - first - behind
+    if room < 1:
+        raise BackboneError(f"max_length={most} leaves no room for a word: give more")
     if count <= room:
         starts = [0]
         room = count

@@ -233,6 +233,9 @@ def build(
         if isinstance(method, Partial):
             freeze_below(model, depths, last or 0)
         freeze_unused(model, backbone.probes()[0])
+        if last and any(p.requires_grad and depths.of.get(n, 0) <= last for n, p in model.named_parameters()):
+            # PEFT was told to train something below the first block with an adapter, such as biases.
+            last = None
         below = run_below(model, backbone.probes()[0])
         frozen = frozen_part(model, depths, below, last, backbone.probes()[0]) if last else None
     if method.gradient_checkpointing:
@@ -255,7 +258,10 @@ def frozen_part(
     for seed in range(2):
         torch.manual_seed(seed)
         seen.append(run_to(model, last, probe))
-    same = all(torch.equal(one, other) for one, other in zip(*seen, strict=True))
+    # A block that is left out at random returns nothing.
+    same = all(seen) and len(seen[0]) == len(seen[1])
+    same = same and all(torch.equal(one, other) for one, other in zip(*seen, strict=True))
+    same = same and not getattr(model.config, "layerdrop", 0)
     return Frozen(count, depths.blocks, last, random=not same)
 
 

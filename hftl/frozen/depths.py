@@ -17,7 +17,7 @@ from hftl.backbones.cut.echo import Echo, prove_echo
 from hftl.backbones.cut.frontier import head_buffers
 from hftl.backbones.cut.search import prepare_head
 from hftl.backbones.depth import Stack, share_tensors
-from hftl.backbones.precision import has_halves
+from hftl.backbones.precision import has_halves, keep_head_float32
 from hftl.backbones.pretrained import PretrainedBackbone
 from hftl.backbones.protocol import Backbone, Target
 from hftl.backbones.weights import NameRule, find_rule
@@ -85,6 +85,8 @@ class Models:
             if model.get_parameter(name).is_meta:
                 owner, _, own = name.rpartition(".")
                 setattr(model.get_submodule(owner), own, nn.Parameter(torch.zeros(model.get_parameter(name).shape)))
+        if has_halves(model):
+            keep_head_float32(model, head)
         speed_up(model)
         self.echo.answers_for(model, depth, stage=bool(made and made.lost))
         rule = self.whole.rule

@@ -234,7 +234,9 @@ class _Job:
         if isinstance(backbone, Bare):
             return partial(export_pooled, self.target, backbone.pooling, layers, self.features.content.weights)
         # Beside a classification class, sentence-transformers finds the base model in the checkpoint as it is.
-        return partial(export_pooled, self.target, Pooled(self.cut.pooling or ""), layers, NameRule("", []))
+        # Quantised weights are the model's own, which the checkpoint does not hold.
+        rule = None if getattr(backbone, "quantize", None) else NameRule("", [])
+        return partial(export_pooled, self.target, Pooled(self.cut.pooling or ""), layers, rule)
 
 
 def _as_tensors(features: SplitFeatures, cut: Cut) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from hftl.backbones.bare import HEAD, BareImageBackbone, PooledClassifier
 from hftl.backbones.protocol import Backbone, Target
 from hftl.backbones.text_tower import check_templates, prompts_of, text_classifier
+from hftl.backbones.vision import ImageBackbone
 from hftl.criterion import Criterion
 from hftl.data import Data
 from hftl.errors import BackboneError, DataError, UserError
@@ -143,7 +144,7 @@ def zero_shot(
         store = FeatureStore(cache_root())
         key = _key(target.backbone, test, data, store.file_digests)
         keep_remembered(store.root / MEMORY, key, score.interval.value)
-        if folder:
+        if folder and PartialState().is_main_process:
             # Written beside, so that a folder of that name is always a whole and proved one.
             draft = folder.with_name(f".{folder.name}.unfinished")
             shutil.rmtree(draft, ignore_errors=True)
@@ -179,6 +180,8 @@ def zero_shot_start(method: FineTune, target: Target, data: Data) -> dict[str, T
     Raises:
         UserError: the backbone has no text tower, or a prompt has no place for a label.
     """
+    if not data.task.is_exclusive:
+        raise DataError(f"init='zero-shot' is for one label a row, and these data are {data.task.words}: leave it out")
     templates = method.prompts or [PROMPT]
     check_templates(templates)
     _, weight, bias = _classifier(target, [prompts_of(label, templates) for label in data.label_names])
@@ -189,7 +192,8 @@ def known_zero_shot(target: Target, test: SplitFeatures, data: Data) -> float | 
     """The accuracy that `zero_shot` found of a backbone on these very test rows; None where nobody asked."""
     store = FeatureStore(cache_root())
     known: Mapping[str, Any] = remembered(store.root / MEMORY)
-    if not known or not data.task.is_exclusive or target.backbone.wants != "file":
+    # A plugin's backbone says in its own words what it is.
+    if not known or not data.task.is_exclusive or not isinstance(target.backbone, ImageBackbone):
         return None
     value = known.get(_key(target.backbone, test, data, store.file_digests))
     return float(value) if isinstance(value, float) else None
