@@ -30,6 +30,10 @@ _ERROR_RESAMPLES = 100
 _LEAST_SHARE = 1e-6
 
 
+class _FailedMetricError(RecipeError):
+    """A function that is a metric raised an error."""
+
+
 @dataclass(frozen=True)
 class Criterion:
     """The metric that chooses.
@@ -69,6 +73,11 @@ class Criterion:
         if not self.is_own:
             return math.inf
         return 1.0 if self.greater_is_better else 0.0
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """What no value lies below, and above; infinite where nobody can tell."""
+        return self.task.bounds(self.name) if self.is_own else (-math.inf, math.inf)
 
     @property
     def is_share(self) -> bool:
@@ -118,13 +127,22 @@ class Criterion:
             float64 (b,); NaN where a sample leaves the metric undefined.
 
         Raises:
-            RecipeError: the metric is a function, and fails.
+            RecipeError: the metric is a function, and fails on the rows themselves, each of which stands once.
         """
         import numpy as np
 
         if self.compute is not None:
             repeated = (np.repeat(np.arange(len(labels)), times.astype(np.int64)) for times in counts)
-            return np.array([self._called(logits[rows], labels[rows], thresholds) for rows in repeated])
+            values = []
+            for times, rows in zip(counts, repeated, strict=True):
+                try:
+                    values.append(self._called(logits[rows], labels[rows], thresholds))
+                except _FailedMetricError:
+                    # Of the rows themselves it has to tell; a sample may lack, say, a class, and says nothing then.
+                    if (times == 1).all():
+                        raise
+                    values.append(math.nan)
+            return np.array(values)
         # Brought only here: a run's record is read without SciPy.
         from hftl.metrics.resampled import resampled_metric, resampled_value
 
@@ -183,7 +201,7 @@ class Criterion:
         try:
             values = self.compute(logits, labels, thresholds)
         except (Exception, SystemExit) as error:
-            raise RecipeError(
+            raise _FailedMetricError(
                 f"metric {self.name!r} failed, so it cannot choose: {named_error(error)}; choose by another, --metric"
             ) from error
         if self.name in values:

@@ -93,7 +93,7 @@ def dealt_for(plan: Plan, split: Split, task: Task, seed: int) -> np.ndarray:
     for repeat in range(plan.repeats):
         # Far apart, so that runs of neighbouring seeds share no deal.
         own = seed + SEED_STEP * repeat
-        by_columns = folds_of(split, task, plan.folds, own)
+        by_columns = folds_of(split, task, plan.folds, own, flag="--cv")
         if by_columns is None:
             by_columns = task_folds(torch.from_numpy(split.labels), task, plan.folds, own).numpy()
         dealt.append(by_columns)
@@ -229,7 +229,11 @@ def cross_validated(
             continue
         logits[repeat, held] = trained.logits.numpy()
         thresholds[repeat, held] = trained.report.get("thresholds", 0.5)
-        value = criterion.value(trained.logits.numpy(), part.test.labels, trained.report.get("thresholds"))
+        try:
+            value = criterion.value(trained.logits.numpy(), part.test.labels, trained.report.get("thresholds"))
+        except RecipeError:
+            # A function may need, say, a class that the fold lacks; what it says of a fold decides nothing.
+            value = math.nan
         by_fold.append(
             {
                 "repeat": repeat + 1,

@@ -34,6 +34,10 @@ class Interval:
     low: float
     high: float
 
+    def within(self, lowest: float, highest: float) -> Interval:
+        """The same without what the number cannot be: spread draws reach past it."""
+        return replace(self, low=max(self.low, lowest), high=min(self.high, highest))
+
     def __str__(self) -> str:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 

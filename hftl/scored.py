@@ -100,7 +100,7 @@ def scored(
     if criterion.name == "accuracy" and groups is None:
         interval = proportion(value * len(rows), len(rows), spread=spread)
     else:
-        interval = percentiles(value, draws, spread=spread)
+        interval = percentiles(value, draws, spread=spread).within(*criterion.bounds)
     return Score(criterion, interval, draws, rows, scores)
 
 
@@ -206,9 +206,10 @@ def intervals_of(
             continue
         if task.of_words:
             # Also of the share of right words: those of a sentence are not independent.
-            found[name] = percentiles(float(value), draws, spread=spread, units=units)
-            continue
-        found[name] = _interval(name, float(value), draws, units, grouped=groups is not None, spread=spread)
+            made = percentiles(float(value), draws, spread=spread, units=units)
+        else:
+            made = _interval(name, float(value), draws, units, grouped=groups is not None, spread=spread)
+        found[name] = made.within(*task.bounds(name))
     return Intervals(found, units, groups is not None, wanted)
 
 

@@ -7,6 +7,7 @@ operations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -193,6 +194,14 @@ class Task(str, Enum):
             regression={"r2": True, "pearson": True, "spearman": True, "mse": False, "rmse": False, "mae": False},
             token_labels={"f1": True, "precision": True, "recall": True, "accuracy": True, "log_loss": False},
         )
+
+    def bounds(self, metric: str) -> tuple[float, float]:
+        """What no value of one of these metrics lies below, and above; infinite of any other metric."""
+        more_is_better = self.directions.get(metric)
+        if not more_is_better:
+            return (-math.inf if more_is_better is None else 0.0), math.inf
+        lowest = -1.0 if metric in ("pearson", "spearman") else -math.inf
+        return (0.0 if self.has_classes else lowest), 1.0
 
     @property
     def metric(self) -> str:

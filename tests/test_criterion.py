@@ -10,14 +10,14 @@ import pytest
 import torch
 from runs import RECIPES, Cli
 from scipy.stats import spearmanr
-from sklearn.metrics import f1_score, log_loss
+from sklearn.metrics import f1_score, log_loss, roc_auc_score
 
 import hftl
 from hftl.criterion import Criterion, as_logits, criterion_of
 from hftl.errors import RecipeError
 from hftl.finetune.loop import better_at_start, score_of
 from hftl.heads import cross_validate, fit_linear, fit_mlp
-from hftl.scored import better_by, scored
+from hftl.scored import better_by, intervals_of, scored
 from hftl.tasks import Task
 
 
@@ -188,6 +188,44 @@ def test_a_function_that_fails_or_gives_many_numbers_cannot_choose() -> None:
         criterion = criterion_of(Task.SINGLE_LABEL, function.__name__, True, [function])
         with pytest.raises(RecipeError, match=said):
             criterion.value(logits, labels)
+
+
+def test_a_function_may_fail_on_a_sample_but_not_on_the_rows() -> None:
+    def area(logits, labels, task) -> float:
+        # It refuses rows of which none, or each, is of the second class.
+        return float(roc_auc_score(labels, logits[:, 1] - logits[:, 0])) if len(set(labels)) == 2 else 1 / 0
+
+    labels = np.array([0] * 12 + [1])
+    logits = np.random.default_rng(0).normal(size=(13, 2)) + np.eye(2)[labels]
+    criterion = criterion_of(Task.SINGLE_LABEL, "area", True, [area])
+    score = scored(criterion, labels, np.arange(13), logits, seed=0)
+    assert score.interval.value == pytest.approx(roc_auc_score(labels, logits[:, 1] - logits[:, 0]))
+    assert np.isfinite(score.draws).all()
+    assert np.isfinite(criterion.judge(logits, labels, None, with_error=True)).all()
+    with pytest.raises(RecipeError, match="area' failed"):
+        criterion.value(logits[:12], labels[:12])
+
+
+@pytest.mark.parametrize("task", [each for each in Task if not each.of_words])
+def test_no_interval_reaches_past_what_a_metric_can_be(task: Task) -> None:
+    generator = np.random.default_rng(3)
+    classes = generator.integers(0, 2, 40)
+    labels = task.case(
+        single_label=classes,
+        multi_label=np.eye(2, dtype=np.float32)[classes],
+        regression=generator.normal(size=(40, 2)),
+        token_labels=None,
+    )
+    truth = np.eye(2)[classes] if task.has_classes else labels
+    scores = (truth + generator.normal(scale=0.2, size=truth.shape)).astype(np.float32)
+    scores[:2] = scores[:2, ::-1]
+    made = intervals_of(task, task.scores(torch.from_numpy(scores)).numpy(), labels, spread=3.0).of
+    made |= {"chosen": scored(Criterion.of_task(task), labels, np.arange(40), scores, seed=0, spread=3.0).interval}
+    for name, each in made.items():
+        if name == "chosen" or task.directions[name]:
+            assert each.value <= each.high <= 1, name
+        else:
+            assert 0 <= each.low <= each.value, name
 
 
 def test_every_metric_of_a_task_has_a_direction_and_the_value_that_a_run_reports() -> None:

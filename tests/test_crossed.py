@@ -146,7 +146,7 @@ def test_a_run_without_a_test_split_reports_what_rows_were_scored_by_models_that
         (("--cv", "1x3"), "at least 2x1"),
         (("--cv", "5x3", "--time", "patient"), "--cv deals rows at random, and time wants the past"),
         (("--cv", "5x3", "--validation-size", "0.2"), "leave out --validation-size"),
-        (("--cv", "30x1", "--group", "patient"), "24 groups of training rows are fewer than 30 folds"),
+        (("--cv", "30x1", "--group", "patient"), "24 groups of training rows are fewer than 30 folds: give --cv 24"),
         (("--cv", "5x1", "--fold", "label2"), "the column of folds has 3 in training, not 5: give --cv 3"),
         (("--cv", "3x2", "--fold", "label2"), "folds that are given cannot be dealt 2 times: give --cv 3"),
     ],

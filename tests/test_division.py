@@ -159,6 +159,36 @@ def test_dates_and_numbers_are_times(tmp_path: Path, as_numbers: bool) -> None:
     assert [text for (text,) in data.test.inputs] == [f"text {i}" for i in range(33, 40)]
 
 
+def test_dates_of_a_table_and_dates_in_text_are_on_one_scale(tmp_path: Path) -> None:
+    frame = pd.DataFrame(ROWS[:30], columns=["text", "label", "patient", "date"])
+    # With a nanosecond, which no microsecond holds.
+    frame["date"] = pd.to_datetime(frame["date"]) + pd.Timedelta(1, "ns")
+    frame.to_parquet(tmp_path / "train.parquet")
+    pd.DataFrame(ROWS[30:], columns=["text", "label", "patient", "date"]).to_parquet(tmp_path / "test.parquet")
+    data = loaded(tmp_path, time="date")
+    assert not [note for note in data.notes if note.startswith("LEAK: ")]
+    assert data.train.marks.times is not None
+    assert data.test.marks.times is not None
+    assert data.test.marks.times.min() - data.train.marks.times.max() == pytest.approx(24 * 3600)
+
+
+def test_spans_of_time_are_refused_in_one_line() -> None:
+    frame = pd.DataFrame(ROWS, columns=["text", "label", "patient", "date"])
+    frame["date"] = pd.to_timedelta(range(40), unit="h")
+    with pytest.raises(DataError, match="the column 'date' holds spans of time") as refused:
+        load_data(frame, wants="text", label_columns=["label"], division=Division(time="date"))
+    assert "\n" not in str(refused.value)
+
+
+def test_strata_and_folds_are_asked_of_training_rows_alone(tmp_path: Path) -> None:
+    write(tmp_path, "train.csv", ROWS)
+    (tmp_path / "test.csv").write_text("text,label\nnever seen,a\n")
+    assert loaded(tmp_path, stratify="patient").train.marks.strata is not None
+    assert loaded(tmp_path, fold="patient").test.marks.folds is None
+    with pytest.raises(DataError, match="no column 'patient'"):
+        loaded(tmp_path, group="patient")
+
+
 def broken(at: int, column: int, value: str) -> list[tuple[Any, ...]]:
     rows = [list(row) for row in ROWS]
     rows[at][column] = value

@@ -74,6 +74,21 @@ def test_several_labels_and_regressions_have_pages_too(cli: Cli, tmp_path: Path)
     assert "These are the rows those on which they are furthest apart" in said
 
 
+def test_what_a_loss_is_better_by_is_not_called_a_difference(cli: Cli, tmp_path: Path):
+    targets = np.linspace(-1, 1, 60, dtype=np.float32)[:, None] @ np.ones((1, 2), dtype=np.float32)
+    recipe = Recipe(backbone="hftl/glyph-vit-tiny", data="photos", metric="mse")
+    for name, off in (("a", 0.3), ("b", 0.1)):
+        scores = targets + np.float32(off) * np.sign(np.arange(120).reshape(60, 2) % 3 - 1).astype(np.float32)
+        task = Task.REGRESSION
+        write_run(tmp_path / name, labels=targets, scores=scores, names="vw", task=task, recipe=recipe)
+    assert compare(["a", "b"]).runs[1].against_first.value > 0
+    cli.ok("report", "a", "b")
+    said = text_of(tmp_path / "comparison.html")
+    assert "mse: better than run 1 by" in said
+    assert "minus" not in said
+    assert "r2 of each target." in said
+
+
 def test_where_a_page_cannot_go_is_said(cli: Cli, tmp_path: Path):
     labels, scores = classifier(60, 3, 0.7, 1)
     for name in "ab":

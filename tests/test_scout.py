@@ -7,6 +7,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -14,6 +15,14 @@ from runs import RECIPES, Cli, write_texts
 from safetensors.torch import load_file, save_file
 
 import hftl
+from hftl.criterion import Criterion
+from hftl.data import Data, Texts
+from hftl.data.dataset import Split
+from hftl.data.marks import Marks
+from hftl.scout.curve import _measured as measured_sizes
+from hftl.scout.stored import TrainingRows
+from hftl.scout.transfer import transfer
+from hftl.tasks import Task
 
 DIGITS = RECIPES / "digits.py"
 
@@ -160,16 +169,22 @@ def test_a_curve_of_noise_cannot_tell(cli: Cli, tmp_path: Path, recipe: Path) ->
     assert "cannot tell" in answer["advice"]
 
 
-@pytest.mark.parametrize("command", ["rank", "transfer", "curve"])
-def test_other_kinds_of_labels_are_answered(cli: Cli, recipe: Path, tmp_path: Path, models: Path, command: str) -> None:
+def write_scores(path: Path) -> None:
+    """Texts whose subject decides a number."""
     generator = random.Random(0)
-    options = ["--backbones", str(models / "bert")] if command == "rank" else ["--seeds", "2"]
-    with (tmp_path / "scores.csv").open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "score"])
         for _ in range(120):
             subject = generator.choice(["cat", "dog", "bird"])
             writer.writerow([f"the {subject} sat under the tree", {"cat": 0.1, "dog": 0.55, "bird": 0.9}[subject]])
+
+
+@pytest.mark.parametrize("command", ["rank", "transfer", "curve"])
+def test_other_kinds_of_labels_are_answered(cli: Cli, recipe: Path, tmp_path: Path, models: Path, command: str) -> None:
+    generator = random.Random(0)
+    options = ["--backbones", str(models / "bert")] if command == "rank" else ["--seeds", "2"]
+    write_scores(tmp_path / "scores.csv")
     answer = json.loads(cli.ok(command, recipe, "--data", tmp_path / "scores.csv", *options, "--json"))
     assert answer["metric"] == "r2"
     with (tmp_path / "tags.csv").open("w", newline="", encoding="utf-8") as file:
@@ -181,6 +196,78 @@ def test_other_kinds_of_labels_are_answered(cli: Cli, recipe: Path, tmp_path: Pa
     several = ["--data", tmp_path / "tags.csv", "--task", "multi_label", "--label-columns", "tags"]
     answer = json.loads(cli.ok(command, recipe, *several, *options, "--json"))
     assert answer["metric"] == "map"
+
+
+def marked(task: str, **marks: np.ndarray) -> TrainingRows:
+    """Rows in copies of four, each copy with the features and the label of the others, so that copies give it away."""
+    generator = np.random.default_rng(0)
+    features = np.repeat(generator.normal(size=(40, 60)), 4, axis=0).astype(np.float32)
+    classes = np.repeat(generator.integers(0, 2, 40), 4)
+    labels = classes if task == "single_label" else classes[:, None].astype(np.float32)
+    split = Split("train", Texts([("x",)] * 160, [str(i) for i in range(160)]), labels, Marks(**marks))
+    names = ["a", "b"] if task == "single_label" else ["y"]
+    data = Data("made", Task(task), names, split, None, split.select(np.zeros(0, dtype=np.int64), "test"), [], {})
+    criterion = Criterion.of_task(Task(task))
+    return TrainingRows(torch.from_numpy(features), split, data, None, None, False, 0, criterion)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("task", ["single_label", "regression"])
+def test_a_curve_chooses_strengths_without_copies_of_a_row_on_the_other_side(task: str) -> None:
+    chosen: dict[bool, float] = {}
+    for grouped in (False, True):
+        known = marked(task, **({"groups": np.repeat(np.arange(40), 4)} if grouped else {}))
+        _, scores = measured_sizes(known, 1, quiet=True)
+        (score,) = scores[-1]
+        # How sure a head is tells its strength: noise that is learnt by heart through copies takes a weak one.
+        chosen[grouped] = float(np.abs(score.scores - score.scores.mean(0)).mean())
+    assert chosen[True] < 0.5 * chosen[False]
+
+
+def test_draws_of_a_curve_by_time_are_of_the_same_samples() -> None:
+    times = np.arange(160).astype(np.float64)
+    _, scores = measured_sizes(marked("single_label", times=times), 3, quiet=True)
+    one, other, _ = scores[-1]
+    assert one.rows.tolist() == other.rows.tolist()
+    # One head on all rows before, judged on one set of samples: every seed says the same.
+    assert np.corrcoef(one.draws, other.draws)[0, 1] > 0.9
+
+
+def test_rivals_are_paired_on_the_rows_that_every_head_could_judge(tmp_path: Path, models: Path) -> None:
+    # The one group that has birds is in one fold: no head could judge them, so nothing else may be scored on them.
+    rows = [(f"the {('cat', 'dog')[i % 2]} sat {i}", ("cats", "dogs")[i % 2], f"g{i // 4}") for i in range(80)]
+    rows += [(f"the bird sat {i}", "birds", "aviary") for i in range(4)]
+    (tmp_path / "data").mkdir()
+    for name in ("train", "test"):
+        with (tmp_path / "data" / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("text", "label", "group"), *(rows if name == "train" else rows[-1:])])
+    known = hftl.Recipe(
+        backbone=str(models / "bert"), data=str(tmp_path / "data"), label_columns=["label"], group="group"
+    )
+    answer = transfer(known, seeds=1, quiet=True)
+    rows = [score.rows.tolist() for rival in answer.rivals for score in rival.draws]
+    assert rows == [list(range(80))] * 3
+    assert {each.name for each in answer.outputs} == {"cats", "dogs"}
+
+
+def test_a_metric_that_says_nothing_of_one_answer_leaves_that_rival_out(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+    write_scores(tmp_path / "scores.csv")
+    given = ["--data", tmp_path / "scores.csv", "--metric", "spearman", "--seeds", "1"]
+    answer = json.loads(cli.ok("transfer", recipe, *given, "--json"))
+    assert {each["name"] for each in answer["rivals"]} == {"no network", "random weights, 1 times"}
+    assert any("one answer for all rows: spearman is undefined" in note for note in answer["notes"])
+
+
+def test_fewer_groups_than_folds_make_fewer_folds_and_it_is_said(
+    cli: Cli, recipe: Path, tmp_path: Path, models: Path
+) -> None:
+    rows = [(f"the {('cat', 'dog')[i % 2]} sat {i}", ("cats", "dogs")[i % 2], f"g{i // 10}") for i in range(40)]
+    with (tmp_path / "four.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label", "group"), *rows])
+    given = ["--data", tmp_path / "four.csv", "--label-columns", "label", "--group", "group", "--input-columns", "text"]
+    ranked = json.loads(cli.ok("rank", recipe, "--backbones", models / "bert", *given, "--json"))
+    assert ranked["folds"] == 3
+    answer = json.loads(cli.ok("transfer", recipe, *given, "--seeds", "1", "--json"))
+    assert "cross-validated in 3 folds, not 5: rows are divided by a column" in answer["notes"]
 
 
 def test_very_many_classes_of_two_rows_are_answered_or_refused(

@@ -161,7 +161,15 @@ def _return_lost_classes(drawn: np.ndarray, units: Indices, labels: Labels, task
             drawn[units == there[sizes.argmin()]] = False
 
 
-def folds_of(split: Split, task: Task, folds: int, seed: int) -> Indices | None:
+def fold_count(split: Split, folds: int) -> int:
+    """How many folds can be made where so many are wished for: those given, or no more than there are groups."""
+    marks = split.marks
+    if marks.folds is not None:
+        return len(np.unique(marks.folds))
+    return folds if marks.groups is None else min(folds, max(2, len(np.unique(marks.groups))))
+
+
+def folds_of(split: Split, task: Task, folds: int, seed: int, *, flag: str = "--folds") -> Indices | None:
     """The fold of each row, where columns decide about it: int64 (n,), from 0; None where labels alone do.
 
     Args:
@@ -169,6 +177,7 @@ def folds_of(split: Split, task: Task, folds: int, seed: int) -> Indices | None:
         task: what the labels are.
         folds: how many; as many as the column of given folds has, where there is one.
         seed: decides between equals.
+        flag: what takes the number of folds, for the error.
 
     Raises:
         DataError: there are fewer groups than folds, or only one given fold.
@@ -186,7 +195,7 @@ def folds_of(split: Split, task: Task, folds: int, seed: int) -> Indices | None:
         raise DataError(
             _too_few(split, f"{folds} folds can be made of them")
             if count < 2
-            else f"{plural(count, 'group')} of training rows are fewer than {folds} folds: give --folds {count}"
+            else f"{plural(count, 'group')} of training rows are fewer than {folds} folds: give {flag} {count}"
         )
     return deal(units, traits_of(split, task), np.full(folds, 1 / folds), seed)
 

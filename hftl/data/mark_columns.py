@@ -18,6 +18,8 @@ from hftl.data.raw import RawData, SplitName
 from hftl.errors import DataError
 from hftl.wording import printable
 
+MICROSECONDS = 1e6
+
 
 def read_marks(
     source: RawData, cells: Cells, division: Division, rows: Mapping[SplitName, Indices]
@@ -31,11 +33,14 @@ def read_marks(
         rows: positions in each split's table.
 
     Raises:
-        DataError: a split lacks a column, a cell is empty, or a time cannot be read; the message names row and column.
+        DataError: a split lacks a column that it needs, a cell is empty, or a time cannot be read; the message
+            names row and column.
     """
     values: dict[str, dict[SplitName, list[Any]]] = {}
     for what, column in division.columns().items():
-        values[what] = {split: _values(source, cells, split, column, chosen, what) for split, chosen in rows.items()}
+        # Strata and folds divide training rows only: another split that is given may do without them.
+        asked: Mapping[SplitName, Indices] = rows if what in ("group", "time") else {"train": rows["train"]}
+        values[what] = {split: _values(source, cells, split, column, chosen, what) for split, chosen in asked.items()}
     numbers: dict[str, dict[SplitName, np.ndarray]] = {}
     names: tuple[str, ...] = ()
     for what, by_split in values.items():
@@ -69,8 +74,15 @@ def _order(value: Any) -> tuple[bool, float, str]:
 def _values(source: RawData, cells: Cells, split: SplitName, column: str, rows: Indices, what: str) -> list[Any]:
     part = source.parts[split]
     taken = cells(split, column).take(pa.array(rows))
-    if what == "time" and pa.types.is_temporal(taken.type) and not pa.types.is_time(taken.type):
-        taken = taken.cast(pa.timestamp("us")).cast(pa.int64())
+    is_moment = what == "time" and (pa.types.is_timestamp(taken.type) or pa.types.is_date(taken.type))
+    if what == "time" and (pa.types.is_duration(taken.type) or pa.types.is_interval(taken.type)):
+        raise DataError(
+            f"{split}: the column {printable(column)!r} holds spans of time ({taken.type}), and no dates: give dates, "
+            "or numbers"
+        )
+    if is_moment:
+        # Digits behind the microsecond are cut off: only the order of rows counts.
+        taken = taken.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
     values: list[Any] = []
     for row, value in zip(rows.tolist(), taken.to_pylist(), strict=True):
         where = f"{part.name(row)}: the column {printable(column)!r}"
@@ -78,7 +90,13 @@ def _values(source: RawData, cells: Cells, split: SplitName, column: str, rows: 
             raise DataError(f"{where}, which is the {what} of rows, is empty: fill it in, or leave the row out")
         if isinstance(value, (list, dict, bytes)):
             raise DataError(f"{where} holds no single value, which the {what} of a row is; name another column")
-        values.append(_moment(value, where) if what == "time" else value)
+        if what != "time":
+            values.append(value)
+        elif is_moment:
+            # In seconds, as a date in text is: splits may write them in either way.
+            values.append(value / MICROSECONDS)
+        else:
+            values.append(_moment(value, where))
     return values
 
 
@@ -89,7 +107,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def _moment(value: Any, where: str) -> float:
-    """A time as a number: numbers as they are, text as a date or a date and a time of day (ISO 8601)."""
+    """A time as a number: a number as it is, text as the seconds of a date that may have a time of day (ISO 8601)."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     text = str(value).strip()

@@ -24,7 +24,7 @@ from hftl.backbones.protocol import Target
 from hftl.backbones.weights import NameRule
 from hftl.criterion import Criterion
 from hftl.data import Data
-from hftl.data.division import folds_of
+from hftl.data.division import fold_count, folds_of
 from hftl.data.scope import OUTSIDE
 from hftl.export.model import Dense, export_model, export_pooled, fold
 from hftl.export.trained import Exported, Trained
@@ -151,7 +151,7 @@ class _Job:
             aim=self.aim,
             validation=held,
             judge=self.judge,
-            dealt=self._dealt(FOLDS_OF_A_SEARCH),
+            dealt=self._dealt(fold_count(self.features.splits["train"].split, FOLDS_OF_A_SEARCH)),
             seed=self.seed,
         )
         logits = mlp_logits(fit.params, vectors["test"]).cpu()
@@ -191,7 +191,7 @@ class _Job:
                 aim=self.aim,
                 validation=(columns["validation"], labels["validation"]) if "validation" in columns else None,
                 judge=self.judge,
-                dealt=self._dealt(FOLDS_OF_A_SEARCH),
+                dealt=self._dealt(fold_count(self.features.splits["train"].split, FOLDS_OF_A_SEARCH)),
                 groups=self._sentences(),
                 seed=self.seed,
                 device=self.device,

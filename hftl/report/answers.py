@@ -133,7 +133,7 @@ def _transfer_parts(answer: Transfer) -> list[Part]:
         f"The same exact head on the same folds of {plural(answer.rows, 'training row')}, by {answer.metric}. "
         "Intervals are 95 %, p is adjusted for all rivals (Holm)."
     )
-    label = f"{answer.metric} of the pretrained minus the rival's"
+    label = f"{answer.metric}: the pretrained is better by"
     parts = [
         Part(
             f"The transfer: {answer.verdict}",
@@ -170,7 +170,7 @@ def _outputs_of_transfer(answer: Transfer) -> Part:
         "F1 of each class, or the metric of each label or target, against the best rival that looks at the rows; the "
         f"most hurt first. {hurt}"
     ]
-    label = "pretrained minus the best rival"
+    label = "the pretrained is better by"
     return Part("By class", lines, [whiskers("outputs", drawn, label, strong=strong, zero=True)], [Table(heads, rows)])
 
 

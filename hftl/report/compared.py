@@ -63,13 +63,13 @@ def _scores_part(answer: Comparison) -> Part:
     ]
     figures = [
         whiskers("scores", scores, answer.metric, strong=range(1)),
-        whiskers("gains", gains, f"{answer.metric} minus that of run 1", strong=strong, zero=True),
+        whiskers("gains", gains, f"{answer.metric}: better than run 1 by", strong=strong, zero=True),
     ]
     return Part("Scores", lines, figures, [_compared_scores(answer), _all_reported(answer)])
 
 
 def _compared_scores(answer: Comparison) -> Table:
-    heads = ["run#", "folder", f"{answer.metric}#", "minus run 1#", "p#", "verdict"]
+    heads = ["run#", "folder", f"{answer.metric}#", "better than run 1 by#", "p#", "verdict"]
     counted = any(run.only_it is not None for run in answer.runs)
     if counted:
         heads += ["only it right#", "only 1 right#"]
@@ -145,7 +145,7 @@ def _outputs(answer: Comparison) -> Part:
         drawn = [(each.name, each.against_first[number - 2]) for each in answer.outputs]
         drawn = sorted(drawn, key=lambda pair: -abs(pair[1].value))[:MOST_DRAWN]
         strong = [place for place, (_, gain) in enumerate(drawn) if gain.p < 1 - LEVEL]
-        label = f"{score}, run {number} minus run 1"
+        label = f"{score}: run {number} better than run 1 by"
         figures.append(whiskers(f"outputs-{number}", drawn, label, strong=strong, zero=True))
     rows = []
     for each in answer.outputs:
@@ -157,7 +157,7 @@ def _outputs(answer: Comparison) -> Part:
         what,
         "entities#" if answer.task.of_words else "rows#",
         *(f"run {n}#" for n in numbers),
-        *(f"{n} minus 1#" for n in numbers[1:]),
+        *(f"{n} better than 1 by#" for n in numbers[1:]),
     ]
     beyond = sum(any(gain.p < 1 - LEVEL for gain in each.against_first) for each in answer.outputs)
     differ = f"{plural(beyond, what)} of {len(answer.outputs):,} {'differs' if beyond == 1 else 'differ'}"

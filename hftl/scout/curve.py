@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from hftl.criterion import Criterion
 from hftl.data.division import hold_out_rows
 from hftl.errors import DataError
 from hftl.frozen.head import LEAST_DEVIATION
 from hftl.heads import fit_linear
+from hftl.heads.folds import task_folds
 from hftl.intervals import LEVEL, Array, Interval, difference, percentiles
+from hftl.methods import Head
 from hftl.progress import counted
 from hftl.runs.again import RecipeLike, as_recipe
 from hftl.scored import Score, scored
@@ -119,7 +123,10 @@ def curve(
 
 def _measured(known: TrainingRows, seeds: int, quiet: bool) -> tuple[list[int], list[list[Score]]]:
     """The sizes, and for each of them the score of each seed."""
-    labels, task = known.split.labels, known.task
+    labels, task, groups = known.split.labels, known.task, known.split.marks.groups
+    # Where every draw holds out the newest rows, all of them are judged on the same samples of these: as if samples
+    # were independent, their mean would seem surer than any of them.
+    one_sample = known.split.marks.times is not None
     sizes: list[int] = []
     scores: list[list[Score]] = []
     strengths: list[float] = []
@@ -143,7 +150,8 @@ def _measured(known: TrainingRows, seeds: int, quiet: bool) -> tuple[list[int], 
                 strengths=given,
                 calibrate=criterion.needs_probabilities,
                 judge=criterion if criterion.is_stated else None,
-                groups=known.rows_of_lines[lines] if task.of_words else None,
+                groups=_sentences(known, lines) if task.of_words else None,
+                dealt=None if task.of_words else _kept_together(known, order[:size], seed),
                 least=LEAST_DEVIATION if task.of_words else 0.0,
                 tolerance=_TOLERANCE,
                 seed=seed,
@@ -151,9 +159,26 @@ def _measured(known: TrainingRows, seeds: int, quiet: bool) -> tuple[list[int], 
             if not known_already:
                 strengths.append(float(fit.report["chosen"]))
             logits = fit.logits(known.features[known.lines_of(held)]).numpy()
-            groups, names = known.split.marks.groups, known.data.label_names
-            scores[place].append(scored(criterion, labels, held, logits, seed=seed, groups=groups, label_names=names))
+            sampled, names = known.seed if one_sample else seed, known.data.label_names
+            scores[place].append(
+                scored(criterion, labels, held, logits, seed=sampled, groups=groups, label_names=names)
+            )
     return sizes, scores
+
+
+def _sentences(known: TrainingRows, lines: Tensor) -> Tensor:
+    """What each of some words stands in, int64 (m,): its sentence, or the group of that."""
+    sentences = torch.as_tensor(known.rows_of_lines)[lines]
+    groups = known.split.marks.groups
+    return sentences if groups is None else torch.from_numpy(groups)[sentences]
+
+
+def _kept_together(known: TrainingRows, rows: np.ndarray, seed: int) -> Tensor | None:
+    """Folds to choose a strength on that part no group, int64 (n,) of some rows; None where rows are independent."""
+    if known.split.marks.groups is None:
+        return None
+    groups = torch.from_numpy(known.split.marks.groups[rows])
+    return task_folds(known.labels[rows], known.task, Head().folds, seed, groups)
 
 
 def _nearby(strength: float) -> list[float]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hftl.backbones.batching import batch_groups, on_device
 from hftl.backbones.protocol import Target
 from hftl.data import Data
+from hftl.data.division import fold_count
 from hftl.errors import RecipeError
 from hftl.frozen.depths import stack_of
 from hftl.frozen.recipe import probe_of, stored_features, view_of
@@ -159,6 +160,7 @@ def layers(
         stored_features(spec, target, kept, every, reader.say, on_bad_row=on_bad_row, quiet=reader.quiet)
         asked = _Asked(recipe, spec, target, training_part(data, subset, recipe.seed), reader)
         known = {depth: asked.rows(own, depth) for depth in depths}
+        folds = fold_count(known[depths[-1]].split, folds)
         probed = counted("layers", list(known.items()), unit="depths", quiet=reader.quiet)
         scores = {depth: probe_rows(rows, folds) for depth, rows in probed}
         best = max(depths, key=lambda depth: (scores[depth].merit, -depth))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hftl.criterion import Criterion, as_logits
-from hftl.data.division import folds_of
+from hftl.data.division import fold_count, folds_of
 from hftl.errors import DataError
 from hftl.frozen.head import LEAST_DEVIATION
 from hftl.heads import cross_validate, neighbour_scores
@@ -63,7 +63,11 @@ def linear_probe(
 
 
 def probe_rows(known: TrainingRows, folds: int, parts: int = PARTS) -> Score:
-    """`linear_probe` of training rows; of sentences whose words have labels `_probe_of_words`."""
+    """`linear_probe` of training rows, in so many folds, or as many as there are groups where these are fewer.
+
+    Of sentences whose words have labels `_probe_of_words`.
+    """
+    folds = fold_count(known.split, folds)
     labels, outputs = known.labels, len(known.data.label_names)
     dealt = folds_of(known.split, known.task, folds, known.seed)
     if known.task.of_words:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from hftl.backbones.loading import load_backbone
+from hftl.data.division import fold_count
 from hftl.errors import HftlError, RecipeError
 from hftl.intervals import Interval
 from hftl.plugins.registry import backbone_claims, find
@@ -70,7 +71,7 @@ class Ranking(Answer):
     Attributes:
         metric: the probe's and k-NN's: the one that chooses.
         rows: training rows that were used.
-        folds: of the cross-validation.
+        folds: of the cross-validation, as many as could be made.
         backbones: from best to worst.
         failed: those that could not be used.
         advice: one sentence.
@@ -129,7 +130,7 @@ def rank(
         raise RecipeError("no backbone to rank: give --backbones A,B,C, or --all")
     ranked: list[RankedBackbone] = []
     failed: list[FailedBackbone] = []
-    metric, rows = "", 0
+    metric, rows, made = "", 0, folds
     with reading(
         offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet, of_words=True
     ) as reader:
@@ -137,6 +138,7 @@ def rank(
             try:
                 known = reader.training(recipe.model_copy(update={"backbone": reference}), subset)
                 metric, rows = known.criterion.name, len(known.split)
+                made = fold_count(known.split, folds)
                 ranked.append(_ranked(reference, known, folds))
             except HftlError as error:
                 failed.append(FailedBackbone(reference, str(error)))
@@ -150,7 +152,7 @@ def rank(
     groups = tied_groups([each.score for each in ranked])
     ranked = [replace(each, group=group) for each, group in zip(ranked, groups, strict=True)]
     advice, command = _advised_backbone(ranked, metric, name)
-    return Ranking(metric, rows, folds, ranked, failed, advice, command)
+    return Ranking(metric, rows, made, ranked, failed, advice, command)
 
 
 def registered_alike(recipe: Recipe) -> list[str]:

@@ -12,8 +12,8 @@ from hftl.backbones.protocol import Target
 from hftl.backbones.untrained import Untrained
 from hftl.criterion import as_logits
 from hftl.data import Texts
-from hftl.data.division import folds_of
-from hftl.errors import BackboneError, CutError
+from hftl.data.division import fold_count, folds_of
+from hftl.errors import BackboneError, CutError, DataError
 from hftl.heads.folds import task_folds
 from hftl.intervals import (
     LEVEL,
@@ -36,7 +36,7 @@ from hftl.scout.probe import probe_rows
 from hftl.scout.stored import TrainingRows, reading, training_part
 from hftl.tasks import Task
 
-NO_NETWORK = "no network"
+NO_NETWORK, RANDOM_WEIGHTS = "no network", "random weights"
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ def transfer(
 
     Raises:
         UserError: the recipe, its data or its backbone cannot be used.
+        DataError: nothing can be compared with it.
         CutError: the backbone cannot be cut exactly.
     """
     recipe, _ = as_recipe(recipe)
@@ -145,27 +146,36 @@ def transfer(
         spec, target, data = reader.inputs(recipe)
         part = training_part(data, subset, recipe.seed)
         known = reader.rows(recipe, spec, target, part)
+        asked, folds = folds, fold_count(known.split, folds)
         pretrained = probe_rows(known, folds, parts=1)
         rivals: dict[str, list[Score]] = {}
-        notes = []
+        notes = (
+            [] if folds == asked else [f"cross-validated in {folds} folds, not {asked}: rows are divided by a column"]
+        )
         try:
             twins = [Target(Untrained(target.backbone, recipe.seed + i), target.config) for i in range(seeds)]
-            drawn = counted("random weights", twins, unit="twins", quiet=reader.quiet)
+            drawn = counted(RANDOM_WEIGHTS, twins, unit="twins", quiet=reader.quiet)
             made = [probe_rows(reader.rows(recipe, spec, twin, part), folds, parts=1) for twin in drawn]
-            rivals[f"random weights, {seeds} times"] = made
+            rivals[f"{RANDOM_WEIGHTS}, {seeds} times"] = made
         except (BackboneError, CutError) as error:
-            notes.append(f"not compared with random weights: {error}")
+            notes.append(f"not compared with {RANDOM_WEIGHTS}: {error}")
         if isinstance(known.split.inputs, Texts) and known.criterion.needs_probabilities:
             notes.append(
                 f"not compared with a model without a network: its scores are no probabilities, which "
                 f"{known.criterion.name} asks for"
             )
-        elif plain := _without_network(known, folds):
+        elif plain := _without_network(known, folds, pretrained.rows):
             rivals[NO_NETWORK] = [plain]
         else:
             notes.append(f"no model without a network is known for {target.backbone.modality}")
         blind = "most frequent class" if known.task.is_exclusive else "no features"
-        rivals[blind] = [_constant(known, pretrained)]
+        try:
+            rivals[blind] = [_constant(known, pretrained)]
+        except DataError as error:
+            # Of one answer for all rows, a correlation says nothing.
+            notes.append(f"not compared with one answer for all rows: {error}")
+        if not rivals:
+            raise DataError(f"there is nothing to compare {target.backbone.name} with: {'; '.join(notes)}")
     gains = {name: _gain(pretrained, scores) for name, scores in rivals.items()}
     adjusted = holm([gain.p for gain in gains.values()])
     met = [
@@ -194,16 +204,17 @@ def transfer(
     )
 
 
-def _without_network(known: TrainingRows, folds: int) -> Score | None:
-    """The model without a network for what the backbone reads; None where none is known."""
+def _without_network(known: TrainingRows, folds: int, judged: np.ndarray) -> Score | None:
+    """The model without a network for what the backbone reads, on the rows that it judged; None where none is known."""
     inputs, modality = known.split.inputs, known.target.backbone.modality
     if isinstance(inputs, Texts):
         given = folds_of(known.split, known.task, folds, known.seed)
         dealt = task_folds(known.labels, known.task, folds, known.seed).numpy() if given is None else given
+        # Rows of a class that is all in one fold are held out of no head: scores of other rows could not be paired.
+        dealt = np.where(np.isin(np.arange(len(dealt)), judged), dealt, -1)
         outputs = len(known.data.label_names)
         scores = text_scores(inputs, known.split.labels, dealt, task=known.task, num_labels=outputs)
-        rows = np.flatnonzero(dealt >= 0)
-        return _scored_alike(known, rows, scores, spread=SPREAD_OF_HEADS)
+        return _scored_alike(known, judged, scores, spread=SPREAD_OF_HEADS)
     if modality != "image":
         return None
     return probe_rows(replace(known, features=image_features(inputs)), folds, parts=1)
@@ -227,7 +238,8 @@ def _mean(scores: Sequence[Score]) -> Interval:
     if len(scores) == 1:
         return scores[0].interval
     mean = float(np.mean([score.interval.value for score in scores]))
-    return percentiles(mean, np.mean([score.draws for score in scores], axis=0), spread=SPREAD_OF_HEADS)
+    draws = np.mean([score.draws for score in scores], axis=0)
+    return percentiles(mean, draws, spread=SPREAD_OF_HEADS).within(*scores[0].criterion.bounds)
 
 
 def _gain(pretrained: Score, rivals: Sequence[Score]) -> Difference:
@@ -284,7 +296,9 @@ def _verdict(met: Sequence[Rival]) -> str:
     if any(value < 0 for value in certain.values()):
         return "negative"
     # Pretraining is what random weights lack. A model without a network may do as well, which the advice says.
-    needed = [rival.name for rival in met if rival.name != NO_NETWORK or len(met) < 3]
+    names = [rival.name for rival in met]
+    has_twins = any(name.startswith(RANDOM_WEIGHTS) for name in names)
+    needed = [name for name in names if name != NO_NETWORK or not has_twins]
     return "positive" if all(name in certain for name in needed) else "none"
 
 

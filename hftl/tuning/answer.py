@@ -72,8 +72,10 @@ def _repeated(job: Job, finished: Sequence[FrozenTrial]) -> Interval | None:
         return None
     data = job.bench.start(job.recipe).data
     if job.recipe.validation_size is not None:
-        return repeated_score(scores, drawn_anew=len(data.test) / len(data.train))
-    return repeated_score(scores, spread=float(np.mean([trial.user_attrs["spread"] for trial in finished])))
+        score = repeated_score(scores, drawn_anew=len(data.test) / len(data.train))
+    else:
+        score = repeated_score(scores, spread=float(np.mean([trial.user_attrs["spread"] for trial in finished])))
+    return score.within(*job.criterion.bounds)
 
 
 def _tested(run: Path, compared: Comparison | None) -> tuple[Interval, Difference | None]:
