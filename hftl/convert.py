@@ -104,8 +104,6 @@ def to_onnx(
         folder = Path(out).expanduser() if out else source.path / ONNX_FOLDERS[int8]
         _check_target(folder)
         model = LoadedModel.load(source.path, offline=offline).on_cpu()
-        if model.task.of_words:
-            raise UserError(f"{source.path}: each word has a label there, and such a model is not written as ONNX yet")
         if is_quantized(model.network):
             raise BackboneError(
                 f"{source.path} has weights that bitsandbytes reads, which ONNX has no place for: run it again without "
@@ -211,7 +209,7 @@ def _side_by_side(
     criterion = run.record().criterion
     # A function of the recipe is not at hand.
     criterion = criterion if criterion.is_own else Criterion.of_task(task)
-    measured = partial(criterion.at, labels=labels, thresholds=model.thresholds)
+    measured = partial(criterion.at, labels=labels, thresholds=model.thresholds, label_names=model.label_names)
     before, after = (float(measured(each.numpy(), counts=once)[0]) for each in (logits, found))
     draws = np.concatenate(
         [
@@ -243,7 +241,7 @@ def _side_by_side(
 
 
 def _both(model: LoadedModel, other: LoadedModel, split: Split, quiet: bool) -> tuple[list[int], Tensor, Tensor]:
-    """Logits (m, C) of two models of the m rows of a split that can be decoded, and which these are."""
+    """Logits (m, C), or (words, C), of two models of the m rows of a split that can be decoded, and which these are."""
     inputs = split.inputs
     order = np.argsort(inputs.lengths(), kind="stable") if isinstance(inputs, Texts) else np.arange(len(split))
     rows: list[int] = []

@@ -97,15 +97,22 @@ class Criterion:
         return -math.inf if value is None or not math.isfinite(value) else self.sign * value
 
     def at(
-        self, logits: np.ndarray, labels: np.ndarray, counts: Array, thresholds: Sequence[float] | None = None
+        self,
+        logits: np.ndarray,
+        labels: np.ndarray,
+        counts: Array,
+        thresholds: Sequence[float] | None = None,
+        *,
+        label_names: Sequence[str] = (),
     ) -> Array:
         """The metric on samples in which each row stands so many times.
 
         Args:
-            logits: (n, C); for a regression the predicted targets.
-            labels: (n,) class numbers, or (n, C).
+            logits: (n, C), or (words, C); for a regression the predicted targets.
+            labels: (n,) class numbers, (n, C), or tags of sentences.
             counts: float64 (b, n), whole numbers.
             thresholds: of several labels, the probability of each above which it is predicted; None for 0.5.
+            label_names: of tags, which say what an entity is; else not needed.
 
         Returns:
             float64 (b,); NaN where a sample leaves the metric undefined.
@@ -122,7 +129,7 @@ class Criterion:
         from hftl.metrics.resampled import resampled_metric, resampled_value
 
         if self.name == self.task.metric:
-            return resampled_metric(self.task, logits, labels, counts)
+            return resampled_metric(self.task, logits, labels, counts, label_names)
         if not self.is_own:
             raise RecipeError(f"metric {self.name!r} is a function of another run's recipe, which is not at hand")
         return resampled_value(self.task, self.name, self._probabilities(logits), labels, counts, thresholds)
@@ -145,11 +152,7 @@ class Criterion:
         """
         import numpy as np
 
-        if self.task.of_words:
-            from hftl.metrics.resampled import resampled_metric
-
-            return float(resampled_metric(self.task, logits, labels, np.ones((1, len(labels))), label_names)[0])
-        return float(self.at(logits, labels, np.ones((1, len(labels))), thresholds)[0])
+        return float(self.at(logits, labels, np.ones((1, len(labels))), thresholds, label_names=label_names)[0])
 
     def judge(
         self, logits: np.ndarray, labels: np.ndarray, thresholds: Sequence[float] | None, *, with_error: bool
@@ -214,7 +217,7 @@ def as_logits(task: Task, shares: np.ndarray) -> np.ndarray:
         single_label=lambda: np.log(clipped),
         multi_label=lambda: logit(clipped),
         regression=lambda: shares,
-        token_labels=for_whole_rows,
+        token_labels=lambda: np.log(clipped),
     )
     return made()
 

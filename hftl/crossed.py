@@ -23,8 +23,9 @@ import torch
 from hftl.criterion import Criterion
 from hftl.data import Data, Split
 from hftl.data.division import folds_of
-from hftl.errors import HftlError, RecipeError
+from hftl.errors import HftlError, RecipeError, UserError
 from hftl.export.trained import Exported, Trained
+from hftl.finetune.resume import differences
 from hftl.frozen.features import SplitFeatures, StoredFeatures
 from hftl.heads.folds import task_folds
 from hftl.intervals import SPREAD_OF_HEADS
@@ -40,6 +41,8 @@ FILE = "out_of_fold.parquet"
 NEARBY = 2
 # Relative distance from the minimum at which a fold's head stops: far below what its rows can tell apart.
 FOLD_TOLERANCE = 1e-5
+# Between the seeds of one deal and the next.
+SEED_STEP = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,11 @@ def dealt_for(plan: Plan, split: Split, task: Task, seed: int) -> np.ndarray:
             raise RecipeError(f"the column of folds has {given} in training, not {plan.folds}: give --cv {given}")
     dealt = []
     for repeat in range(plan.repeats):
-        by_columns = folds_of(split, task, plan.folds, seed + repeat)
+        # Far apart, so that runs of neighbouring seeds share no deal.
+        own = seed + SEED_STEP * repeat
+        by_columns = folds_of(split, task, plan.folds, own)
         if by_columns is None:
-            by_columns = task_folds(torch.from_numpy(split.labels), task, plan.folds, seed + repeat).numpy()
+            by_columns = task_folds(torch.from_numpy(split.labels), task, plan.folds, own).numpy()
         dealt.append(by_columns)
     return np.stack(dealt)
 
@@ -253,25 +258,39 @@ def cross_validated(
 # ── a fold that fine-tuning scored ───────────────────────────────────────────────────────────────────────────────────
 
 
-def write_fold(folder: Path, trained: Trained) -> None:
-    """Keep what a fold's model said, so that a run that is stopped need not train it again; its checkpoints go."""
-    rmtree(folder, ignore_errors=True)
+def write_fold(folder: Path, trained: Trained, made_with: dict[str, Any]) -> None:
+    """Keep what a fold's model said, so that a run that is stopped need not train it again; its checkpoints go.
+
+    Args:
+        folder: of the fold's checkpoints; the file stands beside it.
+        trained: the fold's model.
+        made_with: everything that it depends on; see `hftl.finetune.resume.settings`.
+    """
     kept = {name: trained.report[name] for name in ("thresholds", "baselines") if name in trained.report}
-    content = json.dumps({"logits": trained.logits.tolist(), "report": kept})
+    content = json.dumps({"made_with": made_with, "logits": trained.logits.tolist(), "report": kept})
     file = _fold_file(folder)
     file.parent.mkdir(parents=True, exist_ok=True)
     written = file.with_suffix(".part")
     written.write_text(content, encoding="utf-8")
     # Whole or not at all: a run may be killed between.
     written.replace(file)
+    rmtree(folder, ignore_errors=True)
 
 
-def read_fold(folder: Path) -> dict[str, Any] | None:
-    """What `write_fold` kept; None where there is nothing."""
+def read_fold(folder: Path, made_with: dict[str, Any]) -> dict[str, Any] | None:
+    """What `write_fold` kept; None where there is nothing, or nothing that says what it is of.
+
+    Raises:
+        UserError: it is of other rows or other settings.
+    """
     file = _fold_file(folder)
     if not file.is_file():
         return None
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if "made_with" not in content:
+        return None
+    if other := differences(content["made_with"], made_with):
+        raise UserError(f"cannot resume, because the run began otherwise: {other}; use the same, or start anew")
     return content
 
 

@@ -19,13 +19,13 @@ from hftl.backbones.bare import Bare
 from hftl.backbones.protocol import Backbone, Target
 from hftl.backbones.sentence import POOLINGS
 from hftl.backbones.text_tower import prompts_of
-from hftl.criterion import Criterion
 from hftl.crossed import FOLD_TOLERANCE, Crossed, Plan, Train, cross_validated, of_fold, read_fold, taken, write_fold
-from hftl.data import Data, Texts
+from hftl.data import Data
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
 from hftl.export.proof import Evidence, prove_exports
 from hftl.export.trained import Exported, Trained
+from hftl.finetune.resume import settings
 from hftl.finetune.rows import without_bad_rows
 from hftl.finished import Run
 from hftl.frozen.features import StoredFeatures, matrix_of
@@ -35,19 +35,17 @@ from hftl.frozen.outside import logit_scores, neighbour_distance, scope_report, 
 from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of
 from hftl.frozen.shares import Share, StoredRows, stored_rows
 from hftl.frozen.view import View
-from hftl.heads import lexicon
 from hftl.hub.client import staying_offline
 from hftl.methods import PROMPT, Head, Pooling
 from hftl.metric_functions import add_own_metrics
 from hftl.metrics import evaluate_predictions
-from hftl.metrics.resampled import resampled_metric
 from hftl.metrics.values import to_plain
 from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
 from hftl.plugins.registry import add_metrics
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.progress import Progress
 from hftl.recipes import Recipe
-from hftl.report.collect import collect
+from hftl.report.collect import collect, lexicon_scores
 from hftl.report.collected import COLLECTED, Collected
 from hftl.report.page import write_report
 from hftl.runs.again import RecipeLike, as_recipe
@@ -127,7 +125,7 @@ def run(
             raise RecipeError("mixup and cutmix mix whole rows, and here each word has a label: leave them out")
         criterion = chooses(recipe, data.task)
         on_main(lambda: check_method(recipe, target, Path(out or "runs"), resume=resume, track=track))
-        check_aim(recipe, data)
+        check_aim(recipe, data, plan)
         said = list(target.backbone.notes)
         # Only the main process has a folder; the others compute their share and write nothing but features.
         folder: RunFolder | None = on_main(lambda: open_folder(out, name, resume))
@@ -159,7 +157,10 @@ def run(
             where = folder.path if folder else None
             log = folder.log if folder else _log_nothing
             told: dict[str, Any] = {"origin": spec.origin, "resume": resume, "track": track, "log": log}
-            trained = finetuned(recipe, target, features, data, where, say, **told)
+            is_seen = crossed is not None and crossed.is_all
+            if is_seen:
+                told["log"] = partial(_log_of_training, log)
+            trained = finetuned(recipe, target, features, data, where, say, **told, is_seen=is_seen)
         if folder is None or trained is None:
             return None
         trained_at = time.monotonic()
@@ -184,7 +185,7 @@ def run(
         metrics = metrics.model_copy(update={"seconds": seconds})
         metrics = finish(folder, exported, record, metrics, bad)
         page = None
-        if report and not data.task.of_words:
+        if report:
             shown: Callable[[], Collected] = partial(
                 collect, data, features, trained, target.backbone.modality, recipe.seed
             )
@@ -333,7 +334,7 @@ def check_method(recipe: Recipe, target: Target, where: Path, *, resume: bool, t
         raise RecipeError("--track logs the steps of fine-tuning, and method=head takes none; leave it out")
 
 
-def check_aim(recipe: Recipe, data: Data) -> None:
+def check_aim(recipe: Recipe, data: Data, plan: Plan | None = None) -> None:
     """See that there are labels to decide, and rows to choose thresholds on, before anything is computed.
 
     Raises:
@@ -346,9 +347,8 @@ def check_aim(recipe: Recipe, data: Data) -> None:
         kind = "one label a row" if abstains else "several labels"
         raise RecipeError(f"{field} is for data with {kind}, and this is {data.task.words}: leave it out")
     if not isinstance(recipe.method, Head) and data.validation is None and recipe.method.patience is None:
-        raise RecipeError(
-            f"{field}: thresholds are chosen on held-out rows, and there are none: add --validation-size 0.1"
-        )
+        advice = "--validation-size 0.1" if plan is None else "--patience 2, which sets some aside in each training"
+        raise RecipeError(f"{field}: thresholds are chosen on held-out rows, and there are none: add {advice}")
 
 
 def open_folder(out: str | Path | None, name: str, resume: bool) -> RunFolder:
@@ -376,7 +376,11 @@ def planned(cv: str, recipe: Recipe) -> Plan:
             "--cv deals rows at random, and time wants the past trained on and the future tested: leave out one of them"
         )
     if recipe.validation_size is not None:
-        raise RecipeError("--cv chooses on folds of each fold's training rows: leave out --validation-size")
+        how = "folds" if isinstance(recipe.method, Head) else "a tenth (--patience 2)"
+        raise RecipeError(
+            f"--cv scores every training row, and chooses on {how} of those that each model is trained on: leave out "
+            "--validation-size"
+        )
     return plan
 
 
@@ -411,12 +415,17 @@ def train_part(
             recipe = recipe.model_copy(update={"method": recipe.method.model_copy(update={"strengths": strengths})})
         return solved_head(recipe, target, features, part, silent, FOLD_TOLERANCE)
     where = folder.path / "cv" / name if folder else None
-    done = broadcast(on_main(lambda: read_fold(where) if where else None))
+    method, known = recipe.method, {n: split.digests for n, split in features.splits.items()} if features else None
+    criterion = chooses(recipe, part.task)
+    made_with = on_main(
+        lambda: settings(method, target.backbone, part, recipe.seed, known, criterion) | {"aim": str(recipe.aim)}
+    )
+    done = broadcast(on_main(lambda: read_fold(where, made_with) if where and resume else None))
     if done is not None:
         return of_fold(done)
     told: dict[str, Any] = {"origin": origin, "resume": resume, "track": (), "log": _log_nothing}
     trained = finetuned(recipe, target, features, part, where, silent, **told)
-    on_main(lambda: write_fold(where, trained) if where else None)
+    on_main(lambda: write_fold(where, trained, made_with) if where else None)
     return trained
 
 
@@ -515,8 +524,12 @@ def finetuned(
     resume: bool,
     track: Sequence[str],
     log: Callable[..., None],
+    is_seen: bool = False,
 ) -> Trained:
-    """The model, fine-tuned on all processes from the solved head where there is one."""
+    """The model, fine-tuned on all processes from the solved head where there is one.
+
+    Where the rows of the test split are trained on too, ``is_seen``, what is measured on them is told as training's.
+    """
     # Brought only here: PEFT takes a second to import.
     from hftl.finetune.train import finetune
 
@@ -530,7 +543,10 @@ def finetuned(
         said = prompts_of(data.label_names[0], named.prompts or [PROMPT])[0]
         say.print(f"start     the text tower's embeddings of {said!r} and the other labels")
     elif head:
-        start = start_of(head, data, criterion, say)
+        value = criterion.value(head.logits.numpy(), data.test.labels, label_names=data.label_names)
+        worth = "" if is_seen else f": {printable(criterion.name)} {value:.4f}"
+        say.print(f"start     the head solved on the features{worth}")
+        start = head.parameters
     trained = finetune(
         recipe.method,
         target,
@@ -553,14 +569,19 @@ def finetuned(
         if "baselines" in head.report:
             # What costs nothing on these features stands beside what fine-tuning made of them.
             trained.report["baselines"] = head.report["baselines"]
+    if is_seen:
+        trained.report["epochs"] = [_of_training(epoch) for epoch in trained.report["epochs"]]
+        trained.report["start"] = _of_training(trained.report["start"])
     return trained
 
 
-def start_of(head: Trained, data: Data, criterion: Criterion, say: Terminal) -> dict[str, torch.Tensor]:
-    """The solved head's parameters, for fine-tuning to start from, and a word on how good they are."""
-    value = criterion.value(head.logits.numpy(), data.test.labels, label_names=data.label_names)
-    say.print(f"start     the head solved on the features: {printable(criterion.name)} {value:.4f}")
-    return head.parameters
+def _of_training(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What an epoch was measured to be, where the rows of the test split are those of training."""
+    return {**measured, "split": "train"} if measured.get("split") == "test" else dict(measured)
+
+
+def _log_of_training(log: Callable[..., None], event: str, **values: Any) -> None:
+    log(event, **_of_training(values))
 
 
 def measure(
@@ -667,14 +688,8 @@ def measured_scope(recipe: Recipe, trained: Trained, features: StoredFeatures | 
 
 def lexicon_f1(data: Data) -> float:
     """F1 on the test split of whoever knows the training words by heart, and nothing else."""
-    train, test = data.train, data.test
-    assert isinstance(train.inputs, Texts)
-    assert isinstance(test.inputs, Texts)
-    said = np.eye(len(data.label_names), dtype=np.float32)[
-        lexicon(train.inputs.values, train.labels, test.inputs.values)
-    ]
-    once = np.ones((1, len(test)))
-    return float(resampled_metric(data.task, said, test.labels, once, data.label_names)[0])
+    criterion = Criterion.of_task(data.task)
+    return criterion.value(lexicon_scores(data), data.test.labels, label_names=data.label_names)
 
 
 def evidence_of(recipe: Recipe, features: StoredFeatures | None, data: Data, trained: Trained) -> Evidence:

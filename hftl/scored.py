@@ -5,8 +5,9 @@ What a probe of the scout says of a score, and what a comparison of runs says of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ class Score:
         interval: its value and 95 % interval.
         draws: (samples,) float64, the metric on bootstrap samples of the rows: the same samples for the same rows.
         rows: (m,) int64, the rows that were held out.
-        scores: (m, C) float32, what was predicted for them.
+        scores: (m, C) float32, what was predicted for them; of sentences for all their words, (words, C).
     """
 
     criterion: Criterion
@@ -64,6 +65,7 @@ def scored(
     seed: int,
     spread: float = 1.0,
     groups: np.ndarray | None = None,
+    label_names: Sequence[str] = (),
     thresholds: Sequence[float] | None = None,
 ) -> Score:
     """The metric that chooses of predictions for some rows, with its interval.
@@ -72,10 +74,12 @@ def scored(
         criterion: the metric.
         labels: of all rows.
         rows: (m,) int64, those that were predicted.
-        scores: (m, C) logits; what orders the classes alike, where the metric asks for no more.
+        scores: (m, C) logits; what orders the classes alike, where the metric asks for no more. Of sentences those of
+            all their words, (words, C).
         seed: of the bootstrap samples.
         spread: how many times as far the metric spreads as under resampled rows; 1 for one fixed model.
         groups: int64, the group of each of all rows; groups are drawn whole. None where rows are independent.
+        label_names: of tags, which say what an entity is; else not needed.
         thresholds: of several labels, the probability of each above which it is predicted; None for 0.5.
 
     Raises:
@@ -83,13 +87,14 @@ def scored(
     """
     truth = labels[rows]
     of_rows = None if groups is None else groups[rows]
-    value = criterion.value(scores, truth, thresholds)
+    measured = _on_samples(criterion, scores, truth, thresholds, label_names)
+    value = float(measured(np.ones((1, len(rows))))[0])
     if not np.isfinite(value):
         raise DataError(
             f"{criterion.name} is undefined on these {len(rows):,} rows: their labels, or the predictions, do not vary"
         )
     samples = resamples(len(rows), groups=of_rows, seed=seed, most=criterion.samples)
-    draws = np.concatenate([criterion.at(scores, truth, times, thresholds) for times in samples])
+    draws = np.concatenate([measured(times) for times in samples])
     # A sample may leave the metric undefined; it says nothing.
     draws = np.where(np.isfinite(draws), draws, value)
     if criterion.name == "accuracy" and groups is None:
@@ -97,6 +102,20 @@ def scored(
     else:
         interval = percentiles(value, draws, spread=spread)
     return Score(criterion, interval, draws, rows, scores)
+
+
+def _on_samples(
+    criterion: Criterion,
+    scores: np.ndarray,
+    truth: np.ndarray,
+    thresholds: Sequence[float] | None,
+    label_names: Sequence[str],
+) -> Callable[[Array], Array]:
+    """The metric of predictions on samples; what each sentence adds to it is counted once for all of them."""
+    if not criterion.task.of_words:
+        return partial(criterion.at, scores, truth, thresholds=thresholds)
+    sums = SentenceSums.of(scores, truth, label_names)
+    return lambda counts: sums.at(counts)[criterion.name]
 
 
 # Numbers that are drawn for intervals at most: where rows are many, fewer samples tell as much.

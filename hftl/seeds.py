@@ -125,6 +125,9 @@ def _state_of_seed(where: Path, made: Recipe) -> str:
     wanted = {**made.model_dump(mode="json", exclude={"data", "metrics", "drop"})}
     # A record has the direction resolved, so that it is told without the function.
     wanted.pop("greater_is_better")
+    if made.depth == "auto":
+        # A record has the depth that was chosen.
+        wanted.pop("depth")
     others = [name for name, value in wanted.items() if name in record and record[name] != value]
     if others:
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from run_folders import HOSTILE, classifier, write_run
 from hftl.cli import invoke
 from hftl.wording import printable
 
-PAGES = ["images", "texts", "labels", "targets", "comparison", "hostile"]
+PAGES = ["images", "texts", "labels", "targets", "sentences", "comparison", "hostile"]
 ANSWERS = ["rank", "layers", "transfer", "curve", "audit", "advise"]
 WORDS = [
     "cat",
@@ -55,6 +56,16 @@ def write_table(path: Path, label: str, values: list[str], texts: list[str] | No
             writer.writerow([f"{made} {texts[place]}" if texts else made, value])
 
 
+def write_hostile_sentences(path: Path) -> None:
+    """Sentences whose words, and the types of whose entities, would like to be obeyed."""
+    rng = random.Random(5)
+    with path.open("w", encoding="utf-8") as file:
+        for place in range(96):
+            kind = HOSTILE[place % 8]
+            words = [rng.choice(WORDS), HOSTILE[place % len(HOSTILE)] or "x", rng.choice(WORDS)]
+            file.write(json.dumps({"tokens": words, "tags": ["O", f"B-{kind}", f"I-{kind}"]}) + "\n")
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     need_a_browser()
@@ -88,6 +99,8 @@ def pages(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Path:
         invoke([*text, "texts.csv", "--out", "texts"])
         invoke([*text, "labels.csv", "--out", "labels", "--label-separator", "|"])
         invoke([*text, "targets.csv", "--out", "targets"])
+        write_hostile_sentences(folder / "hostile.jsonl")
+        invoke([*text, "hostile.jsonl", "--out", "sentences"])
         invoke([*text, "hostile.csv", "--out", "hostile"])
         invoke([*text, "hostile.csv", "--out", "hostile1", "--depth", "1"])
         for name in PAGES:

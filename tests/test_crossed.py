@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,13 @@ from sklearn.preprocessing import StandardScaler
 from tiny import save
 
 import hftl
+from hftl.crossed import Plan, dealt_for
+from hftl.data import Split, Texts
 from hftl.intervals import percentiles, proportion, share_of_units
+from hftl.report.alike import OpenedRun
+from hftl.report.numbers import said as said_of
+from hftl.report.sections import RunPage
+from hftl.runs.folder import RunFolder
 from hftl.scored import intervals_of
 from hftl.tasks import Task
 
@@ -160,6 +168,15 @@ def test_fine_tuning_goes_on_with_the_folds_that_were_done(cli: Cli, tmp_path: P
     said = cli.ok(*run)
     assert "2 folds, dealt once: 2 trainings of 1 epochs (--method head takes seconds)" in said
     whole = metrics(tmp_path / "run")
+    # The exported model was measured on rows that it was trained on, and nothing says otherwise.
+    assert "start     the head solved on the features\n" in said
+    assert "test split" not in said
+    assert "on the train split" in said
+    assert {epoch["split"] for epoch in (*whole["finetune"]["epochs"], whole["finetune"]["start"])} == {"train"}
+    events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
+    assert {event["split"] for event in events if event["event"] == "epoch"} == {"train"}
+    # Advice is of what --cv takes.
+    assert "--validation-size" not in said
     # As if it had been killed after the first fold.
     (tmp_path / "run/metrics.json").unlink()
     (tmp_path / "run/cv/1-2.json").unlink()
@@ -167,6 +184,60 @@ def test_fine_tuning_goes_on_with_the_folds_that_were_done(cli: Cli, tmp_path: P
     cli.ok(*run, "--resume")
     assert (tmp_path / "run/cv/1-1.json").stat().st_mtime_ns == before
     assert metrics(tmp_path / "run")["eval"]["accuracy"] == whole["eval"]["accuracy"]
+    # Folds of another seed are of other rows.
+    (tmp_path / "run/metrics.json").unlink()
+    assert "the run began otherwise" in cli.refused(*run, "--seed", "1", "--resume")
+    rmtree(tmp_path / "run/checkpoints")
+    cli.ok(*run, "--seed", "1")
+    reread = pd.read_parquet(tmp_path / "run/out_of_fold.parquet")
+    assert (tmp_path / "run/cv/1-1.json").stat().st_mtime_ns != before
+    assert json.loads((tmp_path / "run/cv/1-1.json").read_text())["made_with"]["seed"] == 1
+    anew = (*run[:-1], tmp_path / "anew", "--seed", "1")
+    cli.ok(*anew)
+    assert reread.equals(pd.read_parquet(tmp_path / "anew/out_of_fold.parquet"))
+
+
+def test_labels_that_folds_decided_by_their_own_thresholds_are_told_as_they_were_decided(
+    cli: Cli, tmp_path: Path
+) -> None:
+    generator, lines = np.random.default_rng(0), []
+    for row in range(48):
+        has = generator.random(2) < 0.5
+        words = [word if has[k] != (generator.random() < 0.25) else "grey" for k, word in enumerate(("good", "red"))]
+        labels = [name for k, name in enumerate(("kind", "warm")) if has[k]]
+        lines.append(json.dumps({"text": f"{words[0]} {words[1]} {row}", "labels": labels}) + "\n")
+    (tmp_path / "x.jsonl").write_text("".join(lines))
+    data = ("--data", tmp_path / "x.jsonl", "--input-columns", "text", "--label-columns", "labels")
+    run = ("run", "--backbone", save("bert", tmp_path / "bert"), *data, "--task", "multi_label", "--cv", "2x2")
+    tuned = ("--method", "full", "--epochs", "2", "--lr", "1e-3", "--at-precision", "0.6", "--out", tmp_path / "run")
+    refused = cli.refused(*run, *tuned)
+    assert "add --patience 2" in refused
+    assert "--validation-size" not in refused
+    assert "(--patience 2)" in cli.refused(*run, *tuned, "--validation-size", "0.1")
+    cli.ok(*run, *tuned, "--patience", "2")
+    card = (tmp_path / "run/model/README.md").read_text()
+    assert "| label | precision | recall | F1 | rows |" in card
+    assert "tables by label and all others are of the first deal" in card
+    kept = pd.read_parquet(tmp_path / "run/predictions.parquet")
+    decided = [[name in row for name in ("kind", "warm")] for row in kept["prediction"]]
+    # The exported model's thresholds would have decided otherwise.
+    by_last = np.stack(kept["scores"]) > metrics(tmp_path / "run")["finetune"]["thresholds"]
+    assert (by_last != decided).any()
+    opened = OpenedRun.of(tmp_path / "run")
+    assert (opened.tested.predicted == decided).all()
+    assert (RunPage(RunFolder(tmp_path / "run")).predictions.predicted == decided).all()
+    place = np.array([5, 2, 9])
+    turned = opened.at(place, replace(opened, tested=replace(opened.tested, names=["warm", "kind"])))
+    assert (turned.predicted == np.array(decided)[place][:, ::-1]).all()
+    assert said_of(turned, 1)[1] == [name for name in ("warm", "kind") if name in kept["prediction"][2]]
+
+
+def test_neighbouring_seeds_share_no_deal() -> None:
+    split = Split(
+        "train", Texts([(f"text {row}",) for row in range(40)], [str(row) for row in range(40)]), np.arange(40) % 2
+    )
+    deals = [dealt_for(Plan(4, 3), split, Task.SINGLE_LABEL, seed) for seed in (0, 1)]
+    assert not any((one == other).all() for one in deals[0] for other in deals[1])
 
 
 # ── intervals ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -238,3 +309,12 @@ def test_several_seeds_are_one_result_and_a_stopped_one_goes_on(cli: Cli, tmp_pa
     assert "--seeds 1: give at least 2" in cli.refused("run", RECIPES / "digits.py", "--seeds", "1")
     refused = cli.refused("run", RECIPES / "digits.py", "--seeds", "2", "--push", "me/x")
     assert "--push publishes one model" in refused
+
+
+def test_seeds_of_a_depth_that_is_chosen_go_on(cli: Cli, tmp_path: Path) -> None:
+    backbone, file = save("bert", tmp_path / "bert"), write(tmp_path / "x.csv", rows_of(12))
+    run = ("run", "--backbone", backbone, "--data", file, *STATED, "--seeds", "2", "--depth", "auto")
+    cli.ok(*run, "--out", tmp_path / "runs")
+    (tmp_path / "runs/seed-1/metrics.json").unlink()
+    (tmp_path / "runs/seeds.json").write_text(json.dumps({"seeds": [0, 1]}))
+    assert cli.ok(*run, "--out", tmp_path / "runs", "--resume").count("done before") == 1

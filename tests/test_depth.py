@@ -280,7 +280,7 @@ def test_one_pass_stores_what_runs_at_each_depth_read(name: str, checkpoint, tmp
         assert stored.counts["computed"] == 0
         assert alone.counts["computed"] > 0
         assert stored.content == alone.content
-        assert stored.space.id == alone.space.id
+        assert stored.id == alone.id
         for split in stored.splits:
             for column, value in stored.splits[split].columns.items():
                 expected = values(alone.splits[split].columns[column])

@@ -177,6 +177,21 @@ def test_a_run_leaves_rows_out_records_them_and_does_so_again(cli: Cli, pictures
     assert "holds other content" in cli.refused("run", "some/recipe.json", "--out", "changed")
 
 
+def test_rows_are_left_out_of_cross_validation_where_there_is_no_test_split(cli: Cli, pictures: Path, tmp_path: Path):
+    recipe = tmp_path / "r.py"
+    recipe.write_text(
+        "from hftl import Recipe, recipe\n\n@recipe\ndef r() -> Recipe:\n"
+        "    return Recipe(backbone='backbone', data='pictures')\n"
+    )
+    gone = next(file for file in sorted(pictures.rglob("*")) if file.is_file()).relative_to(pictures).as_posix()
+    drop = write_csv(tmp_path / "d.csv", [[gone, "train", ""]])
+    out = cli.ok("run", recipe, "--cv", "2", "--drop", drop, "--no-report", "--out", "run")
+    assert "dropped 1 row as asked: train 1" in out
+    rows = predictions(tmp_path / "run")["row"]
+    assert len(rows) == 29
+    assert gone not in rows
+
+
 def test_features_are_computed_without_dropped_rows(cli: Cli, pictures: Path, tmp_path: Path):
     recipe = tmp_path / "r.py"
     recipe.write_text(

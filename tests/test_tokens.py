@@ -372,19 +372,6 @@ def test_predict_says_entities_with_their_places(cli: Cli, run: Path, tmp_path: 
     assert "leave it out" in cli.refused("predict", run, text, "--top-k", "2")
 
 
-@pytest.mark.parametrize(
-    ("command", "said"),
-    [
-        (["rank", "RECIPE", "--backbones", "minilm-l6"], "for whole rows only"),
-        (["audit", "RECIPE"], "for whole rows only"),
-        (["compare", "RUN", "RUN"], "by whole rows only"),
-    ],
-)
-def test_what_is_asked_of_whole_rows_is_refused(cli: Cli, run: Path, command: list[str], said: str):
-    given = {"RECIPE": str(run / "recipe.json"), "RUN": str(run)}
-    assert said in cli.refused(*(given.get(word, word) for word in command))
-
-
 @pytest.mark.parametrize("method", ["full", "lora", "partial"])
 def test_fine_tuning_starts_at_the_solved_head_and_its_export_is_the_runs(
     method: str, data: Path, bert: Path, tmp_path: Path

@@ -40,12 +40,12 @@ def compare(
         say(f"   {note}")
     _table(_score(answer, number, run) for number, run in enumerate(answer.runs, 1))
     for number, run in enumerate(answer.runs[1:], 2):
-        say(_verdict(number, run))
+        say(_verdict(answer, number, run))
     _table(_cost(number, run) for number, run in enumerate(answer.runs, 1))
     _table(_changes(answer))
     _table(_outputs(answer))
     if answer.task.has_classes:
-        say(f"the runs disagree on {answer.disagreeing:,} of {answer.rows:,} rows")
+        say(f"the runs disagree on {answer.disagreeing:,} of {plural(answer.rows, answer.unit)}")
         _table(_rows(answer))
 
 
@@ -59,17 +59,19 @@ def _score(answer: Comparison, number: int, run: ComparedRun) -> dict[str, Any]:
     gain = run.against_first
     return {
         "run": number,
-        f"{answer.metric} on {plural(answer.rows, 'row')}": str(run.score),
+        f"{answer.metric} on {plural(answer.rows, answer.unit)}": str(run.score),
         "against 1": "" if gain is None else gain.signed(),
         "p": "" if gain is None else f"{gain.p:.3f}",
     }
 
 
-def _verdict(number: int, run: ComparedRun) -> str:
+def _verdict(answer: Comparison, number: int, run: ComparedRun) -> str:
     said = f"{number} is {run.verdict} {'as' if run.verdict.startswith('the same') else 'than'} 1"
     if run.only_it is None:
         return said
-    return f"{said}: right where 1 is wrong on {plural(run.only_it, 'row')}, other way round on {run.only_first:,}"
+    return (
+        f"{said}: right where 1 is wrong on {plural(run.only_it, answer.unit)}, other way round on {run.only_first:,}"
+    )
 
 
 def _cost(number: int, run: ComparedRun) -> dict[str, Any]:
@@ -94,13 +96,17 @@ def _changes(answer: Comparison) -> Iterator[dict[str, Any]]:
 
 
 def _outputs(answer: Comparison) -> Iterator[dict[str, Any]]:
-    """Classes, labels or targets in which a run differs from the first beyond noise."""
+    """Classes, labels, targets or types in which a run differs from the first beyond noise."""
     from hftl.intervals import LEVEL
 
     beyond = [each for each in answer.outputs if any(gain.p < 1 - LEVEL for gain in each.against_first)]
     for each in beyond[:SHOWN]:
         scores = {str(number): f"{score:.3f}" for number, score in enumerate(each.scores, 1)}
-        yield {"differs beyond noise": each.name, "rows": f"{each.rows:,}", **scores}
+        yield {
+            "differs beyond noise": each.name,
+            "entities" if answer.task.of_words else "rows": f"{each.rows:,}",
+            **scores,
+        }
 
 
 def _rows(answer: Comparison) -> Iterator[dict[str, Any]]:

@@ -78,7 +78,8 @@ def without_rows(data: Data, dropped: Sequence[RowRef]) -> Data:
         )
     kept = {name: _kept(split, wanted[name]) if name in wanted else split for name, split in there.items()}
     for name, split in kept.items():
-        if not len(split):
+        # A split that was empty before, as the test split is under --cv, loses nothing.
+        if not len(split) and len(there[name]):
             raise DataError(f"drop: every row of the {name} split would be left out; keep some of them")
     _require_classes(data, kept["train"])
     counts = {name: len(there[name]) - len(split) for name, split in kept.items() if len(there[name]) > len(split)}

@@ -182,6 +182,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "example": _example(tag, task, len(names), len(columns.get("inputs", ()))),
         "arguments": ', aggregation_strategy="first"' if task.of_words else "",
         "unit": "entities" if task.of_words else "rows",
+        "of_words": task.of_words,
         "pairs": len(columns.get("inputs", ())) == 2,
         "reading": _reading(task),
         "outputs": "Labels" if task.has_classes else "Targets",
@@ -199,6 +200,8 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         **_by_class(computed, names),
         "at_half": computed.get("at_half"),
         "thresholds": "at_half" in computed,
+        # Where folds decided, each by its own, a label has none.
+        "by_label": any("threshold" in row for row in computed.get("per_class", {}).values()),
         # Runs of a release that did not say aimed at F1.
         "aim": report.get("thresholds_for", "F1"),
         "not_reached": [names[label] for label in report.get("not_reached", [])],
@@ -258,7 +261,7 @@ def _reading(task: Task) -> str:
         single_label="[labels[row.argmax()] for row in logits]",
         multi_label="[dict(zip(labels, row)) for row in np.exp(-np.logaddexp(0, -logits))]",
         regression="logits",
-        token_labels="[[labels[token.argmax()] for token in row] for row in logits]",
+        token_labels="[(inputs.tokens(0)[place], labels[logits[0, place].argmax()]) for place in first]",
     )
 
 

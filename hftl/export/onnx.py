@@ -85,7 +85,7 @@ class OnnxNetwork(nn.Module):
         self.ranges_of_batch = DYNAMIC in (folder / ONNX).read_bytes()
 
     def forward(self, **inputs: Tensor) -> SequenceClassifierOutput:
-        """Logits (n, C) float32 on the CPU of a batch of n rows."""
+        """Logits (n, C) float32 on the CPU of a batch of n rows; (n, length, C) of a model for words."""
         given = {name: inputs[name].cpu().numpy() for name in self.names}
         (logits,) = self.session.run(["logits"], given)
         return SequenceClassifierOutput(logits=torch.from_numpy(logits))

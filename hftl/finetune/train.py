@@ -334,10 +334,7 @@ def with_validation(
         say(f"epochs    the best by {criterion.name} on the validation split is kept")
         return data, True
     if method.patience is None:
-        say(
-            "epochs    no validation split (--validation-size makes one): the last epoch is kept, and the test split "
-            "chooses nothing"
-        )
+        say("epochs    no validation split (--patience 2 sets training rows aside for one): the last epoch is kept")
         return data, False
     stays, drawn = hold_out_rows(data.train, data.task, SET_ASIDE, seed)
     say(f"epochs    {len(drawn):,} training rows set aside to choose the epoch by {criterion.name}, seed {seed}")

@@ -31,6 +31,7 @@ def cross_validate(
     bias: bool = True,
     judge: Judge | None = None,
     dealt: Tensor | None = None,
+    least: float = 0.0,
     seed: int = 0,
 ) -> HeldOutLogits:
     """Solve a linear head without each fold in turn, and let it judge that fold.
@@ -54,6 +55,7 @@ def cross_validate(
         bias: whether heads have a free bias.
         judge: the metric that chooses the strength; as of `fit_linear`.
         dealt: (n,) int64, the fold of each row, from 0, in place of ``folds`` and ``groups``; ``parts`` is 1 then.
+        least: as of `fit_linear`.
         seed: decides the folds.
 
     Raises:
@@ -63,7 +65,9 @@ def cross_validate(
     labels = check_labels(labels, len(features), task, num_labels).to(features.device)
     weights = loss_weights(labels, task, num_labels, class_weight)
     path = None if strengths is None else sorted(map(float, strengths), reverse=True)
-    options = LinearOptions(task, num_labels, path, folds, "best", True, bias, True, 1e-10, seed, groups, judge, dealt)
+    options = LinearOptions(
+        task, num_labels, path, folds, "best", True, bias, True, 1e-10, seed, groups, judge, dealt, least
+    )
     with threads_for(features, num_labels * folds):
         if task.has_classes:
             return held_out_logistic(features, labels, weights, options, parts)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from hftl.errors import UserError
-from hftl.report.numbers import Predictions, said
+from hftl.report.numbers import Predictions, array_of_sentences, said
 from hftl.runs.folder import PREDICTIONS, RunFolder
 from hftl.runs.record import Metrics, RunRecord
-from hftl.wording import listing, plural
+from hftl.wording import listing, plural, shortened
+
+LONGEST_LABEL = 200
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,14 @@ class OpenedRun:
         """Read a run's folder.
 
         Raises:
-            UserError: no finished run is there, or it is of sentences whose words have labels.
+            UserError: no finished run is there.
             HftlError: the folder is damaged.
         """
         folder = RunFolder.open(path)
         record, metrics = folder.record(), folder.metrics()
-        if record.data.task.of_words:
-            raise UserError(
-                f"{path}: each word has a label there, and runs are compared by whole rows only: leave it out"
-            )
         data, thresholds = record.data, (metrics.head or metrics.finetune or {}).get("thresholds")
-        tested = Predictions.read(path / PREDICTIONS, data.task, data.label_names, thresholds)
+        file, by_folds = path / PREDICTIONS, metrics.is_by_folds
+        tested = Predictions.read(file, data.task, data.label_names, thresholds, by_folds=by_folds)
         return cls(folder, record, metrics, tested)
 
     def at(self, place: np.ndarray, first: OpenedRun) -> Predictions:
@@ -60,8 +59,9 @@ class OpenedRun:
             tested,
             rows=[tested.rows[i] for i in place.tolist()],
             labels=tested.labels[place],
-            scores=tested.scores[place],
+            scores=tested.scores_of(place),
             groups=None if tested.groups is None else tested.groups[place],
+            thresholds=tested.thresholds[place] if np.ndim(tested.thresholds) == 2 else tested.thresholds,
         )
         if tested.names == names:
             return chosen
@@ -71,8 +71,15 @@ class OpenedRun:
                 "some have one name, so that they cannot be told apart; leave it out"
             )
         column = np.array([tested.names.index(name) for name in names])
-        labels = np.argsort(column)[chosen.labels] if tested.task.is_exclusive else chosen.labels[:, column]
-        thresholds = tested.thresholds and [tested.thresholds[k] for k in column.tolist()]
+        number = np.argsort(column)
+        renamed: Callable[[], np.ndarray] = tested.task.case(
+            single_label=lambda: number[chosen.labels],
+            multi_label=lambda: chosen.labels[:, column],
+            regression=lambda: chosen.labels[:, column],
+            token_labels=lambda: array_of_sentences([number[row] for row in chosen.labels]),
+        )
+        labels = renamed()
+        thresholds = None if chosen.thresholds is None else np.asarray(chosen.thresholds)[..., column]
         return replace(chosen, names=names, labels=labels, scores=chosen.scores[:, column], thresholds=thresholds)
 
 
@@ -158,11 +165,17 @@ def refuse_other_labels(opened: Sequence[OpenedRun], together: Sequence[Predicti
         # Of classes that share a name the file of predictions does not say which; see `Predictions.read`.
         same = np.array([first.names.index(name) for name in first.names])
         labels, expected = (same[each.labels] if each.task.is_exclusive else each.labels for each in (rows, first))
-        other = (labels != expected).reshape(len(first), -1).any(1)
+        pairs = zip(labels, expected, strict=True)
+        other = np.array([not np.array_equal(one, another) for one, another in pairs], dtype=bool)
         if other.any():
             at = int(np.flatnonzero(other)[0])
             raise UserError(
                 f"{run.folder.path} cannot be compared with {opened[0].folder.path}: {int(other.sum()):,} of "
-                f"{len(first):,} test rows have other labels, such as {first.rows[at]}: {said(rows, at)[0]}, "
-                f"not {said(first, at)[0]}; run it again on the same data"
+                f"{len(first):,} test rows have other labels, such as {first.rows[at]}: "
+                f"{_short(said(rows, at)[0])}, not {_short(said(first, at)[0])}; run it again on the same data"
             )
+
+
+def _short(label: object) -> str:
+    """A label as it is; of many, as of the words of a sentence, the first ones."""
+    return shortened(str(label), LONGEST_LABEL)

@@ -19,13 +19,14 @@ from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 
-from hftl.data import Data, Files, Split
+from hftl.criterion import Criterion
+from hftl.data import Data, Files, Split, Texts
 from hftl.data.images import thumbnail
 from hftl.errors import BadRowError
 from hftl.export.trained import Trained
 from hftl.finetune.memory import peak_memory_bytes
 from hftl.frozen.features import SplitFeatures, StoredFeatures
-from hftl.heads import neighbour_scores
+from hftl.heads import lexicon, neighbour_scores
 from hftl.intervals import percentiles, resamples
 from hftl.metrics.resampled import resampled_metric
 from hftl.report.collected import (
@@ -43,10 +44,14 @@ from hftl.report.collected import (
 )
 from hftl.report.numbers import Predictions, worst_rows
 from hftl.report.plane import on_a_plane
+from hftl.report.spans import judged_rows, said_entities, worst_sentences
+from hftl.scored import scored
 from hftl.scout.copies import CANDIDATE, Neighbours, copies_by_split, find_copies
 from hftl.scout.stored import split_matrix
 from hftl.scout.suspects import large_residuals, likely_wrong
 from hftl.store.values import Ragged
+from hftl.tagging import Tagging
+from hftl.tasks import for_whole_rows
 from hftl.wording import shortened
 
 MOST_WORST, NEAR = 20, 4
@@ -59,8 +64,11 @@ MOST_PRODUCTS = 30_000_000_000
 MOST_COMPARED = 200
 SIDE = 112
 LONGEST_TEXT = 400
+# Of a long sentence so many words are shown, from a few before its first mistake on.
+MOST_WORDS, WORDS_BEFORE, LONGEST_WORD = 200, 20, 60
 _BLOCK_NUMBERS = 1 << 22
 
+OF_WORDS = "each word has a label, and this is told of whole rows"
 NO_FEATURES = "the run computed no features: its fine-tuning did not start from a solved head"
 
 
@@ -83,6 +91,8 @@ def collect(data: Data, features: StoredFeatures | None, trained: Trained, modal
         trained.report.get("thresholds"),
     )
     gathered = _Gathering(data, Shelf(data, modality), predictions, trained, seed)
+    if data.task.of_words:
+        return _of_sentences(gathered, features)
     worst = worst_rows(predictions, MOST_WORST)
     missing: dict[str, str] = {}
     if features is None:
@@ -107,6 +117,55 @@ def collect(data: Data, features: StoredFeatures | None, trained: Trained, modal
     )
 
 
+def _of_sentences(gathered: _Gathering, features: StoredFeatures | None) -> Collected:
+    """What the page shows of sentences whose words have labels."""
+    shelf, predictions = gathered.shelf, gathered.predictions
+    missing = dict.fromkeys(("near", "map", "suspects"), OF_WORDS)
+    copies = None
+    if features is None:
+        missing["copies"] = NO_FEATURES
+    else:
+        exact, first = _exact_copies(shelf, features)
+        copies = CopiesAcross(exact=exact, near=0, compared=0, first=first[:MOST_COPIES])
+    sentences = judged_rows(predictions)
+    worst = [
+        WorstRow(row=row, shown=shelf.put("test", row, sentences[row].first_mistake), near=[])
+        for row in worst_sentences(predictions, MOST_WORST)
+    ]
+    return Collected(
+        worst=worst,
+        copies=copies,
+        free=[_words_by_heart(gathered)],
+        peak_memory_bytes=peak_memory_bytes(PartialState().device),
+        missing=missing,
+        rows=shelf.rows,
+    )
+
+
+def lexicon_scores(data: Data) -> np.ndarray:
+    """What the lexicon says of the test split's words, as scores (words, C) of 0 and 1; see `hftl.heads.lexicon`."""
+    train, test = data.train, data.test
+    assert isinstance(train.inputs, Texts)
+    assert isinstance(test.inputs, Texts)
+    said = lexicon(train.inputs.values, train.labels, test.inputs.values)
+    scores: np.ndarray = np.eye(len(data.label_names), dtype=np.float32)[said]
+    return scores
+
+
+def _words_by_heart(gathered: _Gathering) -> FreeScore:
+    data = gathered.data
+    found = scored(
+        Criterion.of_task(data.task),
+        data.test.labels,
+        np.arange(len(data.test)),
+        lexicon_scores(data),
+        seed=gathered.seed,
+        groups=data.test.marks.groups,
+        label_names=data.label_names,
+    ).interval
+    return FreeScore(what="words by heart", value=found.value, low=found.low, high=found.high)
+
+
 class Shelf:
     """Every row that is shown, once, read when it is first put there."""
 
@@ -117,16 +176,18 @@ class Shelf:
         self._modality = modality
         self._places: dict[tuple[str, int], int] = {}
 
-    def put(self, split: str, row: int) -> int:
-        """The place of a row of a split."""
+    def put(self, split: str, row: int, at: int = 0) -> int:
+        """The place of a row of a split; of a long sentence the words about the word ``at`` are kept."""
         if (split, row) not in self._places:
             self._places[split, row] = len(self.rows)
-            self.rows.append(self._shown(self._splits[split], row))
+            self.rows.append(self._shown(self._splits[split], row, at))
         return self._places[split, row]
 
-    def _shown(self, split: Split, row: int) -> ShownRow:
-        inputs, label = split.inputs, self._label(split.labels[row : row + 1])
-        shown = ShownRow(split=split.name, name=inputs.name(row), label=label)
+    def _shown(self, split: Split, row: int, at: int) -> ShownRow:
+        inputs = split.inputs
+        if self._data.task.of_words:
+            return self._sentence(split, row, at)
+        shown = ShownRow(split=split.name, name=inputs.name(row), label=self._label(split.labels[row : row + 1]))
         if not isinstance(inputs, Files):
             return shown.model_copy(update={"texts": [shortened(text, LONGEST_TEXT) for text in inputs[row]]})
         if not self._is_picture:
@@ -135,6 +196,21 @@ class Shelf:
             return shown.model_copy(update={"picture": _as_address(thumbnail(inputs.read(row), shown.name, SIDE))})
         except BadRowError as error:  # the file has gone since its features were computed
             return shown.model_copy(update={"missing": error.why})
+
+    def _sentence(self, split: Split, row: int, at: int) -> ShownRow:
+        assert isinstance(split.inputs, Texts)
+        words = [shortened(word, LONGEST_WORD) for word in split.inputs[row]]
+        start = max(0, min(at - WORDS_BEFORE, len(words) - MOST_WORDS))
+        shown = words[start : start + MOST_WORDS]
+        spans = Tagging(tuple(self._data.label_names)).spans(split.labels[row].tolist())
+        return ShownRow(
+            split=split.name,
+            name=split.inputs.name(row),
+            label=shortened(said_entities(spans, words), LONGEST_TEXT),
+            words=shown,
+            before=start,
+            after=len(words) - start - len(shown),
+        )
 
     def _label(self, labels: np.ndarray) -> str:
         return in_words(self._data.task.truth(labels, self._data.label_names)[0])
@@ -165,7 +241,10 @@ class _Gathering:
         for split, rows, scores in pools:
             labels = next(each.labels for each in self.data.splits() if each.name == split)[rows]
             judge: Callable[..., Any] = self.data.task.case(
-                single_label=_wrong_classes, multi_label=_wrong_sets, regression=_far_off, token_labels=_no_suspects
+                single_label=_wrong_classes,
+                multi_label=_wrong_sets,
+                regression=_far_off,
+                token_labels=lambda *_: for_whole_rows(),
             )
             found = judge(scores, labels, self.data.label_names)
             listed += [(sure, split, int(rows[i]), rather, why) for sure, i, rather, why in found]
@@ -191,11 +270,6 @@ def _wrong_classes(scores: np.ndarray, labels: np.ndarray, names: Sequence[str])
         )
         for i in np.flatnonzero(listed).tolist()
     ]
-
-
-def _no_suspects(*_: Any) -> list[tuple[float, int, str, str]]:
-    """Of sentences none are named: a head that judges words says nothing of a whole one."""
-    return []
 
 
 def _wrong_sets(scores: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[tuple[float, int, str, str]]:
@@ -301,23 +375,7 @@ Part = tuple[np.ndarray, SplitFeatures, Tensor]
 
 def _copies(gathered: _Gathering, features: StoredFeatures, known: Part, asked: Part) -> CopiesAcross:
     """Exact copies among all rows of all splits; near ones among the test rows that are most like a training row."""
-    parts = list(features.splits.values())
-    exact: dict[str, int] = {}
-    first: list[Copy] = []
-    for at, later in enumerate(parts):
-        for earlier in parts[:at]:
-            pairs = _same_content(later.digests, earlier.digests)
-            if len(pairs):
-                exact[f"{later.split.name} in {earlier.split.name}"] = len(pairs)
-            first += [
-                Copy(
-                    shown=gathered.shelf.put(later.split.name, row),
-                    other=gathered.shelf.put(earlier.split.name, other),
-                    similarity=1.0,
-                    exact=True,
-                )
-                for row, other in pairs[: MOST_COPIES // 2].tolist()
-            ]
+    exact, first = _exact_copies(gathered.shelf, features)
     near, compared = _near_copies(known, asked)
     first += [
         Copy(
@@ -329,6 +387,28 @@ def _copies(gathered: _Gathering, features: StoredFeatures, known: Part, asked: 
         for similarity, row, other in near[: MOST_COPIES - len(first)]
     ]
     return CopiesAcross(exact=exact, near=len(near), compared=compared, first=first[:MOST_COPIES])
+
+
+def _exact_copies(shelf: Shelf, features: StoredFeatures) -> tuple[dict[str, int], list[Copy]]:
+    """How many rows of a later split stand in an earlier one, by the two's names, and the first of them."""
+    parts = list(features.splits.values())
+    exact: dict[str, int] = {}
+    first: list[Copy] = []
+    for at, later in enumerate(parts):
+        for earlier in parts[:at]:
+            pairs = _same_content(later.digests, earlier.digests)
+            if len(pairs):
+                exact[f"{later.split.name} in {earlier.split.name}"] = len(pairs)
+            first += [
+                Copy(
+                    shown=shelf.put(later.split.name, row),
+                    other=shelf.put(earlier.split.name, other),
+                    similarity=1.0,
+                    exact=True,
+                )
+                for row, other in pairs[: MOST_COPIES // 2].tolist()
+            ]
+    return exact, first
 
 
 def _same_content(later: np.ndarray, earlier: np.ndarray) -> np.ndarray:

@@ -24,6 +24,9 @@ class ShownRow(_Part):
         name: what a person calls it.
         label: its label in words.
         texts: one text, or two of a pair; cut where they are long.
+        words: of a sentence whose words have labels, in place of texts; of a long one those about its first mistake.
+        before: how many words stand before these in the sentence.
+        after: how many stand behind them.
         picture: a ``data:`` address of a small version.
         missing: why there is neither text nor picture.
     """
@@ -32,6 +35,9 @@ class ShownRow(_Part):
     name: str
     label: str
     texts: list[str] = Field(default_factory=list)
+    words: list[str] = Field(default_factory=list)
+    before: int = 0
+    after: int = 0
     picture: str = ""
     missing: str = ""
 

@@ -40,7 +40,7 @@ def _name(answer: Comparison, number: int) -> str:
 
 
 def _lead(answer: Comparison) -> str:
-    where = f"On the {plural(answer.rows, 'test row')} that all predicted"
+    where = f"On the {plural(answer.rows, f'test {answer.unit}')} that all predicted"
     if all(run.verdict == "the same within noise" for run in answer.runs[1:]):
         return f"{where}, {answer.metric} is the same within noise."
     said = [f"run {n} is {_against(run)}" for n, run in enumerate(answer.runs[1:], 2)]
@@ -57,9 +57,9 @@ def _scores_part(answer: Comparison) -> Part:
     gains = [(name, run.against_first) for name, run in zip(named, answer.runs, strict=True) if run.against_first]
     strong = [place for place, (_, gain) in enumerate(gains) if gain.p < 1 - LEVEL]
     lines = [
-        f"Intervals are 95 %, of differences by a paired bootstrap on the same {plural(answer.rows, 'row')}, each for "
-        "itself; p is adjusted for all runs (Holm), and the verdict goes by it. Both say what other test rows would "
-        "change, and nothing of what another seed of training would."
+        f"Intervals are 95 %, of differences by a paired bootstrap on the same {plural(answer.rows, answer.unit)}, "
+        "each for itself; p is adjusted for all runs (Holm), and the verdict goes by it. Both say what other test rows "
+        "would change, and nothing of what another seed of training would."
     ]
     figures = [
         whiskers("scores", scores, answer.metric, strong=range(1)),
@@ -70,14 +70,15 @@ def _scores_part(answer: Comparison) -> Part:
 
 def _compared_scores(answer: Comparison) -> Table:
     heads = ["run#", "folder", f"{answer.metric}#", "minus run 1#", "p#", "verdict"]
-    if answer.task.is_exclusive:
+    counted = any(run.only_it is not None for run in answer.runs)
+    if counted:
         heads += ["only it right#", "only 1 right#"]
     rows = []
     for number, run in enumerate(answer.runs, 1):
         gain = run.against_first
         cells = [Cell(str(number), number), Cell(run.folder), with_interval(run.score)]
         cells += [Cell("")] * 3 if gain is None else [with_sign(gain), Cell(f"{gain.p:.3f}", gain.p), Cell(run.verdict)]
-        if answer.task.is_exclusive:
+        if counted:
             cells += [Cell("") if count is None else count_cell(count) for count in (run.only_it, run.only_first)]
         rows.append(cells)
     return Table(heads, rows)
@@ -137,8 +138,8 @@ def _costs(answer: Comparison) -> Part:
 
 
 def _outputs(answer: Comparison) -> Part:
-    what = "class" if answer.task.is_exclusive else "label" if answer.task.has_classes else "target"
-    score = "F1" if answer.task.is_exclusive else answer.metric
+    what = answer.task.case(single_label="class", multi_label="label", regression="target", token_labels="type")
+    score = "F1" if answer.task.unit.is_exclusive else answer.metric
     figures = []
     for number in range(2, len(answer.runs) + 1):
         drawn = [(each.name, each.against_first[number - 2]) for each in answer.outputs]
@@ -152,7 +153,12 @@ def _outputs(answer: Comparison) -> Part:
         gains = [with_sign(gain, stands_out=gain.p < 1 - LEVEL) for gain in each.against_first]
         rows.append([Cell(each.name), count_cell(each.rows), *scores, *gains])
     numbers = range(1, len(answer.runs) + 1)
-    heads = [what, "rows#", *(f"run {n}#" for n in numbers), *(f"{n} minus 1#" for n in numbers[1:])]
+    heads = [
+        what,
+        "entities#" if answer.task.of_words else "rows#",
+        *(f"run {n}#" for n in numbers),
+        *(f"{n} minus 1#" for n in numbers[1:]),
+    ]
     beyond = sum(any(gain.p < 1 - LEVEL for gain in each.against_first) for each in answer.outputs)
     differ = f"{plural(beyond, what)} of {len(answer.outputs):,} {'differs' if beyond == 1 else 'differ'}"
     lines = [
@@ -162,9 +168,7 @@ def _outputs(answer: Comparison) -> Part:
     ]
     if len(answer.outputs) > MOST_DRAWN:
         lines.append(f"The figures show the {MOST_DRAWN} that differ most.")
-    return Part(
-        {"class": "Classes", "label": "Labels", "target": "Targets"}[what], lines, figures, [Table(heads, rows)]
-    )
+    return Part("Classes" if what == "class" else f"{what.capitalize()}s", lines, figures, [Table(heads, rows)])
 
 
 def _rows(answer: Comparison) -> Part:
@@ -180,13 +184,12 @@ def _rows(answer: Comparison) -> Part:
         row = kept.get(each.row) or ShownRow(split="test", name=each.row, label=label)
         cards.append(Card([row], said))
     if answer.task.has_classes:
-        line = (
-            f"The runs predict different things for {answer.disagreeing:,} of {plural(answer.rows, 'row')}; these are"
-        )
+        of_all = f"{answer.disagreeing:,} of {plural(answer.rows, answer.unit)}"
+        line = f"The runs predict different things for {of_all}; these are"
     else:
         line = "These are the rows"
     return Part(
-        "Rows on which they disagree",
+        f"{answer.unit.capitalize()}s on which they disagree",
         [f"{line} those on which they are furthest apart, at most {MOST_SHOWN}."],
         cards=cards,
     )

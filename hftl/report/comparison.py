@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,15 @@ import numpy as np
 from hftl.criterion import Criterion, as_logits
 from hftl.errors import UserError
 from hftl.intervals import LEVEL, Array, Difference, Interval, at_least_by_chance, difference, holm, resamples
+from hftl.metrics.entities import entity_counts
 from hftl.report.alike import OpenedRun, other_data, refuse_other_labels, refuse_other_tasks, rows_in_common
 from hftl.report.changes import Change, changes_between
 from hftl.report.numbers import Predictions, said
+from hftl.report.spans import said_entities
 from hftl.runs.record import Metrics
 from hftl.scored import Score, better_by, each_output, scored, telling_rows
 from hftl.scout.answer import Answer
+from hftl.tagging import Span, Tagging
 from hftl.tasks import Task
 
 # Rows of disagreement that are kept, those first on which runs disagree most.
@@ -57,7 +60,8 @@ class ComparedRun:
         against_first: how much better it is than the first run on the same rows, above 0 where it is; p adjusted for
             all that are compared with it (Holm); None for the first.
         verdict: ``better``, ``worse``, or ``the same within noise``; empty for the first.
-        only_it: rows that it gets right and the first run does not; None where a row is not right or wrong.
+        only_it: rows that it gets right, sentences with all their entities, and the first run does not; None where a
+            row is not right or wrong.
         only_first: rows that the first run gets right and it does not.
         reported: metrics on all of its own test rows, as it reported them.
         cost: what it took.
@@ -78,12 +82,12 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class ComparedOutput:
-    """One class, label or target.
+    """One class, label, target or type of entity.
 
     Attributes:
         name: its name.
-        rows: compared rows of the class, or with the label; all rows for a target.
-        scores: of each run: F1 of a class; the task's metric of a label or a target.
+        rows: compared rows of the class, or with the label; all rows for a target; the entities of a type.
+        scores: of each run: F1 of a class or type; the task's metric of a label or a target.
         against_first: of each run but the first; p adjusted for all outputs and runs.
     """
 
@@ -99,7 +103,7 @@ class Disagreement:
 
     Attributes:
         row: its name.
-        label: what is true, for a person: a name, several, or numbers.
+        label: what is true, for a person: a name, several, numbers, or entities by the numbers of their words.
         predictions: of each run, likewise.
         sure: the score of each prediction, where a row has one label.
         distance: how far apart the runs are: for classes and labels the mean difference of a score from all runs' mean,
@@ -123,7 +127,8 @@ class Comparison(Answer):
         rows: test rows that all runs predicted, on which they are compared.
         runs: in the order in which they were given.
         changes: fields that are not the same in all of them.
-        outputs: classes, labels or targets, the one that differs most first; none where there is only one.
+        outputs: classes, labels, targets or types of entities, the one that differs most first; none where there is
+            only one.
         disagreements: rows with different predictions, at most 50, the greatest disagreement first.
         disagreeing: how many there are; for a regression all rows.
         notes: what a person should know before the numbers are believed.
@@ -138,6 +143,11 @@ class Comparison(Answer):
     disagreements: list[Disagreement]
     disagreeing: int
     notes: list[str]
+
+    @property
+    def unit(self) -> str:
+        """What a row is."""
+        return "sentence" if self.task.of_words else "row"
 
 
 def compare(runs: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Comparison:
@@ -176,6 +186,7 @@ def compare(runs: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Compari
             _as_judged(criterion, rows),
             seed=seed,
             groups=first.groups,
+            label_names=first.names,
             thresholds=rows.thresholds,
         )
         for rows in together
@@ -185,7 +196,7 @@ def compare(runs: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Compari
     ]
     adjusted = [replace(gain, p=p) for gain, p in zip(gains, holm([gain.p for gain in gains]), strict=True)]
     compared = [
-        _beside_first(run, rows, score, gain, first, task)
+        _beside_first(run, rows, score, gain, first)
         for run, rows, score, gain in zip(opened, together, scores, [None, *adjusted], strict=True)
     ]
     notes += other_data(opened)
@@ -225,12 +236,12 @@ def _as_judged(criterion: Criterion, rows: Predictions) -> np.ndarray:
 
 
 def _beside_first(
-    run: OpenedRun, rows: Predictions, score: Score, gain: Difference | None, first: Predictions, task: Task
+    run: OpenedRun, rows: Predictions, score: Score, gain: Difference | None, first: Predictions
 ) -> ComparedRun:
     record, metrics = run.record, run.metrics
     only_it = only_first = None
-    if gain is not None and task.is_exclusive:
-        right, first_right = _is_right(rows), _is_right(first)
+    right, first_right = rows.right, first.right
+    if gain is not None and right is not None and first_right is not None:
         only_it, only_first = int((right & ~first_right).sum()), int((first_right & ~right).sum())
     return ComparedRun(
         str(run.folder.path),
@@ -255,16 +266,13 @@ def _beside_first(
 def _ahead(task: Task, one: tuple[Predictions, Score], first: tuple[Predictions, Score]) -> Difference:
     (rows, score), (first_rows, first_score) = one, first
     gain = better_by(score, first_score)
-    if task.is_exclusive:
-        differ = _is_right(rows) != _is_right(first_rows)
+    if task.of_words:
+        differ = _entities_differ(rows, first_rows).any(1)
+    elif rows.right is not None:
+        differ = rows.right != first_rows.right
     else:
         differ = (rows.scores != first_rows.scores).any(1)
     return at_least_by_chance(gain, int(differ.sum()))
-
-
-def _is_right(rows: Predictions) -> np.ndarray:
-    right: np.ndarray = rows.scores.argmax(1) == rows.labels
-    return right
 
 
 def _verdict_on(gain: Difference | None) -> str:
@@ -293,20 +301,25 @@ def _roundings(opened: Sequence[OpenedRun], compared: Sequence[ComparedRun], met
 
 
 def _each_gain(task: Task, names: Sequence[str], together: Sequence[Predictions], seed: int) -> list[ComparedOutput]:
-    """Each class, label or target that occurs, the one that differs most from the first run first."""
-    labels = together[0].labels
+    """Each class, label, target or type that occurs, the one that differs most from the first run first."""
+    first = together[0]
+    labels = first.labels
+    if task.of_words:
+        names = Tagging(tuple(names)).types
     if len(names) < 2:
         return []
-
-    def measured(times: Array) -> Array:
-        return np.stack([each_output(task, rows.scores, rows.labels, times) for rows in together])
-
+    measured = _types_measured(together) if task.of_words else _outputs_measured(task, together)
     values = measured(np.ones((1, len(labels))))[:, 0]
     draws = np.concatenate(
         [measured(times) for times in resamples(len(labels), groups=together[0].groups, seed=seed)], axis=1
     )
     occurring = [k for k in range(len(names)) if np.isfinite(values[:, k]).all()]
-    telling = [telling_rows(task, rows.scores, together[0].scores, labels).tolist() for rows in together[1:]]
+    telling = [
+        _entities_differ(rows, first).sum(0).tolist()
+        if task.of_words
+        else telling_rows(task, rows.scores, first.scores, labels).tolist()
+        for rows in together[1:]
+    ]
     gains: list[list[Difference]] = []
     for k in occurring:
         away = values[1:, k] - values[0, k]
@@ -316,7 +329,7 @@ def _each_gain(task: Task, names: Sequence[str], together: Sequence[Predictions]
         found = [difference(float(value), each) for value, each in zip(away, drawn, strict=True)]
         gains.append([at_least_by_chance(gain, rows[k]) for gain, rows in zip(found, telling, strict=True)])
     adjusted = iter(holm([gain.p for of_output in gains for gain in of_output]))
-    counts = _rows_of_each(task, labels, len(names))
+    counts = _entities_of_each(first) if task.of_words else _rows_of_each(task, labels, len(names))
     outputs = [
         ComparedOutput(
             names[k], int(counts[k]), values[:, k].tolist(), [replace(gain, p=next(adjusted)) for gain in of_output]
@@ -324,6 +337,40 @@ def _each_gain(task: Task, names: Sequence[str], together: Sequence[Predictions]
         for k, of_output in zip(occurring, gains, strict=True)
     ]
     return sorted(outputs, key=lambda each: -max(abs(gain.value) for gain in each.against_first))
+
+
+def _outputs_measured(task: Task, together: Sequence[Predictions]) -> Callable[[Array], Array]:
+    return lambda times: np.stack([each_output(task, rows.scores, rows.labels, times) for rows in together])
+
+
+def _types_measured(together: Sequence[Predictions]) -> Callable[[Array], Array]:
+    """F1 of each type of entity on samples: (runs, b, types); NaN where a sample has no entity of a type."""
+    found = [_type_counts(rows) for rows in together]
+
+    def measured(times: Array) -> Array:
+        each = []
+        for counts in found:
+            hits, said, there = np.moveaxis(np.tensordot(times, counts, axes=1), -1, 0)
+            each.append(np.where(there > 0, 2 * hits / np.maximum(said + there, 1), np.nan))
+        return np.stack(each)
+
+    return measured
+
+
+def _type_counts(rows: Predictions) -> np.ndarray:
+    return entity_counts(Tagging(tuple(rows.names)), rows.labels, rows.predicted)
+
+
+def _entities_differ(one: Predictions, other: Predictions) -> np.ndarray:
+    """In which sentences two runs do not find, or claim, as many entities of each type: bool (n, types)."""
+    differ: np.ndarray = (_type_counts(one) != _type_counts(other)).any(2)
+    return differ
+
+
+def _entities_of_each(rows: Predictions) -> np.ndarray:
+    """How many entities of each type there are: int64 (types,)."""
+    there: np.ndarray = _type_counts(rows)[:, :, 2].sum(0).astype(np.int64)
+    return there
 
 
 def _rows_of_each(task: Task, labels: np.ndarray, outputs: int) -> np.ndarray:
@@ -344,17 +391,38 @@ def _most_apart(task: Task, together: Sequence[Predictions]) -> tuple[list[Disag
     if not task.has_classes:
         apart = apart / np.maximum(first.labels.std(0), 1e-12)
     distance = apart.sum(1)
-    predicted = np.stack([rows.predicted for rows in together]).reshape(len(together), len(first), -1)
-    other = np.flatnonzero((predicted != predicted[0]).any((0, 2)))
+    if task.of_words:
+        distance = np.array([each.sum() for each in task.by_row(distance, first.labels)])
+        spans = [_predicted_spans(rows) for rows in together]
+        other = np.flatnonzero([any(of_run[row] != spans[0][row] for of_run in spans) for row in range(len(first))])
+    else:
+        predicted = np.stack([rows.predicted for rows in together]).reshape(len(together), len(first), -1)
+        other = np.flatnonzero((predicted != predicted[0]).any((0, 2)))
     worst = other[np.argsort(-distance[other], kind="stable")][:MOST_ROWS].tolist()
     kept = [
         Disagreement(
             first.rows[row],
-            said(first, row)[0],
-            [said(rows, row)[1] for rows in together],
+            *_said_of(together, row),
             [float(rows.scores[row].max()) for rows in together] if task.is_exclusive else [],
             float(distance[row]),
         )
         for row in worst
     ]
     return kept, len(other)
+
+
+def _said_of(together: Sequence[Predictions], row: int) -> tuple[Any, list[Any]]:
+    """The label of a row and what each run predicted, for a person."""
+    first = together[0]
+    if not first.task.of_words:
+        return said(first, row)[0], [said(rows, row)[1] for rows in together]
+    tagging = Tagging(tuple(first.names))
+    every = [first.labels[row], *(rows.predicted[row] for rows in together)]
+    label, *predictions = [said_entities(tagging.spans(tags.tolist())) for tags in every]
+    return label, predictions
+
+
+def _predicted_spans(rows: Predictions) -> list[list[Span]]:
+    """The predicted entities of each sentence."""
+    tagging = Tagging(tuple(rows.names))
+    return [list(tagging.spans(tags.tolist())) for tags in rows.predicted]

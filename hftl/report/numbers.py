@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hftl.errors import HftlError
 from hftl.heads.calibration import reliability
 from hftl.intervals import Interval, proportion
 from hftl.scored import Intervals, intervals_of
+from hftl.tagging import Tagging
 from hftl.tasks import Task
 from hftl.wording import one_line
 
@@ -36,7 +38,8 @@ class Predictions:
         rows: the rows' names.
         labels: int64 (n,) class numbers; float32 (n, C) of 0 and 1, or targets; tags of sentences.
         scores: float32 (n, C), or (words, C), as `hftl.tasks.Task.scores` gives them.
-        thresholds: of several labels, above which each is predicted; None for 0.5.
+        thresholds: of several labels, above which each is predicted, (C,), or float64 (n, C) where rows were decided by
+            different models; None for 0.5.
         groups: int64 (n,), the group of each row; None where rows are independent.
     """
 
@@ -45,12 +48,21 @@ class Predictions:
     rows: list[str]
     labels: np.ndarray
     scores: np.ndarray
-    thresholds: list[float] | None = None
+    thresholds: Any = None
     groups: np.ndarray | None = None
 
     @classmethod
-    def read(cls, file: Path, task: Task, names: list[str], thresholds: list[float] | None) -> Predictions:
+    def read(
+        cls, file: Path, task: Task, names: list[str], thresholds: list[float] | None, *, by_folds: bool = False
+    ) -> Predictions:
         """Read ``predictions.parquet``.
+
+        Args:
+            file: the file.
+            task: what the labels are.
+            names: of the C classes or targets.
+            thresholds: the exported model's.
+            by_folds: whether models of folds decided, each by thresholds of its own, so that only the file says how.
 
         Raises:
             HftlError: the file is missing or damaged.
@@ -69,16 +81,34 @@ class Predictions:
             )
             labels = read()
             rows = table.column("row").to_pylist()
+            decided: Any = thresholds
+            if by_folds and thresholds is not None:
+                # A probability is above 0 where it was above a threshold, and never above 1.
+                decided = 1.0 - _indicators(table.column("prediction").to_pylist(), names, scores)
             named = table.column("group").to_pylist() if "group" in table.column_names else None
             groups = None if named is None else np.unique(named, return_inverse=True)[1]
         except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
             raise HftlError(f"{file} cannot be read ({one_line(error, 100)}); run it again") from error
-        return cls(task, names, rows, labels, scores, thresholds, groups)
+        return cls(task, names, rows, labels, scores, decided, groups)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
+    def scores_of(self, rows: np.ndarray) -> np.ndarray:
+        """Scores of some rows, int64 (m,): (m, C); of sentences those of all their words, (words, C)."""
+        of_rows = self.task.by_row(self.scores, self.labels)
+        return np.concatenate([of_rows[row] for row in rows.tolist()]) if self.task.of_words else self.scores[rows]
+
+    @cached_property
+    def right(self) -> np.ndarray | None:
+        """Whether each row is right, bool (n,): of sentences all their entities; None where that is no question."""
+        if self.task.of_words:
+            tagging = Tagging(tuple(self.names))
+            pairs = zip(self.labels, self.predicted, strict=True)
+            return np.array([list(tagging.spans(a.tolist())) == list(tagging.spans(b.tolist())) for a, b in pairs])
+        return self.predicted == self.labels if self.task.is_exclusive else None
+
+    @cached_property
     def predicted(self) -> Any:
         """What is predicted, as `labels` are given."""
         cuts = 0.5 if self.thresholds is None else np.asarray(self.thresholds)
@@ -113,12 +143,19 @@ def _class_numbers(labels: list[str], names: list[str], scores: np.ndarray) -> n
 
 def _tags(labels: list[list[str]], names: list[str], scores: np.ndarray) -> np.ndarray:
     number = {name: k for k, name in enumerate(names)}
-    read = np.empty(len(labels), dtype=object)
-    for row, given in enumerate(labels):
-        read[row] = np.array([number[label] for label in given], dtype=np.int64)
+    read = array_of_sentences([np.array([number[label] for label in given], dtype=np.int64) for given in labels])
     if sum(map(len, read)) != len(scores):
         raise ValueError("there are not as many tags as scores")
     return read
+
+
+def array_of_sentences(tags: Sequence[np.ndarray]) -> np.ndarray:
+    """The tags of sentences, int64 (words,) each, as (n,) objects."""
+    made = np.empty(len(tags), dtype=object)
+    # One by one: arrays of one length would become a matrix.
+    for row, each in enumerate(tags):
+        made[row] = each
+    return made
 
 
 def _indicators(labels: list[list[str]], names: list[str], scores: np.ndarray) -> np.ndarray:
@@ -280,10 +317,10 @@ def worst_rows(predictions: Predictions, most: int) -> list[int]:
 def said(predictions: Predictions, row: int) -> tuple[Any, Any]:
     """A row's label and prediction: names, lists of names, or lists of numbers."""
     one = slice(row, row + 1)
-    task, names = predictions.task, predictions.names
-    return task.truth(predictions.labels[one], names)[0], task.predicted(
-        predictions.scores[one], names, predictions.thresholds
-    )[0]
+    task, names, cuts = predictions.task, predictions.names, predictions.thresholds
+    if np.ndim(cuts) == 2:
+        cuts = cuts[one]
+    return task.truth(predictions.labels[one], names)[0], task.predicted(predictions.scores[one], names, cuts)[0]
 
 
 # ── several labels ───────────────────────────────────────────────────────────────────────────────────────────────────

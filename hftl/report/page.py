@@ -11,7 +11,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from hftl.errors import UserError
 from hftl.report.collected import in_words
 from hftl.runs.folder import RunFolder, writing
 from hftl.store.files import write_file
@@ -30,15 +29,13 @@ def write_report(folder: Path) -> Path:
         Where the page is: ``report.html`` in the folder.
 
     Raises:
-        UserError: no finished run is there, or it is of sentences whose words have labels.
+        UserError: no finished run is there.
         HftlError: the folder is damaged, or the page cannot be written.
     """
     # Brought only here: matplotlib takes more than half a second to import.
     from hftl.report.sections import RunPage
 
     run = RunFolder.open(folder)
-    if run.record().data.task.of_words:
-        raise UserError(f"{folder}: each word has a label there, and no page is made of such a run; see metrics.json")
     text = render("run.html.jinja", **RunPage(run).facts())
     with writing(folder / REPORT):
         write_file(folder / REPORT, text.encode())

@@ -33,6 +33,8 @@ from hftl.report.numbers import (
     said,
     worst_rows,
 )
+from hftl.report.sentences import table_of_types, worst_cards
+from hftl.report.spans import JudgedEntities, judged_rows
 from hftl.report.svg import SERIES
 from hftl.runs.folder import CARD, EVENTS, RunFolder
 from hftl.runs.judgement import judgements
@@ -85,7 +87,8 @@ class RunPage:
         data = self.made.data
         thresholds = self.training.get("thresholds")
         decided_by = thresholds if "at_half" in self.metrics.eval else None
-        return Predictions.read(self.run.path / "predictions.parquet", data.task, data.label_names, decided_by)
+        file, by_folds = self.run.path / "predictions.parquet", self.metrics.is_by_folds
+        return Predictions.read(file, data.task, data.label_names, decided_by, by_folds=by_folds)
 
     @cached_property
     def collected(self) -> Collected:
@@ -103,9 +106,9 @@ class RunPage:
             single_label={"confusion": self.confusion, "classes": self.classes, "calibration": self.calibration},
             multi_label={"curves": self.curves, "classes": self.classes, "calibration": self.calibration},
             regression={"targets": self.targets},
-            token_labels={"classes": self.classes},
+            token_labels={"types": self.types, "sentences": self.sentences},
         )
-        sections = dict.fromkeys(("confusion", "classes", "calibration", "curves", "targets"))
+        sections = dict.fromkeys(("confusion", "classes", "calibration", "curves", "targets", "types", "sentences"))
         return {
             "made": made,
             "how": HOW[made.method["name"]],
@@ -117,7 +120,7 @@ class RunPage:
             "training": self.learning(),
             **sections,
             **{name: tell() for name, tell in by_task.items()},
-            "worst": self.worst(),
+            "worst": self.worst() if not task.of_words else None,
             "map": self.map(),
             "doubts": self.doubts(),
             "cost": self.cost(),
@@ -155,16 +158,16 @@ class RunPage:
             "scope_of": self.metrics.out_of_scope,
             "figure": figures.beside(shown, first) if free and shown else None,
             "samples": told["samples"],
-            "drawn": told["drawn"],
+            "drawn": "sentences" if self.made.data.task.of_words and told["drawn"] == "rows" else told["drawn"],
             "units": told["units"],
             "task_metric": first,
         }
 
     def _free(self) -> list[tuple[str, Interval]]:
-        rows = len(self.predictions)
-        of_classes = [
-            (name, proportion(round(value * rows), rows)) for name, value in self.training.get("baselines", {}).items()
-        ]
+        rows, known = len(self.predictions), self.training.get("baselines", {})
+        # F1 of a lexicon is no share of rows: its interval is among what the run kept.
+        shares = known if self.made.data.task.is_exclusive else {}
+        of_classes = [(name, proportion(round(value * rows), rows)) for name, value in shares.items()]
         others = [(each.what, Interval(each.value, each.low, each.high)) for each in self.collected.free]
         return [(SHORT.get(name, name), value) for name, value in (*of_classes, *others)]
 
@@ -315,6 +318,10 @@ class RunPage:
             )
         return found
 
+    def types(self) -> dict[str, Any]:
+        """F1, precision, recall and what became of the entities of each type, the worst first; which are confused."""
+        return table_of_types(self.metrics.eval["per_type"], self.judged_entities)
+
     # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def worst(self) -> dict[str, Any]:
@@ -339,6 +346,15 @@ class RunPage:
                 }
             )
         return {"cards": cards, "reference": collected.neighbours_of, "missing": collected.missing}
+
+    @cached_property
+    def judged_entities(self) -> list[JudgedEntities]:
+        """The entities of the test sentences."""
+        return judged_rows(self.predictions)
+
+    def sentences(self) -> dict[str, Any]:
+        """The sentences with the worst mistakes, as they are and as they were predicted."""
+        return worst_cards(self.predictions, self.judged_entities, self.collected)
 
     def _scores_of(self, row: int) -> list[tuple[str, float]]:
         """The score of the prediction and of the label; none where the prediction itself is a number."""
@@ -407,6 +423,8 @@ class RunPage:
             lines.append(("features", f"{computed:,} computed, {reused:,} reused"))
         if computed and seconds.get("extract"):
             lines.append(("rows computed per second", f"{computed / seconds['extract']:,.1f}"))
+        if windowed := features.get("windowed"):
+            lines.append(("sentences read in several windows", f"{windowed:,}"))
         if truncated := features.get("truncated"):
             lines.append(("texts cut to what the model reads", f"{truncated:,}"))
         trained, every = self._parameters()
@@ -447,6 +465,8 @@ class RunPage:
         return [*found, ("hftl", lines)]
 
     def _example(self) -> str:
+        if self.made.data.task.of_words:
+            return '"some text"'
         if self.made.backbone.pipeline_tag not in ("text-classification", "feature-extraction"):
             return '"file"' if "image" not in self.made.backbone.pipeline_tag else '"photo.jpg"'
         pairs = len(self.made.data.identity.get("columns", {}).get("inputs", ())) == 2

@@ -194,10 +194,15 @@ class Metrics(_Record):
     files: dict[str, str] = Field(default_factory=dict)
 
     @property
+    def is_by_folds(self) -> bool:
+        """Whether models of folds were scored in place of the exported one."""
+        return bool((self.cross_validation or {}).get("in_place_of_a_test_split"))
+
+    @property
     def scored_rows(self) -> int:
         """How many rows `eval` is of: the test split's, or those that folds scored in its place."""
         by_folds = self.cross_validation or {}
-        return int(by_folds["rows"] if by_folds.get("in_place_of_a_test_split") else self.rows.get("test", 0))
+        return int(by_folds["rows"] if self.is_by_folds else self.rows.get("test", 0))
 
     def known_intervals(self) -> dict[str, Interval]:
         """The 95 % interval of each metric that has one."""

@@ -10,6 +10,7 @@ import numpy as np
 from hftl.criterion import Criterion
 from hftl.data.division import hold_out_rows
 from hftl.errors import DataError
+from hftl.frozen.head import LEAST_DEVIATION
 from hftl.heads import fit_linear
 from hftl.intervals import LEVEL, Array, Interval, difference, percentiles
 from hftl.progress import counted
@@ -52,7 +53,7 @@ class Curve(Answer):
 
     Attributes:
         metric: the one that chooses.
-        rows: training rows that there are.
+        rows: training rows that there are; sentences where words have labels.
         seeds: draws of held-out and training rows.
         points: from few rows to many.
         limit: what the fitted law tends to with endless labels.
@@ -91,7 +92,8 @@ def curve(
 
     For each seed a fifth of the training rows is held out and heads are solved on growing parts of the rest. The law
     ``a - b n^-c`` (Cortes et al., *Learning curves: asymptotic values and rate of convergence*, NIPS 1993) is fitted to
-    the mean of all seeds, and again to bootstrap samples of seeds and held-out rows.
+    the mean of all seeds, and again to bootstrap samples of seeds and held-out rows. Where words have labels, rows are
+    sentences and the score is F1 of entities.
 
     Args:
         recipe: the backbone and the data; as of `hftl.run`.
@@ -107,7 +109,9 @@ def curve(
         CutError: the backbone cannot be cut exactly.
     """
     recipe, _ = as_recipe(recipe)
-    with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
+    with reading(
+        offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet, of_words=True
+    ) as reader:
         known = reader.training(recipe, subset)
     sizes, scores = _measured(known, seeds, reader.quiet)
     return _answer(known, sizes, scores)
@@ -130,21 +134,25 @@ def _measured(known: TrainingRows, seeds: int, quiet: bool) -> tuple[list[int], 
             known_already = place < len(strengths)
             given = [strengths[place]] if known_already else _nearby(strengths[-1]) if strengths else None
             criterion = known.criterion
+            lines = known.lines_of(order[:size])
             fit = fit_linear(
-                known.features[order[:size]],
-                known.labels[order[:size]],
-                task=task,
+                known.features[lines],
+                known.labels[lines],
+                task=task.unit,
                 num_labels=len(known.data.label_names),
                 strengths=given,
                 calibrate=criterion.needs_probabilities,
                 judge=criterion if criterion.is_stated else None,
+                groups=known.rows_of_lines[lines] if task.of_words else None,
+                least=LEAST_DEVIATION if task.of_words else 0.0,
                 tolerance=_TOLERANCE,
                 seed=seed,
             )
             if not known_already:
                 strengths.append(float(fit.report["chosen"]))
-            logits = fit.logits(known.features[held]).numpy()
-            scores[place].append(scored(criterion, labels, held, logits, seed=seed, groups=known.split.marks.groups))
+            logits = fit.logits(known.features[known.lines_of(held)]).numpy()
+            groups, names = known.split.marks.groups, known.data.label_names
+            scores[place].append(scored(criterion, labels, held, logits, seed=seed, groups=groups, label_names=names))
     return sizes, scores
 
 

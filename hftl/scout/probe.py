@@ -10,6 +10,8 @@ from torch import Tensor
 
 from hftl.criterion import Criterion, as_logits
 from hftl.data.division import folds_of
+from hftl.errors import DataError
+from hftl.frozen.head import LEAST_DEVIATION
 from hftl.heads import cross_validate, neighbour_scores
 from hftl.intervals import (
     LEVEL,
@@ -61,9 +63,11 @@ def linear_probe(
 
 
 def probe_rows(known: TrainingRows, folds: int, parts: int = PARTS) -> Score:
-    """`linear_probe` of training rows."""
+    """`linear_probe` of training rows; of sentences whose words have labels `_probe_of_words`."""
     labels, outputs = known.labels, len(known.data.label_names)
     dealt = folds_of(known.split, known.task, folds, known.seed)
+    if known.task.of_words:
+        return _probe_of_words(known, folds, parts, dealt)
     return linear_probe(
         known.features,
         labels,
@@ -74,6 +78,66 @@ def probe_rows(known: TrainingRows, folds: int, parts: int = PARTS) -> Score:
         parts=parts,
         dealt=None if dealt is None else torch.from_numpy(dealt),
         groups=known.split.marks.groups,
+    )
+
+
+def _probe_of_words(known: TrainingRows, folds: int, parts: int, dealt: np.ndarray | None) -> Score:
+    """The exact linear head on words, cross-validated over sentences: folds and bootstrap samples part none.
+
+    A tag all of whose words are in one fold is learnt by every head and judged by none; sentences that have it are not
+    among those that are scored.
+    """
+    sentences, labels = known.rows_of_lines, known.split.labels
+    held = cross_validate(
+        known.features,
+        known.labels,
+        task=known.task.unit,
+        num_labels=len(known.data.label_names),
+        folds=folds,
+        parts=parts if dealt is None else 1,
+        groups=sentences if dealt is None else None,
+        dealt=None if dealt is None else torch.from_numpy(dealt)[sentences],
+        least=LEAST_DEVIATION,
+        seed=known.seed,
+    )
+    judged = torch.zeros(len(sentences), dtype=torch.bool)
+    judged[held.rows] = True
+    unjudged = torch.unique(sentences[~judged])
+    whole = np.setdiff1d(np.arange(len(labels)), unjudged.numpy())
+    if not len(whole):
+        raise DataError("no sentence can be held out: each has a tag that no other has; label more sentences")
+    logits = held.logits[~torch.isin(sentences[held.rows], unjudged)].numpy()
+    return scored(
+        known.criterion,
+        labels,
+        whole,
+        logits,
+        seed=known.seed,
+        spread=SPREAD_OF_HEADS,
+        groups=known.split.marks.groups,
+        label_names=known.data.label_names,
+    )
+
+
+def neighbour_rows(known: TrainingRows) -> Score:
+    """`neighbour_probe` of training rows; a word's neighbours are those of other sentences."""
+    groups = known.split.marks.groups
+    if not known.task.of_words:
+        return neighbour_probe(
+            known.features, known.labels, known.targets, criterion=known.criterion, seed=known.seed, groups=groups
+        )
+    sentences = known.rows_of_lines
+    apart = sentences if groups is None else torch.from_numpy(groups)[sentences]
+    shares = neighbour_scores(known.features, known.targets, known.features, own=True, groups=apart).numpy()
+    return scored(
+        known.criterion,
+        known.split.labels,
+        np.arange(len(known.split)),
+        shares,
+        seed=known.seed,
+        spread=SPREAD_OF_HEADS,
+        groups=groups,
+        label_names=known.data.label_names,
     )
 
 

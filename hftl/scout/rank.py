@@ -19,9 +19,9 @@ from hftl.scored import Score
 from hftl.scout.answer import Answer
 from hftl.scout.cost import parameters, rows_per_second
 from hftl.scout.measures import HScore, h_score, log_evidence
-from hftl.scout.probe import neighbour_probe, probe_rows, tied_groups
+from hftl.scout.probe import neighbour_rows, probe_rows, tied_groups
 from hftl.scout.stored import TrainingRows, reading
-from hftl.wording import named_error
+from hftl.wording import named_error, plural
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ def rank(
 ) -> Ranking:
     """Rank backbones by a cross-validated linear probe on the recipe's training rows.
 
+    Where words have labels, whole sentences are held out, and F1 of entities is compared.
     Scores of all pairs are compared on the same rows by a paired bootstrap with Holm's correction; what is the same
     within noise stands in one group, of which the advice takes the fastest. Features stay in the store, so running the
     winner computes at most the rows that were not used.
@@ -129,7 +130,9 @@ def rank(
     ranked: list[RankedBackbone] = []
     failed: list[FailedBackbone] = []
     metric, rows = "", 0
-    with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
+    with reading(
+        offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet, of_words=True
+    ) as reader:
         for reference in counted("rank", asked, unit="backbones", quiet=reader.quiet):
             try:
                 known = reader.training(recipe.model_copy(update={"backbone": reference}), subset)
@@ -167,19 +170,20 @@ def registered_alike(recipe: Recipe) -> list[str]:
 def _ranked(reference: str, known: TrainingRows, folds: int) -> RankedBackbone:
     task, labels = known.task, known.labels
     probe = probe_rows(known, folds)
-    groups = known.split.marks.groups
-    neighbours = neighbour_probe(
-        known.features, labels, known.targets, criterion=known.criterion, seed=known.seed, groups=groups
-    )
+    neighbours = neighbour_rows(known)
     notes = ["its head reads every token: their mean was probed"] if known.averaged else []
     if alone := len(known.split) - len(probe.rows):
-        notes.append(f"{alone:,} rows stand alone in their class and were not held out")
+        notes.append(
+            f"{plural(alone, 'sentence')} with a tag that only one fold has: not held out"
+            if task.of_words
+            else f"{alone:,} rows stand alone in their class and were not held out"
+        )
     return RankedBackbone(
         reference,
         probe.interval,
         neighbours.interval,
         log_evidence(known.features, known.targets.double()),
-        h_score(known.features, labels, seed=known.seed) if task.is_exclusive else None,
+        h_score(known.features, labels, seed=known.seed) if task.unit.is_exclusive else None,
         parameters(known.target),
         rows_per_second(known),
         known.bytes_per_row,

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from hftl.criterion import Criterion
 from hftl.data import Data, Split
 from hftl.data.holdout import hold_out
 from hftl.errors import DataError, UserError
-from hftl.frozen.features import SplitFeatures, StoredFeatures
+from hftl.frozen.features import SplitFeatures, StoredFeatures, line_columns
 from hftl.frozen.matrix import flatten_columns
 from hftl.frozen.recipe import chooses, inputs_of, stored_features, view_of
 from hftl.hub.client import staying_offline
@@ -38,7 +39,8 @@ class TrainingRows:
     """The training rows of a recipe, and what its backbone gives for them.
 
     Attributes:
-        features: (n, d) float32 on the CPU. Where the model's own head reads every token, their mean.
+        features: (n, d) float32 on the CPU. Where the model's own head reads every token, their mean. Of sentences
+            whose words have labels those of all words, (words, d).
         split: the rows, with their labels.
         data: what the labels mean.
         target: the backbone.
@@ -64,15 +66,29 @@ class TrainingRows:
 
     @property
     def labels(self) -> Tensor:
-        """Labels of the rows; see `hftl.data.Split`."""
-        return torch.from_numpy(self.split.labels)
+        """Labels of the rows, see `hftl.data.Split`; of sentences those of all words, as features are."""
+        return torch.from_numpy(self.task.by_line(self.split.labels))
 
     @property
     def targets(self) -> Tensor:
         """Labels as float32 (n, C): one-hot classes, labels of 0 and 1, or numbers."""
-        if self.task.is_exclusive:
+        if self.task.unit.is_exclusive:
             return nn.functional.one_hot(self.labels, len(self.data.label_names)).float()
         return self.labels.float()
+
+    @cached_property
+    def rows_of_lines(self) -> Tensor:
+        """The row of each line of features, int64: of each word its sentence."""
+        lengths = [len(row) for row in self.split.labels] if self.task.of_words else [1] * len(self.split)
+        return torch.repeat_interleave(torch.arange(len(self.split)), torch.tensor(lengths, dtype=torch.int64))
+
+    def lines_of(self, rows: np.ndarray) -> Tensor:
+        """The lines of features of some rows, int64: of a sentence those of its words; of another row its number."""
+        if not self.task.of_words:
+            return torch.from_numpy(rows)
+        lengths = torch.bincount(self.rows_of_lines, minlength=len(self.split))
+        of_each = torch.split(torch.arange(len(self.rows_of_lines)), lengths.tolist())
+        return torch.cat([of_each[row] for row in rows.tolist()])
 
     @property
     def bytes_per_row(self) -> int:
@@ -92,6 +108,7 @@ class Reader:
         allow_pickle: read weights that are there only as a pickle, as nothing but tensors.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
         quiet: print nothing but errors.
+        of_words: whether the question is answered of sentences whose words have labels, too.
     """
 
     say: Terminal
@@ -99,17 +116,19 @@ class Reader:
     allow_pickle: bool
     on_bad_row: str
     quiet: bool
+    of_words: bool
 
     def inputs(self, recipe: Recipe) -> tuple[BackboneSpec, Target, Data]:
         """The backbone and the data that a recipe names.
 
         Raises:
-            UserError: one of them cannot be used, or rows are sentences whose words have labels.
+            UserError: one of them cannot be used, or rows are sentences whose words have labels, and the question is
+                not for these.
         """
         spec, target, data = inputs_of(
             recipe, self.say, BackboneOptions(recipe.max_length, self.offline, self.allow_pickle)
         )
-        if data.task.of_words:
+        if data.task.of_words and not self.of_words:
             raise UserError(f"{data.ref}: each word has a label, and this question is answered for whole rows only")
         return spec, target, data
 
@@ -147,11 +166,13 @@ class Reader:
 
 
 @contextmanager
-def reading(*, offline: bool, allow_pickle: bool, on_bad_row: str, quiet: bool) -> Iterator[Reader]:
+def reading(
+    *, offline: bool, allow_pickle: bool, on_bad_row: str, quiet: bool, of_words: bool = False
+) -> Iterator[Reader]:
     """Read recipes with quiet libraries, and without the network where that is asked."""
     quiet = quiet or not start_processes().is_main_process
     with quiet_libraries(), staying_offline(offline):
-        yield Reader(Terminal(quiet=quiet, file=sys.stderr), offline, allow_pickle, on_bad_row, quiet)
+        yield Reader(Terminal(quiet=quiet, file=sys.stderr), offline, allow_pickle, on_bad_row, quiet, of_words)
 
 
 def training_part(data: Data, subset: int | None, seed: int) -> Data:
@@ -172,10 +193,14 @@ def training_part(data: Data, subset: int | None, seed: int) -> Data:
 def split_matrix(part: SplitFeatures, cut: Cut) -> tuple[Tensor, bool]:
     """A split's features, (n, d) float32 on the CPU, and whether tokens were averaged to have them.
 
+    Of a cut that keeps words those of all words, (words, d).
+
     Args:
         part: the split.
         cut: of the space that its features are stored in.
     """
+    if cut.words:
+        return flatten_columns(dict(line_columns(part.columns, cut)), list(cut.kept())), False
     columns = {name: _averaged(part.columns[name]) for name in cut.kept() if name not in cut.tokens}
     averaged = any(isinstance(part.columns[name], Ragged) for name in columns)
     return flatten_columns(dict(columns), list(columns)), averaged

@@ -85,7 +85,16 @@ def _tested(run: Path, compared: Comparison | None) -> tuple[Interval, Differenc
     # A function of the recipe is not at hand in a folder.
     criterion = criterion if criterion.is_own else Criterion.of_task(tested.task)
     logits, every = as_logits(tested.task, tested.scores), np.arange(len(tested))
-    found = scored(criterion, tested.labels, every, logits, seed=0, groups=tested.groups, thresholds=tested.thresholds)
+    found = scored(
+        criterion,
+        tested.labels,
+        every,
+        logits,
+        seed=0,
+        groups=tested.groups,
+        thresholds=tested.thresholds,
+        label_names=tested.names,
+    )
     return found.interval, None
 
 

@@ -118,14 +118,22 @@ class Bench:
         criterion = chooses(recipe, task)
         # As a run decides: where labels are decided one by one, at the thresholds that it would export.
         thresholds = trained.report.get("thresholds")
-        value = criterion.value(logits, data.test.labels, thresholds)
+        names = data.label_names
+        value = criterion.value(logits, data.test.labels, thresholds, label_names=names)
         if not math.isfinite(value):
             raise ConvergenceError(f"{criterion.name} is undefined on the validation rows")
         moved = 0.0
         if spread:
             every, groups = np.arange(len(data.test)), data.test.marks.groups
             found = scored(
-                criterion, data.test.labels, every, logits, seed=recipe.seed, groups=groups, thresholds=thresholds
+                criterion,
+                data.test.labels,
+                every,
+                logits,
+                seed=recipe.seed,
+                groups=groups,
+                thresholds=thresholds,
+                label_names=names,
             )
             moved = float(found.draws.std())
         epochs = trained.report.get("epochs")
