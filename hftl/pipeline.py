@@ -19,6 +19,7 @@ from hftl.backbones.bare import Bare
 from hftl.backbones.protocol import Backbone, Target
 from hftl.backbones.sentence import POOLINGS
 from hftl.backbones.text_tower import prompts_of
+from hftl.criterion import Criterion
 from hftl.crossed import FOLD_TOLERANCE, Crossed, Plan, Train, cross_validated, of_fold, read_fold, taken, write_fold
 from hftl.data import Data
 from hftl.errors import BadRowError, CutError, RecipeError
