@@ -65,7 +65,7 @@ def test() -> None:
     """Intervals of a fixed model on drawn test splits, about its score on very many rows."""
     print(f"share of {DRAWS} intervals that hold the truth (mean width); 95 % is wanted, 93 to 97 is chance")
     for task in (Task.SINGLE_LABEL, Task.REGRESSION, Task.MULTI_LABEL):
-        for group_size, sizes in ((1.0, (30, 100, 300)), (8.0, (160, 320, 800))):
+        for group_size, sizes in ((1.0, (30, 100, 300, 1_000)), (8.0, (160, 320, 800))):
             world = World(task, group_size)
             scores, labels, _ = world.draw(TRUTH_ROWS, np.random.default_rng(10**6))
             truth = {

@@ -67,7 +67,7 @@ def best_thresholds(probabilities: Tensor, targets: Tensor) -> Tensor:
     against it: where the F1 of its cut is no more than one standard error below the largest, as under the rule of one
     standard error (Breiman et al. 1984), here the error of the difference on the same rows, by the delta method. Else
     it is the cut nearest to it of which that is true, because nobody promises that probabilities are calibrated. The
-    cut nearest 0.5 within noise was tried and loses what thresholds are for: `benchmarks/thresholds.py`.
+    cut nearest 0.5 within noise was tried and loses what thresholds are for.
 
     Args:
         probabilities: (n, labels).
