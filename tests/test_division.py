@@ -269,3 +269,18 @@ def test_a_run_keeps_groups_together_where_its_strength_is_chosen(cli: Cli, tmp_
         *run, "--label-columns", "label", "--group", "patient", "--folds", "60", "--out", tmp_path / "three"
     )
     assert "are fewer than 60 folds" in refused
+
+
+def test_sentences_whose_words_have_labels_are_divided_by_group_and_stratum(tmp_path: Path) -> None:
+    tags = (["B-PER", "O"], ["O", "B-LOC"], ["O", "O"])
+    rows = [{"tokens": ["a", "b"], "tags": tags[i % 3], "patient": f"p{i % 6}"} for i in range(36)]
+    path = tmp_path / "words.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    data = load_data(str(path), wants="text", division=Division(group="patient"))
+    train, test = (set(split.marks.groups.tolist()) for split in (data.train, data.test))
+    assert train
+    assert test
+    assert not train & test
+    assert {int(tag) for row in data.train.labels for tag in row} == {0, 1, 2}
+    by_stratum = load_data(str(path), wants="text", division=Division(stratify="patient"), test_size=1 / 6)
+    assert np.bincount(by_stratum.test.marks.strata).tolist() == [1] * 6

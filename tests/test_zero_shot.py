@@ -17,7 +17,11 @@ from test_run import write_recipe
 from transformers import CONFIG_MAPPING, AutoImageProcessor, AutoModel, AutoTokenizer, Siglip2ImageProcessorPil
 
 import hftl
+from hftl.backbones import hftl_resolve_backbone
+from hftl.backbones.blocks import find_depths
+from hftl.backbones.loading import load_backbone
 from hftl.errors import RecipeError
+from hftl.plugins.spec import BackboneOptions
 
 PROMPTS = ["the {label} sat", "one {label}"]
 LABELS = ["cat", "dog", "red_bird"]
@@ -165,3 +169,30 @@ def test_what_has_no_text_tower_or_no_place_for_a_label_is_refused(cli: Cli, tmp
     assert "its weights lack" in cli.refused("zero-shot", write_recipe(tmp_path, half, data))
     with pytest.raises(RecipeError, match="no prompt"):
         hftl.zero_shot(recipe, prompts=[])
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_the_text_tower_that_is_never_run_has_no_blocks_to_freeze(tmp_path: Path, kind: str) -> None:
+    folder = save(kind, tmp_path / kind)
+    spec = hftl_resolve_backbone(str(folder))
+    assert spec is not None
+    backbone = load_backbone(spec, BackboneOptions(), pooling="projection", trains_body=True)
+    model, head = backbone.build(backbone.config("single_label", LABELS))
+    depths = find_depths(model, head)
+    assert depths.blocks == len(AutoModel.from_pretrained(folder).vision_model.encoder.layers)
+    assert all("text" not in name for name in depths.names)
+    seen = {name: depth for name, depth in depths.of.items() if "vision_model.embeddings" in name}
+    assert seen
+    assert set(seen.values()) == {0}
+
+
+def test_a_start_of_label_names_is_for_one_label_a_row(cli: Cli, tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data")
+    table = tmp_path / "data.jsonl"
+    rows = [
+        {"image": str(path), "label": ["cat", "dog"][: 1 + i % 2]} for i, path in enumerate(sorted(data.rglob("*.png")))
+    ]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    recipe = write_recipe(tmp_path, save("clip", tmp_path / "clip"), table)
+    said = cli.refused("run", recipe, "--method", "full", "--pooling", "projection", "--init", "zero-shot")
+    assert "one label a row" in said
