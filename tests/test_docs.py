@@ -267,7 +267,7 @@ def test_every_flag_and_every_command_that_the_text_names_is_there(page: Path) -
     }
     assert {flag for flag in named if "_" not in flag} <= known
     called = {
-        " ".join(words) for span in spans for words in re.findall(r"^hftl ([a-z-]+)(?: (?=[a-z]+$)([a-z]+))?", span)
+        " ".join(words) for span in spans for words in re.findall(r"^hftl ([a-z][a-z-]*)(?: (?=[a-z]+$)([a-z]+))?", span)
     }
     assert {call.split()[0] for call in called} <= {command.split()[0] for command in commands_of_hftl()}
 
