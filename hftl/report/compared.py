@@ -139,7 +139,7 @@ def _costs(answer: Comparison) -> Part:
 
 def _outputs(answer: Comparison) -> Part:
     what = answer.task.case(single_label="class", multi_label="label", regression="target", token_labels="type")
-    score = "F1" if answer.task.unit.is_exclusive else answer.metric
+    score = "F1" if answer.task.unit.is_exclusive else answer.task.metric
     figures = []
     for number in range(2, len(answer.runs) + 1):
         drawn = [(each.name, each.against_first[number - 2]) for each in answer.outputs]
