@@ -167,11 +167,10 @@ def _safe(subject: Subject) -> None:
     """Neither pickles nor code from the model's folder are used."""
     with opened_files() as opened:
         backbone = subject.load()
+        pickles = sorted({file.name for file in backbone.weight_files().values() if file.suffix != ".safetensors"})
+        if pickles:
+            raise CheckError(f"`weight_files` names {', '.join(pickles)}; only safetensors hold nothing but tensors")
         backbone.build(backbone.config(Task.SINGLE_LABEL, LABELS))
-        files = backbone.weight_files().values()
-    pickles = sorted({file.name for file in files if file.suffix != ".safetensors"})
-    if pickles:
-        raise CheckError(f"`weight_files` names {', '.join(pickles)}; only safetensors hold nothing but tensors")
     folder = str(getattr(getattr(backbone, "source", None), "folder", ""))
     bad = sorted({Path(name).name for name in opened if folder and name.startswith(folder) and name.endswith(UNSAFE)})
     if bad:
