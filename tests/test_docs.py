@@ -266,10 +266,9 @@ def test_every_flag_and_every_command_that_the_text_names_is_there(page: Path) -
         flag for span in spans if not span.startswith(("pip ", "git ")) for flag in re.findall(r"--([a-z][\w-]*)", span)
     }
     assert {flag for flag in named if "_" not in flag} <= known
-    called = {
-        " ".join(words) for span in spans for words in re.findall(r"^hftl ([a-z][a-z-]*)(?: (?=[a-z]+$)([a-z]+))?", span)
-    }
-    assert {call.split()[0] for call in called} <= {command.split()[0] for command in commands_of_hftl()}
+    call = r"^hftl ([a-z][a-z-]*)(?: (?=[a-z]+$)([a-z]+))?"
+    called = {" ".join(words) for span in spans for words in re.findall(call, span)}
+    assert {words.split()[0] for words in called} <= {command.split()[0] for command in commands_of_hftl()}
 
 
 def test_the_map_names_every_room_and_none_that_is_gone() -> None:
