@@ -3,7 +3,7 @@
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
-test:  ## all tests (HFTL_CRASH_ROUNDS=2000 for the long crash tests, HFTL_LONG=1 for every architecture as ONNX)
+test:  ## all tests (HFTL_CRASH_ROUNDS=2000 for the long crash tests, HFTL_LONG=1 for every page of the docs and every architecture)
 	python -m pytest -n 2
 
 lint:  ## style, formatting and the direction of imports

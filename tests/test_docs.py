@@ -127,7 +127,15 @@ def write_tables(folder: Path) -> None:
     (folder / "tickets.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+# What these tell is tested by tests of their own as well; HFTL_LONG=1 runs their blocks too.
+LONG_PAGES = (
+    *("bare.md", "finetune.md", "llm.md", "onnx.md", "plugins.md", "predict.md", "scale.md", "scout.md"),
+    *("selection.md", "thresholds.md", "tokens.md", "tuning.md"),
+)
+READ = [page for page in PAGES if os.environ.get("HFTL_LONG") or page.name not in LONG_PAGES]
+
+
+@pytest.mark.parametrize("page", READ, ids=lambda page: page.name)
 def test_every_block_of_the_page_does_what_it_says(page: Path, reader: Reader) -> None:
     reader.read(page)
 
