@@ -33,11 +33,12 @@ if TYPE_CHECKING:
         UserError,
     )
     from hftl.export.push import push
+    from hftl.extraction import features
     from hftl.finished import Run
     from hftl.frozen.matrix import Features
     from hftl.hub.commit import Pushed
     from hftl.methods import Full, Head, LoRA, Partial
-    from hftl.pipeline import features, run
+    from hftl.pipeline import run
     from hftl.plugins.hookspecs import hookimpl
     from hftl.plugins.spec import BackboneOptions, BackboneSpec
     from hftl.predict import Model, evaluate, load
@@ -104,7 +105,7 @@ _HOME = {
     "compare": "hftl.report.comparison",
     "curve": "hftl.scout.curve",
     "evaluate": "hftl.predict",
-    "features": "hftl.pipeline",
+    "features": "hftl.extraction",
     "hookimpl": "hftl.plugins.hookspecs",
     "layers": "hftl.scout.layers",
     "load": "hftl.predict",

@@ -5,21 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 
-from hftl.backbones.bare import Bare
-from hftl.backbones.protocol import Backbone, Target
-from hftl.backbones.sentence import POOLINGS
+from hftl.backbones.protocol import Target
 from hftl.backbones.text_tower import prompts_of
-from hftl.criterion import Criterion
 from hftl.crossed import FOLD_TOLERANCE, Crossed, Plan, Train, cross_validated, of_fold, read_fold, taken, write_fold
 from hftl.data import Data
 from hftl.errors import BadRowError, CutError, RecipeError
@@ -29,24 +24,17 @@ from hftl.export.trained import Exported, Trained
 from hftl.finetune.resume import settings
 from hftl.finetune.rows import without_bad_rows
 from hftl.finished import Run
-from hftl.frozen.features import StoredFeatures, matrix_of
+from hftl.frozen.features import StoredFeatures
 from hftl.frozen.head import train_head
-from hftl.frozen.matrix import Features
-from hftl.frozen.outside import logit_scores, neighbour_distance, scope_report, told_apart
 from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of
-from hftl.frozen.shares import Share, StoredRows, stored_rows
-from hftl.frozen.view import View
 from hftl.hub.client import staying_offline
-from hftl.methods import PROMPT, Head, Pooling
-from hftl.metric_functions import add_own_metrics
-from hftl.metrics import evaluate_predictions
-from hftl.metrics.values import to_plain
+from hftl.measured import measure
+from hftl.methods import PROMPT, Head
 from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
-from hftl.plugins.registry import add_metrics
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.progress import Progress
 from hftl.recipes import Recipe
-from hftl.report.collect import collect, lexicon_scores
+from hftl.report.collect import collect
 from hftl.report.collected import COLLECTED, Collected
 from hftl.report.page import write_report
 from hftl.runs.again import RecipeLike, as_recipe
@@ -55,16 +43,12 @@ from hftl.runs.folder import RunFolder, writing
 from hftl.runs.judgement import judgements
 from hftl.runs.provenance import record_of
 from hftl.runs.record import Metrics, RunRecord
-from hftl.scored import answered_scores, intervals_of
 from hftl.scout.layers import layers
-from hftl.scout.stored import split_matrix
-from hftl.scout.zero_shot import known_zero_shot, zero_shot_start
-from hftl.store.store import FeatureStore, cache_root
+from hftl.scout.zero_shot import zero_shot_start
 from hftl.terminal import Terminal
 from hftl.wording import named_error, printable
 
 SKIPPED = "skipped.json"
-NO_FEATURES = {"rows": 0, "computed": 0, "reused": 0}
 
 
 def run(
@@ -199,110 +183,6 @@ def run(
     return Run(folder.path)
 
 
-def features(
-    recipe: RecipeLike,
-    *,
-    pooling: Pooling | None = None,
-    also: Sequence[Pooling] = (),
-    offline: bool = False,
-    allow_pickle: bool = False,
-    quiet: bool = False,
-    on_bad_row: str = "error",
-    part: str | None = None,
-) -> Features:
-    """Compute what is missing of a recipe's features and return all of them, without training.
-
-    Args:
-        recipe: the backbone and the data; as of `run`.
-        pooling: as of `Head`; None for the recipe's own.
-        also: other poolings to store from the same pass.
-        offline: use only what is on this machine.
-        allow_pickle: read a backbone's weights that are there only as a pickle, as nothing but tensors.
-        quiet: print nothing but errors.
-        on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
-        part: ``"3/64"`` for every 64th row alone, from the third on, where other machines do the others.
-
-    Raises:
-        UserError: the recipe, its data or its backbone cannot be used.
-        StoreError: features cannot be stored.
-    """
-    recipe, _ = as_recipe(recipe)
-    share = Share.parse(part) if part else None
-    say = Terminal(quiet=quiet or not start_processes().is_main_process)
-    recipe = _pooled_by(recipe, pooling)
-    probe = probe_of(recipe)
-    with quiet_libraries(), staying_offline(offline):
-        with met_everywhere():
-            spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
-            if share:
-                data = share.of_data(data)
-                say.print(f"part      {part}: {sum(data.sizes().values()):,} of these rows")
-        check_beside(target.backbone, data, probe.pooling, also)
-        views = [View.of(target.backbone, each, probe.mixed_precision) for each in (probe.pooling, *also)]
-        stored = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
-    return matrix_of(stored, data)
-
-
-def check_beside(backbone: Backbone, data: Data, pooling: Pooling, also: Sequence[Pooling]) -> None:
-    """See that what is to be stored beside one pooling comes from the same pass.
-
-    Raises:
-        RecipeError: it does not, or the model has no such pooling.
-    """
-    if also and data.task.of_words:
-        raise RecipeError("words have features of one kind: leave out the other poolings")
-    if also and backbone.wants != "text" and "native" in (pooling, *also):
-        raise RecipeError(
-            "pooling=native: pictures are pooled of the base model, and what the classification class reads comes "
-            "from another pass: ask for native alone"
-        )
-    for each in also:
-        if isinstance(backbone, Bare):
-            asked = copy(backbone)
-            asked.asked = each
-            # Raises where this model has no such pooling.
-            assert asked.pooling
-        elif each not in ("native", *POOLINGS):
-            raise RecipeError(f"pooling={each!r} comes from another pass: ask for it alone")
-
-
-def missing_features(
-    recipe: RecipeLike,
-    *,
-    pooling: Pooling | None = None,
-    offline: bool = False,
-    quiet: bool = False,
-    part: str | None = None,
-) -> StoredRows:
-    """Which rows of a recipe's data have no features yet; nothing is computed.
-
-    Args:
-        recipe: the backbone and the data; as of `run`.
-        pooling: of the features; None for the recipe's own.
-        offline: use only what is on this machine.
-        quiet: print nothing but errors.
-        part: ``"3/64"`` to look at one part alone.
-
-    Raises:
-        UserError: the recipe, its data or its backbone cannot be used.
-        StoreError: the store cannot be read.
-    """
-    recipe, _ = as_recipe(recipe)
-    share = Share.parse(part) if part else None
-    recipe = _pooled_by(recipe, pooling)
-    with quiet_libraries(), staying_offline(offline):
-        spec, target, data = inputs_of(recipe, Terminal(quiet=quiet), BackboneOptions(recipe.max_length, offline))
-        view = view_of(recipe, target.backbone)
-        return stored_rows(FeatureStore(cache_root()), spec, target, share.of_data(data) if share else data, view)
-
-
-def _pooled_by(recipe: Recipe, pooling: Pooling | None) -> Recipe:
-    """The recipe with another pooling, where one is asked for."""
-    if pooling is None:
-        return recipe
-    return recipe.model_copy(update={"method": recipe.method.model_copy(update={"pooling": pooling})})
-
-
 # The steps of a run, in the order in which they are taken.
 
 
@@ -416,7 +296,7 @@ def train_part(
             recipe = recipe.model_copy(update={"method": recipe.method.model_copy(update={"strengths": strengths})})
         return solved_head(recipe, target, features, part, silent, FOLD_TOLERANCE)
     where = folder.path / "cv" / name if folder else None
-    method, known = recipe.method, {n: split.digests for n, split in features.splits.items()} if features else None
+    method, known = recipe.method, features.digests if features else None
     criterion = chooses(recipe, part.task)
     made_with = on_main(
         lambda: settings(method, target.backbone, part, recipe.seed, known, criterion) | {"aim": str(recipe.aim)}
@@ -513,6 +393,14 @@ def solved_head(
         )
 
 
+def start_of(recipe: Recipe, target: Target, data: Data, head: Trained | None) -> dict[str, torch.Tensor] | None:
+    """The head's parameters that fine-tuning starts from, by name; None for those of the checkpoint."""
+    assert not isinstance(recipe.method, Head)
+    if recipe.method.init == "zero-shot":
+        return zero_shot_start(recipe.method, target, data)
+    return head.parameters if head else None
+
+
 def finetuned(
     recipe: Recipe,
     target: Target,
@@ -537,17 +425,14 @@ def finetuned(
     assert not isinstance(recipe.method, Head)
     criterion = chooses(recipe, data.task)
     head: Trained | None = on_main(lambda: solved_head(recipe, target, features, data, say)) if features else None
-    start: dict[str, torch.Tensor] | None = None
+    start = on_main(lambda: start_of(recipe, target, data, head))
     if recipe.method.init == "zero-shot":
-        named = recipe.method
-        start = on_main(lambda: zero_shot_start(named, target, data))
-        said = prompts_of(data.label_names[0], named.prompts or [PROMPT])[0]
+        said = prompts_of(data.label_names[0], recipe.method.prompts or [PROMPT])[0]
         say.print(f"start     the text tower's embeddings of {said!r} and the other labels")
     elif head:
         value = criterion.value(head.logits.numpy(), data.test.labels, label_names=data.label_names)
         worth = "" if is_seen else f": {printable(criterion.name)} {value:.4f}"
         say.print(f"start     the head solved on the features{worth}")
-        start = head.parameters
     trained = finetune(
         recipe.method,
         target,
@@ -557,7 +442,7 @@ def finetuned(
         seed=recipe.seed,
         folder=Path(broadcast(str(where) if where else None)),
         resume=resume,
-        known={name: split.digests for name, split in features.splits.items()} if features else None,
+        known=features.digests if features else None,
         origin=origin,
         track=track,
         aim=recipe.aim,
@@ -583,114 +468,6 @@ def _of_training(measured: Mapping[str, Any]) -> dict[str, Any]:
 
 def _log_of_training(log: Callable[..., None], event: str, **values: Any) -> None:
     log(event, **_of_training(values))
-
-
-def measure(
-    recipe: Recipe,
-    folder: RunFolder,
-    target: Target,
-    trained: Trained,
-    features: StoredFeatures | None,
-    data: Data,
-    *,
-    say: Terminal,
-    crossed: Crossed | None,
-) -> Metrics:
-    """Metrics on the test split and what training reports; predictions go to ``predictions.parquet``.
-
-    Where cross-validation scored rows in place of a test split, they are of the models that had not seen each row.
-    """
-    for step in trained.report.get("path", []):
-        folder.log("strength", **step)
-    task, test = data.task, data.test
-    by_folds = crossed if crossed and crossed.is_all else None
-    logits = torch.from_numpy(by_folds.logits[0]) if by_folds else trained.logits
-    if by_folds and by_folds.baselines:
-        # The final head's own are of rows that it was trained on.
-        trained.report["baselines"] = by_folds.baselines
-    if task.is_exclusive and "baselines" not in trained.report:
-        frequent = np.bincount(data.train.labels).argmax()
-        trained.report["baselines"] = {"majority": float((test.labels == frequent).mean())}
-    if task.of_words:
-        trained.report["baselines"] = {"lexicon": lexicon_f1(data)}
-    unseen = known_zero_shot(target, features.splits["test"], data) if features else None
-    if unseen is not None:
-        trained.report["baselines"]["zero_shot"] = unseen
-    thresholds: Any = trained.report.get("thresholds")
-    if by_folds and by_folds.thresholds is not None:
-        thresholds = by_folds.thresholds[0]
-    values = evaluate_predictions(task, logits.numpy(), test.labels, data.label_names, thresholds)
-    if by_folds:
-        values |= to_plain(by_folds.values(task))
-    add_metrics(values, logits.numpy(), test.labels, task)
-    for problem in add_own_metrics(values, recipe.metrics, logits.numpy(), test.labels, task, thresholds):
-        say.print(f"          {problem}")
-    folder.log("eval", **{name: value for name, value in values.items() if isinstance(value, float)})
-    names = [test.inputs.name(i) for i in range(len(test))]
-    scores = task.scores(logits).numpy()
-    named = test.marks.group_names
-    below = trained.report.get("abstain_below")
-    folder.write_predictions(
-        task, names, test.labels, scores, data.label_names, thresholds, abstain_below=below, groups=named
-    )
-    counts: dict[str, Any] = {**features.counts, "space": features.id} if features else {**NO_FEATURES}
-    if features and features.content.equal_lengths:
-        counts["equal_lengths"] = True
-    criterion = chooses(recipe, task)
-    chosen_by = {"metric": criterion.name, "greater_is_better": criterion.greater_is_better}
-    sections: dict[str, Any] = {trained.section: trained.report}
-    if by_folds:
-        sure = by_folds.intervals(task, recipe.seed)
-    else:
-        groups = test.marks.groups
-        names_of = data.label_names
-        sure = intervals_of(
-            task, scores, test.labels, thresholds=thresholds, groups=groups, seed=recipe.seed, label_names=names_of
-        )
-        if below is not None:
-            answered = answered_scores(scores, test.labels, below, groups=groups, seed=recipe.seed)
-            values |= {name: each and each.value for name, each in answered.items()}
-            sure = replace(sure, of=sure.of | {name: each for name, each in answered.items() if each})
-    if crossed:
-        with writing(folder.path):
-            crossed.write(folder.path, task, data.label_names)
-    rows = {name: count for name, count in data.sizes().items() if name != "test" or not by_folds}
-    return Metrics(
-        out_of_scope=measured_scope(recipe, trained, features),
-        eval=values,
-        features=counts,
-        chosen_by=chosen_by,
-        intervals=sure.as_json(),
-        cross_validation=crossed.as_json(task, recipe.seed) if crossed else None,
-        rows=rows,
-        **sections,
-    )
-
-
-def measured_scope(recipe: Recipe, trained: Trained, features: StoredFeatures | None) -> dict[str, Any] | None:
-    """How well test rows are told from rows that are out of scope; None where no label is.
-
-    Distance is in the space of the frozen features, so fine-tuning, which leaves that space, has none.
-    """
-    if recipe.out_of_scope is None or trained.outside is None or not len(trained.outside):
-        return None
-    inside, outside = logit_scores(trained.logits), logit_scores(trained.outside)
-    if isinstance(recipe.method, Head) and features and features.outside:
-        cut, test, beyond = features.content.cut, features.splits["test"], features.outside
-        train, asked, far = (split_matrix(part, cut)[0] for part in (features.splits["train"], test, beyond))
-        inside["distance"], outside["distance"] = (neighbour_distance(train, rows) for rows in (asked, far))
-    found = told_apart(outside, inside, seed=recipe.seed)
-    report = scope_report(recipe.out_of_scope, found, len(trained.outside), len(trained.logits))
-    if (below := trained.report.get("abstain_below")) is not None:
-        top = trained.outside.softmax(-1).max(-1).values
-        report["abstains"] = float((top.double() < below).double().mean())
-    return report
-
-
-def lexicon_f1(data: Data) -> float:
-    """F1 on the test split of whoever knows the training words by heart, and nothing else."""
-    criterion = Criterion.of_task(data.task)
-    return criterion.value(lexicon_scores(data), data.test.labels, label_names=data.label_names)
 
 
 def evidence_of(recipe: Recipe, features: StoredFeatures | None, data: Data, trained: Trained) -> Evidence:

@@ -22,7 +22,7 @@ from test_run import write_recipe
 from hftl import Recipe, features
 from hftl.errors import RecipeError, StoreError
 from hftl.frozen.shares import Share
-from hftl.pipeline import missing_features
+from hftl.extraction import missing_features
 from hftl.store.digests import digest_texts
 from hftl.store.store import ColumnSpec, FeatureStore
 

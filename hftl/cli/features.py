@@ -59,8 +59,8 @@ def features(
         _say_status(asked.recipe, [first, *also], export, part=part, offline=offline, quiet=quiet, as_json=as_json)
         return
 
+    from hftl.extraction import features as do
     from hftl.frozen.matrix import check_format
-    from hftl.pipeline import features as do
 
     if export is not None:
         check_format(export)
@@ -99,7 +99,7 @@ def _say_status(
         StoreError: some are not.
     """
     from hftl.errors import RecipeError, StoreError
-    from hftl.pipeline import missing_features
+    from hftl.extraction import missing_features
 
     if export is not None or len(poolings) > 1:
         raise RecipeError("--status looks at the rows of one pooling and writes nothing: leave out the others")

@@ -78,6 +78,11 @@ class StoredFeatures:
         """What names the features: the space, or the spaces that they are made of."""
         return joined_id(self.spaces)
 
+    @property
+    def digests(self) -> dict[str, Digests]:
+        """The names (n, 16) of each split's rows."""
+        return {name: split.digests for name, split in self.splits.items()}
+
     def readable(self, data: Data) -> Data:
         """The data without the rows that could not be decoded."""
         validation = self.splits.get("validation")

@@ -17,11 +17,10 @@ from hftl.export.trained import Trained
 from hftl.frozen.features import StoredFeatures
 from hftl.frozen.recipe import chooses, inputs_of, probe_of
 from hftl.methods import Head
-from hftl.pipeline import check_aim, check_method, needs_features, solved_head, starting_features
+from hftl.pipeline import check_aim, check_method, needs_features, solved_head, start_of, starting_features
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.recipes import Recipe
 from hftl.scored import scored
-from hftl.scout.zero_shot import zero_shot_start
 from hftl.terminal import Terminal
 
 T = TypeVar("T")
@@ -166,15 +165,12 @@ class Bench:
     def _trained(self, recipe: Recipe, start: Start, where: Path, watch: Watching) -> Trained:
         check_method(recipe, start.target, where, resume=False, track=())
         head = self._head(recipe, start) if start.features else None
-        begin = head.parameters if head else None
         if isinstance(recipe.method, Head):
             assert head is not None
             return head
         # Brought only here: PEFT takes a second to import.
         from hftl.finetune.train import finetune
 
-        if recipe.method.init == "zero-shot":
-            begin = zero_shot_start(recipe.method, start.target, start.data)
         criterion = chooses(recipe, start.data.task)
         metric = criterion.name
 
@@ -188,11 +184,11 @@ class Bench:
             start.target,
             start.data,
             criterion=criterion,
-            start=begin,
+            start=start_of(recipe, start.target, start.data, head),
             aim=recipe.aim,
             seed=recipe.seed,
             folder=where,
-            known={name: split.digests for name, split in features.splits.items()} if features else None,
+            known=features.digests if features else None,
             log=log,
             quiet=self.say.quiet,
         )

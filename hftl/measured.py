@@ -1,0 +1,141 @@
+"""What a run's model is worth on rows that it was not trained on: the content of `metrics.json`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from hftl.backbones.protocol import Target
+from hftl.criterion import Criterion
+from hftl.crossed import Crossed
+from hftl.data import Data
+from hftl.export.trained import Trained
+from hftl.frozen.features import StoredFeatures
+from hftl.frozen.outside import logit_scores, neighbour_distance, scope_report, told_apart
+from hftl.frozen.recipe import chooses
+from hftl.methods import Head
+from hftl.metric_functions import add_own_metrics
+from hftl.metrics import evaluate_predictions
+from hftl.metrics.values import to_plain
+from hftl.plugins.registry import add_metrics
+from hftl.recipes import Recipe
+from hftl.report.collect import lexicon_scores
+from hftl.runs.folder import RunFolder, writing
+from hftl.runs.record import Metrics
+from hftl.scored import answered_scores, intervals_of
+from hftl.scout.stored import split_matrix
+from hftl.scout.zero_shot import known_zero_shot
+from hftl.terminal import Terminal
+
+NO_FEATURES = {"rows": 0, "computed": 0, "reused": 0}
+
+
+def measure(
+    recipe: Recipe,
+    folder: RunFolder,
+    target: Target,
+    trained: Trained,
+    features: StoredFeatures | None,
+    data: Data,
+    *,
+    say: Terminal,
+    crossed: Crossed | None,
+) -> Metrics:
+    """Metrics on the test split and what training reports; predictions go to ``predictions.parquet``.
+
+    Where cross-validation scored rows in place of a test split, they are of the models that had not seen each row.
+    """
+    for step in trained.report.get("path", []):
+        folder.log("strength", **step)
+    task, test = data.task, data.test
+    by_folds = crossed if crossed and crossed.is_all else None
+    logits = torch.from_numpy(by_folds.logits[0]) if by_folds else trained.logits
+    if by_folds and by_folds.baselines:
+        # The final head's own are of rows that it was trained on.
+        trained.report["baselines"] = by_folds.baselines
+    if task.is_exclusive and "baselines" not in trained.report:
+        frequent = np.bincount(data.train.labels).argmax()
+        trained.report["baselines"] = {"majority": float((test.labels == frequent).mean())}
+    if task.of_words:
+        trained.report["baselines"] = {"lexicon": lexicon_f1(data)}
+    unseen = known_zero_shot(target, features.splits["test"], data) if features else None
+    if unseen is not None:
+        trained.report["baselines"]["zero_shot"] = unseen
+    thresholds: Any = trained.report.get("thresholds")
+    if by_folds and by_folds.thresholds is not None:
+        thresholds = by_folds.thresholds[0]
+    values = evaluate_predictions(task, logits.numpy(), test.labels, data.label_names, thresholds)
+    if by_folds:
+        values |= to_plain(by_folds.values(task))
+    add_metrics(values, logits.numpy(), test.labels, task)
+    for problem in add_own_metrics(values, recipe.metrics, logits.numpy(), test.labels, task, thresholds):
+        say.print(f"          {problem}")
+    folder.log("eval", **{name: value for name, value in values.items() if isinstance(value, float)})
+    names = [test.inputs.name(i) for i in range(len(test))]
+    scores = task.scores(logits).numpy()
+    named = test.marks.group_names
+    below = trained.report.get("abstain_below")
+    folder.write_predictions(
+        task, names, test.labels, scores, data.label_names, thresholds, abstain_below=below, groups=named
+    )
+    counts: dict[str, Any] = {**features.counts, "space": features.id} if features else {**NO_FEATURES}
+    if features and features.content.equal_lengths:
+        counts["equal_lengths"] = True
+    criterion = chooses(recipe, task)
+    chosen_by = {"metric": criterion.name, "greater_is_better": criterion.greater_is_better}
+    sections: dict[str, Any] = {trained.section: trained.report}
+    if by_folds:
+        sure = by_folds.intervals(task, recipe.seed)
+    else:
+        groups = test.marks.groups
+        names_of = data.label_names
+        sure = intervals_of(
+            task, scores, test.labels, thresholds=thresholds, groups=groups, seed=recipe.seed, label_names=names_of
+        )
+        if below is not None:
+            answered = answered_scores(scores, test.labels, below, groups=groups, seed=recipe.seed)
+            values |= {name: each and each.value for name, each in answered.items()}
+            sure = replace(sure, of=sure.of | {name: each for name, each in answered.items() if each})
+    if crossed:
+        with writing(folder.path):
+            crossed.write(folder.path, task, data.label_names)
+    rows = {name: count for name, count in data.sizes().items() if name != "test" or not by_folds}
+    return Metrics(
+        out_of_scope=measured_scope(recipe, trained, features),
+        eval=values,
+        features=counts,
+        chosen_by=chosen_by,
+        intervals=sure.as_json(),
+        cross_validation=crossed.as_json(task, recipe.seed) if crossed else None,
+        rows=rows,
+        **sections,
+    )
+
+
+def measured_scope(recipe: Recipe, trained: Trained, features: StoredFeatures | None) -> dict[str, Any] | None:
+    """How well test rows are told from rows that are out of scope; None where no label is.
+
+    Distance is in the space of the frozen features, so fine-tuning, which leaves that space, has none.
+    """
+    if recipe.out_of_scope is None or trained.outside is None or not len(trained.outside):
+        return None
+    inside, outside = logit_scores(trained.logits), logit_scores(trained.outside)
+    if isinstance(recipe.method, Head) and features and features.outside:
+        cut, test, beyond = features.content.cut, features.splits["test"], features.outside
+        train, asked, far = (split_matrix(part, cut)[0] for part in (features.splits["train"], test, beyond))
+        inside["distance"], outside["distance"] = (neighbour_distance(train, rows) for rows in (asked, far))
+    found = told_apart(outside, inside, seed=recipe.seed)
+    report = scope_report(recipe.out_of_scope, found, len(trained.outside), len(trained.logits))
+    if (below := trained.report.get("abstain_below")) is not None:
+        top = trained.outside.softmax(-1).max(-1).values
+        report["abstains"] = float((top.double() < below).double().mean())
+    return report
+
+
+def lexicon_f1(data: Data) -> float:
+    """F1 on the test split of whoever knows the training words by heart, and nothing else."""
+    criterion = Criterion.of_task(data.task)
+    return criterion.value(lexicon_scores(data), data.test.labels, label_names=data.label_names)
