@@ -13,11 +13,13 @@ import typer
 
 from hftl.cli.complete import recipe_names
 from hftl.cli.flags import changes_of, named_values, words_of
+from hftl.cli.launch import is_first_process
 from hftl.cli.output import print_json, say, show
 
 if TYPE_CHECKING:
     from hftl.recipes import Recipe
     from hftl.report.answers import ScoutAnswer
+    from hftl.scout.answer import Answer
 
 RecipeArgument = Annotated[
     str | None,
@@ -144,20 +146,23 @@ def print_answer(
     Raises:
         HftlError: the page cannot be written; the answer is printed by then.
     """
-    from hftl.cli.launch import is_first_process
-
-    if not is_first_process():
-        return
-    if as_json:
-        print_json(answer.as_json())
-    else:
-        show(rows, list(rows[0]) if rows else [], as_json=False)
-        for line in lines:
-            say(line)
+    print_table(answer, rows, lines, as_json=as_json)
     # Last: an answer that took long is not lost with a page that cannot be written.
-    if report is not None:
+    if report is not None and is_first_process():
         from hftl.data.load import said_reference
         from hftl.report.answers import write_answer
 
         page = write_answer(answer, report, about=f"{recipe.backbone} on {said_reference(recipe.data)}")
         say(f"report {page}", error=as_json)
+
+
+def print_table(answer: Answer, rows: Sequence[Mapping[str, Any]], lines: Sequence[str], *, as_json: bool) -> None:
+    """Print an answer that has no page of its own; as of `print_answer`."""
+    if not is_first_process():
+        return
+    if as_json:
+        print_json(answer.as_json())
+        return
+    show(rows, list(rows[0]) if rows else [], as_json=False)
+    for line in lines:
+        say(line)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hftl.cli.output import print_json, say, show
 from hftl.cli.questions import (
     AllowPickle,
     AsJson,
@@ -18,6 +17,7 @@ from hftl.cli.questions import (
     RecipeArgument,
     Show,
     asked_recipe,
+    print_table,
 )
 
 if TYPE_CHECKING:
@@ -70,23 +70,15 @@ def tune(
         quiet=quiet,
         on_bad_row=on_bad_row,
     )
-    if as_json:
-        print_json(answer.as_json())
-        return
-    _print(answer)
-
-
-def _print(answer: Tuned) -> None:
     ordered = answer.from_the_best()
     rows = [_row(trial, answer) for trial in ordered[:MOST_SHOWN]]
-    show(rows, list(rows[0]), as_json=False)
-    if len(ordered) > MOST_SHOWN:
-        say(f"and {len(ordered) - MOST_SHOWN:,} more in {answer.report}")
-    for line in (*answer.notes, answer.advice):
-        say(line)
-    say(f"recipe    {answer.recipe}")
-    say(f"report    {answer.report}")
-    say(f"run       {answer.run}")
+    more = len(ordered) - MOST_SHOWN
+    lines = [
+        *([f"and {more:,} more in {answer.report}"] if more > 0 else []),
+        *(*answer.notes, answer.advice),
+        *(f"recipe    {answer.recipe}", f"report    {answer.report}", f"run       {answer.run}"),
+    ]
+    print_table(answer, rows, lines, as_json=as_json)
 
 
 def _row(trial: TriedTrial, answer: Tuned) -> dict[str, Any]:

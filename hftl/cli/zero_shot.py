@@ -7,9 +7,6 @@ from typing import Annotated
 
 import typer
 
-from hftl.cli.launch import is_first_process
-from hftl.cli.output import print_json, say
-from hftl.cli.output import show as show_table
 from hftl.cli.questions import (
     AllowPickle,
     AsJson,
@@ -20,6 +17,7 @@ from hftl.cli.questions import (
     RecipeArgument,
     Show,
     asked_recipe,
+    print_table,
 )
 
 # Labels that a table shows; JSON has all of them.
@@ -67,11 +65,4 @@ def zero_shot(
     lines = [f"and {hidden:,} labels that were found more often (--json has all)"] if hidden else []
     if answer.folder:
         lines.append(f"model     {answer.folder}")
-    if not is_first_process():
-        return
-    if as_json:
-        print_json(answer.as_json())
-        return
-    show_table(rows, ["label", "said", "rows", "found"], as_json=False)
-    for line in [*lines, answer.advice]:
-        say(line)
+    print_table(answer, rows, [*lines, answer.advice], as_json=as_json)
