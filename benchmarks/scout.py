@@ -109,7 +109,7 @@ def seconds(data: str, backbone: str, pooling: str) -> None:
 def memory(data: str, backbone: str, pooling: str) -> None:
     """Peak memory of an answer on all stored rows above that of a process which has answered once."""
     recipe = hftl.Recipe(backbone=backbone, data=data, method=hftl.Head(pooling=pooling))
-    stored = hftl.compute_features(recipe, quiet=True).of("train")[0]
+    stored = hftl.features(recipe, quiet=True).of("train")[0]
     print(
         f"features of the training rows: {stored.nbytes / 2**20:.0f} MB, {torch.get_num_threads()} threads", flush=True
     )
