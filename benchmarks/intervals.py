@@ -160,7 +160,8 @@ def _value(task: Task, logits: torch.Tensor, labels: torch.Tensor) -> float:
 def speed(file: Path) -> None:
     """One run's head, and 5 folds dealt 3 times of the same, as `hftl run --cv 5x3` does it."""
     import hftl
-    from hftl.crossed import FOLD_TOLERANCE, Plan, cross_validated, taken
+    from hftl.crossed import FOLD_TOLERANCE, Plan, cross_validated
+    from hftl.frozen.features import taken
     from hftl.frozen.head import train_head
     from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of
     from hftl.plugins.spec import BackboneOptions

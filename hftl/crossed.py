@@ -26,14 +26,13 @@ from hftl.data.division import folds_of
 from hftl.errors import HftlError, RecipeError, UserError
 from hftl.export.trained import Exported, Trained
 from hftl.finetune.resume import differences
-from hftl.frozen.features import SplitFeatures, StoredFeatures
+from hftl.frozen.features import StoredFeatures, taken
 from hftl.heads.folds import task_folds
 from hftl.intervals import SPREAD_OF_HEADS
 from hftl.metrics.resampled import resampled_metrics
 from hftl.metrics.values import to_plain
 from hftl.progress import counted
 from hftl.scored import Intervals, intervals_of
-from hftl.store.values import Ragged
 from hftl.tasks import Task
 
 FILE = "out_of_fold.parquet"
@@ -347,16 +346,3 @@ def _without_fold(data: Data, features: StoredFeatures | None, held: np.ndarray)
     whole = features.splits["train"]
     splits = {**features.splits, "train": taken(whole, stays), "test": taken(whole, drawn, "test")}
     return part, replace(features, splits=splits)
-
-
-def taken(whole: SplitFeatures, rows: np.ndarray, name: str | None = None) -> SplitFeatures:
-    """Some rows of a split with their features; under another name where one is given."""
-    index = torch.from_numpy(rows)
-    columns: dict[str, Any] = {}
-    for column, values in whole.columns.items():
-        if isinstance(values, Ragged):
-            parts = torch.split(values.values, values.lengths.tolist())
-            columns[column] = Ragged(torch.cat([parts[row] for row in rows.tolist()]), values.lengths[index])
-        else:
-            columns[column] = values[index]
-    return SplitFeatures(whole.split.select(rows, name), whole.digests[rows], columns)

@@ -140,6 +140,20 @@ def share_of_units(share: float, draws: Array, units: int, *, spread: float = 1.
     return proportion(share * rows, rows, spread=spread * wider)
 
 
+def of_draws(value: float, draws: Array, units: int, *, spread: float = 1.0) -> Interval:
+    """Expanded percentiles of a score; where no sample changes a 0 or a 1, what a share of right rows has.
+
+    Args:
+        value: the score.
+        draws: on bootstrap samples.
+        units: how many independent rows, or groups, there are.
+        spread: as of `percentiles`.
+    """
+    if value in (0.0, 1.0) and not np.ptp(draws):
+        return share_of_units(value, draws, units, spread=spread)
+    return percentiles(value, draws, spread=spread, units=units)
+
+
 def difference(value: float, draws: Array, *, spread: float = 1.0) -> Difference:
     """A difference of two scores of the same rows, from draws on the same bootstrap samples.
 

@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 from hftl.backbones.protocol import Target
 from hftl.backbones.text_tower import prompts_of
-from hftl.crossed import FOLD_TOLERANCE, Crossed, Plan, Train, cross_validated, of_fold, read_fold, taken, write_fold
+from hftl.crossed import FOLD_TOLERANCE, Crossed, Plan, Train, cross_validated, of_fold, read_fold, write_fold
 from hftl.data import Data
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
@@ -24,7 +24,7 @@ from hftl.export.trained import Exported, Trained
 from hftl.finetune.resume import settings
 from hftl.finetune.rows import without_bad_rows
 from hftl.finished import Run
-from hftl.frozen.features import StoredFeatures
+from hftl.frozen.features import StoredFeatures, taken
 from hftl.frozen.head import train_head
 from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of
 from hftl.hub.client import staying_offline

@@ -22,6 +22,7 @@ from hftl.intervals import (
     Difference,
     Interval,
     difference,
+    of_draws,
     percentiles,
     proportion,
     resamples,
@@ -220,9 +221,9 @@ def _interval(name: str, value: float, draws: Array, units: int, *, grouped: boo
     """
     if name in _SHARES_OF_ROWS and not grouped:
         return proportion(value * units, units, spread=spread)
-    if name in _SHARES_OF_ROWS or (value in (0.0, 1.0) and not np.ptp(draws)):
+    if name in _SHARES_OF_ROWS:
         return share_of_units(value, draws, units, spread=spread)
-    return percentiles(value, draws, spread=spread, units=units)
+    return of_draws(value, draws, units, spread=spread)
 
 
 def answered_scores(

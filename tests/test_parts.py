@@ -21,8 +21,8 @@ from test_run import write_recipe
 
 from hftl import Recipe, features
 from hftl.errors import RecipeError, StoreError
-from hftl.frozen.shares import Share
 from hftl.extraction import missing_features
+from hftl.frozen.shares import Share
 from hftl.store.digests import digest_texts
 from hftl.store.store import ColumnSpec, FeatureStore
 

@@ -73,15 +73,15 @@ class PooledClassifier(PreTrainedModel):  # type: ignore[misc]
         return ImageClassifierOutput(logits=self.classifier(self.pooling.of(self.body(**inputs), inputs)))
 
 
-def classifier_class(config: Any, pooling: Pooled, width: int) -> type[PooledClassifier]:
+def classifier_class(config: Any, base: type, pooling: Pooled, width: int) -> type[PooledClassifier]:
     """The classifier of a family of models: what the family says of devices and attention holds for it too.
 
     Args:
         config: of the base model.
+        base: the base model's own class.
         pooling: how its output is pooled.
         width: numbers of a pooled vector.
     """
-    base = _meta_model(config).__class__
     family = next(each for each in base.__mro__ if each.__name__.endswith("PreTrainedModel"))
     inherited = {name: getattr(family, name) for name in ("_no_split_modules", "_supports_sdpa", "main_input_name")}
     fields = {**inherited, "config_class": type(config), "pooling": pooling, "width": width}
@@ -101,8 +101,8 @@ def has_text_tower(base: nn.Module) -> bool:
 class _PooledAuto:
     """What `PretrainedBackbone` asks of one of transformers' Auto classes, for a class of ours."""
 
-    def __init__(self, kind: type[PooledClassifier]) -> None:
-        self.kind = kind
+    def __init__(self, kind: type[PooledClassifier], base: Any) -> None:
+        self.kind, self.base = kind, base
 
     def from_config(self, config: Any, **_: Any) -> PooledClassifier:
         made: PooledClassifier = self.kind._from_config(config)
@@ -110,7 +110,7 @@ class _PooledAuto:
 
     def from_pretrained(self, _: None, *, config: Any, **options: Any) -> tuple[PooledClassifier, dict[str, Any]]:
         # transformers finds the base model in a classifier's checkpoint too, whatever that calls it.
-        body, loading = type(_meta_model(config)).from_pretrained(None, config=config, **options)
+        body, loading = self.base.from_pretrained(None, config=config, **options)
         model = self.kind(config, body)
         inside = {name: [f"{BODY}.{key}" for key in loading[name]] for name in ("missing_keys", "unexpected_keys")}
         new = [name for name, _ in model.named_parameters() if not name.startswith(f"{BODY}.")]
@@ -128,7 +128,6 @@ class Output:
         pooled: numbers of its own pooled output; None where it has none.
         layout: of its last output; see `Pooled`.
         mask: the input that tells tokens from padding, if there is one.
-        call: see `Pooled`.
     """
 
     tokens: int
@@ -136,7 +135,6 @@ class Output:
     pooled: int | None
     layout: Layout
     mask: str | None
-    call: str
 
 
 class Bare(PretrainedBackbone):
@@ -181,9 +179,9 @@ class Bare(PretrainedBackbone):
     @cached_property
     def _output(self) -> Output:
         """What the base model returns of its first probe, without its weights."""
-        batch, call = self.probes()[0], self.call
+        batch = self.probes()[0]
         try:
-            output = _shaped_output(self.base_config, call, batch)
+            output = _shaped_output(self.base_config, self.call, batch)
             last, rows = last_of(output), len(next(iter(batch.values())))
             if len(last) != rows:
                 raise BackboneError(f"it returns {len(last)} rows for a batch of {rows}")
@@ -202,7 +200,6 @@ class Bare(PretrainedBackbone):
             pooled=pooled.shape[1] if pooled is not None and of_rows else None,
             layout=layout,
             mask=next((name for name in MASKS if name in batch and batch[name].shape == tokens.shape[:2]), None),
-            call=call,
         )
 
     @property
@@ -219,7 +216,7 @@ class Bare(PretrainedBackbone):
             what = names.get(lacking[0], lacking[0])
             others = ["cls+mean", *self.poolings] if "cls" in self.poolings else self.poolings
             raise RecipeError(f"pooling={kind!r}: {self.name} has no {what}; take {listing(others)}")
-        return Pooled(kind, self.skip, self._output.layout, self._output.mask, self._output.call)
+        return Pooled(kind, self.skip, self._output.layout, self._output.mask, self.call)
 
     @property
     def _stated(self) -> dict[str, Any]:
@@ -235,12 +232,18 @@ class Bare(PretrainedBackbone):
         """The class that the model becomes."""
         output, parts = self._output, self.pooling.parts
         width = sum((output.pooled or 0) if part in OWN else output.width for part in parts)
-        return _PooledAuto(classifier_class(self.base_config, self.pooling, width))
+        base = type(self._base)
+        return _PooledAuto(classifier_class(self.base_config, base, self.pooling, width), base)
 
     @cached_property
+    def _base(self) -> Any:
+        """The base model without its weights."""
+        return _meta_model(self.base_config)
+
+    @property
     def base_class(self) -> str:
         """The name of the base model's own class."""
-        return type(_meta_model(self.base_config)).__name__
+        return type(self._base).__name__
 
     def identity(self) -> dict[str, Any]:
         """As for every model, and which tokens of which class are pooled; how, is said by the view."""
@@ -341,8 +344,7 @@ class BareImageBackbone(Bare, ImageBackbone):
     @cached_property
     def call(self) -> str:  # type: ignore[override]
         """The image tower's part of a model that also reads texts, whose forward wants both."""
-        base = _meta_model(self.base_config)
-        return "get_image_features" if has_text_tower(base) else "forward"
+        return "get_image_features" if has_text_tower(self._base) else "forward"
 
     @property
     def usual(self) -> str:
@@ -395,7 +397,7 @@ class BareTextBackbone(Bare, TextBackbone):
     @cached_property
     def _padding_index(self) -> int | None:
         # Of the base model, because the class that the model becomes is made of what its tokenizer gives.
-        return padding_index(_meta_model(self.base_config))
+        return padding_index(self._base)
 
     def load_trained(self) -> tuple[Any, set[str]]:
         """The model with the head that lies beside it, in either form."""

@@ -142,7 +142,9 @@ class _Held:
 
     def widen(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         for name, value in self.own.items():
-            module._parameters[name] = nn.Parameter(_wide(value.detach()), requires_grad=value.requires_grad)
+            # Where this is entered twice, the other's copies are there already.
+            if module._parameters[name] is value:
+                module._parameters[name] = nn.Parameter(_wide(value.detach()), requires_grad=value.requires_grad)
         return _widened(module, args, kwargs)
 
     def restore(self, module: nn.Module, _args: Any, _output: Any) -> None:

@@ -317,6 +317,8 @@ class PretrainedBackbone:
 
     def in_dtype(self, dtype: torch.dtype, quantize: Bits | None = None) -> Self:
         """This backbone with its frozen weights read in another dtype, those of linear layers quantised if asked."""
+        if (dtype, quantize) == (self.dtype, self.quantize):
+            return self
         other = copy.copy(self)
         other.dtype, other.quantize = dtype, quantize
         return other

@@ -103,15 +103,20 @@ class TextBackbone(PretrainedBackbone):
             )
         self._pad_before, tokenizer.pad_token = tokenizer.pad_token, token
 
-    def processor_identity(self) -> dict[str, Any]:
-        """The whole tokenizer (vocabulary, rules, templates), padding, and the number of tokens kept."""
-        tokenizer = self.tokenizer
-        backend = tokenizer.backend_tokenizer
+    @cached_property
+    def _tokenizer_digest(self) -> str:
+        """Of a tokenizer's own file, which may hold a vocabulary of many megabytes."""
+        backend = self.tokenizer.backend_tokenizer
         # What was last asked of a tokenizer stays in it; neither is a property of its own.
         backend.no_truncation()
         backend.no_padding()
+        return digest_text(backend.to_str())
+
+    def processor_identity(self) -> dict[str, Any]:
+        """The whole tokenizer (vocabulary, rules, templates), padding, and the number of tokens kept."""
+        tokenizer = self.tokenizer
         return {
-            "tokenizer": digest_text(backend.to_str()),
+            "tokenizer": self._tokenizer_digest,
             "padding_side": tokenizer.padding_side,
             "truncation_side": tokenizer.truncation_side,
             "pad_token": tokenizer.pad_token,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForTokenClassification
+from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, AutoModelForTokenClassification
 
 from hftl.backbones.batching import WordBatch
 from hftl.backbones.protocol import Encoded
@@ -81,7 +81,7 @@ class WordBackbone(TextBackbone):
     def config(self, task: str, label_names: Sequence[str]) -> Any:
         """As for every model; the class says what the task is."""
         config = super().config(task, label_names)
-        config.architectures = [type(self.skeleton(config)).__name__]
+        config.architectures = [MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[type(config)].__name__]
         return config
 
     def encode(self, rows: Sequence[tuple[str, ...]], names: Sequence[str]) -> list[Encoded]:

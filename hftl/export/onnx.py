@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import mmap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -82,7 +83,8 @@ class OnnxNetwork(nn.Module):
             raise BackboneError(f"{folder / ONNX} cannot be loaded: {named_error(error)[:300]}") from error
         self.names = [each.name for each in self.session.get_inputs()]
         # Where ranges of activations are found as they run, a row's numbers depend on the rows beside it.
-        self.ranges_of_batch = DYNAMIC in (folder / ONNX).read_bytes()
+        with (folder / ONNX).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            self.ranges_of_batch = content.find(DYNAMIC) >= 0
 
     def forward(self, **inputs: Tensor) -> SequenceClassifierOutput:
         """Logits (n, C) float32 on the CPU of a batch of n rows; (n, length, C) of a model for words."""

@@ -17,8 +17,7 @@ from hftl.data import Files, Texts
 from hftl.errors import HftlError
 from hftl.export.loaded import LoadedModel
 from hftl.export.onnx import OnnxNetwork
-from hftl.frozen.extract import digest_rows
-from hftl.frozen.features import gathered, joined_id, line_columns
+from hftl.frozen.features import gathered, joined_id, known_rows, line_columns
 from hftl.frozen.view import Content, View, open_space, side_by_side
 from hftl.plugins.registry import find
 from hftl.plugins.spec import BackboneOptions
@@ -45,10 +44,8 @@ def stored_logits(model: LoadedModel, inputs: Files | Texts, store: FeatureStore
     spaces = _spaces_of(model, store)
     if not spaces:
         return nothing
-    digests, unreadable = digest_rows(inputs, store.file_digests)
-    known = np.logical_and.reduce([space.known(digests) for space in spaces])
-    # Rows that cannot be read have no name of their own; whoever asks the model for them learns why.
-    known[list(unreadable)] = False
+    # Whoever asks the model for rows that cannot be read learns why.
+    digests, known = known_rows(store, spaces, inputs)
     rows = np.flatnonzero(known)
     if not len(rows):
         return nothing

@@ -35,7 +35,7 @@ from hftl.store.shard import Digests
 from hftl.store.space import NonFiniteError, Space
 from hftl.store.stat_index import StatIndex, digest_files
 from hftl.store.store import FeatureStore
-from hftl.store.values import Ragged
+from hftl.store.values import Ragged, rows_of_column
 from hftl.wording import named_error
 
 # Texts are tokenised and sorted by length in chunks: long enough to fill batches evenly, short enough to start soon.
@@ -362,12 +362,12 @@ class _Extraction:
         space = self.filled[view]
         names = [self.rows.name(int(row)) for row in held[chosen]]
         try:
-            space.commit(self.digests[held[chosen]], {n: _take(v, chosen) for n, v in columns.items()}, names)
+            space.commit(self.digests[held[chosen]], {n: rows_of_column(v, chosen) for n, v in columns.items()}, names)
         except NonFiniteError as error:
             # The good rows are kept; the bad ones are named by the error.
             bad = {int(held[chosen[row]]): names[row] for row in error.rows}
             good = np.array([i for i in chosen if int(held[i]) not in bad], dtype=np.int64)
-            space.commit(self.digests[held[good]], {n: _take(v, good) for n, v in columns.items()})
+            space.commit(self.digests[held[good]], {n: rows_of_column(v, good) for n, v in columns.items()})
             if view in self.beside:
                 return set()
             if not self.skip:
@@ -472,11 +472,3 @@ def _pack(parts: Sequence[Kept]) -> Tensor | Ragged:
     if isinstance(joined, Tensor):
         return joined
     return Ragged(torch.cat(joined), torch.tensor([len(value) for value in joined], dtype=torch.int64))
-
-
-def _take(value: Tensor | Ragged, rows: np.ndarray) -> Tensor | Ragged:
-    if isinstance(value, Tensor):
-        return value[torch.from_numpy(rows)]
-    parts = torch.split(value.values, value.lengths.tolist())
-    empty = value.values[:0]
-    return Ragged(torch.cat([empty, *(parts[i] for i in rows)]), value.lengths[torch.from_numpy(rows)])

@@ -18,7 +18,7 @@ import torch
 from hftl.backbones.batching import pads_left
 from hftl.backbones.cut.cut import Cut
 from hftl.backbones.protocol import Target
-from hftl.data import Data, Split
+from hftl.data import Data, Files, Split, Texts
 from hftl.data.scope import OUTSIDE
 from hftl.errors import BadRowError
 from hftl.frozen.budget import keep_remembered, remembered
@@ -32,6 +32,7 @@ from hftl.store.shard import Digests
 from hftl.store.space import MissingRowsError, Space
 from hftl.store.stat_index import StatIndex
 from hftl.store.store import FeatureStore
+from hftl.store.values import rows_of_column
 
 Columns = dict[str, Any]
 
@@ -260,6 +261,20 @@ def matrix_of(features: StoredFeatures, data: Data) -> Features:
 def line_columns(columns: Mapping[str, Any], cut: Cut) -> Mapping[str, Any]:
     """The columns of a split with a line for each word, where the cut keeps words; as they are elsewhere."""
     return {name: columns[name].values for name in cut.kept()} if cut.words else columns
+
+
+def taken(whole: SplitFeatures, rows: np.ndarray, name: str | None = None) -> SplitFeatures:
+    """Some rows of a split with their features; under another name where one is given."""
+    columns = {column: rows_of_column(values, rows) for column, values in whole.columns.items()}
+    return SplitFeatures(whole.split.select(rows, name), whole.digests[rows], columns)
+
+
+def known_rows(store: FeatureStore, spaces: Sequence[Space], inputs: Files | Texts) -> tuple[Digests, np.ndarray]:
+    """The names (n, 16) of rows, and whether all spaces have each; one that cannot be read has no name of its own."""
+    digests, unreadable = digest_rows(inputs, store.file_digests)
+    known = np.logical_and.reduce([space.known(digests) for space in spaces])
+    known[list(unreadable)] = False
+    return digests, known
 
 
 def in_turn(

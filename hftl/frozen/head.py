@@ -32,7 +32,7 @@ from hftl.frozen.features import SplitFeatures, StoredFeatures, line_columns
 from hftl.heads import baselines, fit_linear, fit_mlp, fit_native, mlp_logits
 from hftl.heads.precision import device_with_float64
 from hftl.methods import F1, Aim, Head
-from hftl.store.values import Ragged
+from hftl.store.values import Ragged, by_row
 
 EVALUATION_ROWS = 1024
 # Of a network's outputs, which fine-tuning goes on with.
@@ -260,8 +260,7 @@ def _as_tensors(features: SplitFeatures, cut: Cut) -> dict[str, Tensor]:
     for name in cut.kept():
         value = columns[name]
         if isinstance(value, Ragged):
-            rows = torch.split(value.values, value.lengths.tolist())
-            value = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+            value = nn.utils.rnn.pad_sequence(by_row(value), batch_first=True)
         tensors[name] = value
     return tensors
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hftl.intervals import Array, Interval, percentiles, resamples, share_of_units
+from hftl.intervals import Array, Interval, of_draws, resamples
 
 # Of few rows of a class the tenth nearest is already of another: `benchmarks/scope.py` has what each gives.
 NEIGHBOUR = 1
@@ -41,11 +41,16 @@ def neighbour_distance(known: Tensor, asked: Tensor) -> Array:
         known: (n, d) features of the training rows.
         asked: (m, d) features of rows.
     """
-    mean, k = known.mean(0), min(NEIGHBOUR, len(known))
-    unit = torch.nn.functional.normalize(known - mean)
-    blocks = torch.split(asked, max(1, _BLOCK_NUMBERS // len(known)))
-    cosines = [(torch.nn.functional.normalize(block - mean) @ unit.T).topk(k).values[:, -1] for block in blocks]
-    return 1 - torch.cat(cosines).double().numpy()
+    return 1 - nearest(asked, known, NEIGHBOUR)[0][:, -1].double().numpy()
+
+
+def nearest(queries: Tensor, reference: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Cosine (m, k) and number (m, k) of the nearest of some rows, by features centred on these."""
+    mean, k = reference.mean(0), min(k, len(reference))
+    unit = torch.nn.functional.normalize(reference - mean)
+    blocks = torch.split(queries, max(1, _BLOCK_NUMBERS // len(reference)))
+    found = [(torch.nn.functional.normalize(block - mean) @ unit.T).topk(k) for block in blocks]
+    return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
 
 
 def auroc(outside: Array, inside: Array, times_outside: Array, times_inside: Array) -> Array:
@@ -84,10 +89,7 @@ def told_apart(outside: Mapping[str, Array], inside: Mapping[str, Array], *, see
         samples = resamples(rows + others, seed=seed)
         draws = np.concatenate([auroc(scores, inside[name], times[:, :rows], times[:, rows:]) for times in samples])
         draws = draws[np.isfinite(draws)]
-        # Where no sample has a row on the wrong side, as of a share of right rows, of the fewer kind.
-        flat = value in (0.0, 1.0) and not np.ptp(draws)
-        fewer = min(rows, others)
-        found[name] = share_of_units(value, draws, fewer) if flat else percentiles(value, draws, units=fewer)
+        found[name] = of_draws(value, draws, min(rows, others))
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from hftl.backbones.protocol import Target
 from hftl.data import Data
 from hftl.errors import RecipeError
-from hftl.frozen.extract import digest_rows
+from hftl.frozen.features import known_rows
 from hftl.frozen.view import View, open_space
 from hftl.plugins.spec import BackboneSpec
 from hftl.store.store import FeatureStore
@@ -85,9 +85,7 @@ def stored_rows(store: FeatureStore, spec: BackboneSpec, target: Target, data: D
     spaces = [open_space(store, target.backbone, spec.origin, part) for part in view.parts]
     stored, missing = {}, []
     for split in data.splits():
-        digests, unreadable = digest_rows(split.inputs, store.file_digests)
-        known = np.logical_and.reduce([space.known(digests) for space in spaces])
-        known[list(unreadable)] = False
+        _, known = known_rows(store, spaces, split.inputs)
         stored[split.name] = int(known.sum())
         missing += [split.inputs.name(int(row)) for row in np.flatnonzero(~known)]
     return StoredRows(data.sizes(), stored, missing)

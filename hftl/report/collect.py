@@ -25,7 +25,8 @@ from hftl.data.images import thumbnail
 from hftl.errors import BadRowError
 from hftl.export.trained import Trained
 from hftl.finetune.memory import peak_memory_bytes
-from hftl.frozen.features import SplitFeatures, StoredFeatures
+from hftl.frozen.features import SplitFeatures, StoredFeatures, taken
+from hftl.frozen.outside import nearest
 from hftl.heads import lexicon, neighbour_scores
 from hftl.intervals import percentiles, resamples
 from hftl.metrics.resampled import resampled_metric
@@ -49,7 +50,6 @@ from hftl.scored import scored
 from hftl.scout.copies import CANDIDATE, Neighbours, copies_by_split, find_copies
 from hftl.scout.stored import split_matrix
 from hftl.scout.suspects import large_residuals, likely_wrong
-from hftl.store.values import Ragged
 from hftl.tagging import Tagging
 from hftl.tasks import for_whole_rows
 from hftl.wording import shortened
@@ -66,7 +66,6 @@ SIDE = 112
 LONGEST_TEXT = 400
 # Of a long sentence so many words are shown, from a few before its first mistake on.
 MOST_WORDS, WORDS_BEFORE, LONGEST_WORD = 200, 20, 60
-_BLOCK_NUMBERS = 1 << 22
 
 OF_WORDS = "each word has a label, and this is told of whole rows"
 NO_FEATURES = "the run computed no features: its fine-tuning did not start from a solved head"
@@ -318,7 +317,7 @@ def _from_features(gathered: _Gathering, features: StoredFeatures, worst: Sequen
     matrix = split_matrix(known, cut)[0]
     near: list[list[NearRow]] = [[] for _ in worst]
     if worst:
-        cosine, index = _nearest(split_matrix(_chosen_rows(test, np.array(worst)), cut)[0], matrix, NEAR)
+        cosine, index = nearest(split_matrix(_chosen_rows(test, np.array(worst)), cut)[0], matrix, NEAR)
         near = [
             [
                 NearRow(shown=shelf.put("train", int(reference[i])), cosine=round(c, 4))
@@ -347,27 +346,7 @@ def _sample(count: int, most: int, generator: np.random.Generator) -> np.ndarray
 def _chosen_rows(part: SplitFeatures, rows: np.ndarray) -> SplitFeatures:
     if len(rows) == len(part.split) and np.array_equal(rows, np.arange(len(rows))):
         return part
-    columns = {name: _column_rows(value, torch.from_numpy(rows)) for name, value in part.columns.items()}
-    return SplitFeatures(part.split.select(rows), part.digests[rows], columns)
-
-
-def _column_rows(column: Tensor | Ragged, rows: Tensor) -> Tensor | Ragged:
-    if isinstance(column, Tensor):
-        return column[rows]
-    parts = torch.split(column.values, column.lengths.tolist())
-    return Ragged(torch.cat([column.values[:0], *(parts[i] for i in rows.tolist())]), column.lengths[rows])
-
-
-def _nearest(queries: Tensor, reference: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Cosine (m, k) and number (m, k) of the nearest of some rows, by features centred on these."""
-    mean, k = reference.mean(0), min(k, len(reference))
-    unit = torch.nn.functional.normalize(reference - mean)
-    step = max(1, _BLOCK_NUMBERS // len(reference))
-    found = [
-        (torch.nn.functional.normalize(queries[start : start + step] - mean) @ unit.T).topk(k)
-        for start in range(0, len(queries), step)
-    ]
-    return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
+    return taken(part, rows)
 
 
 Part = tuple[np.ndarray, SplitFeatures, Tensor]
@@ -423,7 +402,7 @@ def _same_content(later: np.ndarray, earlier: np.ndarray) -> np.ndarray:
 def _near_copies(known: Part, asked: Part) -> tuple[list[tuple[float, int, int]], int]:
     """Similarity, test row and training row of near copies, the surest first; and how many pairs were compared."""
     (reference, train, matrix), (looked_at, test, queries) = known, asked
-    cosine, index = (each[:, 0].numpy() for each in _nearest(queries, matrix, 1))
+    cosine, index = (each[:, 0].numpy() for each in nearest(queries, matrix, 1))
     differs = (test.digests != train.digests[index]).any(1)
     promising = np.flatnonzero(differs & (cosine >= CANDIDATE))
     promising = promising[np.argsort(-cosine[promising], kind="stable")][:MOST_COMPARED]

@@ -82,6 +82,17 @@ def by_row(column: torch.Tensor | Ragged) -> Any:
     return list(torch.split(column.values, column.lengths.tolist()))
 
 
+def rows_of_column(column: torch.Tensor | Ragged, rows: np.ndarray) -> torch.Tensor | Ragged:
+    """Some rows of a column, by their numbers, in that order."""
+    import torch
+
+    index = torch.from_numpy(rows)
+    if not isinstance(column, Ragged):
+        return column[index]
+    parts = by_row(column)
+    return Ragged(torch.cat([column.values[:0], *(parts[row] for row in rows.tolist())]), column.lengths[index])
+
+
 def _to_tensor(array: Array, spec: ColumnSpec) -> torch.Tensor:
     import torch
 
