@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import update_wrapper
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, ParamSpec, get_args, get_type_hints
@@ -267,6 +268,17 @@ def recipe_conflict(name: str, values: Sequence[str]) -> str | None:
     return f"recipe {name!r} is claimed twice, as {values[0]} and {values[1]}; uninstall one of the two packages"
 
 
+class _AsItStands(SourceFileLoader):
+    """Reads a file itself, and neither reads nor writes compiled code beside it.
+
+    Python takes that for the file's where the file has the same size and was written in the same second, so that a
+    recipe that was just edited would run as it was.
+    """
+
+    def path_stats(self, path: Any) -> Any:
+        raise OSError(f"nothing compiled is kept of {path}")
+
+
 def _from_file(path: Path, function: str) -> RecipeFunction[...]:
     if not path.is_file():
         beside = did_you_mean(path.name, [p.name for p in path.parent.glob("*.py")])
@@ -275,6 +287,8 @@ def _from_file(path: Path, function: str) -> RecipeFunction[...]:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise RecipeError(f"{path} is not a Python file")
+    if isinstance(spec.loader, SourceFileLoader):
+        spec.loader = _AsItStands(name, str(path))
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -396,17 +410,6 @@ def field_names() -> list[str]:
     names = [name for name in Recipe.model_fields if name != "method"]
     inner = [f"method.{field}" for model in METHODS.values() for field in model.model_fields if field != "name"]
     return [*names, "method", *dict.fromkeys(inner)]
-
-
-def boolean_fields() -> set[str]:
-    """The dotted names of fields that are true or false."""
-    models = {"": Recipe, **{f"{name}.": model for name, model in METHODS.items()}}
-    return {
-        f"method.{field}" if prefix else field
-        for prefix, model in models.items()
-        for field, info in model.model_fields.items()
-        if is_boolean(info.annotation)
-    }
 
 
 def is_boolean(annotation: Any) -> bool:

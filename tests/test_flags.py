@@ -189,3 +189,14 @@ def test_a_shell_is_offered_recipes_runs_backbones_and_methods(tmp_path: Path):
     assert completed("hftl run --method l", tmp_path) == ["lora"]
     assert completed("hftl run --epo", tmp_path) == ["--epochs"]
     assert completed("hftl rank --data mi", tmp_path) == ["mine.py"]
+
+
+def test_a_recipe_that_was_written_again_in_the_same_second_runs_as_it_stands(tmp_path: Path):
+    file = tmp_path / "quick.py"
+    for seed in (1, 2):
+        file.write_text(
+            "from hftl import Recipe, recipe\n\n@recipe\ndef quick() -> Recipe:\n"
+            f"    return Recipe(backbone='hftl/glyph-vit-tiny', data='sample:digits', seed={seed})\n"
+        )
+        os.utime(file, (1_700_000_000, 1_700_000_000))
+        assert find_recipe(str(file))().seed == seed
