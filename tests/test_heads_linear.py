@@ -9,7 +9,7 @@ import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import f1_score, precision_score, recall_score
+from sklearn.metrics import f1_score, precision_recall_curve, precision_score, recall_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -228,10 +228,8 @@ def test_a_precision_or_a_recall_that_is_asked_is_reached_as_a_search_reaches_it
         thresholds, reached = asked_thresholds(p, y, Aim(metric, least))
         for label in range(6):
             truth, scores = y[:, label].numpy(), p[:, label].numpy()
-            points = [
-                (precision_score(truth, scores > cut, zero_division=0.0), recall_score(truth, scores > cut))
-                for cut in [0.0, *scores]
-            ]
+            precision, recall, _ = precision_recall_curve(truth, scores)
+            points = list(zip(precision.tolist(), recall.tolist(), strict=True))
             able = [(a, b) for a, b in points if (a if metric == "precision" else b) >= least and b > 0]
             assert bool(reached[label]) == bool(able)
             if not able:
