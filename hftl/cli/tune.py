@@ -83,11 +83,10 @@ def tune(
 
 def _row(trial: TriedTrial, answer: Tuned) -> dict[str, Any]:
     values = {field: f"{value:.3g}" if isinstance(value, float) else value for field, value in trial.values.items()}
-    ended = ", ".join(part for part in (trial.state, trial.why) if part)
     return {
         "trial": f"{trial.number}{', chosen' if trial.number == answer.best else ''}",
         **values,
         answer.metric: "" if trial.score is None else f"{trial.score:.4f}",
-        "ended": ended,
+        "ended": trial.ended,
         "seconds": f"{trial.seconds:.1f}",
     }

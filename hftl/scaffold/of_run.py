@@ -34,7 +34,7 @@ def recipe_of_run(run: Path, name: str | None, into: Path) -> tuple[list[Path], 
     if not RunFolder.is_run(run):
         raise UserError(f"{str(run)!r} is no run: give a run's folder, as `hftl run` prints it")
     record, made = RunFolder(run).record(), named_recipe(str(run / RECORD))()
-    module = _module(name or record.name)
+    module = module_name(name or record.name)
     file, dropped = into / f"{module}.py", into / f"{module}_drop.csv"
     files = [file, *([dropped] if made.drop else [])]
     if there := next((path for path in files if path.exists()), None):
@@ -57,7 +57,7 @@ def recipe_of_run(run: Path, name: str | None, into: Path) -> tuple[list[Path], 
     return files, missing
 
 
-def _module(name: str) -> str:
+def module_name(name: str) -> str:
     """A name as one of a module; that of a run may be any."""
     module = "".join(c if c.isalnum() and c.isascii() else "_" for c in name).strip("_").lower()
     return module if module.isidentifier() else f"recipe_{module}".rstrip("_")

@@ -157,7 +157,7 @@ def _search_part(answer: Tuned) -> Part:
             count_cell(trial.number),
             *(_value_cell(trial.values.get(field)) for field in fields),
             Cell("") if trial.score is None else Cell(f"{trial.score:.4f}", trial.score, trial.number == answer.best),
-            Cell(", ".join(part for part in (trial.state, trial.why) if part)),
+            Cell(trial.ended),
             Cell("" if trial.epochs is None else str(trial.epochs), trial.epochs),
             Cell(f"{trial.seconds:.1f}", trial.seconds),
         ]

@@ -205,7 +205,7 @@ def searched(assignments: Sequence[str]) -> dict[str, str]:
 def _dimension(field: str, how: str | Sequence[Any], recipe: Recipe) -> Dimension:
     _refuse_other_fields(field)
     if not isinstance(how, str):
-        return _choices(field, [each if isinstance(each, str) else json.dumps(each) for each in how])
+        return _choices(field, [_as_text(each) for each in how])
     low, dots, rest = how.partition("..")
     # A backbone's path may hold two dots, behind no number.
     if dots and (_number(low) is not None or field != "backbone"):

@@ -24,7 +24,7 @@ from hftl.report.parts import write_page
 from hftl.runs.again import RecipeLike, as_recipe
 from hftl.runs.console import quiet_libraries
 from hftl.runs.folder import METRICS, writing
-from hftl.scaffold.of_run import recipe_of_run
+from hftl.scaffold.of_run import module_name, recipe_of_run
 from hftl.store.files import write_file
 from hftl.terminal import Terminal
 from hftl.tuning.answer import PAGE, answer_of
@@ -145,7 +145,7 @@ def _runs_on_test_rows(job: Job, best: FrozenTrial, do: Callable[..., object]) -
     wanted = {job.folder / f"trial-{best.number}": chosen}
     if job.space.own(job.recipe) != best.params:
         wanted = {job.folder / BEFORE: job.recipe, **wanted}
-    file = job.folder / f"{_file_name(job.name)}_trial_{best.number}.py"
+    file = job.folder / f"{module_name(job.name)}_trial_{best.number}.py"
     with FileLock(job.folder / "runs.lock"):
         for place, recipe in wanted.items():
             if not (place / METRICS).is_file():
@@ -155,8 +155,3 @@ def _runs_on_test_rows(job: Job, best: FrozenTrial, do: Callable[..., object]) -
             for line in recipe_of_run([*wanted][-1], file.stem, job.folder)[1]:
                 job.say.print(f"          {line}")
     return [*wanted], file
-
-
-def _file_name(name: str) -> str:
-    """A name that can be one of a module."""
-    return "".join(c if c.isalnum() and c.isascii() else "_" for c in name).strip("_").lower() or "recipe"

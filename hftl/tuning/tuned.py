@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from scipy.special import ndtri, stdtrit  # type: ignore[import-untyped]
 
 from hftl.intervals import LEVEL, Difference, Interval
 from hftl.scout.answer import Answer
@@ -34,6 +35,11 @@ class TriedTrial:
     epochs: int | None
     seconds: float
     why: str = ""
+
+    @property
+    def ended(self) -> str:
+        """How it ended, and why."""
+        return ", ".join(part for part in (self.state, self.why) if part)
 
 
 @dataclass(frozen=True)
@@ -96,11 +102,8 @@ def repeated_score(scores: Sequence[float], *, drawn_anew: float = 0.0, spread: 
         drawn_anew: validation rows for each training row, where each seed draws its own; 0 where all share them.
         spread: standard deviation that other rows would give a score, where all seeds share them; else 0.
     """
-    # Brought only here: it takes a quarter of a second to import.
-    from scipy.stats import t  # type: ignore[import-untyped]
-
     count, mean = len(scores), float(np.mean(scores))
     of_seeds = float(np.std(scores, ddof=1)) * math.sqrt(1 / count + drawn_anew)
     tail = 1 - (1 - LEVEL) / 2
-    half = math.hypot(float(t.ppf(tail, count - 1)) * of_seeds, float(t.ppf(tail, math.inf)) * spread)
+    half = math.hypot(float(stdtrit(count - 1, tail)) * of_seeds, float(ndtri(tail)) * spread)
     return Interval(mean, mean - half, mean + half)
