@@ -101,16 +101,26 @@ _ROW_NUMBER_NAMES = ("", "id", "idx", "index", "unnamed: 0", "__index_level_0__"
 _FILE_FIELDS = ({"bytes", "path"}, {"bytes"}, {"path"})
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Whether each cell is a list."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether each cell is a text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def column_kind(column: pa.ChunkedArray, named_classes: bool) -> Kind:
     """Return what a column holds, numbers that stood as text already turned into numbers."""
     kind = column.type
     if len(column) and column.null_count == len(column):
         return "empty"
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if is_list(kind):
         return "list"
     if named_classes:
         return "class"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if is_text(kind):
         return "text"
     if pa.types.is_boolean(kind):
         return "flag"

@@ -10,7 +10,7 @@ from hftl.wording import plural
 CONLL_SUFFIXES = (".conll", ".bio", ".iob")
 WORDS, TAGS = "tokens", "tags"
 # What CoNLL-2003 writes where a document begins.
-_DOCUMENT = "-DOCSTART-"
+DOCUMENT = "-DOCSTART-"
 
 
 def read_conll(text: str, name: str) -> dict[str, pa.ChunkedArray]:
@@ -34,7 +34,7 @@ def read_conll(text: str, name: str) -> dict[str, pa.ChunkedArray]:
     width = 0
     for number, line in enumerate(lines, start=1):
         cells = line.split(separator) if separator is None else [cell.strip() for cell in line.split(separator)]
-        if not any(cells) or cells[0] == _DOCUMENT:
+        if not any(cells) or cells[0] == DOCUMENT:
             if sentences[-1]:
                 sentences.append([])
             continue

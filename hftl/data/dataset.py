@@ -228,6 +228,21 @@ def occurring(labels: Labels) -> npt.NDArray[np.float32]:
     return shown
 
 
+def indicators(labels: Labels) -> Labels:
+    """Labels as (n, C) of 0 and 1 where a row is a sentence, else as they are."""
+    return occurring(labels) if labels.dtype == object else labels
+
+
+def lines_of(labels: Labels) -> list[int]:
+    """Lines of logits of each row: of a sentence one for each word."""
+    return [len(row) for row in labels] if labels.dtype == object else [1] * len(labels)
+
+
+def rows_of_lines(labels: Labels) -> Indices:
+    """The row of each line of logits: of each word its sentence."""
+    return np.repeat(np.arange(len(labels)), np.array(lines_of(labels), dtype=np.int64))
+
+
 @dataclass(frozen=True)
 class Split:
     """One part of the data.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.sparse import csr_matrix, hstack  # type: ignore[import-untyped]
 
-from hftl.data.dataset import Indices, Labels, Split, occurring
+from hftl.data.dataset import Indices, Labels, Split, indicators
 from hftl.data.holdout import hold_out
 from hftl.data.marks import Division
 from hftl.data.raw import SPLIT_NAMES, SplitName
@@ -60,13 +60,12 @@ def deal(units: Indices, traits: csr_matrix, shares: np.ndarray, seed: int) -> I
 def traits_of(split: Split, task: Task) -> csr_matrix:
     """What parts are to have in proportion: strata where there are some, else classes or labels; nothing of numbers."""
     rows, strata = len(split), split.marks.strata
-    values: Labels | None = split.labels if task.has_classes else None
     if strata is not None or task.is_exclusive:
         codes = strata if strata is not None else split.labels.astype(np.int64)
         return csr_matrix((np.ones(rows), (np.arange(rows), codes)), (rows, int(codes.max(initial=0)) + 1))
-    if task.of_words:
-        return csr_matrix(occurring(split.labels).astype(np.float64))
-    return csr_matrix((rows, 0)) if values is None else csr_matrix(values.astype(np.float64))
+    if not task.has_classes:
+        return csr_matrix((rows, 0))
+    return csr_matrix(indicators(split.labels).astype(np.float64))
 
 
 def hold_out_rows(
@@ -151,8 +150,7 @@ def _return_lost_classes(drawn: np.ndarray, units: Indices, labels: Labels, task
     """Give training back the smallest unit of each class, or label, that it would have no row of; in place."""
     if not task.has_classes:
         return
-    if task.of_words:
-        labels = occurring(labels)
+    labels = indicators(labels)
     has = labels[:, None] == np.arange(int(labels.max()) + 1) if task.is_exclusive else labels > 0
     for label in range(has.shape[1]):
         own = has[:, label]

@@ -26,6 +26,7 @@ from hftl.data.raw import RawData, SplitName
 from hftl.data.raw_labels import (
     IsMark,
     RawLabels,
+    Values,
     compose,
     has_codebook,
     is_minus_one,
@@ -35,7 +36,7 @@ from hftl.data.raw_labels import (
     stated_mark,
 )
 from hftl.data.references import open_reference
-from hftl.data.scope import chosen, rows_of_label
+from hftl.data.scope import rows_of_label
 from hftl.data.sentences import sentences_of, tag_keys, tag_numbers, word_columns
 from hftl.data.split_columns import SPLIT_COLUMNS, divide_by_column
 from hftl.errors import DataError
@@ -224,12 +225,9 @@ def _known_split(
     text = known.task.has_classes and len(columns) == 1
     values = label_values(source, _as_it_stands(source) if text else cells, split, columns, known.task)
     values = [value.strip() or None if isinstance(value, str) else value for value in map(compose, values)]
-    is_mark = _mark(unlabelled, known, has_codebook(source, columns[0]))
-    raw, notes = keep_labelled(RawLabels(values, part.own_rows, part.name), split, columns, is_mark)
-    if raw is None or not raw.values:
-        raise _NoLabelError(notes[0] if notes else f"the {split} split has no rows")
+    raw, notes = _rows_with_label(source, split, columns, values, known, unlabelled)
     if known.out_of_scope is not None and len(has := rows_of_label(raw.values, known.out_of_scope)):
-        raw = chosen(raw, np.setdiff1d(np.arange(len(raw.values)), has))
+        raw = raw.without(has)
         notes = [*notes, f"dropped {plural(len(has), 'row')} labelled {known.out_of_scope!r} (out of scope)"]
         if not raw.values:
             raise _NoLabelError(f"every row of the {split} split is out of scope")
@@ -256,16 +254,29 @@ def _known_sentences(
     assert columns is not None  # the task is stated
     words, tags = columns
     values = [compose(value) for value in label_values(source, cells, split, [tags], known.task)]
-    is_mark = _mark(unlabelled, known, has_codebook(source, tags))
-    raw, notes = keep_labelled(RawLabels(values, part.own_rows, part.name), split, [tags], is_mark)
-    if raw is None or not raw.values:
-        raise _NoLabelError(notes[0] if notes else f"the {split} split has no rows")
+    raw, notes = _rows_with_label(source, split, [tags], values, known, unlabelled)
     sentences = sentences_of(source, split, words, raw.rows)
     numbers = _Numbers(known, raw)
     keys = tag_keys(raw, sentences, columns)
     labels = tag_numbers([[numbers.of(key, at) for key in row] for at, row in enumerate(keys)])
     chosen = f"columns: words <- {words}, tags <- {tags}"
     return _ReadSplit(Split(split, sentences, labels), ((words,), (tags,)), [chosen, *notes])
+
+
+def _rows_with_label(
+    source: RawData,
+    split: SplitName,
+    columns: Sequence[str],
+    values: Values,
+    known: KnownLabels,
+    unlabelled: Sequence[object] | None,
+) -> tuple[RawLabels, list[str]]:
+    """The rows that have a label, and a note on those that are marked as having none."""
+    part, is_mark = source.parts[split], _mark(unlabelled, known, has_codebook(source, columns[0]))
+    raw, notes = keep_labelled(RawLabels(values, part.own_rows, part.name), split, columns, is_mark)
+    if raw is None or not raw.values:
+        raise _NoLabelError(notes[0] if notes else f"the {split} split has no rows")
+    return raw, notes
 
 
 def _mark(unlabelled: Sequence[object] | None, known: KnownLabels, has_codebook: bool) -> IsMark:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hftl.data.dataset import Files, Indices, Labels, Split, Texts, occurring
+from hftl.data.dataset import Files, Indices, Labels, Split, Texts, indicators
 from hftl.errors import DataError
 from hftl.tasks import Task
 from hftl.wording import plural
@@ -51,9 +51,7 @@ def hold_out(
     if not 0 < test_size < 1:
         raise DataError(f"{what} is {test_size}, but must lie between 0 and 1")
     rng = np.random.default_rng(seed)
-    draw = task.case(
-        single_label=_draw_by_class, multi_label=_draw_labels, regression=_draw, token_labels=_draw_sentences
-    )
+    draw = task.case(single_label=_draw_by_class, multi_label=_draw_labels, regression=_draw, token_labels=_draw_labels)
     drawn = draw(labels, test_size, rng)
     if len(drawn) == 0 or len(drawn) == len(labels):
         why, add = "", f"add rows, set a larger {what}"
@@ -71,11 +69,8 @@ def _draw(labels: Labels, share: float, rng: np.random.Generator) -> Indices:
 
 
 def _draw_labels(labels: Labels, share: float, rng: np.random.Generator) -> Indices:
+    labels = indicators(labels)
     return _keep_each_label(labels, _draw(labels, share, rng))
-
-
-def _draw_sentences(labels: Labels, share: float, rng: np.random.Generator) -> Indices:
-    return _draw_labels(occurring(labels), share, rng)
 
 
 def _draw_by_class(labels: Labels, share: float, rng: np.random.Generator) -> Indices:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from hftl.data.dataset import Data, Indices, Split, labels_as_bytes, occurring
+from hftl.data.dataset import Data, Indices, Split, indicators, labels_as_bytes
 from hftl.data.raw import digest
 from hftl.errors import DataError
 from hftl.wording import plural
@@ -56,9 +56,7 @@ def _drawn(data: Data, split: Split, most: int, seed: int) -> Indices:
     order = np.random.default_rng(seed).permutation(rows)
     if not data.task.has_classes:
         return np.sort(order[:most])
-    labels = split.labels[order]
-    if data.task.of_words:
-        labels = occurring(labels)
+    labels = indicators(split.labels[order])
     first = _one_of_each(labels)
     if len(first) > most and split.name == "train":
         raise DataError(

@@ -46,6 +46,11 @@ class RawLabels:
         """Return the name of the ``at``-th kept row."""
         return self.row_name(int(self.rows[at]))
 
+    def without(self, at: Sequence[int] | Indices) -> RawLabels:
+        """Return the other labels than those at some positions."""
+        kept = np.setdiff1d(np.arange(len(self.values)), at)
+        return RawLabels([self.values[i] for i in kept.tolist()], self.rows[kept], self.row_name)
+
 
 @dataclass(frozen=True)
 class Stated:
@@ -342,12 +347,11 @@ def keep_labelled(
         )
     if not marked:
         return labels, []
-    kept = np.setdiff1d(np.arange(len(labels.values)), marked)
     values = sorted(
         {label_text(labels.values[at]) if not _is_missing(labels.values[at]) else "nothing" for at in marked}
     )
     note = f"dropped {plural(len(marked), 'row')} of the {split} split labelled {', '.join(values)} (unlabelled)"
-    return RawLabels([labels.values[at] for at in kept], labels.rows[kept], labels.row_name), [note]
+    return labels.without(marked), [note]
 
 
 def _is_missing(value: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from hftl import samples
+from hftl.data.conll import DOCUMENT
 from hftl.data.folders import list_files, read_class_folders, suffix_of
 from hftl.data.objects import from_objects, kind_of
 from hftl.data.opening import as_path, existing_path
@@ -52,7 +53,7 @@ def open_reference(ref: Any, wants: str, suffixes: Collection[str]) -> RawData:
         return _open_folder(path, wants, suffixes)
     if path is not None:
         # Sentences of tagged words often end so; a file of texts alone has no labels.
-        if path.suffix.lower() not in (*TABLE_SUFFIXES, *(TEXT_SUFFIXES if _is_conll(path) else ())):
+        if path.suffix.lower() not in TABLE_SUFFIXES and not _is_conll(path):
             raise DataError(f"{ref}: a data file must end in {', '.join(TABLE_SUFFIXES)}{_better_form(path)}")
         return read_tables([path], path.parent)
     path = as_path(ref)
@@ -102,7 +103,7 @@ def _is_conll(path: Path) -> bool:
     lines = [line.split() for line in beginning.decode("utf-8", errors="replace").splitlines(keepends=True)]
     if len(beginning) == _LOOKED_AT:
         lines = lines[:-1]
-    widths = {len(line) for line in lines if line and line[0] != "-DOCSTART-"}
+    widths = {len(line) for line in lines if line and line[0] != DOCUMENT}
     return [] in lines and len(widths) == 1 and widths.pop() > 1
 
 

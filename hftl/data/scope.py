@@ -9,7 +9,7 @@ import numpy as np
 
 from hftl.data.dataset import Files, Indices, Split, Texts
 from hftl.data.raw import SplitName
-from hftl.data.raw_labels import RawLabels, ReadLabels, Values, label_text
+from hftl.data.raw_labels import ReadLabels, Values, label_text
 from hftl.errors import DataError
 from hftl.tasks import Task
 from hftl.wording import did_you_mean, listing, plural
@@ -20,11 +20,6 @@ OUTSIDE = "out_of_scope"
 def rows_of_label(values: Values, label: str) -> Indices:
     """Positions of the values that are a label by itself, not one of several."""
     return np.array([at for at, value in enumerate(values) if label_text(value) == label], dtype=np.int64)
-
-
-def chosen(raw: RawLabels, at: Indices) -> RawLabels:
-    """Some of the labels, by position."""
-    return RawLabels([raw.values[i] for i in at.tolist()], raw.rows[at], raw.row_name)
 
 
 def without_label(read: ReadLabels, label: str) -> tuple[ReadLabels, dict[SplitName, Indices]]:
@@ -42,7 +37,7 @@ def without_label(read: ReadLabels, label: str) -> tuple[ReadLabels, dict[SplitN
                 "them from: name another label"
             )
         outside[split] = raw.rows[has]
-        splits[split] = chosen(raw, np.setdiff1d(np.arange(len(raw.values)), has))
+        splits[split] = raw.without(has)
     names = read.class_names and [name for name in read.class_names if name != label]
     return replace(read, splits=splits, class_names=names), outside
 

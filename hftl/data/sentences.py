@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
+from hftl.data.columns import is_list, is_text
 from hftl.data.dataset import Indices, Labels, Texts
 from hftl.data.labels import EncodedLabels, ordered_classes
 from hftl.data.raw import RawData, RawSplit, SplitName
@@ -39,8 +39,8 @@ def word_columns(
     part = source.parts[split]
     if task is not None and not task.of_words:
         return None
-    lists = [name for name, column in part.columns.items() if _is_list(column.type)]
-    of_texts = [name for name in lists if _holds_texts(part.columns[name].type)]
+    lists = [name for name, column in part.columns.items() if is_list(column.type)]
+    of_texts = [name for name in lists if is_text(part.columns[name].type.value_type)]
     words = list(input_columns) if input_columns is not None else _called(WORD_NAMES, of_texts)
     rest = [name for name in lists if name not in words]
     tags = list(label_columns) if label_columns is not None else _called(TAG_NAMES, rest)
@@ -52,8 +52,7 @@ def word_columns(
         return _stated_columns(part, split, words, tags, lists)
     if len(words) != 1 or len(tags) != 1 or words[0] not in of_texts or tags[0] not in lists:
         return None
-    is_text = (pa.types.is_string, pa.types.is_large_string)
-    has_text = any(check(column.type) for column in part.columns.values() for check in is_text)
+    has_text = any(is_text(column.type) for column in part.columns.values())
     if has_text and input_columns is None and not _same_lengths(part, words[0], tags[0]):
         return None
     return words[0], tags[0]
@@ -75,7 +74,7 @@ def _stated_columns(
         if name not in there:
             raise DataError(f"{where}: no column {name!r}{did_you_mean(name, there)}; columns: {listing(there)}")
         column = part.column(name, split)
-        if name not in lists or (noun == "words" and not _holds_texts(column.type)):
+        if name not in lists or (noun == "words" and not is_text(column.type.value_type)):
             raise DataError(
                 f"{where}: column {name!r} holds no lists of {'texts' if noun == 'words' else 'tags'}, and task "
                 f"{Task.TOKEN_LABELS} needs one in each row"
@@ -83,14 +82,6 @@ def _stated_columns(
     if words == tags:
         raise DataError(f"{where}: column {words[0]!r} is named both as words and as tags")
     return words[0], tags[0]
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _holds_texts(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type))
 
 
 def _called(names: Sequence[str], columns: Sequence[str]) -> list[str]:
@@ -111,7 +102,7 @@ def sentences_of(source: RawData, split: SplitName, column: str, rows: Indices) 
     """
     part = source.parts[split]
     found = part.column(column, split)
-    if not _is_list(found.type) or not _holds_texts(found.type):
+    if not is_list(found.type) or not is_text(found.type.value_type):
         raise DataError(f"{split} split: column {column!r} holds no lists of words (it holds {found.type})")
     values = found.take(rows).to_pylist()
     for row, words in zip(rows.tolist(), values, strict=True):
@@ -181,7 +172,7 @@ def tag_keys(raw: RawLabels, words: Texts, columns: tuple[str, str]) -> list[lis
     return keys
 
 
-def tag_numbers(rows: Sequence[Sequence[int]]) -> Labels:
+def tag_numbers(rows: Sequence[Sequence[int] | Indices]) -> Labels:
     """Numbers of the tags of each row: (n,) objects, int64 (words,) each."""
     numbers = np.empty(len(rows), dtype=object)
     for at, row in enumerate(rows):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 
+from hftl.data.columns import is_text
 from hftl.data.raw import SPLIT_NAMES, RawData, RawSplit, plain_split_of
 from hftl.wording import listing, plural
 
@@ -53,8 +53,7 @@ def divide_by_column(source: RawData, used: Sequence[str]) -> RawData:
 def _split_column(part: RawSplit, used: Sequence[str]) -> str | None:
     """The first column that is called like one of splits and holds words."""
     for name, column in part.columns.items():
-        is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-        if name.strip().lower() in SPLIT_COLUMNS and name not in used and is_text:
+        if name.strip().lower() in SPLIT_COLUMNS and name not in used and is_text(column.type):
             return name
     return None
 
