@@ -19,7 +19,6 @@ from hftl.frozen.recipe import chooses
 from hftl.methods import Head
 from hftl.metric_functions import add_own_metrics
 from hftl.metrics import evaluate_predictions
-from hftl.metrics.values import to_plain
 from hftl.plugins.registry import add_metrics
 from hftl.recipes import Recipe
 from hftl.report.collect import lexicon_scores
@@ -52,6 +51,7 @@ def measure(
         folder.log("strength", **step)
     task, test = data.task, data.test
     by_folds = crossed if crossed and crossed.is_all else None
+    told = crossed.as_json(task, recipe.seed) if crossed else None
     logits = torch.from_numpy(by_folds.logits[0]) if by_folds else trained.logits
     if by_folds and by_folds.baselines:
         # The final head's own are of rows that it was trained on.
@@ -68,8 +68,8 @@ def measure(
     if by_folds and by_folds.thresholds is not None:
         thresholds = by_folds.thresholds[0]
     values = evaluate_predictions(task, logits.numpy(), test.labels, data.label_names, thresholds)
-    if by_folds:
-        values |= to_plain(by_folds.values(task))
+    if told and by_folds:
+        values |= told["eval"]
     add_metrics(values, logits.numpy(), test.labels, task)
     for problem in add_own_metrics(values, recipe.metrics, logits.numpy(), test.labels, task, thresholds):
         say.print(f"          {problem}")
@@ -87,8 +87,8 @@ def measure(
     criterion = chooses(recipe, task)
     chosen_by = {"metric": criterion.name, "greater_is_better": criterion.greater_is_better}
     sections: dict[str, Any] = {trained.section: trained.report}
-    if by_folds:
-        sure = by_folds.intervals(task, recipe.seed)
+    if told and by_folds:
+        intervals = told["intervals"]
     else:
         groups = test.marks.groups
         names_of = data.label_names
@@ -99,6 +99,7 @@ def measure(
             answered = answered_scores(scores, test.labels, below, groups=groups, seed=recipe.seed)
             values |= {name: each and each.value for name, each in answered.items()}
             sure = replace(sure, of=sure.of | {name: each for name, each in answered.items() if each})
+        intervals = sure.as_json()
     if crossed:
         with writing(folder.path):
             crossed.write(folder.path, task, data.label_names)
@@ -108,8 +109,8 @@ def measure(
         eval=values,
         features=counts,
         chosen_by=chosen_by,
-        intervals=sure.as_json(),
-        cross_validation=crossed.as_json(task, recipe.seed) if crossed else None,
+        intervals=intervals,
+        cross_validation=told,
         rows=rows,
         **sections,
     )

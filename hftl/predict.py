@@ -13,6 +13,7 @@ import torch
 
 from hftl.data import Split, load_evaluation_data
 from hftl.data.columns import TEXT_NAMES
+from hftl.data.dataset import lines_of
 from hftl.errors import BadRowError, DataError, UserError
 from hftl.export.loaded import LoadedModel
 from hftl.frozen.asked import stored_logits
@@ -234,7 +235,7 @@ def _rows_in(rows: Any, reader: InputReader) -> Iterable[Any]:
 def _split_logits(model: LoadedModel, split: Split, quiet: bool) -> torch.Tensor:
     """Logits (n, C), or (words, C), of a split: of stored features where the run's head has them, else of the model."""
     rows, known = stored_logits(model, split.inputs, FeatureStore(cache_root()))
-    lines = [len(row) if model.task.of_words else 1 for row in split.labels]
+    lines = lines_of(split.labels)
     logits: list[torch.Tensor] = [known[:0]] * len(split)
     model.check(known)
     for row, own in zip(rows.tolist(), torch.split(known, [lines[row] for row in rows.tolist()]), strict=True):

@@ -161,7 +161,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
     tag = _task_of_tag(backbone.pipeline_tag)
     auto_model, auto_processor, processor_argument = AUTO_CLASSES.get(tag, ("", "", ""))
     computed, columns = metrics.eval, identity.get("columns", {})
-    report = metrics.head or metrics.finetune or {}
+    report = metrics.training
     return {
         "name": made.name,
         "what": _what(task, len(names), tag),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hftl.ahead import ahead
 from hftl.backbones.batching import batch_logits, line_logits, on_device
 from hftl.data import Texts
+from hftl.data.dataset import lines_of
 from hftl.errors import DataError
 from hftl.finetune.rows import Encoder, Group
 from hftl.parallel import gather_json, gather_rows
@@ -47,7 +48,7 @@ def logits_of(
         DataError: a spread model refuses a batch whose rows it may take alone.
     """
     rows = len(encoder.split.inputs)
-    lines = lines_of(encoder)
+    lines = lines_of(encoder.split.labels)
     order = order_of(encoder)
     batches = batches_of(order, batch_size, accelerator.process_index, accelerator.num_processes)
     was_training = [module for module in model.modules() if module.training]
@@ -70,12 +71,6 @@ def logits_of(
     ordered = torch.empty_like(everything)
     ordered[torch.from_numpy(order.copy())] = everything
     return ordered
-
-
-def lines_of(encoder: Encoder) -> list[int]:
-    """Lines of logits that each row of a split has: of a sentence one for each word."""
-    labels = encoder.split.labels
-    return [len(row) for row in labels] if labels.dtype == object else [1] * len(labels)
 
 
 def _gathered(

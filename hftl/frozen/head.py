@@ -24,6 +24,7 @@ from hftl.backbones.protocol import Target
 from hftl.backbones.weights import NameRule
 from hftl.criterion import Criterion
 from hftl.data import Data
+from hftl.data.dataset import rows_of_lines
 from hftl.data.division import fold_count, folds_of
 from hftl.data.scope import OUTSIDE
 from hftl.export.model import Dense, export_model, export_pooled, fold
@@ -236,8 +237,7 @@ class _Job:
         """The sentence of each training word, which folds do not part; None where rows are no sentences."""
         if not self.data.task.of_words:
             return None
-        lengths = torch.tensor([len(row) for row in self.features.splits["train"].split.labels])
-        return torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(self.device)
+        return torch.from_numpy(rows_of_lines(self.features.splits["train"].split.labels)).to(self.device)
 
     def _export(self, parameters: dict[str, Tensor]) -> Callable[[Path], list[Exported]]:
         content = self.features.content

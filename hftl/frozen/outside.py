@@ -41,10 +41,10 @@ def neighbour_distance(known: Tensor, asked: Tensor) -> Array:
         known: (n, d) features of the training rows.
         asked: (m, d) features of rows.
     """
-    return 1 - nearest(asked, known, NEIGHBOUR)[0][:, -1].double().numpy()
+    return 1 - nearest_rows(asked, known, NEIGHBOUR)[0][:, -1].double().numpy()
 
 
-def nearest(queries: Tensor, reference: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def nearest_rows(queries: Tensor, reference: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Cosine (m, k) and number (m, k) of the nearest of some rows, by features centred on these."""
     mean, k = reference.mean(0), min(k, len(reference))
     unit = torch.nn.functional.normalize(reference - mean)

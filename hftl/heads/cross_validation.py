@@ -54,7 +54,8 @@ def cross_validate(
         class_weight: as for `fit_linear`.
         bias: whether heads have a free bias.
         judge: the metric that chooses the strength; as of `fit_linear`.
-        dealt: (n,) int64, the fold of each row, from 0, in place of ``folds`` and ``groups``; ``parts`` is 1 then.
+        dealt: (n,) int64, the fold of each row, from 0, in place of ``folds`` and ``groups``; each is
+            held out whole.
         least: as of `fit_linear`.
         seed: decides the folds.
 
@@ -70,7 +71,7 @@ def cross_validate(
     )
     with threads_for(features, num_labels * folds):
         if task.has_classes:
-            return held_out_logistic(features, labels, weights, options, parts)
+            return held_out_logistic(features, labels, weights, options, parts if dealt is None else 1)
         return _ridge(features, labels, options)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from hftl.data.sentences import tag_numbers
 from hftl.errors import UserError
-from hftl.report.numbers import Predictions, array_of_sentences, said
+from hftl.report.numbers import Predictions, said
 from hftl.runs.folder import PREDICTIONS, RunFolder
 from hftl.runs.record import Metrics, RunRecord
 from hftl.wording import listing, plural, shortened
@@ -43,7 +44,7 @@ class OpenedRun:
         """
         folder = RunFolder.open(path)
         record, metrics = folder.record(), folder.metrics()
-        data, thresholds = record.data, (metrics.head or metrics.finetune or {}).get("thresholds")
+        data, thresholds = record.data, metrics.training.get("thresholds")
         file, by_folds = path / PREDICTIONS, metrics.is_by_folds
         tested = Predictions.read(file, data.task, data.label_names, thresholds, by_folds=by_folds)
         return cls(folder, record, metrics, tested)
@@ -76,7 +77,7 @@ class OpenedRun:
             single_label=lambda: number[chosen.labels],
             multi_label=lambda: chosen.labels[:, column],
             regression=lambda: chosen.labels[:, column],
-            token_labels=lambda: array_of_sentences([number[row] for row in chosen.labels]),
+            token_labels=lambda: tag_numbers([number[row] for row in chosen.labels]),
         )
         labels = renamed()
         thresholds = None if chosen.thresholds is None else np.asarray(chosen.thresholds)[..., column]

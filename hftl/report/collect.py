@@ -26,7 +26,7 @@ from hftl.errors import BadRowError
 from hftl.export.trained import Trained
 from hftl.finetune.memory import peak_memory_bytes
 from hftl.frozen.features import SplitFeatures, StoredFeatures, taken
-from hftl.frozen.outside import nearest
+from hftl.frozen.outside import nearest_rows
 from hftl.heads import lexicon, neighbour_scores
 from hftl.intervals import percentiles, resamples
 from hftl.metrics.resampled import resampled_metric
@@ -129,7 +129,7 @@ def _of_sentences(gathered: _Gathering, features: StoredFeatures | None) -> Coll
     sentences = judged_rows(predictions)
     worst = [
         WorstRow(row=row, shown=shelf.put("test", row, sentences[row].first_mistake), near=[])
-        for row in worst_sentences(predictions, MOST_WORST)
+        for row in worst_sentences(predictions, sentences, MOST_WORST)
     ]
     return Collected(
         worst=worst,
@@ -317,7 +317,7 @@ def _from_features(gathered: _Gathering, features: StoredFeatures, worst: Sequen
     matrix = split_matrix(known, cut)[0]
     near: list[list[NearRow]] = [[] for _ in worst]
     if worst:
-        cosine, index = nearest(split_matrix(_chosen_rows(test, np.array(worst)), cut)[0], matrix, NEAR)
+        cosine, index = nearest_rows(split_matrix(_chosen_rows(test, np.array(worst)), cut)[0], matrix, NEAR)
         near = [
             [
                 NearRow(shown=shelf.put("train", int(reference[i])), cosine=round(c, 4))
@@ -402,7 +402,7 @@ def _same_content(later: np.ndarray, earlier: np.ndarray) -> np.ndarray:
 def _near_copies(known: Part, asked: Part) -> tuple[list[tuple[float, int, int]], int]:
     """Similarity, test row and training row of near copies, the surest first; and how many pairs were compared."""
     (reference, train, matrix), (looked_at, test, queries) = known, asked
-    cosine, index = (each[:, 0].numpy() for each in nearest(queries, matrix, 1))
+    cosine, index = (each[:, 0].numpy() for each in nearest_rows(queries, matrix, 1))
     differs = (test.digests != train.digests[index]).any(1)
     promising = np.flatnonzero(differs & (cosine >= CANDIDATE))
     promising = promising[np.argsort(-cosine[promising], kind="stable")][:MOST_COMPARED]

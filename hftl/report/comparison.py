@@ -13,7 +13,6 @@ import numpy as np
 from hftl.criterion import Criterion, as_logits
 from hftl.errors import UserError
 from hftl.intervals import LEVEL, Array, Difference, Interval, at_least_by_chance, difference, holm, resamples
-from hftl.metrics.entities import entity_counts
 from hftl.report.alike import OpenedRun, other_data, refuse_other_labels, refuse_other_tasks, rows_in_common
 from hftl.report.changes import Change, changes_between
 from hftl.report.numbers import Predictions, said
@@ -21,7 +20,7 @@ from hftl.report.spans import said_entities
 from hftl.runs.record import Metrics
 from hftl.scored import Score, better_by, each_output, scored, telling_rows
 from hftl.scout.answer import Answer
-from hftl.tagging import Span, Tagging
+from hftl.tagging import Span
 from hftl.tasks import Task
 
 # Rows of disagreement that are kept, those first on which runs disagree most.
@@ -284,7 +283,7 @@ def _verdict_on(gain: Difference | None) -> str:
 
 
 def _trained_parameters(metrics: Metrics) -> int | None:
-    counted = (metrics.finetune or metrics.head or {}).get("parameters")
+    counted = metrics.training.get("parameters")
     counted = counted.get("trained") if isinstance(counted, dict) else counted
     return counted if isinstance(counted, int) else None
 
@@ -305,7 +304,7 @@ def _each_gain(task: Task, names: Sequence[str], together: Sequence[Predictions]
     first = together[0]
     labels = first.labels
     if task.of_words:
-        names = Tagging(tuple(names)).types
+        names = first.tagging.types
     if len(names) < 2:
         return []
     measured = _types_measured(together) if task.of_words else _outputs_measured(task, together)
@@ -345,7 +344,7 @@ def _outputs_measured(task: Task, together: Sequence[Predictions]) -> Callable[[
 
 def _types_measured(together: Sequence[Predictions]) -> Callable[[Array], Array]:
     """F1 of each type of entity on samples: (runs, b, types); NaN where a sample has no entity of a type."""
-    found = [_type_counts(rows) for rows in together]
+    found = [rows.entity_counts for rows in together]
 
     def measured(times: Array) -> Array:
         each = []
@@ -357,19 +356,15 @@ def _types_measured(together: Sequence[Predictions]) -> Callable[[Array], Array]
     return measured
 
 
-def _type_counts(rows: Predictions) -> np.ndarray:
-    return entity_counts(Tagging(tuple(rows.names)), rows.labels, rows.predicted)
-
-
 def _entities_differ(one: Predictions, other: Predictions) -> np.ndarray:
     """In which sentences two runs do not find, or claim, as many entities of each type: bool (n, types)."""
-    differ: np.ndarray = (_type_counts(one) != _type_counts(other)).any(2)
+    differ: np.ndarray = (one.entity_counts != other.entity_counts).any(2)
     return differ
 
 
 def _entities_of_each(rows: Predictions) -> np.ndarray:
     """How many entities of each type there are: int64 (types,)."""
-    there: np.ndarray = _type_counts(rows)[:, :, 2].sum(0).astype(np.int64)
+    there: np.ndarray = rows.entity_counts[:, :, 2].sum(0).astype(np.int64)
     return there
 
 
@@ -416,7 +411,7 @@ def _said_of(together: Sequence[Predictions], row: int) -> tuple[Any, list[Any]]
     first = together[0]
     if not first.task.of_words:
         return said(first, row)[0], [said(rows, row)[1] for rows in together]
-    tagging = Tagging(tuple(first.names))
+    tagging = first.tagging
     every = [first.labels[row], *(rows.predicted[row] for rows in together)]
     label, *predictions = [said_entities(tagging.spans(tags.tolist())) for tags in every]
     return label, predictions
@@ -424,5 +419,5 @@ def _said_of(together: Sequence[Predictions], row: int) -> tuple[Any, list[Any]]
 
 def _predicted_spans(rows: Predictions) -> list[list[Span]]:
     """The predicted entities of each sentence."""
-    tagging = Tagging(tuple(rows.names))
+    tagging = rows.tagging
     return [list(tagging.spans(tags.tolist())) for tags in rows.predicted]

@@ -14,9 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from hftl.data.sentences import tag_numbers
 from hftl.errors import HftlError
 from hftl.heads.calibration import reliability
 from hftl.intervals import Interval, proportion
+from hftl.metrics.entities import entity_counts
 from hftl.scored import Intervals, intervals_of
 from hftl.tagging import Tagging
 from hftl.tasks import Task
@@ -100,12 +102,21 @@ class Predictions:
         return np.concatenate([of_rows[row] for row in rows.tolist()]) if self.task.of_words else self.scores[rows]
 
     @cached_property
+    def tagging(self) -> Tagging:
+        """What the tags of sentences say."""
+        return Tagging(tuple(self.names))
+
+    @cached_property
+    def entity_counts(self) -> np.ndarray:
+        """Entities of each type found right, predicted and there, in each sentence: float64 (n, types, 3)."""
+        return entity_counts(self.tagging, self.labels, self.predicted)
+
+    @cached_property
     def right(self) -> np.ndarray | None:
         """Whether each row is right, bool (n,): of sentences all their entities; None where that is no question."""
         if self.task.of_words:
-            tagging = Tagging(tuple(self.names))
-            pairs = zip(self.labels, self.predicted, strict=True)
-            return np.array([list(tagging.spans(a.tolist())) == list(tagging.spans(b.tolist())) for a, b in pairs])
+            spans, pairs = self.tagging.spans, zip(self.labels, self.predicted, strict=True)
+            return np.array([list(spans(a.tolist())) == list(spans(b.tolist())) for a, b in pairs])
         return self.predicted == self.labels if self.task.is_exclusive else None
 
     @cached_property
@@ -143,19 +154,10 @@ def _class_numbers(labels: list[str], names: list[str], scores: np.ndarray) -> n
 
 def _tags(labels: list[list[str]], names: list[str], scores: np.ndarray) -> np.ndarray:
     number = {name: k for k, name in enumerate(names)}
-    read = array_of_sentences([np.array([number[label] for label in given], dtype=np.int64) for given in labels])
+    read = tag_numbers([[number[label] for label in given] for given in labels])
     if sum(map(len, read)) != len(scores):
         raise ValueError("there are not as many tags as scores")
     return read
-
-
-def array_of_sentences(tags: Sequence[np.ndarray]) -> np.ndarray:
-    """The tags of sentences, int64 (words,) each, as (n,) objects."""
-    made = np.empty(len(tags), dtype=object)
-    # One by one: arrays of one length would become a matrix.
-    for row, each in enumerate(tags):
-        made[row] = each
-    return made
 
 
 def _indicators(labels: list[list[str]], names: list[str], scores: np.ndarray) -> np.ndarray:

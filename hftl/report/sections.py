@@ -79,7 +79,7 @@ class RunPage:
     @cached_property
     def training(self) -> Mapping[str, Any]:
         """What the training of the head, or of the model, reports."""
-        return self.metrics.head or self.metrics.finetune or {}
+        return self.metrics.training
 
     @cached_property
     def predictions(self) -> Predictions:

@@ -17,7 +17,6 @@ from hftl.report.spans import (
     said_entities,
     worst_sentences,
 )
-from hftl.tagging import Tagging
 
 MOST_TYPES, MOST_CONFUSIONS, MOST_WITHOUT_WORDS = 1000, 15, 20
 # Where each word is judged alone every word is an entity: only those that are wrong are marked.
@@ -67,9 +66,9 @@ def worst_cards(predictions: Predictions, sentences: Sequence[JudgedEntities], c
         collected: what the run kept.
     """
     known = {each.row: collected.rows[each.shown] for each in collected.worst if each.row < len(predictions)}
-    alone = Tagging(tuple(predictions.names)).scheme == ALONE
+    alone = predictions.tagging.scheme == ALONE
     cards = []
-    for row in known or worst_sentences(predictions, MOST_WITHOUT_WORDS):
+    for row in known or worst_sentences(predictions, sentences, MOST_WITHOUT_WORDS):
         sentence, shown = sentences[row], known.get(row)
         sides = [(_marked(sentence.true, alone), "missed"), (_marked(sentence.said, alone), "none there")]
         cards.append(

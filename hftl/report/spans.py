@@ -89,9 +89,8 @@ def _beside(span: Span, others: Sequence[Span]) -> Judged:
 
 def judged_rows(predictions: Predictions) -> list[JudgedEntities]:
     """The entities of every row of a test split."""
-    tagging = Tagging(tuple(predictions.names))
     pairs = zip(predictions.labels, predictions.predicted, strict=True)
-    return [judged_entities(tagging, labels.tolist(), said.tolist()) for labels, said in pairs]
+    return [judged_entities(predictions.tagging, labels.tolist(), said.tolist()) for labels, said in pairs]
 
 
 def words_loss(predictions: Predictions) -> np.ndarray:
@@ -103,9 +102,9 @@ def words_loss(predictions: Predictions) -> np.ndarray:
     return np.array([each.sum() for each in task.by_row(loss, labels)])
 
 
-def worst_sentences(predictions: Predictions, most: int) -> list[int]:
+def worst_sentences(predictions: Predictions, sentences: Sequence[JudgedEntities], most: int) -> list[int]:
     """The rows with a wrong entity, the one with the largest loss first."""
-    wrong = np.flatnonzero([not sentence.is_right for sentence in judged_rows(predictions)])
+    wrong = np.flatnonzero([not sentence.is_right for sentence in sentences])
     order = wrong[np.argsort(-words_loss(predictions)[wrong], kind="stable")]
     found: list[int] = order[:most].tolist()
     return found

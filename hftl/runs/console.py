@@ -83,7 +83,7 @@ def print_results(say: Terminal, metrics: Metrics, folder: Path, page: Path | No
             # A plugin's metric may have any name.
             ends = f"{known[name].low:.4f} to {known[name].high:.4f}" if name in known else ""
             table.add_row(Text(printable(name)), f"{value:.4f}", *([ends] if known else []))
-    for name, value in (metrics.head or metrics.finetune or {}).get("baselines", {}).items():
+    for name, value in metrics.training.get("baselines", {}).items():
         # What costs nothing, to read the result by.
         of = "f1" if "per_type" in metrics.eval else "accuracy"
         table.add_row(Text(f"{of} of {printable(name)}"), f"{value:.4f}", style="dim")

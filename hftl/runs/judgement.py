@@ -40,7 +40,7 @@ def judgements(metrics: Metrics, criterion: Criterion) -> list[str]:
 
 def _not_reached(metrics: Metrics) -> list[str]:
     """Labels that have no threshold with the precision or the recall that was asked for."""
-    report = metrics.head or metrics.finetune or {}
+    report = metrics.training
     if not (labels := report.get("not_reached")):
         return []
     names = list(metrics.eval["per_class"])
@@ -52,7 +52,7 @@ def _not_reached(metrics: Metrics) -> list[str]:
 
 def _abstention(metrics: Metrics) -> list[str]:
     """What abstaining gains, and where test rows are answered less or more often than was asked."""
-    report = metrics.head or metrics.finetune or {}
+    report = metrics.training
     asked, known = report.get("abstention"), metrics.known_intervals()
     if not asked or "coverage" not in known:
         return []
@@ -95,7 +95,7 @@ def _below_baselines(metrics: Metrics, task: Task) -> list[str]:
         # An r2 of 0 is that of the mean.
         below = isinstance(value, float) and value < 0
         return [f"below     r2 {value:.4f} is less than the mean of the targets gives at no cost: 0"] if below else []
-    baselines = (metrics.head or metrics.finetune or {}).get("baselines", {})
+    baselines = metrics.training.get("baselines", {})
     if not baselines or not isinstance(value, float):
         return []
     best = max(baselines, key=lambda name: baselines[name])

@@ -204,6 +204,11 @@ class Metrics(_Record):
         by_folds = self.cross_validation or {}
         return int(by_folds["rows"] if self.is_by_folds else self.rows.get("test", 0))
 
+    @property
+    def training(self) -> dict[str, Any]:
+        """What the training of a head, or fine-tuning, reports."""
+        return self.head or self.finetune or {}
+
     def known_intervals(self) -> dict[str, Interval]:
         """The 95 % interval of each metric that has one."""
         # Brought only here: it brings numpy, which a command that lists its flags does not need.

@@ -150,7 +150,7 @@ def _measured(known: TrainingRows, seeds: int, quiet: bool) -> tuple[list[int], 
                 strengths=given,
                 calibrate=criterion.needs_probabilities,
                 judge=criterion if criterion.is_stated else None,
-                groups=_sentences(known, lines) if task.of_words else None,
+                groups=known.apart[lines] if task.of_words and known.apart is not None else None,
                 dealt=None if task.of_words else _kept_together(known, order[:size], seed),
                 least=LEAST_DEVIATION if task.of_words else 0.0,
                 tolerance=_TOLERANCE,
@@ -164,13 +164,6 @@ def _measured(known: TrainingRows, seeds: int, quiet: bool) -> tuple[list[int], 
                 scored(criterion, labels, held, logits, seed=sampled, groups=groups, label_names=names)
             )
     return sizes, scores
-
-
-def _sentences(known: TrainingRows, lines: Tensor) -> Tensor:
-    """What each of some words stands in, int64 (m,): its sentence, or the group of that."""
-    sentences = torch.as_tensor(known.rows_of_lines)[lines]
-    groups = known.split.marks.groups
-    return sentences if groups is None else torch.from_numpy(groups)[sentences]
 
 
 def _kept_together(known: TrainingRows, rows: np.ndarray, seed: int) -> Tensor | None:

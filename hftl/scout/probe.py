@@ -53,7 +53,7 @@ def linear_probe(
         task=criterion.task,
         num_labels=num_labels,
         folds=folds,
-        parts=parts if dealt is None else 1,
+        parts=parts,
         dealt=dealt,
         judge=criterion if criterion.is_stated else None,
         seed=seed,
@@ -98,7 +98,7 @@ def _probe_of_words(known: TrainingRows, folds: int, parts: int, dealt: np.ndarr
         task=known.task.unit,
         num_labels=len(known.data.label_names),
         folds=folds,
-        parts=parts if dealt is None else 1,
+        parts=parts,
         groups=sentences if dealt is None else None,
         dealt=None if dealt is None else torch.from_numpy(dealt)[sentences],
         least=LEAST_DEVIATION,
@@ -130,9 +130,7 @@ def neighbour_rows(known: TrainingRows) -> Score:
         return neighbour_probe(
             known.features, known.labels, known.targets, criterion=known.criterion, seed=known.seed, groups=groups
         )
-    sentences = known.rows_of_lines
-    apart = sentences if groups is None else torch.from_numpy(groups)[sentences]
-    shares = neighbour_scores(known.features, known.targets, known.features, own=True, groups=apart).numpy()
+    shares = neighbour_scores(known.features, known.targets, known.features, own=True, groups=known.apart).numpy()
     return scored(
         known.criterion,
         known.split.labels,

@@ -19,6 +19,7 @@ from hftl.backbones.cut.cut import Cut
 from hftl.backbones.protocol import Target
 from hftl.criterion import Criterion
 from hftl.data import Data, Split
+from hftl.data.dataset import rows_of_lines
 from hftl.data.holdout import hold_out
 from hftl.errors import DataError, UserError
 from hftl.frozen.features import SplitFeatures, StoredFeatures, line_columns
@@ -79,8 +80,15 @@ class TrainingRows:
     @cached_property
     def rows_of_lines(self) -> Tensor:
         """The row of each line of features, int64: of each word its sentence."""
-        lengths = [len(row) for row in self.split.labels] if self.task.of_words else [1] * len(self.split)
-        return torch.repeat_interleave(torch.arange(len(self.split)), torch.tensor(lengths, dtype=torch.int64))
+        return torch.from_numpy(rows_of_lines(self.split.labels))
+
+    @cached_property
+    def apart(self) -> Tensor | None:
+        """What each line stands in, int64: its row's group, else its sentence; None where rows stand alone."""
+        groups = self.split.marks.groups
+        if groups is not None:
+            return torch.from_numpy(groups)[self.rows_of_lines]
+        return self.rows_of_lines if self.task.of_words else None
 
     def lines_of(self, rows: np.ndarray) -> Tensor:
         """The lines of features of some rows, int64: of a sentence those of its words; of another row its number."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from torch import Tensor
 
@@ -221,5 +220,5 @@ def _key(backbone: Backbone, test: SplitFeatures, data: Data, index: StatIndex) 
     named = [identity.get("model"), identity.get("commit"), identity["config"], identity["processor"]]
     named += [None if weights is None else weights.tobytes().hex(), data.label_names]
     what = hashlib.blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=16)
-    what.update(test.digests.tobytes() + torch.from_numpy(test.split.labels).numpy().tobytes())
+    what.update(test.digests.tobytes() + test.split.labels.tobytes())
     return what.hexdigest()
