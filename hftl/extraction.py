@@ -65,7 +65,8 @@ def features(
                 data = share.of_data(data)
                 say.print(f"part      {part}: {sum(data.sizes().values()):,} of these rows")
         check_beside(target.backbone, data, probe.pooling, also)
-        views = [View.of(target.backbone, each, probe.mixed_precision) for each in (probe.pooling, *also)]
+        asked = (probe.pooling, *also)
+        views = [View.of(target.backbone, each, probe.mixed_precision, probe.storage) for each in asked]
         stored = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
     return matrix_of(stored, data)
 

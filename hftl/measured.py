@@ -84,6 +84,8 @@ def measure(
     counts: dict[str, Any] = {**features.counts, "space": features.id} if features else {**NO_FEATURES}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True
+    if features and features.rounding:
+        counts["rounding"] = features.rounding
     criterion = chooses(recipe, task)
     chosen_by = {"metric": criterion.name, "greater_is_better": criterion.greater_is_better}
     sections: dict[str, Any] = {trained.section: trained.report}

@@ -472,9 +472,15 @@ def _log_of_training(log: Callable[..., None], event: str, **values: Any) -> Non
 
 def evidence_of(recipe: Recipe, features: StoredFeatures | None, data: Data, trained: Trained) -> Evidence:
     """What an export is compared with before it is called a result."""
-    equal_lengths = features.content.equal_lengths if features else None
     return Evidence(
-        data.test, data.task, trained.logits, recipe.method.mixed_precision, equal_lengths, PartialState().device
+        data.test,
+        data.task,
+        trained.logits,
+        recipe.method.mixed_precision,
+        features.content.equal_lengths if features else None,
+        PartialState().device,
+        trained.storage,
+        trained.slack,
     )
 
 

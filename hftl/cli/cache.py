@@ -140,10 +140,12 @@ def _ask_before_removing(store: FeatureStore, spaces: Sequence[SpaceSummary]) ->
 
 def _shown(space: SpaceSummary) -> dict[str, Any]:
     fields = space.to_json()
+    pooling = space.identity.get("pooling") if space.blocks is None else f"{space.blocks} blocks"
+    short = space.identity.get("storage") in ("bf16", "fp16")
     return {
         **fields,
         "commit": (fields["commit"] or "local files")[:12],
-        "pooling": space.identity.get("pooling") if space.blocks is None else f"{space.blocks} blocks",
+        "pooling": f"{pooling} in {space.identity['storage']}" if short else pooling,
         "size": human_bytes(space.bytes),
         "last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(space.last_used)),
     }

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from hftl.backbones.batching import on_device
 from hftl.backbones.cut.blocks import Padding, continued, rows_of_columns
 from hftl.backbones.cut.frontier import ReachedError
+from hftl.backbones.precision import dtype_name
 from hftl.backbones.protocol import Backbone, Encoded, Target
 from hftl.data import Data, Split
 from hftl.errors import CutError, HftlError
@@ -32,8 +33,9 @@ from hftl.finetune.engine import Engine
 from hftl.finetune.rows import HOLD_BYTES, Encoder, encoded_bytes
 from hftl.foreign import tree_flatten
 from hftl.frozen.blocks import BlockRows, block_rows, digests_of
+from hftl.frozen.rounding import as_computed, said_of, stored_dtype
 from hftl.frozen.view import View, open_space
-from hftl.methods import FineTune, LoRA, Partial
+from hftl.methods import FineTune, LoRA, Partial, Storage
 from hftl.parallel import broadcast, on_main
 from hftl.store.space import MissingRowsError
 from hftl.store.store import FeatureStore, cache_root
@@ -65,7 +67,7 @@ class StoredEncoder(Encoder):
     def __init__(self, backbone: Backbone, split: Split, rows: BlockRows, padding: Padding) -> None:
         super().__init__(backbone, split)
         self.space, self.digests = rows.space, rows.digests[split.name]
-        self.columns = list(rows.cut.kept())
+        self.cut, self.columns = rows.cut, list(rows.cut.kept())
         self.padding = padding
         # Reading waits for the disk, not for a processor.
         self.workers = 2
@@ -79,7 +81,7 @@ class StoredEncoder(Encoder):
                 f"{error}: what the frozen blocks returned was removed or damaged since the run began; go on with "
                 "--resume, which computes it again"
             ) from error
-        columns = {name: by_row(stored[name]) for name in self.columns}
+        columns = {name: by_row(value) for name, value in as_computed(stored, self.cut).items() if name in self.columns}
         return [Encoded(row) for row in rows_of_columns(columns)]
 
     def collate(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
@@ -163,6 +165,7 @@ def stored_blocks(
         precision=method.mixed_precision,
         blocks=frozen.count,
         device=None if method.mixed_precision == "no" else engine.accelerator.device.type,
+        storage=method.storage,
     )
     store = FeatureStore(cache_root())
     if method.cache_blocks == "auto" and before is not None:
@@ -172,7 +175,7 @@ def stored_blocks(
         def estimate() -> tuple[bool, str]:
             digests = np.unique(np.concatenate(list(digests_of(store, data.splits()).values())), axis=0)
             missing = int((~open_space(store, target.backbone, origin, view).known(digests)).sum())
-            cost = cost_of_row(engine, frozen, Encoder(target.backbone, data.train))
+            cost = cost_of_row(engine, frozen, Encoder(target.backbone, data.train), method.storage)
             return worthwhile(method, data, missing, cost, free_bytes(store.root))
 
         pays, why = broadcast(on_main(estimate))
@@ -187,7 +190,19 @@ def stored_blocks(
         say(f"{name} in every epoch: {str(error).partition('; fine-tune')[0]}")
         return None
     say(f"{name} once: {why}; {plural(rows.computed, 'row')} computed")
+    if method.storage != "float32":
+        say(f"          {said_of_rounding(rows)}")
     return Stored(engine.model, target.backbone, rows)
+
+
+def said_of_rounding(rows: BlockRows) -> str:
+    """What the storage did to what the blocks return."""
+    if rows.is_exact:
+        return f"in {rows.storage} on the disk, which rounds nothing: the blocks return no number in 32 bits"
+    return (
+        f"in {rows.storage} on the disk: a number that they return in 32 bits is rounded "
+        f"{said_of(rows.rounding, rows.storage)}, so that this training differs from one without a store"
+    )
 
 
 def unfit(method: FineTune, accelerator: Accelerator, backbone: Backbone, frozen: Frozen, task: Task) -> str:
@@ -258,7 +273,7 @@ def worthwhile(method: FineTune, data: Data, missing: int, cost: RowCost, free: 
     return True, f"{what}; {size_of(needed)} more of {size_of(free)} free"
 
 
-def cost_of_row(engine: Engine, frozen: Frozen, encoder: Encoder) -> RowCost:
+def cost_of_row(engine: Engine, frozen: Frozen, encoder: Encoder, storage: Storage) -> RowCost:
     """Measure what a row costs on a few of them: encoded, and run as far as the last frozen block."""
     chosen = np.unique(np.linspace(0, len(encoder.split) - 1, SAMPLE).astype(int)).tolist()
     started = time.perf_counter()
@@ -273,7 +288,8 @@ def cost_of_row(engine: Engine, frozen: Frozen, encoder: Encoder) -> RowCost:
         if engine.accelerator.device.type == "cuda":
             torch.cuda.synchronize()
     running = time.perf_counter() - started
-    size = float(sum(leaf.nbytes for leaf in leaves))
+    types = [getattr(torch, stored_dtype(dtype_name(leaf.dtype), storage)) for leaf in leaves]
+    size = float(sum(leaf.numel() * dtype.itemsize for leaf, dtype in zip(leaves, types, strict=True)))
     mask = batch.get("attention_mask")
     if mask is not None:
         # Padding is not kept, and tokens are kept beside.

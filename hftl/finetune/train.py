@@ -198,7 +198,9 @@ def finetune(
     if loop.engine.is_spread:
         built = unsharded(loop, target, seed)
     report = report_of(loop, built, time.monotonic() - started, before) | tuned
-    return Trained(logits, "finetune", report, lambda folder: export(built, target, folder), outside=outside)
+    rounded = stored.rows.storage if stored and not stored.rows.is_exact else "float32"
+    exported = partial(export, built, target)
+    return Trained(logits, "finetune", report, exported, outside=outside, storage=rounded)
 
 
 # ── what is trained ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -14,7 +14,9 @@ from hftl.data import Split
 from hftl.errors import StoreError
 from hftl.frozen.extract import ConcatRows, digest_rows, extract
 from hftl.frozen.features import computed_by_all, in_turn
+from hftl.frozen.rounding import stored_dtype
 from hftl.frozen.view import Content, View, open_space
+from hftl.methods import Storage
 from hftl.parallel import Process
 from hftl.store.shard import Digests
 from hftl.store.space import Space
@@ -30,12 +32,21 @@ class BlockRows:
         cut: what it is, of kind ``blocks``.
         digests: the rows' names by their split's, uint8 (n, 16).
         computed: rows that went through the blocks now.
+        storage: of numbers on the disk.
+        rounding: the largest relative error of one that was rounded now.
     """
 
     space: Space
     cut: Cut
     digests: dict[str, Digests]
     computed: int
+    storage: Storage
+    rounding: float
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether training gets each number as the blocks returned it."""
+        return all(stored_dtype(dtype, self.storage) == dtype for dtype, _ in self.cut.kept().values())
 
 
 def digests_of(store: FeatureStore, splits: Sequence[Split]) -> dict[str, Digests]:
@@ -74,11 +85,12 @@ def block_rows(
     share = partial(extract, target, views, rows, everything, process, store=store, quiet=quiet)
     try:
         with in_turn(store, views.values(), everything, process, quiet):
-            computed, _ = computed_by_all(share)
+            report = computed_by_all(share)
     except StoreError as error:
         if not isinstance(error.__cause__, OSError):
             raise
         raise StoreError(f"{error}; or run the frozen blocks in every epoch: --cache-blocks never") from error
     # Whoever had nothing to compute has the space by its first name still.
     space = open_space(store, target.backbone, origin, view)
-    return BlockRows(space, Content.of(space).cut, digests, computed)
+    cut = Content.of(space).cut
+    return BlockRows(space, cut, digests, report.computed, view.storage, report.rounding)

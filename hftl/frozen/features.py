@@ -24,6 +24,7 @@ from hftl.errors import BadRowError
 from hftl.frozen.budget import keep_remembered, remembered
 from hftl.frozen.extract import ConcatRows, ExtractReport, digest_rows, extract
 from hftl.frozen.matrix import Features, flatten_columns
+from hftl.frozen.rounding import as_computed
 from hftl.frozen.view import Content, View, equal_length_space, open_space, side_by_side
 from hftl.parallel import Process, on_all
 from hftl.progress import Progress
@@ -60,10 +61,11 @@ class StoredFeatures:
         spaces: where they are stored; several where a row's vector is made of as many.
         content: what the space records of the model: how it is cut, how its weights are named.
         splits: by name: ``train``, ``validation`` if there is one, ``test``.
-        outside: of rows that are out of scope, where there are some.
         counts: rows asked for, computed now, reused; truncated rows, or sentences read in windows.
         bad: rows left out, with the reason.
         seconds: wall time.
+        outside: of rows that are out of scope, where there are some.
+        rounding: the largest relative error of a number that was rounded for the store now.
     """
 
     spaces: list[Space]
@@ -73,6 +75,7 @@ class StoredFeatures:
     bad: list[BadRowError]
     seconds: float
     outside: SplitFeatures | None = None
+    rounding: float = 0.0
 
     @property
     def id(self) -> str:
@@ -149,8 +152,8 @@ def features_of(
         on_bad_row=on_bad_row,
     )
     with in_turn(store, (spaces | beside).values(), digests, process, quiet):
-        computed, undecodable = computed_by_all(share)
-    recomputed = 0
+        report = computed_by_all(share)
+    computed, undecodable, recomputed = report.computed, report.bad, 0
     parts = [spaces[part] for part in views[0].parts]
     bad += [undecodable[row] for row in sorted(undecodable)]
     splits = _without_all(splits, undecodable)
@@ -159,7 +162,7 @@ def features_of(
     except MissingRowsError:
         # A shard proved damaged only now and was set aside, or somebody cleared the space: its rows are computed
         # again, once.
-        recomputed = computed_by_all(share)[0]
+        recomputed = computed_by_all(share).computed
         _gather(parts, splits)
     if process.rank == 0:
         for each in (spaces | beside).values():
@@ -177,7 +180,8 @@ def features_of(
     by_name = {features.split.name: features for features in splits}
     content = side_by_side([Content.of(space) for space in parts])
     outside = by_name.pop(OUTSIDE, None)
-    return StoredFeatures(parts, content, by_name, counts, bad, time.monotonic() - started, outside)
+    seconds = time.monotonic() - started
+    return StoredFeatures(parts, content, by_name, counts, bad, seconds, outside, report.rounding)
 
 
 def settle(store: FeatureStore, target: Target, spaces: dict[View, Space]) -> None:
@@ -227,7 +231,7 @@ def gathered(spaces: Sequence[Space], digests: Digests) -> Columns:
     Raises:
         MissingRowsError: rows are not stored.
     """
-    columns: list[Columns] = [space.gather(digests) for space in spaces]
+    columns: list[Columns] = [as_computed(space.gather(digests), Content.of(space).cut) for space in spaces]
     if len(columns) == 1:
         return columns[0]
     return columns[0] | {"features": torch.cat([each["features"] for each in columns], dim=1)}
@@ -289,17 +293,19 @@ def in_turn(
     return store.turn(spaces, digests, lambda other: say(f"features: {other} is computing these rows; waiting for it"))
 
 
-def computed_by_all(share: Callable[[], ExtractReport]) -> tuple[int, dict[int, BadRowError]]:
-    """Do this process's share; how many rows all processes computed, and the bad rows that any of them met."""
+def computed_by_all(share: Callable[[], ExtractReport]) -> ExtractReport:
+    """Do this process's share; the report of all processes, with the bad rows that any of them met."""
 
     def work() -> dict[str, Any]:
         report = share()
-        return {"computed": report.computed, "bad": [[row, e.row, e.why] for row, e in report.bad.items()]}
+        bad = [[row, e.row, e.why] for row, e in report.bad.items()]
+        return {"computed": report.computed, "bad": bad, "rounding": report.rounding}
 
     reports = on_all(work)
     # Each process met its own bad rows; all leave out all of them.
     bad = {row: BadRowError(name, why) for report in reports for row, name, why in report["bad"]}
-    return sum(report["computed"] for report in reports), bad
+    computed, rounding = sum(each["computed"] for each in reports), max(each["rounding"] for each in reports)
+    return ExtractReport(computed, bad, rounding)
 
 
 def _gather(spaces: Sequence[Space], splits: Sequence[SplitFeatures]) -> None:

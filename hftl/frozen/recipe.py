@@ -17,6 +17,7 @@ from hftl.data.limit import limited
 from hftl.data.marks import Division
 from hftl.errors import RecipeError
 from hftl.frozen.features import StoredFeatures, features_of
+from hftl.frozen.rounding import said_of
 from hftl.frozen.view import View
 from hftl.methods import Head
 from hftl.plugins.registry import find
@@ -119,7 +120,7 @@ def probe_of(recipe: Recipe) -> Head:
 def view_of(recipe: Recipe, backbone: Backbone) -> View:
     """What that head reads of the backbone."""
     probe = probe_of(recipe)
-    return View.of(backbone, probe.pooling, probe.mixed_precision)
+    return View.of(backbone, probe.pooling, probe.mixed_precision, probe.storage)
 
 
 def stored_features(
@@ -137,6 +138,9 @@ def stored_features(
     store = FeatureStore(cache_root())
     features = features_of(store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet)
     print_features(say, features.counts)
+    if (storage := views[0].storage) != "float32":
+        error = said_of(features.rounding, storage)
+        say.print(f"          in {storage} on the disk, half the bytes of float32: a number is rounded {error}")
     if features.content.equal_lengths:
         say.print(
             "          padding changes this model's numbers: rows ran, and are to be run, in batches of equal length"

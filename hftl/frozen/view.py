@@ -20,7 +20,8 @@ from hftl.backbones.precision import DTYPES, Precision, in_float32
 from hftl.backbones.protocol import Backbone, at_depth
 from hftl.backbones.weights import NameRule
 from hftl.errors import CutError
-from hftl.methods import Pooling
+from hftl.frozen.rounding import stored_dtype
+from hftl.methods import Pooling, Storage
 from hftl.store.shard import ColumnSpec, Digests
 from hftl.store.space import Space
 from hftl.store.stat_index import StatIndex, digest_files
@@ -48,6 +49,7 @@ class View:
             trained on; None for what a head reads.
         device: the kind of device, where the precision is not ``"no"`` and blocks are kept: which tensors autocast
             makes of which type depends on it.
+        storage: of numbers on the disk; ``"float32"`` keeps each type as it was computed.
     """
 
     pooling: Pooling = "native"
@@ -55,12 +57,13 @@ class View:
     depth: int | None = None
     blocks: int | None = None
     device: str | None = None
+    storage: Storage = "float32"
 
     @classmethod
-    def of(cls, backbone: Backbone, pooling: Pooling, precision: Precision) -> View:
+    def of(cls, backbone: Backbone, pooling: Pooling, precision: Precision, storage: Storage = "float32") -> View:
         """The view that a head asks for; the own head of a base model reads what that is pooled to."""
         own: Any = backbone.pooling.kind if isinstance(backbone, Bare) and pooling == "native" else pooling
-        return cls(own, precision)
+        return cls(own, precision, storage=storage)
 
     @property
     def parts(self) -> list[View]:
@@ -82,10 +85,11 @@ class View:
 
     def identity(self) -> dict[str, Any]:
         """The view's part of a feature space's identity."""
-        named: dict[str, Any] = {"pooling": self.pooling, "precision": self.precision, "storage": "float32"}
+        named: dict[str, Any] = {"pooling": self.pooling, "precision": self.precision, "storage": self.storage}
         if self.blocks is None:
             return named | {"view": "none"}
-        return named | {"storage": "as computed", "view": {"blocks": self.blocks, "device": self.device}}
+        storage = "as computed" if self.storage == "float32" else self.storage
+        return named | {"storage": storage, "view": {"blocks": self.blocks, "device": self.device}}
 
     def find_cut(self, model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]]) -> tuple[Cut, bool]:
         """Where the model is cut for this view, proved on the probes; and whether rows need batches of equal length.
@@ -153,9 +157,10 @@ class Content:
     weights: NameRule | None
     equal_lengths: bool | None = False
 
-    def columns(self) -> dict[str, ColumnSpec]:
-        """The columns that each row has in the space."""
-        columns = {name: _column(dtype, shape) for name, (dtype, shape) in self.cut.kept().items()}
+    def columns(self, storage: Storage) -> dict[str, ColumnSpec]:
+        """The columns that each row has in a space of some storage."""
+        kept = self.cut.kept().items()
+        columns = {name: _column(stored_dtype(dtype, storage), shape) for name, (dtype, shape) in kept}
         return columns | {"truncated": ColumnSpec("uint8", ())}
 
     def as_info(self) -> dict[str, Any]:

@@ -101,8 +101,11 @@ class TrainingRows:
     @property
     def bytes_per_row(self) -> int:
         """What one row takes in the store."""
-        columns = self.stored.splits["train"].columns.values()
-        total = sum(c.values.nbytes if isinstance(c, Ragged) else c.nbytes for c in columns)
+        numbers, total = self.stored.splits["train"].columns, 0
+        for name, column in numbers.items():
+            values = column.values if isinstance(column, Ragged) else column
+            # In memory they are of the type that they were computed in.
+            total += values.numel() * self.stored.spaces[0].columns[name].storage.itemsize
         return round(total / max(len(self.split), 1))
 
 

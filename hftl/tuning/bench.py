@@ -207,6 +207,7 @@ def _start_of(recipe: Recipe) -> tuple[Any, ...]:
     method = (
         probe.pooling,
         probe.mixed_precision,
+        probe.storage,
         probe.quantize,
         isinstance(recipe.method, Head),
         needs_features(recipe),
