@@ -12,7 +12,7 @@ from hftl.data import Data
 from hftl.errors import RecipeError
 from hftl.frozen.features import matrix_of
 from hftl.frozen.matrix import Features
-from hftl.frozen.recipe import inputs_of, probe_of, stored_features, view_of
+from hftl.frozen.recipe import inputs_of, probe_of, stored_features, view_of, views_of
 from hftl.frozen.shares import Share, StoredRows, stored_rows
 from hftl.frozen.view import View
 from hftl.hub.client import staying_offline
@@ -67,7 +67,9 @@ def features(
         check_beside(target.backbone, data, probe.pooling, also)
         asked = (probe.pooling, *also)
         views = [View.of(target.backbone, each, probe.mixed_precision, probe.storage) for each in asked]
-        stored = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
+        stored = stored_features(
+            spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet, augmented=views_of(recipe)
+        )
     return matrix_of(stored, data)
 
 
@@ -119,7 +121,10 @@ def missing_features(
     share = Share.parse(part) if part else None
     recipe = _pooled_by(recipe, pooling)
     with quiet_libraries(), staying_offline(offline):
-        spec, target, data = inputs_of(recipe, Terminal(quiet=quiet), BackboneOptions(recipe.max_length, offline))
+        say = Terminal(quiet=quiet)
+        spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline))
+        if views_of(recipe):
+            say.print("views     left out: counted are pictures as they are")
         view = view_of(recipe, target.backbone)
         return stored_rows(FeatureStore(cache_root()), spec, target, share.of_data(data) if share else data, view)
 

@@ -74,6 +74,12 @@ class Head(Options):
         storage: of features on the disk; ``"bf16"`` and ``"fp16"`` take half the bytes and round each number, by 0.4 %
             and 0.05 % at most; values that fp16 cannot hold are refused. The run says how far the exported model, which
             computes without that rounding, is from what the features gave.
+        views: seeded views of each training picture that the head is solved on, each weighing its share of the picture,
+            the first being the picture as it is; 1 for that alone. Whatever chooses or judges sees plain pictures.
+        test_views: views of each test picture whose mean probabilities ``metrics.json`` has a line on; 1 for none.
+        flip: mirror views at random.
+        crop: smallest share of a picture's area that the random crop of a view keeps; None for no cropping.
+        trivial_augment: change a view by one random operation of random strength (Müller & Hutter 2021).
     """
 
     name: Literal["head"] = "head"
@@ -87,6 +93,11 @@ class Head(Options):
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     quantize: Bits | None = None
     storage: Storage = "float32"
+    views: int = Field(default=1, ge=1, le=1000)
+    test_views: int = Field(default=1, ge=1, le=1000)
+    flip: bool = False
+    crop: float | None = Field(default=None, gt=0, le=1)
+    trivial_augment: bool = False
 
     @field_validator("strengths")
     @classmethod
@@ -99,6 +110,20 @@ class Head(Options):
     def _hidden_layer_has_a_place(self) -> Self:
         if self.hidden and self.pooling not in ("mean", "cls"):
             raise ValueError("hidden goes with pooling='mean' or 'cls': the model's own class has no hidden layer")
+        return self
+
+    @property
+    def has_views(self) -> bool:
+        """Whether it asks for more than pictures as they are."""
+        return self.views > 1 or self.test_views > 1
+
+    @model_validator(mode="after")
+    def _views_differ(self) -> Self:
+        changes = self.flip or self.crop is not None or self.trivial_augment
+        if self.has_views and not changes:
+            raise ValueError("views differ by what changes them: add flip, crop or trivial_augment")
+        if changes and not self.has_views:
+            raise ValueError("flip, crop and trivial_augment change views beyond the plain picture: add views=8")
         return self
 
 

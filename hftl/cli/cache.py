@@ -141,6 +141,8 @@ def _ask_before_removing(store: FeatureStore, spaces: Sequence[SpaceSummary]) ->
 def _shown(space: SpaceSummary) -> dict[str, Any]:
     fields = space.to_json()
     pooling = space.identity.get("pooling") if space.blocks is None else f"{space.blocks} blocks"
+    if isinstance(view := space.identity.get("view"), dict) and "augmentation" in view:
+        pooling = f"{pooling}, views"
     short = space.identity.get("storage") in ("bf16", "fp16")
     return {
         **fields,

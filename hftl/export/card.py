@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from hftl.data.augment import Augmentation
 from hftl.recipes import Recipe
 from hftl.runs.record import BackboneRecord, Metrics, RunRecord, is_repo_id
 from hftl.runs.source import recipe_source, spelt
@@ -55,6 +56,15 @@ HOW = {
     "partial": "its last blocks were fine-tuned with a new head",
     "lora": "low-rank updates of its layers (LoRA) and a new head were trained",
 }
+
+
+def how_trained(method: Mapping[str, Any]) -> str:
+    """What became of the backbone, in words; with the views of pictures where a head was solved on some."""
+    said, views = HOW[method["name"]], method.get("views", 1)
+    if views == 1:
+        return said
+    changes = Augmentation(method["flip"], method["crop"], method["trivial_augment"])
+    return f"{said} of {views} views of each training picture, the first as it is, the others by {changes}"
 
 
 def write_card(folder: Path, made: RunRecord, metrics: Metrics, library: str) -> None:
@@ -166,7 +176,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "name": made.name,
         "what": _what(task, len(names), tag),
         "base": _base(backbone),
-        "how": HOW[method["name"]],
+        "how": how_trained(method),
         "library": library,
         "loaded_by": LOADED_BY,
         "plugin": backbone.plugin or "that wrote them",
@@ -197,6 +207,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "intervals": metrics.known_intervals(),
         "crossed": metrics.cross_validation,
         "drawn": metrics.intervals,
+        "by_views": metrics.test_views,
         **_by_class(computed, names),
         "at_half": computed.get("at_half"),
         "thresholds": "at_half" in computed,

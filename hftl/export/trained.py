@@ -42,6 +42,8 @@ class Trained:
         outside: (m, C) float32 logits of rows that are out of scope, on the CPU; None where there are none.
         storage: what the numbers were rounded to that the logits were computed of; ``"float32"`` where none was.
         slack: (n, C) how far that has moved each logit at most; None where nothing was rounded, or nobody can tell.
+        by_views: (n, C) float32 logits whose scores are the mean of those of several views of each test row; None where
+            there is only one.
     """
 
     logits: Tensor
@@ -53,3 +55,4 @@ class Trained:
     outside: Tensor | None = None
     storage: Storage = "float32"
     slack: Tensor | None = None
+    by_views: Tensor | None = None

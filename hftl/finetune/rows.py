@@ -17,9 +17,10 @@ from hftl.ahead import ahead
 from hftl.backbones.batching import WordBatch, batch_groups
 from hftl.backbones.protocol import Backbone, Encoded
 from hftl.data import Data, Split
+from hftl.data.augment import Augmentation
 from hftl.errors import BadRowError
-from hftl.finetune.augment import CHANGES, PARTNER, Augmentation, Mixing, mixed, stream
 from hftl.finetune.losses import Loss
+from hftl.finetune.mixing import CHANGES, PARTNER, Mixing, mixed, stream
 from hftl.parallel import Process
 
 # Encoding costs more than memory until there is none; 1 GiB is some 1,700 pictures of 224 pixels, or all texts.

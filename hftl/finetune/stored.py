@@ -27,13 +27,13 @@ from hftl.backbones.cut.frontier import ReachedError
 from hftl.backbones.precision import dtype_name
 from hftl.backbones.protocol import Backbone, Encoded, Target
 from hftl.data import Data, Split
+from hftl.data.augment import Augmentation
 from hftl.errors import CutError, HftlError
-from hftl.finetune.augment import Augmentation
 from hftl.finetune.engine import Engine
 from hftl.finetune.rows import HOLD_BYTES, Encoder, encoded_bytes
 from hftl.foreign import tree_flatten
 from hftl.frozen.blocks import BlockRows, block_rows, digests_of
-from hftl.frozen.rounding import as_computed, said_of, stored_dtype
+from hftl.frozen.rounding import as_computed, error_in_words, stored_dtype
 from hftl.frozen.view import View, open_space
 from hftl.methods import FineTune, LoRA, Partial, Storage
 from hftl.parallel import broadcast, on_main
@@ -201,7 +201,7 @@ def said_of_rounding(rows: BlockRows) -> str:
         return f"in {rows.storage} on the disk, which rounds nothing: the blocks return no number in 32 bits"
     return (
         f"in {rows.storage} on the disk: a number that they return in 32 bits is rounded "
-        f"{said_of(rows.rounding, rows.storage)}, so that this training differs from one without a store"
+        f"{error_in_words(rows.rounding, rows.storage)}, so that this training differs from one without a store"
     )
 
 

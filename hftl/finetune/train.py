@@ -23,11 +23,11 @@ from hftl.backbones.blocks import Depths, find_depths
 from hftl.backbones.protocol import Target
 from hftl.criterion import Criterion
 from hftl.data import Data, Split
+from hftl.data.augment import Augmentation
 from hftl.data.division import hold_out_rows
 from hftl.errors import BackboneError, HftlError, UserError
 from hftl.export.model import Dense, export_pooled, finish_export
 from hftl.export.trained import Exported, Trained
-from hftl.finetune.augment import Augmentation, Mixing
 from hftl.finetune.auto import choose_lr, largest_micro_batch
 from hftl.finetune.checkpoint import Checkpoint, Checkpoints, DamagedError, prune, read_checkpoint
 from hftl.finetune.engine import Engine
@@ -38,6 +38,7 @@ from hftl.finetune.loop import Loop, Watch, better_at_start
 from hftl.finetune.lora import adapter_tensors, add_lora, lora_head, save_adapter
 from hftl.finetune.losses import Loss
 from hftl.finetune.memory import peak_memory_bytes
+from hftl.finetune.mixing import Mixing
 from hftl.finetune.resume import flat_settings, resumed, settings
 from hftl.finetune.rows import Encoder, TrainRows
 from hftl.finetune.stored import Frozen, run_to, stored_blocks

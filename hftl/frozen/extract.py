@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -64,6 +64,16 @@ class ExtractReport:
     computed: int = 0
     bad: dict[int, BadRowError] = field(default_factory=dict)
     rounding: float = 0.0
+
+
+class Rows(Protocol):
+    """Rows that can be read one by one."""
+
+    def __getitem__(self, row: int, /) -> Any:
+        """The row's content: encoded bytes, or strings."""
+
+    def name(self, row: int, /) -> str:
+        """The row's name for a person."""
 
 
 class ConcatRows:
@@ -116,7 +126,7 @@ def digest_rows(inputs: Files | Texts, index: StatIndex) -> tuple[Digests, dict[
 def extract(
     target: Target,
     views: dict[View, Space],
-    rows: ConcatRows,
+    rows: Rows,
     digests: Digests,
     process: Process,
     *,
@@ -166,7 +176,7 @@ class _Extraction:
         self,
         target: Target,
         views: dict[View, Space],
-        rows: ConcatRows,
+        rows: Rows,
         digests: Digests,
         lacking: Mapping[View, np.ndarray],
         device: torch.device,

@@ -46,11 +46,13 @@ class SplitFeatures:
         split: the rows and labels, without those that could not be decoded.
         digests: the rows' names, uint8 (n, 16).
         columns: the stored features of the rows, in order.
+        views: those of more views of them, by number from 1; see `hftl.frozen.augmented`.
     """
 
     split: Split
     digests: Digests
     columns: Columns = field(default_factory=dict)
+    views: list[Columns] = field(default_factory=list)
 
 
 @dataclass
@@ -269,8 +271,12 @@ def line_columns(columns: Mapping[str, Any], cut: Cut) -> Mapping[str, Any]:
 
 def taken(whole: SplitFeatures, rows: np.ndarray, name: str | None = None) -> SplitFeatures:
     """Some rows of a split with their features; under another name where one is given."""
-    columns = {column: rows_of_column(values, rows) for column, values in whole.columns.items()}
-    return SplitFeatures(whole.split.select(rows, name), whole.digests[rows], columns)
+
+    def those(columns: Columns) -> Columns:
+        return {column: rows_of_column(values, rows) for column, values in columns.items()}
+
+    views = [those(columns) for columns in whole.views]
+    return SplitFeatures(whole.split.select(rows, name), whole.digests[rows], those(whole.columns), views)
 
 
 def known_rows(store: FeatureStore, spaces: Sequence[Space], inputs: Files | Texts) -> tuple[Digests, np.ndarray]:

@@ -103,8 +103,9 @@ class _Job:
         """The exact solution, for a head that is one linear layer on one vector."""
         method, cut = self.method, self.cut
         vectors, labels = self._vectors(), self._labels()
+        views = [columns["features"].to(self.device) for columns in self.features.splits["train"].views]
         fit = fit_linear(
-            vectors["train"],
+            torch.cat([vectors["train"], *views]) if views else vectors["train"],
             labels["train"],
             task=self.data.task.unit,
             num_labels=len(self.data.label_names),
@@ -120,10 +121,13 @@ class _Job:
             dealt=self._dealt(method.folds),
             groups=self._sentences(),
             least=LEAST_DEVIATION if self.data.task.of_words else 0.0,
+            views=1 + len(views),
             tolerance=self.tolerance,
             seed=self.seed,
         )
         weight, bias = fit.weight.cpu(), fit.bias.cpu()
+        if views:
+            fit.report["views"] = 1 + len(views)
         fit.report["parameters"] = weight.numel() + (bias.numel() if cut.bias else 0)
         if self.data.task.is_exclusive:
             fit.report["baselines"] = baselines(vectors["train"], labels["train"], vectors["test"], labels["test"])
@@ -132,6 +136,9 @@ class _Job:
         logits = fit.logits(vectors["test"]).cpu()
         storage = method.storage
         stored: dict[str, Any] = {"storage": storage, "slack": logit_slack(vectors["test"].cpu(), weight, storage)}
+        if others := self.features.splits["test"].views:
+            each = [logits, *(fit.logits(columns["features"].to(self.device)).cpu() for columns in others)]
+            stored["by_views"] = self.data.task.averaged(torch.stack(each))
         outside = fit.logits(vectors[OUTSIDE]).cpu() if OUTSIDE in vectors else None
         if cut.kind == "pooled":
             # The class that is to be fine-tuned has a place for it.

@@ -12,12 +12,14 @@ from hftl.backbones.matching import data_for
 from hftl.backbones.protocol import Backbone, Target
 from hftl.criterion import Criterion, criterion_of
 from hftl.data import Data
+from hftl.data.augment import Augmentation
 from hftl.data.drop import without_rows
 from hftl.data.limit import limited
 from hftl.data.marks import Division
 from hftl.errors import RecipeError
+from hftl.frozen.augmented import Views, add_views, check_views
 from hftl.frozen.features import StoredFeatures, features_of
-from hftl.frozen.rounding import said_of
+from hftl.frozen.rounding import error_in_words
 from hftl.frozen.view import View
 from hftl.methods import Head
 from hftl.plugins.registry import find
@@ -27,7 +29,7 @@ from hftl.runs.console import print_bad_rows, print_features, print_inputs
 from hftl.store.store import FeatureStore, cache_root
 from hftl.tasks import Task
 from hftl.terminal import Terminal
-from hftl.wording import printable
+from hftl.wording import plural, printable
 
 
 def inputs_of(
@@ -68,6 +70,8 @@ def inputs_of(
             f"{backbone.name}: transformers has token classification for it and nothing for whole texts: give "
             "sentences whose words have tags, or another backbone"
         )
+    if views_of(recipe):
+        check_views(backbone.modality, has_classes=data.task.has_classes)
     print_inputs(say, backbone, data)
     criterion = chooses(recipe, data.task)
     if criterion.is_stated and data.task.of_words:
@@ -123,6 +127,14 @@ def view_of(recipe: Recipe, backbone: Backbone) -> View:
     return View.of(backbone, probe.pooling, probe.mixed_precision, probe.storage)
 
 
+def views_of(recipe: Recipe) -> Views | None:
+    """The views of pictures that a recipe's head asks for; None for pictures as they are."""
+    method = recipe.method
+    if not isinstance(method, Head) or not method.has_views:
+        return None
+    return Views(method.views, method.test_views, Augmentation(method.flip, method.crop, method.trivial_augment))
+
+
 def stored_features(
     spec: BackboneSpec,
     target: Target,
@@ -133,13 +145,21 @@ def stored_features(
     on_bad_row: str,
     quiet: bool,
     listed: str = "",
+    augmented: Views | None = None,
 ) -> StoredFeatures:
-    """The features of all rows, computed where they are missing; ``listed`` is the file that will list bad rows."""
+    """The features of all rows, computed where they are missing; ``listed`` is the file that will list bad rows.
+
+    Where ``augmented`` views are asked for, training and test rows have theirs too.
+    """
     store = FeatureStore(cache_root())
     features = features_of(store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet)
     print_features(say, features.counts)
+    if augmented:
+        done = add_views(store, target, spec.origin, features, views[0], augmented, quiet=quiet)
+        features.rounding = max(features.rounding, done.rounding)
+        say.print(f"views     {augmented.said}; {plural(done.computed, 'view')} computed")
     if (storage := views[0].storage) != "float32":
-        error = said_of(features.rounding, storage)
+        error = error_in_words(features.rounding, storage)
         say.print(f"          in {storage} on the disk, half the bytes of float32: a number is rounded {error}")
     if features.content.equal_lengths:
         say.print(

@@ -24,7 +24,7 @@ def half_ulp(storage: Storage) -> float:
     return torch.finfo(DTYPES[storage]).eps / 2 if storage != "float32" else 0.0
 
 
-def said_of(error: float, storage: Storage) -> str:
+def error_in_words(error: float, storage: Storage) -> str:
     """The largest error for a person: as it was measured, or where nothing was rounded now, what it is at most."""
     return f"by {error:.2%} of it" if error else f"by {half_ulp(storage):.2%} of it at most"
 

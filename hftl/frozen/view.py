@@ -19,6 +19,7 @@ from hftl.backbones.pooling import Pooled
 from hftl.backbones.precision import DTYPES, Precision, in_float32
 from hftl.backbones.protocol import Backbone, at_depth
 from hftl.backbones.weights import NameRule
+from hftl.data.augment import Augmentation
 from hftl.errors import CutError
 from hftl.frozen.rounding import stored_dtype
 from hftl.methods import Pooling, Storage
@@ -29,6 +30,8 @@ from hftl.store.store import FeatureStore
 
 # Raised whenever a change in hftl.frozen or hftl.backbones.cut can change a stored number of any backbone.
 EXTRACTOR_VERSION = 1
+# Raised whenever the same numbers would change a picture otherwise.
+AUGMENTATION_VERSION = 1
 # What the identity of a space says besides, where rows ran in batches of equal length. It is not there otherwise: the
 # first release padded all batches, and what it stored of models that padding does not change is as good as ever.
 EQUAL_LENGTHS: dict[str, Any] = {"batches": "equal lengths"}
@@ -50,6 +53,7 @@ class View:
         device: the kind of device, where the precision is not ``"no"`` and blocks are kept: which tensors autocast
             makes of which type depends on it.
         storage: of numbers on the disk; ``"float32"`` keeps each type as it was computed.
+        augmentation: what changed the pictures before the pass; None for pictures as they are.
     """
 
     pooling: Pooling = "native"
@@ -58,6 +62,7 @@ class View:
     blocks: int | None = None
     device: str | None = None
     storage: Storage = "float32"
+    augmentation: Augmentation | None = None
 
     @classmethod
     def of(cls, backbone: Backbone, pooling: Pooling, precision: Precision, storage: Storage = "float32") -> View:
@@ -86,10 +91,11 @@ class View:
     def identity(self) -> dict[str, Any]:
         """The view's part of a feature space's identity."""
         named: dict[str, Any] = {"pooling": self.pooling, "precision": self.precision, "storage": self.storage}
+        changed = {"augmentation": AUGMENTATION_VERSION, **asdict(self.augmentation)} if self.augmentation else None
         if self.blocks is None:
-            return named | {"view": "none"}
+            return named | {"view": changed or "none"}
         storage = "as computed" if self.storage == "float32" else self.storage
-        return named | {"storage": storage, "view": {"blocks": self.blocks, "device": self.device}}
+        return named | {"storage": storage, "view": {"blocks": self.blocks, "device": self.device, **(changed or {})}}
 
     def find_cut(self, model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]]) -> tuple[Cut, bool]:
         """Where the model is cut for this view, proved on the probes; and whether rows need batches of equal length.
