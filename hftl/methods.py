@@ -237,6 +237,7 @@ class LoRA(FineTune):
             end: -2 updates the last two. None updates all.
         cache_blocks: with ``from_block``, as of `Partial`.
         storage: with ``from_block``, as of `Partial`.
+        views: with ``from_block``, as of `Partial`.
     """
 
     name: Literal["lora"] = "lora"
@@ -251,12 +252,14 @@ class LoRA(FineTune):
     from_block: int | None = None
     cache_blocks: CacheBlocks = "auto"
     storage: Storage = "float32"
+    views: int | None = Field(default=None, ge=2, le=1000)
 
     @model_validator(mode="after")
     def _something_is_stored(self) -> Self:
-        if self.storage != "float32" and self.from_block is None:
-            raise ValueError("storage is of what frozen blocks return, and none are frozen: add from_block")
-        _check_storage(self.storage, self.cache_blocks)
+        for field in ("storage", "views"):
+            if getattr(self, field) not in ("float32", None) and self.from_block is None:
+                raise ValueError(f"{field} is of what frozen blocks return, and none are frozen: add from_block")
+        _check_stored(self)
         return self
 
 
@@ -271,22 +274,29 @@ class Partial(FineTune):
         storage: of what is kept: ``"float32"`` as it is computed; ``"bf16"`` and ``"fp16"`` take half the bytes. Where
             it was computed in 32 bits that rounds it, so that training differs from that without a store, and the run
             says by how much.
+        views: how many seeded views there are of each training picture, the first being the picture as it is: each
+            epoch sees one of them, drawn by the seed, and what the frozen blocks return of each can be kept; None to
+            change pictures anew in every epoch.
     """
 
     name: Literal["partial"] = "partial"
     freeze: int = -2
     cache_blocks: CacheBlocks = "auto"
     storage: Storage = "float32"
+    views: int | None = Field(default=None, ge=2, le=1000)
 
     @model_validator(mode="after")
     def _something_is_stored(self) -> Self:
-        _check_storage(self.storage, self.cache_blocks)
+        _check_stored(self)
         return self
 
 
-def _check_storage(storage: Storage, cache_blocks: CacheBlocks) -> None:
-    if storage != "float32" and cache_blocks == "never":
+def _check_stored(method: LoRA | Partial) -> None:
+    """See that what is asked of frozen blocks in the store can be."""
+    if method.storage != "float32" and method.cache_blocks == "never":
         raise ValueError("storage is of what the store keeps, and cache_blocks='never' keeps nothing: leave one out")
+    if method.views and not (method.flip or method.crop is not None or method.trivial_augment):
+        raise ValueError("views differ by what changes them: add flip, crop or trivial_augment")
 
 
 Method = Annotated[Head | Full | LoRA | Partial, Field(discriminator="name")]

@@ -14,21 +14,27 @@ import pytest
 import tiny
 import torch
 import transformers
+from accelerate import Accelerator
+from finetune import small
 from PIL import Image
 from runs import Cli, metrics, predictions, write_images, write_texts
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
+from test_frozen_blocks import QUICK, Ran, assert_the_same, both, target_of
 
 import hftl
 from hftl.data.augment import Augmentation
+from hftl.finetune.train import train_rows
 from hftl.heads import fit_linear
 from hftl.heads.folds import task_folds
+from hftl.methods import FineTune, LoRA, Partial
 from hftl.store.store import cache_root
 from hftl.tasks import Task
 
 RUN = ["run", "--backbone", "./vit", "--data", "pictures", "--no-report"]
 CHANGED = ["--flip", "--crop", "0.5"]
 CHANGES = Augmentation(flip=True, crop=0.5)
+SEEN: dict[str, Any] = {**QUICK, "flip": True, "crop": 0.5, "views": 3}
 
 
 @pytest.fixture
@@ -37,12 +43,15 @@ def pictures(tmp_path: Path) -> Path:
     return write_images(tmp_path / "pictures", per_class=9)
 
 
-def view_by_hand(file: Path, number: int) -> Image.Image:
+def by_hand(content: bytes, number: int) -> bytes:
     """A view as anybody may make it who knows what decides about it."""
-    content = file.read_bytes()
     digest = hashlib.blake2b(content, digest_size=16, person=b"hftl-file").digest()
     draw = np.random.default_rng([int.from_bytes(digest, "little"), number])
-    return Image.open(io.BytesIO(content if number == 0 else CHANGES(content, file.name, draw)))
+    return content if number == 0 else CHANGES(content, "picture", draw)
+
+
+def view_by_hand(file: Path, number: int) -> Image.Image:
+    return Image.open(io.BytesIO(by_hand(file.read_bytes(), number)))
 
 
 def logits_by_hand(model: Path, images: list[Image.Image]) -> torch.Tensor:
@@ -242,7 +251,7 @@ def test_predict_gives_the_mean_probabilities_that_the_run_measured(pictures: Pa
     assert told["views"] == 3
     assert f"mean probabilities of 3 views of each test picture: accuracy {np.mean(right):.4f}; as it is" in said
     card = Path("run/model/README.md").read_text()
-    assert "of 2 views of each training picture, the first as it is, the others by flip, crop 0.5" in card
+    assert "from 2 views of each training picture: the first as it is, the others by flip, crop 0.5" in card
     assert "as `hftl predict --views 3` gives them" in card
     assert "2 views of each training picture" in Path("run/report.html").read_text()
 
@@ -262,6 +271,44 @@ def test_views_of_a_row_that_cannot_be_read_are_bad_and_cost_no_other_row(pictur
     assert one["scores"] == pytest.approx(lines[0]["scores"], abs=1e-5)
 
 
+# ── views in fine-tuning ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "method", [Partial(**SEEN, freeze=1), LoRA(**SEEN, from_block=1, r=2)], ids=["partial", "lora"]
+)
+def test_training_takes_turns_with_stored_views_as_it_does_with_fresh_ones(method: FineTune, tmp_path: Path) -> None:
+    vit, data = small.image_backbone(tmp_path / "vit", num_hidden_layers=2), small.picture_data(26, 9)
+
+    stored, fresh = both(method, vit, data, tmp_path)
+    again = Ran(method.model_copy(update={"cache_blocks": "always"}), vit, data, tmp_path / "again")
+
+    assert_the_same(stored, fresh)
+    assert f"{26 + 9 + 2 * 26} rows computed" in stored.blocks
+    assert "0 rows computed" in again.blocks
+
+
+def test_each_epoch_sees_another_view_and_each_is_seen(tmp_path: Path) -> None:
+    vit, data = small.image_backbone(tmp_path / "vit", num_hidden_layers=2), small.picture_data(26, 9)
+    target = target_of(vit, data)
+    rows = train_rows(Partial(**SEEN, freeze=1), target, data, 0, Accelerator(cpu=True))
+    files = [data.train.inputs[row] for row in range(26)]
+    known = [
+        [vit.encode([by_hand(file, number)], ["picture"])[0].inputs["pixel_values"] for number in range(3)]
+        for file in files
+    ]
+
+    seen = []
+    for epoch in range(6):
+        batch = rows.batch(epoch, list(range(26))).inputs["pixel_values"]
+        seen.append([next(n for n in range(3) if torch.equal(batch[row], known[row][n])) for row in range(26)])
+
+    numbers = np.array(seen)
+    assert set(numbers.flatten().tolist()) == {0, 1, 2}
+    assert (np.sort(np.bincount(numbers.flatten())) > 26).all()
+    assert all(len(set(column)) > 1 for column in numbers.T[:5].tolist())
+
+
 # ── what has no views ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -273,7 +320,10 @@ def test_what_has_no_views_is_refused_in_a_line(pictures: Path, tmp_path: Path, 
     assert "views are of pictures, and there are none of texts" in cli.refused(*texts, "--views", "4", "--flip")
     assert "add flip, crop or trivial_augment" in cli.refused(*RUN, "--views", "4")
     assert "add views=8" in cli.refused(*RUN, "--flip")
-    assert "'partial' has no field 'views'" in cli.refused(*RUN, "--method", "partial", "--views", "4")
+    partial = ["--method", "partial", "--freeze", "1", "--views", "4"]
+    assert "there are none of texts" in cli.refused(*texts, *partial, "--flip")
+    assert "add flip, crop or trivial_augment" in cli.refused(*RUN, *partial)
+    assert "'full' has no field 'views'" in cli.refused(*RUN, "--method", "full", "--views", "4")
     assert "leave out --test-views" in cli.refused(*RUN, "--test-views", "4", "--flip", "--cv", "3")
     cli.ok(*RUN, "--out", "plain")
     assert "nothing did: train with --flip" in cli.refused("predict", "plain", "pictures", "--views", "2")

@@ -59,12 +59,12 @@ HOW = {
 
 
 def how_trained(method: Mapping[str, Any]) -> str:
-    """What became of the backbone, in words; with the views of pictures where a head was solved on some."""
-    said, views = HOW[method["name"]], method.get("views", 1)
+    """What became of the backbone, in words; with the views of pictures where training saw some."""
+    said, views = HOW[method["name"]], method.get("views") or 1
     if views == 1:
         return said
     changes = Augmentation(method["flip"], method["crop"], method["trivial_augment"])
-    return f"{said} of {views} views of each training picture, the first as it is, the others by {changes}"
+    return f"{said}, from {views} views of each training picture: the first as it is, the others by {changes}"
 
 
 def write_card(folder: Path, made: RunRecord, metrics: Metrics, library: str) -> None:

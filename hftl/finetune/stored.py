@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,14 @@ from hftl.errors import CutError, HftlError
 from hftl.finetune.engine import Engine
 from hftl.finetune.rows import HOLD_BYTES, Encoder, encoded_bytes
 from hftl.foreign import tree_flatten
-from hftl.frozen.blocks import BlockRows, block_rows, digests_of
+from hftl.frozen.augmented import Views, names_of_views
+from hftl.frozen.blocks import BlockRows, block_rows, digests_of, further_views
 from hftl.frozen.rounding import as_computed, error_in_words, stored_dtype
 from hftl.frozen.view import View, open_space
 from hftl.methods import FineTune, LoRA, Partial, Storage
 from hftl.parallel import broadcast, on_main
-from hftl.store.space import MissingRowsError
+from hftl.store.shard import Digests
+from hftl.store.space import MissingRowsError, Space
 from hftl.store.store import FeatureStore, cache_root
 from hftl.store.values import by_row
 from hftl.tasks import Task
@@ -66,7 +68,7 @@ class StoredEncoder(Encoder):
 
     def __init__(self, backbone: Backbone, split: Split, rows: BlockRows, padding: Padding) -> None:
         super().__init__(backbone, split)
-        self.space, self.digests = rows.space, rows.digests[split.name]
+        self.space, self.changed_views, self.digests = rows.space, rows.views, rows.digests[split.name]
         self.cut, self.columns = rows.cut, list(rows.cut.kept())
         self.padding = padding
         # Reading waits for the disk, not for a processor.
@@ -74,8 +76,24 @@ class StoredEncoder(Encoder):
 
     def __call__(self, rows: Sequence[int]) -> list[Encoded]:
         """What the frozen blocks returned of each row; its cost is not known again."""
+        return self._read(self.space, self.digests[list(rows)])
+
+    def views(self, rows: Sequence[int], numbers: Sequence[int], augmentation: Augmentation) -> list[Encoded]:
+        """What they returned of views of rows, of each that of one number."""
+        assert self.changed_views is not None
+        # Number 0 is the row as it is, whose space is another.
+        changed = [place for place, number in enumerate(numbers) if number]
+        plain = [place for place, number in enumerate(numbers) if not number]
+        names = names_of_views(self.digests[[rows[place] for place in changed]], [numbers[place] for place in changed])
+        found = dict(zip(changed, self._read(self.changed_views, names), strict=True))
+        found |= dict(zip(plain, self([rows[place] for place in plain]), strict=True))
+        return [found[place] for place in range(len(rows))]
+
+    def _read(self, space: Space, digests: Digests) -> list[Encoded]:
+        if not len(digests):
+            return []
         try:
-            stored = self.space.gather(self.digests[list(rows)])
+            stored = space.gather(digests)
         except MissingRowsError as error:
             raise HftlError(
                 f"{error}: what the frozen blocks returned was removed or damaged since the run began; go on with "
@@ -167,14 +185,17 @@ def stored_blocks(
         device=None if method.mixed_precision == "no" else engine.accelerator.device.type,
         storage=method.storage,
     )
-    store = FeatureStore(cache_root())
+    store, views = FeatureStore(cache_root()), views_seen(method)
     if method.cache_blocks == "auto" and before is not None:
         pays, why = before, "as before the stop"
     elif method.cache_blocks == "auto":
 
         def estimate() -> tuple[bool, str]:
-            digests = np.unique(np.concatenate(list(digests_of(store, data.splits()).values())), axis=0)
-            missing = int((~open_space(store, target.backbone, origin, view).known(digests)).sum())
+            by_split = digests_of(store, data.splits())
+            missing = missing_rows(open_space(store, target.backbone, origin, view), list(by_split.values()))
+            if views and (rows := further_views(data.train, by_split["train"], views)):
+                changed = replace(view, augmentation=views.augmentation)
+                missing += missing_rows(open_space(store, target.backbone, origin, changed), [rows.digests])
             cost = cost_of_row(engine, frozen, Encoder(target.backbone, data.train), method.storage)
             return worthwhile(method, data, missing, cost, free_bytes(store.root))
 
@@ -185,7 +206,7 @@ def stored_blocks(
         say(f"{name} in every epoch: {why}")
         return None
     try:
-        rows = block_rows(store, target, origin, view, data.splits(), quiet=quiet)
+        rows = block_rows(store, target, origin, view, data.splits(), quiet=quiet, views=views)
     except CutError as error:
         say(f"{name} in every epoch: {str(error).partition('; fine-tune')[0]}")
         return None
@@ -205,12 +226,24 @@ def said_of_rounding(rows: BlockRows) -> str:
     )
 
 
+def views_seen(method: FineTune) -> Views | None:
+    """The views of training pictures that epochs take turns with; None where there are none, or no end of them."""
+    if not isinstance(method, (LoRA, Partial)) or not method.views:
+        return None
+    return Views(method.views, 1, Augmentation(method.flip, method.crop, method.trivial_augment))
+
+
+def missing_rows(space: Space, digests: Sequence[Digests]) -> int:
+    """How many distinct rows a space has not."""
+    return int((~space.known(np.unique(np.concatenate(digests), axis=0))).sum())
+
+
 def unfit(method: FineTune, accelerator: Accelerator, backbone: Backbone, frozen: Frozen, task: Task) -> str:
     """Why what the blocks return cannot be kept; empty where it can."""
     if task.of_words:
         return "sentences are read in windows, and what the blocks return of those is not stored"
-    if Augmentation(method.flip, method.crop, method.trivial_augment):
-        return "each epoch changes the pictures (flip, crop or trivial_augment)"
+    if Augmentation(method.flip, method.crop, method.trivial_augment) and not views_seen(method):
+        return "each epoch changes the pictures anew (flip, crop or trivial_augment; --views 8 takes turns with eight)"
     if method.cutmix or (method.mixup and backbone.wants != "text"):
         return "rows are mixed before them (mixup or cutmix), which is not the same behind them"
     if method.compile:
@@ -259,8 +292,8 @@ def worthwhile(method: FineTune, data: Data, missing: int, cost: RowCost, free: 
     passes = {"train": method.epochs, "validation": watched, "test": test if data.validation else watched + test}
     rows = sum(len(split) for split in data.splits())
     runs = sum(len(split) * passes[split.name] for split in data.splits())
-    # Rows are encoded once where they can be held.
-    encoded = rows if rows * cost.encoded < HOLD_BYTES else runs
+    # Rows are encoded once where they can be held, and do not change.
+    encoded = rows if rows * cost.encoded < HOLD_BYTES and not views_seen(method) else runs
     fresh = runs * cost.running + encoded * cost.encoding
     once = missing * (cost.encoding + cost.running + cost.size / WRITTEN) + runs * cost.size / READ
     once += SECONDS_OF_CUT if missing else 0

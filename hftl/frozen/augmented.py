@@ -21,8 +21,10 @@ from hftl.errors import RecipeError
 from hftl.frozen.extract import ExtractReport, extract
 from hftl.frozen.features import Columns, StoredFeatures, computed_by_all, gathered, in_turn
 from hftl.frozen.view import View, open_space
+from hftl.methods import Full, Head, Method
 from hftl.parallel import Process
 from hftl.store.compaction import compact
+from hftl.store.digests import stack_digests
 from hftl.store.shard import Digests
 from hftl.store.space import MissingRowsError
 from hftl.store.store import FeatureStore
@@ -69,8 +71,8 @@ class ViewRows:
     @property
     def digests(self) -> Digests:
         """The views' names, uint8 (k n, 16)."""
-        names = b"".join(_name_of_view(row.tobytes(), number) for number in self.numbers for row in self.row_digests)
-        return np.frombuffer(names, np.uint8).reshape(-1, 16)
+        count = len(self.row_digests)
+        return names_of_views(np.tile(self.row_digests, (len(self.numbers), 1)), np.repeat(self.numbers, count))
 
     def __len__(self) -> int:
         return len(self.numbers) * len(self.inputs)
@@ -115,8 +117,13 @@ def view_of_picture(encoded: bytes, name: str, digest: bytes, number: int, augme
     return augmentation(encoded, name, np.random.default_rng([int.from_bytes(digest, "little"), number]))
 
 
-def _name_of_view(digest: bytes, number: int) -> bytes:
-    return hashlib.blake2b(digest + number.to_bytes(4, "little"), digest_size=16, person=b"hftl-view").digest()
+def names_of_views(digests: Digests, numbers: Sequence[int] | np.ndarray) -> Digests:
+    """The names (n, 16) of views of pictures, of each that of one number, from 1 on."""
+    named = [
+        hashlib.blake2b(row.tobytes() + int(number).to_bytes(4, "little"), digest_size=16, person=b"hftl-view").digest()
+        for row, number in zip(digests, numbers, strict=True)
+    ]
+    return stack_digests(named)
 
 
 def add_views(
@@ -186,15 +193,17 @@ def _columns_of(
     return found, report
 
 
-def check_views(modality: str, *, has_classes: bool) -> None:
-    """See that there are views of what a model reads.
+def check_views(method: Method, modality: str, *, has_classes: bool) -> None:
+    """See that there are views of what a model reads, where a method asks for some.
 
     Raises:
         RecipeError: there are none.
     """
+    if isinstance(method, Full) or not (method.has_views if isinstance(method, Head) else method.views):
+        return
     if modality != "image":
-        raise RecipeError(f"views are of pictures, and there are none of {modality}s: leave views and test_views out")
-    if not has_classes:
+        raise RecipeError(f"views are of pictures, and there are none of {modality}s: leave them out")
+    if isinstance(method, Head) and not has_classes:
         raise RecipeError(
             "views are for labels: a regression's strength is chosen by leaving out single rows; leave views out"
         )

@@ -70,8 +70,7 @@ def inputs_of(
             f"{backbone.name}: transformers has token classification for it and nothing for whole texts: give "
             "sentences whose words have tags, or another backbone"
         )
-    if views_of(recipe):
-        check_views(backbone.modality, has_classes=data.task.has_classes)
+    check_views(recipe.method, backbone.modality, has_classes=data.task.has_classes)
     print_inputs(say, backbone, data)
     criterion = chooses(recipe, data.task)
     if criterion.is_stated and data.task.of_words:
