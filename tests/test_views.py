@@ -88,6 +88,7 @@ def test_views_are_shared_and_more_of_them_compute_those_alone(pictures: Path, c
     assert "; 0 views computed" in again
     assert f"; {2 * train} views computed" in five
     assert f"; {train} views computed" in other
+    assert metrics(Path("five"))["features"]["views_computed"] == 2 * train
     assert stored_rows() == {"plain": 27, "views": 5 * train}
     assert "native, views" in cli.ok("cache", "ls")
 

@@ -5,6 +5,7 @@ Whatever works on a recipe begins here: a run, and every question that the scout
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from hftl.backbones.loading import for_words, load_backbone
@@ -154,8 +155,11 @@ def stored_features(
     features = features_of(store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet)
     print_features(say, features.counts)
     if augmented:
+        started = time.monotonic()
         done = add_views(store, target, spec.origin, features, views[0], augmented, quiet=quiet)
+        features.seconds += time.monotonic() - started
         features.rounding = max(features.rounding, done.rounding)
+        features.counts["views_computed"] = done.computed
         say.print(f"views     {augmented.said}; {plural(done.computed, 'view')} computed")
     if (storage := views[0].storage) != "float32":
         error = error_in_words(features.rounding, storage)
