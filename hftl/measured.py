@@ -82,6 +82,7 @@ def measure(
         task, names, test.labels, scores, data.label_names, thresholds, abstain_below=below, groups=named
     )
     counts: dict[str, Any] = {**features.counts, "space": features.id} if features else {**NO_FEATURES}
+    counts |= foreign_of(features) if features else {}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True
     criterion = chooses(recipe, task)
@@ -114,6 +115,11 @@ def measure(
         rows=rows,
         **sections,
     )
+
+
+def foreign_of(features: StoredFeatures) -> dict[str, Any]:
+    """``foreign``: of each foreign space its ``origin``, ``commit``, ``space``, the ``rows`` read and ``checked``."""
+    return {"foreign": [each.as_json() for each in features.trusted]} if features.trusted else {}
 
 
 def measured_scope(recipe: Recipe, trained: Trained, features: StoredFeatures | None) -> dict[str, Any] | None:
