@@ -82,6 +82,7 @@ def measure(
         task, names, test.labels, scores, data.label_names, thresholds, abstain_below=below, groups=named
     )
     counts: dict[str, Any] = {**features.counts, "space": features.id} if features else {**NO_FEATURES}
+    counts |= foreign_of(features) if features else {}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True
     if features and features.rounding:
@@ -128,6 +129,11 @@ def measured_views(recipe: Recipe, trained: Trained, data: Data) -> dict[str, An
     values = evaluate_predictions(data.task, logits, data.test.labels, data.label_names, thresholds)
     told = {name: value for name, value in values.items() if isinstance(value, float)}
     return {"views": views.test, "augmentation": str(views.augmentation), "eval": told}
+
+
+def foreign_of(features: StoredFeatures) -> dict[str, Any]:
+    """``foreign``: of each foreign space its ``origin``, ``commit``, ``space``, the ``rows`` read and ``checked``."""
+    return {"foreign": [each.as_json() for each in features.trusted]} if features.trusted else {}
 
 
 def measured_scope(recipe: Recipe, trained: Trained, features: StoredFeatures | None) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ def usage(made: RunRecord, metrics: Metrics, library: str) -> str | None:
     return _templates().get_template("use.py.jinja").render(_facts(made, metrics, library)).strip()
 
 
+@cache
 def _templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("hftl.export", "."),
@@ -334,6 +336,11 @@ def _limitations(made: RunRecord, metrics: Metrics) -> list[str]:
         limitations.append(
             f"{truncated:,} texts were longer than the model reads; what is beyond {_max_length(made)} was not read."
         )
+    limitations += [
+        f"The features of {rows:,} rows were not computed by this run, but read from {cell(origin)}; a random sample "
+        "of them was computed again and agreed."
+        for origin, rows in metrics.foreign
+    ]
     if made.backbone.pickled:
         limitations.append("The backbone's weights were published as a pickle; they were read as nothing but tensors.")
     calibration = (metrics.head or {}).get("calibration")

@@ -134,6 +134,7 @@ def add_views(
     view: View,
     views: Views,
     *,
+    gather: bool,
     quiet: bool,
 ) -> ExtractReport:
     """Bring the features of more views to those of training and test pictures; what was computed for it.
@@ -145,6 +146,7 @@ def add_views(
         features: of the pictures; changed in place.
         view: what is kept of a picture.
         views: how many.
+        gather: read them into memory; else they are only stored.
         quiet: print no progress.
 
     Raises:
@@ -161,13 +163,20 @@ def add_views(
         split = features.splits[name]
         if count > 1 and len(split.split):
             rows = ViewRows(split.split.inputs, split.digests, range(1, count), views.augmentation)
-            split.views, done = _columns_of(store, target, origin, rows, view, quiet=quiet)
+            split.views, done = _columns_of(store, target, origin, rows, view, gather=gather, quiet=quiet)
             report = ExtractReport(report.computed + done.computed, {}, max(report.rounding, done.rounding))
     return report
 
 
 def _columns_of(
-    store: FeatureStore, target: Target, origin: Mapping[str, str], rows: ViewRows, view: View, *, quiet: bool
+    store: FeatureStore,
+    target: Target,
+    origin: Mapping[str, str],
+    rows: ViewRows,
+    view: View,
+    *,
+    gather: bool,
+    quiet: bool,
 ) -> tuple[list[Columns], ExtractReport]:
     """The stored columns of each number of views, computed where missing, and what was computed."""
     parts = [replace(part, augmentation=rows.augmentation) for part in view.parts]
@@ -179,6 +188,8 @@ def _columns_of(
     of_numbers = np.split(names, len(rows.numbers))
 
     def columns() -> list[Columns]:
+        if not gather:
+            return []
         return [gathered([spaces[part] for part in parts], own) for own in of_numbers]
 
     try:

@@ -23,8 +23,8 @@ from hftl.data.scope import OUTSIDE
 from hftl.errors import BadRowError
 from hftl.frozen.budget import keep_remembered, remembered
 from hftl.frozen.extract import ConcatRows, ExtractReport, digest_rows, extract
-from hftl.frozen.matrix import Features, flatten_columns
 from hftl.frozen.rounding import as_computed
+from hftl.frozen.trusted import Trusted, count_borrowed, lend, trusted_spaces
 from hftl.frozen.view import Content, View, equal_length_space, open_space, side_by_side
 from hftl.parallel import Process, on_all
 from hftl.progress import Progress
@@ -45,7 +45,7 @@ class SplitFeatures:
     Attributes:
         split: the rows and labels, without those that could not be decoded.
         digests: the rows' names, uint8 (n, 16).
-        columns: the stored features of the rows, in order.
+        columns: the stored features of the rows, in order; empty where they were left in the store.
         views: those of more views of them, by number from 1; see `hftl.frozen.augmented`.
     """
 
@@ -68,6 +68,7 @@ class StoredFeatures:
         seconds: wall time.
         outside: of rows that are out of scope, where there are some.
         rounding: the largest relative error of a number that was rounded for the store now.
+        trusted: foreign spaces that rows were read from.
     """
 
     spaces: list[Space]
@@ -78,6 +79,7 @@ class StoredFeatures:
     seconds: float
     outside: SplitFeatures | None = None
     rounding: float = 0.0
+    trusted: list[Trusted] = field(default_factory=list)
 
     @property
     def id(self) -> str:
@@ -110,6 +112,8 @@ def features_of(
     *,
     on_bad_row: str = "error",
     quiet: bool = False,
+    gather: bool = True,
+    trust: Sequence[str] = (),
 ) -> StoredFeatures:
     """The features of every row of every split, computed where missing; each process computes its share.
 
@@ -122,13 +126,17 @@ def features_of(
             poolings of the first, for the rows that are computed anyway.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
         quiet: print no progress.
+        gather: read the features into memory; else they are left in the store, for `StoredMatrix`.
+        trust: origins of foreign spaces whose rows may be used, once a sample of them was computed here and agrees.
 
     Raises:
+        UserError: nothing of an origin is here, or it holds features of something else.
         BadRowError: a row cannot be decoded and ``on_bad_row`` is ``"error"``.
         CutError: the backbone cannot be cut exactly.
         StoreError: features cannot be stored.
     """
     started = time.monotonic()
+    trusted = trusted_spaces(store, trust)
     spaces = {part: open_space(store, target.backbone, origin, part) for view in views for part in view.parts}
     settle(store, target, spaces)
     beside = spaces_beside(store, target, origin, views[0], spaces)
@@ -153,19 +161,21 @@ def features_of(
         quiet=quiet,
         on_bad_row=on_bad_row,
     )
+    sampled = lend(store, trusted, spaces, digests, lambda asked: computed_by_all(partial(share, among=asked)).computed)
     with in_turn(store, (spaces | beside).values(), digests, process, quiet):
         report = computed_by_all(share)
-    computed, undecodable, recomputed = report.computed, report.bad, 0
+    computed, undecodable, recomputed = report.computed + sampled, report.bad, 0
     parts = [spaces[part] for part in views[0].parts]
     bad += [undecodable[row] for row in sorted(undecodable)]
     splits = _without_all(splits, undecodable)
+    columns = None if gather else ["truncated"]
     try:
-        _gather(parts, splits)
+        _gather(parts, splits, columns)
     except MissingRowsError:
         # A shard proved damaged only now and was set aside, or somebody cleared the space: its rows are computed
         # again, once.
         recomputed = computed_by_all(share).computed
-        _gather(parts, splits)
+        _gather(parts, splits, columns)
     if process.rank == 0:
         for each in (spaces | beside).values():
             if each.info is not None:
@@ -182,8 +192,9 @@ def features_of(
     by_name = {features.split.name: features for features in splits}
     content = side_by_side([Content.of(space) for space in parts])
     outside = by_name.pop(OUTSIDE, None)
+    count_borrowed(trusted, parts, np.concatenate([features.digests for features in splits]))
     seconds = time.monotonic() - started
-    return StoredFeatures(parts, content, by_name, counts, bad, seconds, outside, report.rounding)
+    return StoredFeatures(parts, content, by_name, counts, bad, seconds, outside, report.rounding, trusted)
 
 
 def settle(store: FeatureStore, target: Target, spaces: dict[View, Space]) -> None:
@@ -227,41 +238,16 @@ def joined_id(spaces: Sequence[Space]) -> str:
     return "+".join(space.id for space in spaces)
 
 
-def gathered(spaces: Sequence[Space], digests: Digests) -> Columns:
-    """The columns of rows; of several spaces their vectors behind each other.
+def gathered(spaces: Sequence[Space], digests: Digests, only: Sequence[str] | None = None) -> Columns:
+    """The columns of rows, or some of them; of several spaces their vectors behind each other.
 
     Raises:
         MissingRowsError: rows are not stored.
     """
-    columns: list[Columns] = [as_computed(space.gather(digests), Content.of(space).cut) for space in spaces]
-    if len(columns) == 1:
+    columns: list[Columns] = [as_computed(space.gather(digests, only), Content.of(space).cut) for space in spaces]
+    if len(columns) == 1 or "features" not in columns[0]:
         return columns[0]
     return columns[0] | {"features": torch.cat([each["features"] for each in columns], dim=1)}
-
-
-def matrix_of(features: StoredFeatures, data: Data) -> Features:
-    """All splits' features as one matrix, with labels and row names; of sentences with a line for each word.
-
-    Raises:
-        RecipeError: rows have features of different lengths.
-    """
-    cut = features.content.cut
-    kept = [name for name in cut.kept() if name not in cut.tokens]
-    parts = features.splits
-    lines = {name: [len(row) if cut.words else 1 for row in part.split.labels] for name, part in parts.items()}
-    columns = {name: line_columns(part.columns, cut) for name, part in parts.items()}
-    return Features(
-        matrix=torch.cat([flatten_columns(columns[name], kept) for name in parts]).numpy(),
-        labels=np.concatenate([data.task.by_line(part.split.labels) for part in parts.values()]),
-        label_names=data.label_names,
-        row_names=[
-            part.split.inputs.name(row)
-            for name, part in parts.items()
-            for row, count in enumerate(lines[name])
-            for _ in range(count)
-        ],
-        split=np.repeat(np.array(list(parts)), [sum(each) for each in lines.values()]),
-    )
 
 
 def line_columns(columns: Mapping[str, Any], cut: Cut) -> Mapping[str, Any]:
@@ -314,9 +300,9 @@ def computed_by_all(share: Callable[[], ExtractReport]) -> ExtractReport:
     return ExtractReport(computed, bad, rounding)
 
 
-def _gather(spaces: Sequence[Space], splits: Sequence[SplitFeatures]) -> None:
+def _gather(spaces: Sequence[Space], splits: Sequence[SplitFeatures], only: Sequence[str] | None) -> None:
     for features in splits:
-        features.columns = gathered(spaces, features.digests)
+        features.columns = gathered(spaces, features.digests, only)
 
 
 def _digested(split: Split, index: StatIndex, on_bad_row: str) -> tuple[SplitFeatures, list[BadRowError]]:

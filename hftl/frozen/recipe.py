@@ -145,18 +145,33 @@ def stored_features(
     on_bad_row: str,
     quiet: bool,
     listed: str = "",
+    gather: bool = True,
+    trust: Sequence[str] = (),
     augmented: Views | None = None,
 ) -> StoredFeatures:
-    """The features of all rows, computed where they are missing; ``listed`` is the file that will list bad rows.
+    """The features of all rows, computed where they are missing, as `features_of` gives them.
 
-    Where ``augmented`` views are asked for, training and test rows have theirs too.
+    Args:
+        spec: the backbone as it is registered.
+        target: the backbone.
+        data: the rows.
+        views: what is kept of each row.
+        say: where what it took is said.
+        on_bad_row: as of `features_of`.
+        quiet: as of `features_of`.
+        listed: the file that will list bad rows.
+        gather: as of `features_of`.
+        trust: as of `features_of`.
+        augmented: the views of training and test pictures that are to be stored, and read, as well.
     """
     store = FeatureStore(cache_root())
-    features = features_of(store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet)
+    features = features_of(
+        store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet, gather=gather, trust=trust
+    )
     print_features(say, features.counts)
     if augmented:
         started = time.monotonic()
-        done = add_views(store, target, spec.origin, features, views[0], augmented, quiet=quiet)
+        done = add_views(store, target, spec.origin, features, views[0], augmented, gather=gather, quiet=quiet)
         features.seconds += time.monotonic() - started
         features.rounding = max(features.rounding, done.rounding)
         features.counts["views_computed"] = done.computed
@@ -164,6 +179,13 @@ def stored_features(
     if (storage := views[0].storage) != "float32":
         error = error_in_words(features.rounding, storage)
         say.print(f"          in {storage} on the disk, half the bytes of float32: a number is rounded {error}")
+    for each in features.trusted:
+        say.print(f"foreign   {printable(each.said())}")
+    for folder in (path for space in features.spaces for path in space.passed_over):
+        say.print(
+            f"          {folder} is of a format that this hftl does not read: it computed apart, in another folder; "
+            "update hftl to use it"
+        )
     if features.content.equal_lengths:
         say.print(
             "          padding changes this model's numbers: rows ran, and are to be run, in batches of equal length"
