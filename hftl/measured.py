@@ -16,7 +16,7 @@ from hftl.export.trained import Trained
 from hftl.frozen.features import StoredFeatures
 from hftl.frozen.outside import logit_scores, neighbour_distance, scope_report, told_apart
 from hftl.frozen.recipe import chooses
-from hftl.methods import Head
+from hftl.methods import PROMPT, Head
 from hftl.metric_functions import add_own_metrics
 from hftl.metrics import evaluate_predictions
 from hftl.plugins.registry import add_metrics
@@ -61,7 +61,8 @@ def measure(
         trained.report["baselines"] = {"majority": float((test.labels == frequent).mean())}
     if task.of_words:
         trained.report["baselines"] = {"lexicon": lexicon_f1(data)}
-    unseen = known_zero_shot(target, features.splits["test"], data) if features else None
+    digests = features.splits["test"].digests if features else None
+    unseen = known_zero_shot(target, data, digests, prompts_of_start(recipe))
     if unseen is not None:
         trained.report["baselines"]["zero_shot"] = unseen
     thresholds: Any = trained.report.get("thresholds")
@@ -114,6 +115,12 @@ def measure(
         rows=rows,
         **sections,
     )
+
+
+def prompts_of_start(recipe: Recipe) -> list[str] | None:
+    """What fine-tuning starts from, where it starts from what a text tower says of the labels."""
+    method = recipe.method
+    return None if isinstance(method, Head) or method.init != "zero-shot" else method.prompts or [PROMPT]
 
 
 def measured_scope(recipe: Recipe, trained: Trained, features: StoredFeatures | None) -> dict[str, Any] | None:

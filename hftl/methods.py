@@ -205,6 +205,9 @@ class LoRA(FineTune):
         from_block: the first block with updates, counted from 0, those below it being frozen; negative counts from the
             end: -2 updates the last two. None updates all.
         cache_blocks: with ``from_block``, as of `Partial`.
+        quantize: read the linear layers of a text backbone in ``"8bit"`` or ``"4bit"`` through bitsandbytes, and train
+            updates of them (QLoRA, Dettmers et al. 2023); needs a CUDA GPU. ``mixed_precision`` is then that of the
+            frozen weights too. The merged export has the weights that were trained on, in that precision.
     """
 
     name: Literal["lora"] = "lora"
@@ -218,6 +221,24 @@ class LoRA(FineTune):
     lora: dict[str, Any] = Field(default_factory=dict)
     from_block: int | None = None
     cache_blocks: CacheBlocks = "auto"
+    quantize: Bits | None = None
+
+    @model_validator(mode="after")
+    def _quantized_weights_stay(self) -> Self:
+        if self.quantize and self.pissa:
+            raise ValueError("pissa moves the frozen weights, and quantize rounds them: leave out one of them")
+        if self.quantize and self.from_block is not None:
+            raise ValueError("quantize goes with updates of all blocks: leave out from_block")
+        if self.quantize and self.pooling != "native":
+            raise ValueError("quantize goes with pooling='native': the class that trains is transformers' own")
+        return self
+
+    @property
+    def probe(self) -> Head:
+        """As for every method; of quantised weights on the features that these give."""
+        if self.quantize is None:
+            return super().probe
+        return super().probe.model_copy(update={"quantize": self.quantize, "mixed_precision": self.mixed_precision})
 
 
 class Partial(FineTune):
