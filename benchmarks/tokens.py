@@ -164,6 +164,8 @@ def memory(words: int) -> None:
             labels[rows],
             task=Task.SINGLE_LABEL,
             num_labels=13,
+            # Of as many as a run tries memory is the same.
+            strengths=[10_000.0, 1000.0, 100.0],
             validation=judges,
             groups=sentences[rows],
         )

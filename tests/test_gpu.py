@@ -226,6 +226,9 @@ def test_lora_on_quantised_weights_learns_and_its_exports_are_loaded_without_hft
     tolerance = 0.05 if bits == "8bit" or precision == "bf16" else 2e-3
     adapted = PeftModel.from_pretrained(quantised, str(out / "adapter"))
     assert float((plain_scores(adapted, out / "adapter", texts) - scores).abs().max()) < tolerance
+    shown = runs.card_example(out / "adapter", {'"base"': repr(str(base)), '"some text"': repr(texts)})
+    labels = [each["label"] for each in shown["classify"](texts)]
+    assert [a == b for a, b in zip(labels, table["prediction"], strict=True)].count(False) <= 1
     if (out / "model").exists():
         merged = AutoModelForSequenceClassification.from_pretrained(out / "model")
         assert "quantization_config" not in merged.config.to_dict()
