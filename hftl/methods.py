@@ -205,9 +205,9 @@ class LoRA(FineTune):
         from_block: the first block with updates, counted from 0, those below it being frozen; negative counts from the
             end: -2 updates the last two. None updates all.
         cache_blocks: with ``from_block``, as of `Partial`.
-        quantize: read the linear layers of a text backbone in ``"8bit"`` or ``"4bit"`` through bitsandbytes, and train
-            updates of them (QLoRA, Dettmers et al. 2023); needs a CUDA GPU. ``mixed_precision`` is then that of the
-            frozen weights too. The merged export has the weights that were trained on, in that precision.
+        quantize: read the linear layers of a text backbone in ``"8bit"`` or ``"4bit"`` through bitsandbytes. To train
+            updates of them (QLoRA, Dettmers et al. 2023) takes a CUDA GPU; ``mixed_precision`` is then that of the
+            frozen weights too, and the merged export has what they stand for, in that precision.
     """
 
     name: Literal["lora"] = "lora"

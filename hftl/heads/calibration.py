@@ -53,8 +53,8 @@ def _slope_and_curvature(
     logits: Tensor, targets: Tensor, weights: Tensor, beta: float, loss: Link
 ) -> tuple[float, float]:
     """Derivatives of the summed log-loss of ``beta * logits`` by ``beta``."""
-    parts = zip(*(each.split(_BLOCK_ROWS) for each in (logits, targets, weights)), strict=True)
-    sums = [_slope_and_curvature_of(*part, beta, loss) for part in parts]
+    blocks = zip(*(torch.split(each, _BLOCK_ROWS) for each in (logits, targets, weights)), strict=True)
+    sums = [_slope_and_curvature_of(x, y, w, beta, loss) for x, y, w in blocks]
     return sum(slope for slope, _ in sums), sum(curvature for _, curvature in sums)
 
 
@@ -101,7 +101,7 @@ def _scores(
     """Expected calibration error, Brier score and log-loss of ``logits / temperature``, and the table behind them."""
     parts = [
         _scores_of(block.double() / temperature, truth, loss)
-        for block, truth in zip(logits.split(_BLOCK_ROWS), targets.split(_BLOCK_ROWS), strict=True)
+        for block, truth in zip(torch.split(logits, _BLOCK_ROWS), torch.split(targets, _BLOCK_ROWS), strict=True)
     ]
     confidence, correct, brier, log_loss = (torch.cat(each) for each in zip(*parts, strict=True))
     ece, table = reliability(confidence.flatten(), correct.flatten())
