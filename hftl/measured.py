@@ -83,6 +83,7 @@ def measure(
         task, names, test.labels, scores, data.label_names, thresholds, abstain_below=below, groups=named
     )
     counts: dict[str, Any] = {**features.counts, "space": features.id} if features else {**NO_FEATURES}
+    counts |= foreign_of(features) if features else {}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True
     criterion = chooses(recipe, task)
@@ -121,6 +122,11 @@ def prompts_of_start(recipe: Recipe) -> list[str] | None:
     """What fine-tuning starts from, where it starts from what a text tower says of the labels."""
     method = recipe.method
     return None if isinstance(method, Head) or method.init != "zero-shot" else method.prompts or [PROMPT]
+
+
+def foreign_of(features: StoredFeatures) -> dict[str, Any]:
+    """``foreign``: of each foreign space its ``origin``, ``commit``, ``space``, the ``rows`` read and ``checked``."""
+    return {"foreign": [each.as_json() for each in features.trusted]} if features.trusted else {}
 
 
 def measured_scope(recipe: Recipe, trained: Trained, features: StoredFeatures | None) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ from hftl.frozen.features import StoredFeatures, taken
 from hftl.frozen.head import train_head
 from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of
 from hftl.hub.client import staying_offline
-from hftl.measured import measure
+from hftl.measured import foreign_of, measure
 from hftl.methods import PROMPT, Head
 from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
@@ -64,6 +64,7 @@ def run(
     track: Sequence[str] = (),
     report: bool = True,
     cv: str | None = None,
+    trust_features: Sequence[str] = (),
 ) -> Run | None:
     """Do what a recipe says.
 
@@ -83,6 +84,8 @@ def run(
         report: write ``report.html`` into the run's folder at the end.
         cv: score the training rows by cross-validation, ``"5x3"`` for 5 folds that are dealt 3 times; what is exported
             is trained on all of them. Where the data bring no test split none is drawn.
+        trust_features: origins of foreign spaces, as `hftl cache pull` names them, whose rows are used instead of
+            computed ones, once a random sample of them was computed here and agrees.
 
     Returns:
         The finished run; None on every process but the main one.
@@ -96,6 +99,8 @@ def run(
     recipe, own_name = as_recipe(recipe)
     name = name or own_name
     plan = planned(cv, recipe) if cv else None
+    if trust_features and not needs_features(recipe):
+        raise RecipeError("--trust-features: fine-tuning with this init starts from no features: leave it out")
     main = start_processes().is_main_process
     say = Terminal(quiet=quiet or not main)
     with quiet_libraries(), staying_offline(offline), ExitStack() as held:
@@ -117,15 +122,17 @@ def run(
         if folder:
             held.callback(folder.release)
         record = record_of(name, recipe, spec, target.backbone, data, criterion)
+        record = record.model_copy(update={"trust_features": list(trust_features)})
         if folder:
             folder.write_record(record)
         features, bad = None, []
         if needs_features(recipe):
-            features = starting_features(recipe, spec, target, data, say, on_bad_row=on_bad_row, quiet=quiet)
+            how: dict[str, Any] = {"on_bad_row": on_bad_row, "quiet": quiet, "trust": trust_features}
+            features = starting_features(recipe, spec, target, data, say, **how)
         if features:
             data, bad = features.readable(data), features.bad
             if folder:
-                folder.log("features", **features.counts, space=features.id)
+                folder.log("features", **features.counts, space=features.id, **foreign_of(features))
         elif on_bad_row == "skip":
             data, bad = without_bad_rows(target.backbone, data)
             print_bad_rows(say, bad, SKIPPED)
@@ -343,6 +350,7 @@ def starting_features(
     *,
     on_bad_row: str,
     quiet: bool,
+    trust: Sequence[str] = (),
 ) -> StoredFeatures | None:
     """The features that the head is solved on; None where fine-tuning has to do without, which is said.
 
@@ -359,6 +367,7 @@ def starting_features(
             on_bad_row=on_bad_row,
             quiet=quiet,
             listed=SKIPPED,
+            trust=trust,
         )
     except CutError as error:
         if isinstance(recipe.method, Head):

@@ -49,6 +49,13 @@ def run(
             help="Score by cross-validation: 5x3 for 5 folds dealt 3 times; what is exported is trained on all rows.",
         ),
     ] = None,
+    trust_features: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="Use features that `hftl cache pull ORIGIN` brought, once a sample was computed here and agrees.",
+        ),
+    ] = None,
     seeds: Annotated[
         int | None,
         typer.Option(metavar="N", help="Run with N seeds, from the recipe's upwards, and report mean and spread."),
@@ -97,6 +104,7 @@ def run(
         "track": track or [],
         "report": report,
         "cv": cv,
+        "trust_features": trust_features or [],
     }
     try:
         if seeds is not None:

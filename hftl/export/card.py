@@ -329,6 +329,11 @@ def _limitations(made: RunRecord, metrics: Metrics) -> list[str]:
         limitations.append(
             f"{truncated:,} texts were longer than the model reads; what is beyond {_max_length(made)} was not read."
         )
+    limitations += [
+        f"The features of {rows:,} rows were not computed by this run, but read from {cell(origin)}; a random sample "
+        "of them was computed again and agreed."
+        for origin, rows in metrics.foreign
+    ]
     if made.backbone.pickled:
         limitations.append("The backbone's weights were published as a pickle; they were read as nothing but tensors.")
     calibration = (metrics.head or {}).get("calibration")

@@ -120,6 +120,7 @@ def extract(
     beside: dict[View, Space] | None = None,
     quiet: bool = False,
     on_bad_row: str = "error",
+    among: np.ndarray | None = None,
 ) -> ExtractReport:
     """Make sure that every row's features are stored; compute those that are not.
 
@@ -134,6 +135,7 @@ def extract(
         beside: more views, for which no row is computed; what is computed anyway is stored for them too.
         quiet: print no progress.
         on_bad_row: ``"error"`` raises at the first row that cannot be decoded; ``"skip"`` lists it in the report.
+        among: the rows to look at, bool (n,); None for all of them.
 
     Raises:
         BadRowError: a row cannot be decoded.
@@ -145,6 +147,8 @@ def extract(
     # Copies of a row share its digest and are computed once.
     _, first = np.unique(digests, axis=0, return_index=True)
     wanted = np.logical_or.reduce([lacking[view] for view in views])[first]
+    if among is not None:
+        wanted &= among[first]
     missing = np.sort(first[wanted])[process.rank :: process.world]
     skip = on_bad_row == "skip"
     work = _Extraction(target, views, rows, digests, lacking, process.device, beside=beside, store=store, skip=skip)
@@ -276,7 +280,8 @@ class _Extraction:
     def _check_stored(self, capture: Keeping) -> None:
         """Ask for one row again that an earlier run stored, where there is one."""
         for number, (view, space) in enumerate(self.filled.items()):
-            known = np.flatnonzero(~self.lacking[view] & self.digests.any(1))
+            # Not one of a lender's, whose rows a spot check has seen.
+            known = np.flatnonzero(~self.lacking[view] & space.owned(self.digests) & self.digests.any(1))
             if not len(known):
                 continue
             row = int(known[0])

@@ -23,6 +23,7 @@ from hftl.data.scope import OUTSIDE
 from hftl.errors import BadRowError
 from hftl.frozen.budget import keep_remembered, remembered
 from hftl.frozen.extract import ConcatRows, ExtractReport, digest_rows, extract
+from hftl.frozen.trusted import Trusted, count_borrowed, lend, trusted_spaces
 from hftl.frozen.view import Content, View, equal_length_space, open_space, side_by_side
 from hftl.parallel import Process, on_all
 from hftl.progress import Progress
@@ -63,6 +64,7 @@ class StoredFeatures:
         counts: rows asked for, computed now, reused; truncated rows, or sentences read in windows.
         bad: rows left out, with the reason.
         seconds: wall time.
+        trusted: foreign spaces that rows were read from.
     """
 
     spaces: list[Space]
@@ -72,6 +74,7 @@ class StoredFeatures:
     bad: list[BadRowError]
     seconds: float
     outside: SplitFeatures | None = None
+    trusted: list[Trusted] = field(default_factory=list)
 
     @property
     def id(self) -> str:
@@ -105,6 +108,7 @@ def features_of(
     on_bad_row: str = "error",
     quiet: bool = False,
     gather: bool = True,
+    trust: Sequence[str] = (),
 ) -> StoredFeatures:
     """The features of every row of every split, computed where missing; each process computes its share.
 
@@ -118,13 +122,16 @@ def features_of(
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
         quiet: print no progress.
         gather: read the features into memory; else they are left in the store, for `StoredMatrix`.
+        trust: origins of foreign spaces whose rows may be used, once a sample of them was computed here and agrees.
 
     Raises:
+        UserError: nothing of an origin is here, or it holds features of something else.
         BadRowError: a row cannot be decoded and ``on_bad_row`` is ``"error"``.
         CutError: the backbone cannot be cut exactly.
         StoreError: features cannot be stored.
     """
     started = time.monotonic()
+    trusted = trusted_spaces(store, trust)
     spaces = {part: open_space(store, target.backbone, origin, part) for view in views for part in view.parts}
     settle(store, target, spaces)
     beside = spaces_beside(store, target, origin, views[0], spaces)
@@ -149,8 +156,10 @@ def features_of(
         quiet=quiet,
         on_bad_row=on_bad_row,
     )
+    sampled = lend(store, trusted, spaces, digests, lambda asked: computed_by_all(partial(share, among=asked))[0])
     with in_turn(store, (spaces | beside).values(), digests, process, quiet):
         computed, undecodable = computed_by_all(share)
+    computed += sampled
     recomputed = 0
     parts = [spaces[part] for part in views[0].parts]
     bad += [undecodable[row] for row in sorted(undecodable)]
@@ -179,7 +188,8 @@ def features_of(
     by_name = {features.split.name: features for features in splits}
     content = side_by_side([Content.of(space) for space in parts])
     outside = by_name.pop(OUTSIDE, None)
-    return StoredFeatures(parts, content, by_name, counts, bad, time.monotonic() - started, outside)
+    count_borrowed(trusted, parts, np.concatenate([features.digests for features in splits]))
+    return StoredFeatures(parts, content, by_name, counts, bad, time.monotonic() - started, outside, trusted)
 
 
 def settle(store: FeatureStore, target: Target, spaces: dict[View, Space]) -> None:

@@ -133,6 +133,7 @@ def stored_features(
     quiet: bool,
     listed: str = "",
     gather: bool = True,
+    trust: Sequence[str] = (),
 ) -> StoredFeatures:
     """The features of all rows, computed where they are missing, as `features_of` gives them.
 
@@ -146,10 +147,15 @@ def stored_features(
         quiet: as of `features_of`.
         listed: the file that will list bad rows.
         gather: as of `features_of`.
+        trust: as of `features_of`.
     """
     store = FeatureStore(cache_root())
-    features = features_of(store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet, gather=gather)
+    features = features_of(
+        store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet, gather=gather, trust=trust
+    )
     print_features(say, features.counts)
+    for each in features.trusted:
+        say.print(f"foreign   {printable(each.said())}")
     for folder in (path for space in features.spaces for path in space.passed_over):
         say.print(
             f"          {folder} is of a format that this hftl does not read: it computed apart, in another folder; "

@@ -21,6 +21,7 @@ from hftl.backbones.protocol import Backbone, at_depth
 from hftl.backbones.weights import NameRule
 from hftl.errors import CutError
 from hftl.methods import Pooling
+from hftl.store.identity import space_id
 from hftl.store.shard import ColumnSpec, Digests
 from hftl.store.space import Space
 from hftl.store.stat_index import StatIndex, digest_files
@@ -244,6 +245,11 @@ def digest_weights(backbone: Backbone, index: StatIndex) -> Digests | None:
     if backbone.commit is not None:
         return None
     return digest_files(sorted(set(backbone.weight_files().values())), index)
+
+
+def equal_length_id(padded: Space) -> str:
+    """The id of `equal_length_space`."""
+    return space_id({**padded.identity, **EQUAL_LENGTHS})
 
 
 def equal_length_space(store: FeatureStore, padded: Space) -> Space:

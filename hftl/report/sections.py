@@ -423,6 +423,7 @@ class RunPage:
             lines.append(("features", f"{computed:,} computed, {reused:,} reused"))
         if computed and seconds.get("extract"):
             lines.append(("rows computed per second", f"{computed / seconds['extract']:,.1f}"))
+        lines += [("made elsewhere", f"{rows:,} rows, read from {origin}") for origin, rows in self.metrics.foreign]
         if windowed := features.get("windowed"):
             lines.append(("sentences read in several windows", f"{windowed:,}"))
         if truncated := features.get("truncated"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -84,6 +85,7 @@ class RunRecord(_Record):
         hardware: what it computed on, for people.
         started_in: the folder that relative paths in the recipe begin at.
         started: when, ISO 8601 with the offset from UTC; empty in records that do not say.
+        trust_features: origins of foreign features that the run was told to use.
     """
 
     name: str
@@ -95,6 +97,7 @@ class RunRecord(_Record):
     hardware: str = ""
     started_in: str = ""
     started: str = ""
+    trust_features: list[str] = Field(default_factory=list)
 
     @field_validator("recipe")
     @classmethod
@@ -172,7 +175,9 @@ class Metrics(_Record):
         cross_validation: what ``--cv`` scored, and how; None where a test split was scored.
         out_of_scope: how well scores tell rows of a ``label`` that is no class from test rows: ``rows`` with it,
             ``against`` so many, ``auroc`` of each score and its ``intervals``; None where no label is out of scope.
-        features: rows asked for, computed, reused and truncated, and the space's id.
+        features: rows asked for, computed, reused and truncated, and the space's id; ``foreign`` where rows were read
+            from spaces that were made elsewhere: the ``origin`` of each, its ``commit``, ``space``, ``rows`` and
+            ``checked``.
         head: what the training of a head reports; None for fine-tuning.
         finetune: what fine-tuning reports; None for a head.
         rows: of each split, without those that could not be decoded.
@@ -208,6 +213,15 @@ class Metrics(_Record):
     def training(self) -> dict[str, Any]:
         """What the training of a head, or fine-tuning, reports."""
         return self.head or self.finetune or {}
+
+    @property
+    def foreign(self) -> list[tuple[str, int]]:
+        """Where features were read from that were made elsewhere, as a page names it, and how many rows.
+
+        Of a folder or an address only the last name: the rest is nobody's business.
+        """
+        told = [(str(each["origin"]), each["commit"], int(each["rows"])) for each in self.features.get("foreign", [])]
+        return [(f"{name} at {commit}" if commit else PurePath(name).name, rows) for name, commit, rows in told]
 
     def known_intervals(self) -> dict[str, Interval]:
         """The 95 % interval of each metric that has one."""
