@@ -238,6 +238,9 @@ class LoRA(FineTune):
         cache_blocks: with ``from_block``, as of `Partial`.
         storage: with ``from_block``, as of `Partial`.
         views: with ``from_block``, as of `Partial`.
+        quantize: read the linear layers of a text backbone in ``"8bit"`` or ``"4bit"`` through bitsandbytes. To train
+            updates of them (QLoRA, Dettmers et al. 2023) takes a CUDA GPU; ``mixed_precision`` is then that of the
+            frozen weights too, and the merged export has what they stand for, in that precision.
     """
 
     name: Literal["lora"] = "lora"
@@ -253,6 +256,7 @@ class LoRA(FineTune):
     cache_blocks: CacheBlocks = "auto"
     storage: Storage = "float32"
     views: int | None = Field(default=None, ge=2, le=1000)
+    quantize: Bits | None = None
 
     @model_validator(mode="after")
     def _something_is_stored(self) -> Self:
@@ -261,6 +265,23 @@ class LoRA(FineTune):
                 raise ValueError(f"{field} is of what frozen blocks return, and none are frozen: add from_block")
         _check_stored(self)
         return self
+
+    @model_validator(mode="after")
+    def _quantized_weights_stay(self) -> Self:
+        if self.quantize and self.pissa:
+            raise ValueError("pissa moves the frozen weights, and quantize rounds them: leave out one of them")
+        if self.quantize and self.from_block is not None:
+            raise ValueError("quantize goes with updates of all blocks: leave out from_block")
+        if self.quantize and self.pooling != "native":
+            raise ValueError("quantize goes with pooling='native': the class that trains is transformers' own")
+        return self
+
+    @property
+    def probe(self) -> Head:
+        """As for every method; of quantised weights on the features that these give."""
+        if self.quantize is None:
+            return super().probe
+        return super().probe.model_copy(update={"quantize": self.quantize, "mixed_precision": self.mixed_precision})
 
 
 class Partial(FineTune):

@@ -50,6 +50,8 @@ AUTO_CLASSES = {
     "token-classification": ("AutoModelForTokenClassification", "AutoTokenizer", "tokenizer"),
 }
 # Libraries whose lines of Python the card knows.
+# What quantised weights are computed with.
+DTYPE_OF = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 LOADED_BY = ("onnx", "peft", "sentence-transformers", "transformers")
 HOW = {
     "head": "the backbone stays as it was, and a new head was solved on its features",
@@ -180,6 +182,8 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "base": _base(backbone),
         "how": how_trained(method),
         "library": library,
+        "quantize": method.get("quantize"),
+        "dtype": DTYPE_OF[method.get("mixed_precision", "no")],
         "loaded_by": LOADED_BY,
         "plugin": backbone.plugin or "that wrote them",
         "pipeline_tag": tag,
