@@ -543,6 +543,9 @@ def test_what_was_pulled_is_of_a_commit(hub: Hub, client: Client, tmp_path: Path
     assert (done["origin"], done["fetched"]) == (f"me/pinned at {sha[:12]}", 2)
     assert shards(foreign_folder(tmp_path / "yours", "me/pinned")) == shards(space.path)
     assert not list((tmp_path / "yours").rglob("incoming"))
+    (summary,) = FeatureStore(tmp_path / "yours").spaces()
+    assert (summary.origin, summary.origin_commit) == ("me/pinned", sha)
+    assert summary.answers_to("me/pinned")
     gets = hub.count("GET", "^/[0-9a-f]{64}")
     assert client(hub_client.cache_pull, tmp_path / "yours", "me/pinned")["fetched"] == 0
     assert hub.count("GET", "^/[0-9a-f]{64}") == gets

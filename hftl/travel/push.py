@@ -183,7 +183,7 @@ def description_at(place: Place, state: State, folder: Path) -> tuple[Descriptio
     except OtherFormatError as error:
         raise UserError(f"{place.name} has format {error.format}, this hftl knows {FORMAT}: update hftl") from error
     if description is None:
-        raise UserError(f"{place.name}: its {DESCRIPTION} is damaged, or nothing that hftl wrote")
+        raise UserError(f"{place.name}: its {DESCRIPTION} is damaged: remove it there and push again")
     return description, file
 
 
