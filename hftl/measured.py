@@ -15,8 +15,8 @@ from hftl.data import Data
 from hftl.export.trained import Trained
 from hftl.frozen.features import StoredFeatures
 from hftl.frozen.outside import logit_scores, neighbour_distance, scope_report, told_apart
-from hftl.frozen.recipe import chooses
-from hftl.methods import Head
+from hftl.frozen.recipe import chooses, views_of
+from hftl.methods import PROMPT, Head
 from hftl.metric_functions import add_own_metrics
 from hftl.metrics import evaluate_predictions
 from hftl.plugins.registry import add_metrics
@@ -61,7 +61,8 @@ def measure(
         trained.report["baselines"] = {"majority": float((test.labels == frequent).mean())}
     if task.of_words:
         trained.report["baselines"] = {"lexicon": lexicon_f1(data)}
-    unseen = known_zero_shot(target, features.splits["test"], data) if features else None
+    digests = features.splits["test"].digests if features else None
+    unseen = known_zero_shot(target, data, digests, prompts_of_start(recipe))
     if unseen is not None:
         trained.report["baselines"]["zero_shot"] = unseen
     thresholds: Any = trained.report.get("thresholds")
@@ -85,6 +86,8 @@ def measure(
     counts |= foreign_of(features) if features else {}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True
+    if features and features.rounding:
+        counts["rounding"] = features.rounding
     criterion = chooses(recipe, task)
     chosen_by = {"metric": criterion.name, "greater_is_better": criterion.greater_is_better}
     sections: dict[str, Any] = {trained.section: trained.report}
@@ -106,6 +109,7 @@ def measure(
             crossed.write(folder.path, task, data.label_names)
     rows = {name: count for name, count in data.sizes().items() if name != "test" or not by_folds}
     return Metrics(
+        test_views=measured_views(recipe, trained, data),
         out_of_scope=measured_scope(recipe, trained, features),
         eval=values,
         features=counts,
@@ -115,6 +119,23 @@ def measure(
         rows=rows,
         **sections,
     )
+
+
+def measured_views(recipe: Recipe, trained: Trained, data: Data) -> dict[str, Any] | None:
+    """Metrics of the mean probabilities of several views of each test picture; None where there is only one."""
+    views = views_of(recipe)
+    if trained.by_views is None or views is None:
+        return None
+    logits, thresholds = trained.by_views.numpy(), trained.report.get("thresholds")
+    values = evaluate_predictions(data.task, logits, data.test.labels, data.label_names, thresholds)
+    told = {name: value for name, value in values.items() if isinstance(value, float)}
+    return {"views": views.test, "augmentation": str(views.augmentation), "eval": told}
+
+
+def prompts_of_start(recipe: Recipe) -> list[str] | None:
+    """What fine-tuning starts from, where it starts from what a text tower says of the labels."""
+    method = recipe.method
+    return None if isinstance(method, Head) or method.init != "zero-shot" else method.prompts or [PROMPT]
 
 
 def foreign_of(features: StoredFeatures) -> dict[str, Any]:

@@ -178,12 +178,12 @@ def _evaluate(objective: Objective, group: Tensor, theta: Tensor, members: Tenso
 
 def held_out_logits(objective: Objective, theta: Tensor, held_out: HeldOut) -> Tensor:
     """Logits (m, outputs) of the held-out rows, each by the head that has not seen it; zeros where there is none."""
-    weights = theta.view(len(theta), -1, objective.outputs).float()
+    columns = objective.columns(theta.view(len(theta), -1, objective.outputs))
     problem_of = {fold: problem for problem, fold in enumerate(objective.held_out.tolist())}
     logits = torch.zeros(objective.rows.count, objective.outputs, device=theta.device)
     for block in objective.rows:
         if block.fold in problem_of:
-            logits[block.rows] = matmul(block.features, weights[problem_of[block.fold]])
+            logits[block.rows] = matmul(block.features, columns[:, problem_of[block.fold]].contiguous())
     return logits[held_out.index]
 
 
