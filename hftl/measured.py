@@ -15,7 +15,7 @@ from hftl.data import Data
 from hftl.export.trained import Trained
 from hftl.frozen.features import StoredFeatures
 from hftl.frozen.outside import logit_scores, neighbour_distance, scope_report, told_apart
-from hftl.frozen.recipe import chooses
+from hftl.frozen.recipe import chooses, views_of
 from hftl.methods import PROMPT, Head
 from hftl.metric_functions import add_own_metrics
 from hftl.metrics import evaluate_predictions
@@ -86,6 +86,8 @@ def measure(
     counts |= foreign_of(features) if features else {}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True
+    if features and features.rounding:
+        counts["rounding"] = features.rounding
     criterion = chooses(recipe, task)
     chosen_by = {"metric": criterion.name, "greater_is_better": criterion.greater_is_better}
     sections: dict[str, Any] = {trained.section: trained.report}
@@ -107,6 +109,7 @@ def measure(
             crossed.write(folder.path, task, data.label_names)
     rows = {name: count for name, count in data.sizes().items() if name != "test" or not by_folds}
     return Metrics(
+        test_views=measured_views(recipe, trained, data),
         out_of_scope=measured_scope(recipe, trained, features),
         eval=values,
         features=counts,
@@ -116,6 +119,17 @@ def measure(
         rows=rows,
         **sections,
     )
+
+
+def measured_views(recipe: Recipe, trained: Trained, data: Data) -> dict[str, Any] | None:
+    """Metrics of the mean probabilities of several views of each test picture; None where there is only one."""
+    views = views_of(recipe)
+    if trained.by_views is None or views is None:
+        return None
+    logits, thresholds = trained.by_views.numpy(), trained.report.get("thresholds")
+    values = evaluate_predictions(data.task, logits, data.test.labels, data.label_names, thresholds)
+    told = {name: value for name, value in values.items() if isinstance(value, float)}
+    return {"views": views.test, "augmentation": str(views.augmentation), "eval": told}
 
 
 def prompts_of_start(recipe: Recipe) -> list[str] | None:

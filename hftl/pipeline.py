@@ -26,7 +26,7 @@ from hftl.finetune.rows import without_bad_rows
 from hftl.finished import Run
 from hftl.frozen.features import StoredFeatures, taken
 from hftl.frozen.head import train_head
-from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of
+from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of, views_of
 from hftl.hub.client import staying_offline
 from hftl.measured import foreign_of, measure
 from hftl.methods import PROMPT, Head
@@ -259,6 +259,8 @@ def planned(cv: str, recipe: Recipe) -> Plan:
                 f"--cv scores folds, each by a model of its own, and {field} is measured of the one that is exported: "
                 "leave out one of them"
             )
+    if isinstance(recipe.method, Head) and recipe.method.test_views > 1:
+        raise RecipeError("--cv scores folds by pictures as they are: leave out --test-views")
     if recipe.time is not None:
         raise RecipeError(
             "--cv deals rows at random, and time wants the past trained on and the future tested: leave out one of them"
@@ -367,6 +369,7 @@ def starting_features(
             on_bad_row=on_bad_row,
             quiet=quiet,
             listed=SKIPPED,
+            augmented=views_of(recipe),
             trust=trust,
         )
     except CutError as error:
@@ -481,9 +484,15 @@ def _log_of_training(log: Callable[..., None], event: str, **values: Any) -> Non
 
 def evidence_of(recipe: Recipe, features: StoredFeatures | None, data: Data, trained: Trained) -> Evidence:
     """What an export is compared with before it is called a result."""
-    equal_lengths = features.content.equal_lengths if features else None
     return Evidence(
-        data.test, data.task, trained.logits, recipe.method.mixed_precision, equal_lengths, PartialState().device
+        data.test,
+        data.task,
+        trained.logits,
+        recipe.method.mixed_precision,
+        features.content.equal_lengths if features else None,
+        PartialState().device,
+        trained.storage,
+        trained.slack,
     )
 
 

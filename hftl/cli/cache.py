@@ -219,10 +219,14 @@ def _show_spaces(spaces: Sequence[SpaceSummary], *, as_json: bool) -> None:
 
 def _shown(space: SpaceSummary) -> dict[str, Any]:
     fields = space.to_json()
+    pooling = space.identity.get("pooling") if space.blocks is None else f"{space.blocks} blocks"
+    if isinstance(view := space.identity.get("view"), dict) and "augmentation" in view:
+        pooling = f"{pooling}, views"
+    short = space.identity.get("storage") in ("bf16", "fp16")
     return {
         **fields,
         "commit": _said_of_format(space) or (fields["commit"] or "local files")[:12],
-        "pooling": space.identity.get("pooling") if space.blocks is None else f"{space.blocks} blocks",
+        "pooling": f"{pooling} in {space.identity['storage']}" if short else pooling,
         "size": human_bytes(space.bytes),
         "last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(space.last_used)),
     }

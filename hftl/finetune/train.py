@@ -25,11 +25,11 @@ from hftl.backbones.protocol import Target
 from hftl.backbones.quantized import is_quantized
 from hftl.criterion import Criterion
 from hftl.data import Data, Split
+from hftl.data.augment import Augmentation
 from hftl.data.division import hold_out_rows
 from hftl.errors import BackboneError, HftlError, UserError
 from hftl.export.model import Dense, export_pooled, finish_export
 from hftl.export.trained import Exported, Trained
-from hftl.finetune.augment import Augmentation, Mixing
 from hftl.finetune.auto import choose_lr, largest_micro_batch
 from hftl.finetune.checkpoint import Checkpoint, Checkpoints, DamagedError, prune, read_checkpoint
 from hftl.finetune.engine import Engine
@@ -40,6 +40,7 @@ from hftl.finetune.loop import Loop, Watch, better_at_start
 from hftl.finetune.lora import adapter_tensors, add_lora, lora_head, merged_in_full, save_adapter
 from hftl.finetune.losses import Loss
 from hftl.finetune.memory import peak_memory_bytes
+from hftl.finetune.mixing import Mixing
 from hftl.finetune.resume import flat_settings, resumed, settings
 from hftl.finetune.rows import Encoder, TrainRows
 from hftl.finetune.stored import Frozen, run_to, stored_blocks
@@ -200,7 +201,9 @@ def finetune(
     if loop.engine.is_spread:
         built = unsharded(loop, target, seed)
     report = report_of(loop, built, time.monotonic() - started, before) | tuned
-    return Trained(logits, "finetune", report, lambda folder: export(built, target, folder), outside=outside)
+    rounded = stored.rows.storage if stored and not stored.rows.is_exact else "float32"
+    exported = partial(export, built, target)
+    return Trained(logits, "finetune", report, exported, outside=outside, storage=rounded)
 
 
 # ── what is trained ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -421,6 +424,7 @@ def train_rows(method: FineTune, target: Target, data: Data, seed: int, accelera
         micro_batch=method.micro_batch if isinstance(method.micro_batch, int) else share_of_one,
         augmentation=Augmentation(method.flip, method.crop, method.trivial_augment),
         mixing=Mixing(method.mixup, method.cutmix),
+        views=method.views if isinstance(method, (LoRA, Partial)) else None,
     )
 
 

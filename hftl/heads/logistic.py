@@ -84,7 +84,9 @@ def fit_logistic(
         "labels_not_learnt": sorted(set(range(options.num_labels)) - set(learnable.index.tolist())),
     }
     if problem.link == "softmax" and validation is None:
-        report["classes_of_one_row"] = learnable.index[problem.labels[problem.folds == NO_FOLD]].sort().values.tolist()
+        plain = slice(options.rows)
+        alone = problem.labels[plain][problem.folds[plain] == NO_FOLD]
+        report["classes_of_one_row"] = learnable.index[alone].sort().values.tolist()
     held_out = None
     if chosen is not None:
         judged = _held_out(problem, chosen)
@@ -191,7 +193,8 @@ def _pose(
     features: Tensor, labels: Tensor, weights: Tensor, options: LinearOptions, validation: tuple[Tensor, Tensor] | None
 ) -> _Problem:
     link = options.task.link
-    learnable = _learnable(labels, options)
+    # Further views say nothing new of a label.
+    learnable = _learnable(labels[: options.rows], options)
     outputs = len(learnable.index)
     every = labels if validation is None else torch.cat([labels, validation[1]])
     labels, weights = _restrict(labels, weights, learnable, link)
@@ -212,7 +215,10 @@ def _pose(
         labels, weights, folds = _with_validation((labels, weights, folds), validation[1], learnable, link)
     columns = outputs * max(1, int(folds.max()) + 1)
     rows = FoldRows(seen, labels, weights, folds, basis, columns=columns)
-    index = torch.nonzero(folds != NO_FOLD).flatten()
+    judging = folds != NO_FOLD
+    if validation is None:
+        judging[options.rows or len(judging) :] = False
+    index = torch.nonzero(judging).flatten()
     held_out = HeldOut(index, labels[index], weights[index], folds[index])
     return _Problem(link, learnable, basis, rows, labels, every, folds, held_out, start)
 

@@ -175,9 +175,12 @@ class Metrics(_Record):
         cross_validation: what ``--cv`` scored, and how; None where a test split was scored.
         out_of_scope: how well scores tell rows of a ``label`` that is no class from test rows: ``rows`` with it,
             ``against`` so many, ``auroc`` of each score and its ``intervals``; None where no label is out of scope.
-        features: rows asked for, computed, reused and truncated, and the space's id; ``foreign`` where rows were read
-            from spaces that were made elsewhere: the ``origin`` of each, its ``commit``, ``space``, ``rows`` and
-            ``checked``.
+        test_views: metrics of the mean probabilities of several views of each test picture: how many ``views``, by what
+            ``augmentation``, and ``eval`` of the metrics; None where there is only one.
+        features: rows asked for, computed, reused and truncated, and the space's id; ``views_computed`` where pictures
+            have several; ``rounding``, the largest relative error, where they were rounded now; ``foreign`` where rows
+            were read from spaces that were made elsewhere: the ``origin`` of each, its ``commit``, ``space``, ``rows``
+            and ``checked``.
         head: what the training of a head reports; None for fine-tuning.
         finetune: what fine-tuning reports; None for a head.
         rows: of each split, without those that could not be decoded.
@@ -192,6 +195,7 @@ class Metrics(_Record):
     intervals: dict[str, Any] = Field(default_factory=dict)
     cross_validation: dict[str, Any] | None = None
     out_of_scope: dict[str, Any] | None = None
+    test_views: dict[str, Any] | None = None
     head: dict[str, Any] | None = None
     finetune: dict[str, Any] | None = None
     rows: dict[str, int] = Field(default_factory=dict)
@@ -243,7 +247,7 @@ class Metrics(_Record):
 
     def as_json(self) -> dict[str, Any]:
         """The content of ``metrics.json``."""
-        optional = ("head", "finetune", "cross_validation", "out_of_scope")
+        optional = ("head", "finetune", "cross_validation", "out_of_scope", "test_views")
         return self.model_dump(mode="json", exclude={name for name in optional if getattr(self, name) is None})
 
 

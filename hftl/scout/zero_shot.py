@@ -26,6 +26,7 @@ from hftl.export.proof import Evidence, prove_exports
 from hftl.frozen.budget import keep_remembered, remembered
 from hftl.frozen.extract import digest_rows
 from hftl.frozen.recipe import probe_of, stored_features, view_of
+from hftl.frozen.rounding import logit_slack
 from hftl.frozen.view import digest_weights
 from hftl.intervals import Interval
 from hftl.methods import PROMPT, FineTune
@@ -152,7 +153,14 @@ def zero_shot(
             shutil.rmtree(draft, ignore_errors=True)
             device = PartialState().device
             evidence = Evidence(
-                test.split, data.task, logits, probe.mixed_precision, stored.content.equal_lengths, device
+                test.split,
+                data.task,
+                logits,
+                probe.mixed_precision,
+                stored.content.equal_lengths,
+                device,
+                probe.storage,
+                logit_slack(test.columns["features"], weight, probe.storage),
             )
             try:
                 with writing(folder):
