@@ -41,6 +41,8 @@ if os.environ.get("HFTL_LONG"):
         "gpt2",
         "llama",
         "qwen3",
+        "gemma",
+        "mistral",
     ]
 
 
