@@ -133,6 +133,16 @@ def test_other_texts_and_another_length_are_named_once(tmp_path: Path) -> None:
     )
 
 
+def test_a_field_that_came_later_was_what_its_default_is(tmp_path: Path) -> None:
+    now = text_settings(tiny.save("bert", tmp_path / "bert"), ["the cat", "a dog"])
+    fields = dict(now["method"])
+    assert fields.pop("ema") is None
+    before = now | {"method": fields}
+
+    assert differences(before, now) == ""
+    assert differences(before, now | {"method": fields | {"ema": 0.9}}) == "method.ema was None and is 0.9"
+
+
 def test_many_differences_are_cut_to_a_line(tmp_path: Path) -> None:
     folder = tiny.save("bert", tmp_path / "bert")
     before = text_settings(folder, ["the cat", "a dog"])

@@ -17,7 +17,7 @@ from hftl.errors import UserError
 from hftl.finetune.checkpoint import Checkpoint, Checkpoints, read_newest
 from hftl.frozen.extract import digest_rows
 from hftl.frozen.view import digest_weights
-from hftl.methods import FineTune
+from hftl.methods import METHODS, FineTune
 from hftl.parallel import broadcast, broadcast_tensors, on_main
 from hftl.store.shard import Digests
 from hftl.store.stat_index import StatIndex
@@ -166,6 +166,7 @@ def resumed(checkpoints: Checkpoints, say: Callable[[str], None]) -> Checkpoint 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs between two settings, in a person's words; empty where nothing does."""
+    before = _with_later_fields(before)
     old_splits, new_splits = before.get("splits", {}), now.get("splits", {})
     lines = []
     for name in dict.fromkeys([*old_splits, *new_splits]):
@@ -180,6 +181,15 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     lines += changes.values()
     more = len(lines) - NAMED_DIFFERENCES
     return ", ".join(lines[:NAMED_DIFFERENCES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _with_later_fields(made_with: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings with the fields that methods got after they were written, which were what their defaults are."""
+    method = made_with.get("method")
+    if method is None or method.get("name") not in METHODS:
+        return made_with
+    defaults = json.loads(METHODS[method["name"]]().model_dump_json(exclude=set(NOT_IN_RESULT)))
+    return {**made_with, "method": defaults | method}
 
 
 def split_differences(name: str, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> list[str]:
