@@ -64,7 +64,7 @@ WORDS = st.sampled_from(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(words=st.lists(WORDS, min_size=30, max_size=200), glue=st.sampled_from([" ", "  ", " \n"]))
 def test_a_beginning_gives_the_tokens_of_the_whole(
     kind: str, words: list[str], glue: str, monkeypatch: pytest.MonkeyPatch

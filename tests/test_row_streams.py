@@ -31,7 +31,7 @@ def streamed(text: str) -> list[list[str] | str]:
 CELLS = st.text(st.sampled_from('ab ",;\n\r\té'), max_size=6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.lists(CELLS, min_size=2, max_size=2), max_size=6), st.sampled_from(["\n", "\r\n"]))
 def test_what_csv_writers_write_is_read_back(rows: list[list[str]], end: str) -> None:
     file = io.StringIO(newline="")
@@ -42,7 +42,7 @@ def test_what_csv_writers_write_is_read_back(rows: list[list[str]], end: str) ->
 LINES = st.lists(st.text(st.sampled_from('ab",'), max_size=5), max_size=5)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(LINES)
 def test_whatever_can_be_read_whole_is_the_same_in_a_stream(lines: list[str]) -> None:
     text = "x,y\n" + "\n".join(lines)
