@@ -69,7 +69,6 @@ def test_features_show_what_they_would_compute_and_compute_nothing(cli: Cli, fil
 def shown_help(cli: Cli, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
     """Help on a wide screen, in which no text is folded."""
     monkeypatch.setenv("COLUMNS", "900")
-    monkeypatch.setenv("TERMINAL_WIDTH", "900")
     return cli.ok(*arguments, "--help")
 
 
