@@ -46,7 +46,8 @@ def run(
         str | None,
         typer.Option(
             metavar="KxR",
-            help="Score by cross-validation: 5x3 for 5 folds dealt 3 times; what is exported is trained on all rows.",
+            help="Score by cross-validation: 5x3 for 5 folds dealt 3 times; what is exported is trained on all rows. A "
+            "run that is done again is scored as it was; none for no cross-validation.",
         ),
     ] = None,
     seeds: Annotated[
@@ -81,6 +82,7 @@ def run(
             check_can_push(push)
 
     from hftl.plugins.registry import find
+    from hftl.runs.again import cv_of_run
 
     # A name that nobody knows is said at once, not after seconds of importing.
     find(asked.recipe.backbone)
@@ -96,7 +98,7 @@ def run(
         "resume": resume,
         "track": track or [],
         "report": report,
-        "cv": cv,
+        "cv": cv or cv_of_run(asked.reference),
     }
     try:
         if seeds is not None:

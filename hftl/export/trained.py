@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hftl.errors import HftlError
 from hftl.heads import HeldOutLogits
 
 
@@ -23,6 +24,15 @@ class Exported:
 
     folder: Path
     library: str
+
+
+def not_kept(_: Path) -> list[Exported]:
+    """The export of a model of which only what it said is kept.
+
+    Raises:
+        HftlError: always.
+    """
+    raise HftlError("the model of a fold is not kept")
 
 
 @dataclass

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,9 +29,10 @@ from hftl.data.dataset import rows_of_lines
 from hftl.data.division import fold_count, folds_of
 from hftl.data.scope import OUTSIDE
 from hftl.export.model import Dense, export_model, export_pooled, fold
-from hftl.export.trained import Exported, Trained
+from hftl.export.trained import Exported, Trained, not_kept
 from hftl.frozen.features import SplitFeatures, StoredFeatures, line_columns
-from hftl.heads import baselines, fit_linear, fit_mlp, fit_native, mlp_logits
+from hftl.heads import baselines, fit_linear, fit_linear_folds, fit_mlp, fit_native, mlp_logits
+from hftl.heads.nested import LEAST_FOLDS
 from hftl.heads.precision import device_with_float64
 from hftl.methods import F1, Aim, Head
 from hftl.store.values import Ragged, by_row
@@ -79,6 +81,50 @@ def train_head(
     return job.native() if features.content.cut.kind == "replay" else job.linear()
 
 
+def train_folds(
+    method: Head,
+    target: Target,
+    features: StoredFeatures,
+    data: Data,
+    dealt: np.ndarray,
+    *,
+    seed: int,
+    device: torch.device,
+    aim: Aim = F1,
+    criterion: Criterion | None = None,
+    tolerance: float = 1e-5,
+) -> list[Trained] | None:
+    """The heads without each fold of the training rows in turn, all at once; the fold is what each is scored on.
+
+    Args:
+        method: as of `train_head`.
+        target: as of `train_head`.
+        features: as of `train_head`.
+        data: as of `train_head`.
+        dealt: int64 (n,), the fold of each training row, from 0, or -1.
+        seed: as of `train_head`.
+        device: as of `train_head`.
+        aim: as of `train_head`.
+        criterion: as of `train_head`.
+        tolerance: as of `train_head`.
+
+    Returns:
+        What each says of its fold, and cannot be exported; None where folds cannot share their heads: these are not
+        exact and of classes, folds are few, or weights depend on which rows there are.
+
+    Raises:
+        ConvergenceError: there is no finite solution.
+        UserError: an option does not fit the data.
+    """
+    judge = criterion if criterion and criterion.is_stated else None
+    job = _Job(method, target, features, data, seed, device_with_float64(device), aim, judge, tolerance)
+    weights, task = method.class_weight, data.task
+    exact = not method.hidden and features.content.cut.kind != "replay"
+    if not exact or not task.has_classes or task.of_words or dealt.max() + 1 < LEAST_FOLDS:
+        return None
+    return None if weights == "balanced" or (weights and min(weights) <= 0) else job.folds(torch.from_numpy(dealt))
+
+
 @dataclass(frozen=True)
 class _Job:
     """What `train_head` was given, and one method for each kind of head."""
@@ -116,7 +162,7 @@ class _Job:
             validation=(vectors["validation"], labels["validation"]) if "validation" in vectors else None,
             judge=self.judge,
             dealt=self._dealt(method.folds),
-            groups=self._sentences(),
+            groups=self._groups(),
             least=LEAST_DEVIATION if self.data.task.of_words else 0.0,
             tolerance=self.tolerance,
             seed=self.seed,
@@ -136,6 +182,36 @@ class _Job:
             return Trained(logits, "head", fit.report, export, own, fit.held_out, outside)
         parameters = fold(cut, weight, bias)
         return Trained(logits, "head", fit.report, self._export(parameters), parameters, held_out, outside)
+
+    def folds(self, dealt: Tensor) -> list[Trained]:
+        """The exact solutions without each fold."""
+        vectors, labels, method = self._vectors(), self._labels(), self.method
+        assert not isinstance(method.class_weight, str)
+        fits = fit_linear_folds(
+            vectors["train"],
+            labels["train"],
+            dealt,
+            task=self.data.task,
+            num_labels=len(self.data.label_names),
+            strengths=method.strengths,
+            rule=method.rule,
+            class_weight=method.class_weight,
+            calibrate=method.calibrate,
+            aim=self.aim,
+            bias=self.cut.bias,
+            validation=(vectors["validation"], labels["validation"]) if "validation" in vectors else None,
+            judge=self.judge,
+            groups=self._groups(),
+            tolerance=self.tolerance,
+        )
+        found = []
+        for number, fit in enumerate(fits):
+            if self.data.task.is_exclusive and len(fit.logits):
+                own = (dealt == number).to(self.device)
+                parts = [(vectors["train"][rows], labels["train"][rows]) for rows in (~own, own)]
+                fit.report["baselines"] = baselines(*parts[0], *parts[1])
+            found.append(Trained(fit.logits.cpu(), "head", fit.report, not_kept))
+        return found
 
     def perceptron(self, hidden: int) -> Trained:
         """One hidden layer on pooled tokens, trained with AdamW."""
@@ -238,6 +314,13 @@ class _Job:
         if not self.data.task.of_words:
             return None
         return torch.from_numpy(rows_of_lines(self.features.splits["train"].split.labels)).to(self.device)
+
+    def _groups(self) -> Tensor | None:
+        """What folds do not part: sentences of words, the groups of other rows; None where rows are independent."""
+        groups = self.features.splits["train"].split.marks.groups
+        if self.data.task.of_words or groups is None:
+            return self._sentences()
+        return torch.from_numpy(groups).to(self.device)
 
     def _export(self, parameters: dict[str, Tensor]) -> Callable[[Path], list[Exported]]:
         content = self.features.content

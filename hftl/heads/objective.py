@@ -129,15 +129,25 @@ class Objective:
         loss: ``softmax`` with (n,) class targets or ``sigmoid`` with (n, outputs) targets, summed over
             outputs.
         outputs: columns of the logits.
-        strength: L2 strength.
-        held_out: (k,) int64, the fold that each problem does not train on, or ``EVERY_ROW``.
+        strength: L2 strength, or (k,) one for each problem.
+        hidden: (k, h) int64, the different folds that each problem does not train on, or ``EVERY_ROW``.
+        tilt: (k, rank, rank) float32, from the coordinates in which a problem is penalised to those of the rows; None
+            where they are the same.
     """
 
-    def __init__(self, rows: FoldRows, loss: Link, outputs: int, strength: float, held_out: Tensor) -> None:
-        self.rows, self.loss, self.outputs, self.held_out = rows, loss, outputs, held_out
-        hidden = [rows.weight_of_fold.get(fold, 0.0) for fold in held_out.tolist()]
-        # What each problem trains on: all rows but those of its fold.
-        self.total = rows.total_weight - torch.tensor(hidden, dtype=torch.float64, device=held_out.device)
+    def __init__(
+        self,
+        rows: FoldRows,
+        loss: Link,
+        outputs: int,
+        strength: float | Tensor,
+        hidden: Tensor,
+        tilt: Tensor | None = None,
+    ) -> None:
+        self.rows, self.loss, self.outputs, self.hidden, self.tilt = rows, loss, outputs, hidden, tilt
+        unseen = [sum(rows.weight_of_fold.get(fold, 0.0) for fold in folds) for folds in hidden.tolist()]
+        # What each problem trains on: all rows but those of its folds.
+        self.total = rows.total_weight - torch.tensor(unseen, dtype=torch.float64, device=hidden.device)
         self.penalty = strength / self.total
 
     @property
@@ -150,7 +160,7 @@ class Objective:
         weights = theta.view(len(theta), -1, self.outputs).clone()
         value = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
         gradient = torch.zeros_like(weights)
-        for block, members, logits in self._logits(weights, problems):
+        for block, members, logits in self._logits(theta, problems):
             loss, residual = _loss_and_residual(self.loss, logits, block.targets)
             residual *= block.weights[:, None, :]
             # Logits are float32 because that is what is fast; sums over many rows are not, because L-BFGS compares
@@ -158,6 +168,9 @@ class Objective:
             value[members] += (loss * block.weights[:, None, :]).sum((0, 2), dtype=torch.float64)
             product = matmul(residual.flatten(1).T, block.features)
             gradient[members] += product.view(len(members), self.outputs, -1).transpose(1, 2).double()
+        if self.tilt is not None:
+            back = self.tilt[problems].transpose(1, 2)
+            gradient[:, :-1] = torch.bmm(back, gradient[:, :-1].float()).double()
         total, penalty = self.total[problems], self.penalty[problems]
         weights[:, -1] = 0  # the bias is free
         value = value / total + penalty / 2 * weights.square().sum((1, 2))
@@ -187,26 +200,36 @@ class Objective:
 
     def curvature(self, theta: Tensor) -> Tensor:
         """The diagonal of the Hessian (k, size) of all problems at ``theta`` (k, size)."""
-        weights = theta.view(len(theta), -1, self.outputs)
-        diagonal = torch.zeros_like(weights)
+        diagonal = torch.zeros_like(theta.view(len(theta), -1, self.outputs))
         problems = torch.arange(len(theta), device=theta.device)
-        for block, members, logits in self._logits(weights, problems):
+        for block, members, logits in self._logits(theta, problems):
             probabilities = logits.softmax(-1) if self.loss == "softmax" else logits.sigmoid()
             variance = probabilities * (1 - probabilities) * block.weights[:, None, :]
             product = matmul(variance.flatten(1).T, block.features.square())
             diagonal[members] += product.view(len(members), self.outputs, -1).transpose(1, 2).double()
+        if self.tilt is not None:
+            # As if the Hessian were diagonal in the coordinates of the rows, which it nearly is.
+            diagonal[:, :-1] = torch.bmm(self.tilt.square().transpose(1, 2), diagonal[:, :-1].float()).double()
         diagonal /= self.total[:, None, None]
         diagonal[:, :-1] += self.penalty[:, None, None]
         return diagonal.flatten(1)
 
-    def _logits(self, weights: Tensor, problems: Tensor) -> Iterator[tuple[Block, Tensor, Tensor]]:
+    def in_coordinates(self, theta: Tensor, problems: Tensor | None = None) -> Tensor:
+        """Heads (k, size) of all or some problems, in the coordinates of the rows: (k, rank + 1, outputs) float32."""
+        weights = theta.view(len(theta), -1, self.outputs).float()
+        if self.tilt is None:
+            return weights
+        tilt = self.tilt if problems is None else self.tilt[problems]
+        return torch.cat([torch.bmm(tilt, weights[:, :-1]), weights[:, -1:]], dim=1)
+
+    def _logits(self, theta: Tensor, problems: Tensor) -> Iterator[tuple[Block, Tensor, Tensor]]:
         """For each block: the members of ``problems`` that train on it, and their logits (n, members, outputs)."""
-        flat = weights.float().transpose(0, 1).contiguous()  # (rank + 1, k, outputs)
-        held_out = self.held_out[problems]
+        flat = self.in_coordinates(theta, problems).transpose(0, 1).contiguous()  # (rank + 1, k, outputs)
+        hidden = self.hidden[problems]
         chosen: dict[int, tuple[Tensor, Tensor]] = {}  # by fold
         for block in self.rows:
             if block.fold not in chosen:
-                members = torch.nonzero(held_out != block.fold).flatten()
+                members = torch.nonzero((hidden != block.fold).all(1)).flatten()
                 columns = flat[:, members].flatten(1)
                 chosen[block.fold] = members, F.pad(columns, (0, -columns.shape[1] % _LANES))
             members, columns = chosen[block.fold]
