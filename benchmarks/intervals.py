@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from scipy.special import stdtrit
 
-from hftl.heads import fit_linear
+from hftl.heads import fit_linear, fit_linear_folds
 from hftl.heads.folds import task_folds
 from hftl.intervals import SPREAD_OF_HEADS
 from hftl.metrics.resampled import resampled_metrics
@@ -89,7 +89,7 @@ def test() -> None:
 def cv() -> None:
     """Two intervals of 5 folds dealt 3 times: what a run reports, and Nadeau and Bengio's corrected t."""
     print("share of intervals that hold the score of the head on all rows; 95 % is wanted")
-    for task, rows, width, groups_of in (
+    for task, count, width, groups_of in (
         (Task.SINGLE_LABEL, 150, 20, 1),
         (Task.SINGLE_LABEL, 600, 60, 1),
         (Task.SINGLE_LABEL, 600, 20, 6),
@@ -99,18 +99,21 @@ def cv() -> None:
         ours, theirs, wide = [], [], []
         for seed in range(200):
             generator = torch.Generator().manual_seed(seed)
-            x, y, groups, truth_x, truth_y = _drawn(task, rows, width, groups_of, generator)
+            x, y, groups, truth_x, truth_y = _drawn(task, count, width, groups_of, generator)
             how = {"task": task, "num_labels": 3 if task.has_classes else 1, "strengths": [10.0, 100.0]}
             final = fit_linear(x, y, **how)
             aim = _value(task, final.logits(truth_x), truth_y)
-            logits, by_fold = np.zeros((3, rows, how["num_labels"])), []
+            logits, by_fold = np.zeros((3, count, how["num_labels"])), []
             for repeat in range(3):
                 folds = task_folds(y, task, 5, seed * 10 + repeat, groups).numpy()
-                for fold in range(5):
-                    held = folds == fold
-                    head = fit_linear(x[~held], y[~held], **how)
-                    logits[repeat, held] = head.logits(x[held]).numpy()
-                    by_fold.append(_value(task, head.logits(x[held]), y[held]))
+                held = [torch.from_numpy(folds == fold) for fold in range(5)]
+                if task.has_classes:
+                    said = [each.logits for each in fit_linear_folds(x, y, torch.from_numpy(folds), **how)]
+                else:
+                    said = [fit_linear(x[~rows], y[~rows], **how).logits(x[rows]) for rows in held]
+                for rows, each in zip(held, said, strict=True):
+                    logits[repeat, rows] = each.numpy()
+                    by_fold.append(_value(task, each, y[rows]))
             scores = np.stack([task.scores(torch.from_numpy(each)).numpy() for each in logits])
             name = task.metric
             made = intervals_of(
@@ -128,7 +131,7 @@ def cv() -> None:
         a, b = np.mean(wide, axis=0)
         grouped = f" in groups of {groups_of}" if groups_of > 1 else ""
         print(
-            f"{task.words}, {rows} x {width}{grouped}: bootstrap over rows {100 * np.mean(ours):.1f} % ({a:.3f}), "
+            f"{task.words}, {count} x {width}{grouped}: bootstrap over rows {100 * np.mean(ours):.1f} % ({a:.3f}), "
             f"corrected t {100 * np.mean(theirs):.1f} % ({b:.3f})",
             flush=True,
         )
@@ -187,11 +190,15 @@ def speed(file: Path, repeats: int) -> None:
     whole = replace(data, test=data.train.select(rows, "test"))
     splits = {**features.splits, "test": taken(features.splits["train"], rows, "test")}
     all_rows = replace(features, splits=splits)
+    how = {"criterion": criterion, "seed": 0, "quiet": False}
+
+    def folds(plan, at_once):  # type: ignore[no-untyped-def]
+        return cross_validated(plan, data, features, train, at_once, **how)
+
     for _ in range(repeats):
         one = timed(lambda: train_head(head, target, all_rows, whole, seed=0, device=device))
-        how = {"criterion": criterion, "seed": 0, "quiet": False}
-        crossed = timed(lambda: cross_validated(Plan(5, 3), data, features, train, together, **how))
-        apart = timed(lambda: cross_validated(Plan(5, 1), data, features, train, lambda dealt: None, **how))
+        crossed = timed(lambda: folds(Plan(5, 3), together))
+        apart = timed(lambda: folds(Plan(5, 1), lambda _: None))
         print(
             f"{len(rows):,} rows, CPU seconds: one head {one:.1f}; 5x3 takes {crossed / one:.2f} times as long, "
             f"and {3 * apart / one:.2f} times where each fold's head is solved by itself",

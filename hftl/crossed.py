@@ -35,6 +35,8 @@ from hftl.scored import Intervals, intervals_of
 from hftl.tasks import Task
 
 FILE = "out_of_fold.parquet"
+# In a run's folder, what folds of fine-tuning said, until the run is finished.
+FOLDS = "cv"
 # Relative distance from the minimum at which a fold's head stops: far below what its rows can tell apart.
 FOLD_TOLERANCE = 1e-5
 # Between the seeds of one deal and the next.
@@ -106,7 +108,7 @@ class Crossed:
         folds: int64 (repeats, n), the fold of each.
         logits: float32 (repeats, n, C).
         thresholds: float64 (repeats, n, C), those of the model that scored the row; None where labels need none.
-        baselines: of what costs nothing, the mean over folds.
+        free: of what costs nothing, which rows it gets right: bool (repeats, n).
         by_fold: of each training its repeat, fold, rows, the metric that chooses, and the strength.
         places: int64 (n,), where these rows stand in training.
         is_all: whether the data bring no test split, so that these scores are the run's.
@@ -117,7 +119,7 @@ class Crossed:
     folds: np.ndarray
     logits: np.ndarray
     thresholds: np.ndarray | None
-    baselines: dict[str, float]
+    free: dict[str, np.ndarray]
     by_fold: list[dict[str, Any]]
     places: np.ndarray
     is_all: bool
@@ -134,6 +136,11 @@ class Crossed:
             "trainings": self.by_fold,
         }
 
+    def deals(self) -> list[tuple[np.ndarray, Any]]:
+        """Logits (n, C) of each deal, and the thresholds (n, C) that decide about them, or None."""
+        cuts: Sequence[Any] = [None] * len(self.logits) if self.thresholds is None else list(self.thresholds)
+        return list(zip(self.logits, cuts, strict=True))
+
     def scores(self, task: Task) -> np.ndarray:
         """Probabilities or predicted targets: (repeats, n, C)."""
         return np.stack([task.scores(torch.from_numpy(each)).numpy() for each in self.logits])
@@ -141,10 +148,9 @@ class Crossed:
     def values(self, task: Task) -> dict[str, float]:
         """Every metric on all rows together, the mean over repeats; NaN where undefined."""
         once = np.ones((1, len(self.split)))
-        cuts: Sequence[Any] = [None] * len(self.logits) if self.thresholds is None else list(self.thresholds)
         each = [
             resampled_metrics(task, scores, self.split.labels, once, cut)
-            for scores, cut in zip(self.scores(task), cuts, strict=True)
+            for scores, (_, cut) in zip(self.scores(task), self.deals(), strict=True)
         ]
         return {name: float(np.mean([found[name][0] for found in each])) for name in each[0]}
 
@@ -215,7 +221,7 @@ def cross_validated(
     logits = np.zeros((plan.repeats, len(data.train), len(data.label_names)), dtype=np.float32)
     thresholds = np.full(logits.shape, 0.5)
     by_fold: list[dict[str, Any]] = []
-    free: dict[str, list[tuple[float, int]]] = {}
+    free: dict[str, np.ndarray] = {}
     of_deal: list[Trained] | None = None
     trained: Trained | None = None
     pairs = [(repeat, fold) for repeat in range(plan.repeats) for fold in range(plan.folds)]
@@ -249,19 +255,17 @@ def cross_validated(
                 **({"strength": strength} if isinstance(strength, float) else {}),
             }
         )
-        for name, share in trained.report.get("baselines", {}).items():
-            free.setdefault(name, []).append((share, int(held.sum())))
+        for name, right in trained.free.items():
+            free.setdefault(name, np.zeros(dealt.shape, dtype=bool))[repeat, held] = right
     if trained is None:
         return None
     # A class of one row stays out of every deal alike.
     scored = np.flatnonzero((dealt >= 0).all(0))
-    baselines = {
-        name: float(np.average([s for s, _ in each], weights=[n for _, n in each])) for name, each in free.items()
-    }
     decided = thresholds[:, scored] if data.task.link == "sigmoid" else None
     split = data.train.select(scored, "test")
+    known = {name: each[:, scored] for name, each in free.items()}
     return Crossed(
-        plan, split, dealt[:, scored], logits[:, scored], decided, baselines, by_fold, scored, not len(data.test)
+        plan, split, dealt[:, scored], logits[:, scored], decided, known, by_fold, scored, not len(data.test)
     )
 
 
@@ -276,8 +280,9 @@ def write_fold(folder: Path, trained: Trained, made_with: dict[str, Any]) -> Non
         trained: the fold's model.
         made_with: everything that it depends on; see `hftl.finetune.resume.settings`.
     """
-    kept = {name: trained.report[name] for name in ("thresholds", "baselines") if name in trained.report}
-    content = json.dumps({"made_with": made_with, "logits": trained.logits.tolist(), "report": kept})
+    kept = {name: trained.report[name] for name in ("thresholds",) if name in trained.report}
+    free = {name: right.tolist() for name, right in trained.free.items()}
+    content = json.dumps({"made_with": made_with, "logits": trained.logits.tolist(), "report": kept, "free": free})
     file = _fold_file(folder)
     file.parent.mkdir(parents=True, exist_ok=True)
     written = file.with_suffix(".part")
@@ -307,7 +312,9 @@ def read_fold(folder: Path, made_with: dict[str, Any]) -> dict[str, Any] | None:
 def of_fold(content: dict[str, Any]) -> Trained:
     """A fold's model again, which can no longer be exported."""
 
-    return Trained(torch.tensor(content["logits"], dtype=torch.float32), "finetune", content["report"], not_kept)
+    free = {name: np.array(right) for name, right in content["free"].items()}
+    logits = torch.tensor(content["logits"], dtype=torch.float32)
+    return Trained(logits, "finetune", content["report"], not_kept, free=free)
 
 
 def _fold_file(folder: Path) -> Path:

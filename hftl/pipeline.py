@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from hftl.backbones.protocol import Target
 from hftl.backbones.text_tower import prompts_of
 from hftl.crossed import (
     FOLD_TOLERANCE,
+    FOLDS,
     Crossed,
     Plan,
     Together,
@@ -334,7 +336,7 @@ def train_part(
         if folder is None:
             return None
         return solved_head(recipe, target, features, part, silent, FOLD_TOLERANCE)
-    where = folder.path / "cv" / name if folder else None
+    where = folder.path / FOLDS / name if folder else None
     method, known = recipe.method, features.digests if features else None
     criterion = chooses(recipe, part.task)
     made_with = on_main(
@@ -491,9 +493,8 @@ def finetuned(
     )
     if head:
         trained.held_out = head.held_out
-        if "baselines" in head.report:
-            # What costs nothing on these features stands beside what fine-tuning made of them.
-            trained.report["baselines"] = head.report["baselines"]
+        # What costs nothing on these features stands beside what fine-tuning made of them.
+        trained.free = head.free
     if is_seen:
         trained.report["epochs"] = [_of_training(epoch) for epoch in trained.report["epochs"]]
         trained.report["start"] = _of_training(trained.report["start"])
@@ -528,6 +529,8 @@ def finish(
     metrics = metrics.model_copy(update={"files": folder.seal([each.folder for each in exported])})
     # Last, because where metrics.json stands a run is complete.
     folder.write_metrics(metrics)
+    # What its folds said is in out_of_fold.parquet.
+    rmtree(folder.path / FOLDS, ignore_errors=True)
     return metrics
 
 

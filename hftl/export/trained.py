@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from hftl.errors import HftlError
@@ -48,6 +49,7 @@ class Trained:
         parameters: the head's parameters by the model's names, for fine-tuning to start from; empty where the model's
             own class has no place for them.
         held_out: what heads that had not seen them say of the training rows, where folds chose a linear head.
+        free: by the name of what costs nothing, which test rows it gets right: bool (n,); empty where nobody asked.
         outside: (m, C) float32 logits of rows that are out of scope, on the CPU; None where there are none.
     """
 
@@ -58,3 +60,4 @@ class Trained:
     parameters: dict[str, Tensor] = field(default_factory=dict)
     held_out: HeldOutLogits | None = None
     outside: Tensor | None = None
+    free: dict[str, np.ndarray] = field(default_factory=dict)

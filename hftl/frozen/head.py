@@ -169,8 +169,9 @@ class _Job:
         )
         weight, bias = fit.weight.cpu(), fit.bias.cpu()
         fit.report["parameters"] = weight.numel() + (bias.numel() if cut.bias else 0)
+        free: dict[str, np.ndarray] = {}
         if self.data.task.is_exclusive:
-            fit.report["baselines"] = baselines(vectors["train"], labels["train"], vectors["test"], labels["test"])
+            free = _right(vectors["train"], labels["train"], vectors["test"], labels["test"])
         # What heads say of held-out words is of no use to whom sentences are rows.
         held_out = None if self.data.task.of_words else fit.held_out
         logits = fit.logits(vectors["test"]).cpu()
@@ -179,9 +180,9 @@ class _Job:
             # The class that is to be fine-tuned has a place for it.
             own = {f"{HEAD}.weight": weight, f"{HEAD}.bias": bias} if isinstance(self.target.backbone, Bare) else {}
             export = self._export_pooled([Dense(weight, bias)])
-            return Trained(logits, "head", fit.report, export, own, fit.held_out, outside)
+            return Trained(logits, "head", fit.report, export, own, fit.held_out, outside, free)
         parameters = fold(cut, weight, bias)
-        return Trained(logits, "head", fit.report, self._export(parameters), parameters, held_out, outside)
+        return Trained(logits, "head", fit.report, self._export(parameters), parameters, held_out, outside, free)
 
     def folds(self, dealt: Tensor) -> list[Trained]:
         """The exact solutions without each fold."""
@@ -206,11 +207,12 @@ class _Job:
         )
         found = []
         for number, fit in enumerate(fits):
+            free: dict[str, np.ndarray] = {}
             if self.data.task.is_exclusive and len(fit.logits):
                 own = (dealt == number).to(self.device)
                 parts = [(vectors["train"][rows], labels["train"][rows]) for rows in (~own, own)]
-                fit.report["baselines"] = baselines(*parts[0], *parts[1])
-            found.append(Trained(fit.logits.cpu(), "head", fit.report, not_kept))
+                free = _right(*parts[0], *parts[1])
+            found.append(Trained(fit.logits.cpu(), "head", fit.report, not_kept, free=free))
         return found
 
     def perceptron(self, hidden: int) -> Trained:
@@ -334,6 +336,11 @@ class _Job:
         # Quantised weights are the model's own, which the checkpoint does not hold.
         rule = None if getattr(backbone, "quantize", None) else NameRule("", [])
         return partial(export_pooled, self.target, Pooled(self.cut.pooling or ""), layers, rule)
+
+
+def _right(known: Tensor, labels: Tensor, asked: Tensor, truth: Tensor) -> dict[str, np.ndarray]:
+    """Which rows what costs nothing gets right; see `hftl.heads.baselines`."""
+    return {name: right.numpy() for name, right in baselines(known, labels, asked, truth).items()}
 
 
 def _as_tensors(features: SplitFeatures, cut: Cut) -> dict[str, Tensor]:

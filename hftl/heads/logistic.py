@@ -67,7 +67,7 @@ def fit_logistic(
     }
     if problem.link == "softmax" and validation is None:
         stay, held = problem.labels[problem.folds == NO_FOLD], problem.labels[problem.folds != NO_FOLD]
-        report["classes_of_one_row"] = learnable.index[stay[~torch.isin(stay, held)].unique()].tolist()
+        report["classes_of_one_row"] = learnable.index[torch.unique(stay[~torch.isin(stay, held)])].tolist()
     held_out = None
     if chosen is not None:
         judged = _held_out(problem, chosen)

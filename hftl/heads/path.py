@@ -207,7 +207,7 @@ def held_out_logits(objective: Objective, theta: Tensor, panels: Sequence[Panel]
         ]
         if asked:
             columns = torch.cat([weights[head] for _, head in asked], dim=1)
-            products = matmul(block.features, columns).split(objective.outputs, dim=1)
+            products = torch.split(matmul(block.features, columns), objective.outputs, dim=1)
             for (each, _), product in zip(asked, products, strict=True):
                 each[block.rows] = product
     picked = [each[panel.held_out.index] for each, panel in zip(logits, panels, strict=True)]
