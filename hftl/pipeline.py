@@ -150,7 +150,7 @@ def run(
             train = partial(train_part, recipe=recipe, target=target, folder=folder, origin=spec.origin, resume=resume)
             mine = features if folder else None
             together = partial(train_together, recipe=recipe, target=target, features=mine, data=data)
-            crossed = crossed_run(plan, recipe, data, features, train, together, say)
+            crossed = crossed_run(plan, recipe, data, features, train=train, together=together, say=say)
             data, features = scored_by_folds(data, features, crossed)
         if isinstance(recipe.method, Head):
             # A head takes seconds, so one process solves it and the others are done.
@@ -287,6 +287,7 @@ def crossed_run(
     recipe: Recipe,
     data: Data,
     features: StoredFeatures | None,
+    *,
     train: Train,
     together: Together,
     say: Terminal,

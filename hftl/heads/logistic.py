@@ -19,7 +19,16 @@ from hftl.heads.folds import folds_for, task_folds
 from hftl.heads.learnable import Learnable, best_constant
 from hftl.heads.objective import EVERY_ROW, NO_FOLD, FoldRows, Objective, Stacked
 from hftl.heads.panel import HeldOut, Panel
-from hftl.heads.path import PATH_TOLERANCE, Candidate, Stack, chosen_from, held_out_logits, logits_of, solve, walk
+from hftl.heads.path import (
+    PATH_TOLERANCE,
+    Candidate,
+    HeadStack,
+    chosen_from,
+    held_out_logits,
+    judged_logits,
+    solve,
+    walk,
+)
 from hftl.tasks import Link
 
 
@@ -173,10 +182,10 @@ class _Problem:
         return self.panel.held_out
 
     @property
-    def stack(self) -> Stack:
+    def stack(self) -> HeadStack:
         """One head for each fold, which does not train on it."""
         hidden = torch.tensor([[fold] for fold in self.panel.heads], device=self.labels.device)
-        return Stack(self.link, self.outputs, hidden, self.start.flatten().repeat(len(hidden), 1))
+        return HeadStack(self.link, self.outputs, hidden, self.start.flatten().repeat(len(hidden), 1))
 
 
 def _pose(
@@ -232,5 +241,5 @@ def _choose_strength(problem: _Problem, options: LinearOptions) -> tuple[Candida
 
 def _held_out(problem: _Problem, chosen: Candidate) -> HeldOutLogits:
     """Logits of the rows in folds, after the temperature; what has no training row stands at its constant."""
-    learnt = problem.learnable.with_constants(logits_of(chosen, problem.panel, problem.stack, problem.rows))
+    learnt = problem.learnable.with_constants(judged_logits(chosen, problem.panel, problem.stack, problem.rows))
     return HeldOutLogits(problem.held_out.index, learnt, chosen.strength)

@@ -26,7 +26,7 @@ from hftl.heads.folds import with_every_class_in_sight
 from hftl.heads.learnable import NEVER, Learnable, best_constant
 from hftl.heads.objective import NO_FOLD, FoldRows
 from hftl.heads.panel import HeldOut, Panel
-from hftl.heads.path import Stack, chosen_from, logits_of, solve, walk
+from hftl.heads.path import HeadStack, chosen_from, judged_logits, solve, walk
 
 # Without two of fewer folds too few rows are left to choose on, or none.
 LEAST_FOLDS = 5
@@ -96,12 +96,12 @@ def fit_each_fold(
             candidate, report = choice
             logits /= candidate.temperature
             if panel.link == "sigmoid":
-                report |= panel.thresholds(logits_of(candidate, panel, inner, nest.rows))
+                report |= panel.thresholds(judged_logits(candidate, panel, inner, nest.rows))
         told.append(FoldHead(nest.learnable(fold).with_constants(logits), report))
     return told
 
 
-def _carried(heads: Tensor, places: list[int], inner: Stack, outer: Stack, fold: int) -> Tensor:
+def _carried(heads: Tensor, places: list[int], inner: HeadStack, outer: HeadStack, fold: int) -> Tensor:
     """The mean of the heads (h, size) that judge for a fold, where the fold's own head starts: (size,) float64."""
     weights = heads.double().view(len(heads), -1, outer.outputs)
     slopes, bias = weights[:, :-1], weights[:, -1]
@@ -182,7 +182,7 @@ class _Nest:
         """Which two folds each head that chooses has not seen: that which it chooses for, and that which it judges."""
         return list(combinations(self.own, 2)) if self.judge is None else [(fold, self.judge) for fold in self.own]
 
-    def stack(self, hidden: Sequence[tuple[int, ...]]) -> Stack:
+    def stack(self, hidden: Sequence[tuple[int, ...]]) -> HeadStack:
         """Heads without these folds, at their best constants."""
         outputs, device = len(self.every.index), self.folds.device
         folds = torch.tensor(hidden, device=device)
@@ -191,7 +191,7 @@ class _Nest:
         if self.options.bias:
             for head, rows in zip(start, seen, strict=True):
                 head[-1] = self._constant(rows)
-        return Stack(self.every.link, outputs, folds, start.flatten(1), self._tilt(seen))
+        return HeadStack(self.every.link, outputs, folds, start.flatten(1), self._tilt(seen))
 
     def _constant(self, rows: Tensor) -> Tensor:
         """The best bias (outputs,) of some rows, finite also of what does not vary there."""

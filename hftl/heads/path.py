@@ -55,8 +55,8 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Stack:
-    """Heads that are solved side by side.
+class HeadStack:
+    """Linear heads that are solved side by side.
 
     Attributes:
         link: their loss.
@@ -80,7 +80,7 @@ class Stack:
 def walk(
     rows: FoldRows,
     panels: Sequence[Panel],
-    stack: Stack,
+    stack: HeadStack,
     strengths: list[float],
     *,
     calibrate: bool,
@@ -216,7 +216,7 @@ def held_out_logits(objective: Objective, theta: Tensor, panels: Sequence[Panel]
     ]
 
 
-def logits_of(candidate: Candidate, panel: Panel, stack: Stack, rows: FoldRows) -> Tensor:
+def judged_logits(candidate: Candidate, panel: Panel, stack: HeadStack, rows: FoldRows) -> Tensor:
     """What the heads of a candidate say of the rows that they judged, after the temperature: (m, outputs)."""
     places = list(panel.heads.values())
     tilt = None if stack.tilt is None else stack.tilt[places]
