@@ -3,12 +3,13 @@
 import gc
 
 from hftl.cli import main
-from hftl.cli.startup import put_off_collection
+from hftl.cli.startup import put_off_collection, read_models_once
 
 
 def command() -> None:
     """Run the command line in a process of its own."""
     put_off_collection()
+    read_models_once()
     try:
         main()
     finally:

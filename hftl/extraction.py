@@ -10,10 +10,10 @@ from hftl.backbones.protocol import Backbone
 from hftl.backbones.sentence import POOLINGS
 from hftl.data import Data
 from hftl.errors import RecipeError
-from hftl.frozen.features import matrix_of
 from hftl.frozen.matrix import Features
 from hftl.frozen.recipe import inputs_of, probe_of, stored_features, view_of
 from hftl.frozen.shares import Share, StoredRows, stored_rows
+from hftl.frozen.stored_matrix import StoredMatrix
 from hftl.frozen.view import View
 from hftl.hub.client import staying_offline
 from hftl.methods import Pooling
@@ -53,6 +53,30 @@ def features(
         UserError: the recipe, its data or its backbone cannot be used.
         StoreError: features cannot be stored.
     """
+    return stored_matrix(
+        recipe,
+        pooling=pooling,
+        also=also,
+        offline=offline,
+        allow_pickle=allow_pickle,
+        quiet=quiet,
+        on_bad_row=on_bad_row,
+        part=part,
+    ).in_memory()
+
+
+def stored_matrix(
+    recipe: RecipeLike,
+    *,
+    pooling: Pooling | None = None,
+    also: Sequence[Pooling] = (),
+    offline: bool = False,
+    allow_pickle: bool = False,
+    quiet: bool = False,
+    on_bad_row: str = "error",
+    part: str | None = None,
+) -> StoredMatrix:
+    """As `features`, of which the matrix stays in the store, however large it is."""
     recipe, _ = as_recipe(recipe)
     share = Share.parse(part) if part else None
     say = Terminal(quiet=quiet or not start_processes().is_main_process)
@@ -66,8 +90,8 @@ def features(
                 say.print(f"part      {part}: {sum(data.sizes().values()):,} of these rows")
         check_beside(target.backbone, data, probe.pooling, also)
         views = [View.of(target.backbone, each, probe.mixed_precision) for each in (probe.pooling, *also)]
-        stored = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet)
-    return matrix_of(stored, data)
+        stored = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet, gather=False)
+    return StoredMatrix.of(stored, data)
 
 
 def check_beside(backbone: Backbone, data: Data, pooling: Pooling, also: Sequence[Pooling]) -> None:

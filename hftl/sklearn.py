@@ -21,8 +21,8 @@ from hftl.data import Data, Files, RowNames, Split, Texts
 from hftl.data.load import strings_of
 from hftl.data.objects import input_columns_of
 from hftl.errors import DataError, RecipeError
-from hftl.frozen.features import matrix_of
 from hftl.frozen.recipe import stored_features
+from hftl.frozen.stored_matrix import StoredMatrix
 from hftl.frozen.view import View
 from hftl.hub.client import staying_offline
 from hftl.methods import Pooling
@@ -129,8 +129,10 @@ class FrozenFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             view = View.of(backbone, self.pooling, self.mixed_precision)
             target = Target(backbone, backbone.config(Task.SINGLE_LABEL, _NO_LABELS))
             data = _data_of(_inputs_of(values, backbone)[:only])
-            stored = stored_features(spec, target, data, [view], say, on_bad_row="error", quiet=self.quiet)
-        return matrix_of(stored, data).matrix
+            stored = stored_features(
+                spec, target, data, [view], say, on_bad_row="error", quiet=self.quiet, gather=False
+            )
+        return StoredMatrix.of(stored, data).in_memory().matrix
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

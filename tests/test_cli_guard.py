@@ -186,3 +186,27 @@ more = [[] for _ in range(10 * usual[0])]
 assert seen() is None
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_command_lets_transformers_list_its_models_once_and_alike() -> None:
+    script = """
+import sys
+from hftl.cli.startup import read_models_once
+read_models_once()
+import transformers
+from transformers.utils import import_utils
+scans = import_utils.create_import_structure_from_path.cache_info().misses
+assert scans > 400
+from transformers import AutoConfig, BertModel
+models = sys.modules["transformers.models"]
+# Of the folders of the models that were asked for only.
+assert import_utils.create_import_structure_from_path.cache_info().misses < scans + 10
+usual = import_utils._LazyModule(
+    models.__name__, models.__file__, import_utils.define_import_structure(models.__file__), models.__spec__
+)
+assert len(usual._modules) > 1000 and models._modules == usual._modules
+assert models._class_to_module == usual._class_to_module
+assert models._object_missing_backend == usual._object_missing_backend
+assert sorted(models.__all__) == sorted(usual.__all__) and transformers.models is models
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -269,7 +269,7 @@ def test_a_shard_of_another_space_is_not_served(store, space):
     assert not other.known(digests()).any()
 
 
-def test_a_format_of_the_future_is_refused_and_not_touched(space):
+def test_a_format_of_the_future_is_passed_over_and_not_touched(space):
     from hftl.store import description
 
     path = space.path / "space.json"
@@ -278,7 +278,13 @@ def test_a_format_of_the_future_is_refused_and_not_touched(space):
         text = description.Description(space.identity, "x", {}, {}).encode()
     path.write_bytes(text)
     with pytest.raises(StoreError, match="has format 2, this hftl knows 1: update hftl"):
-        again(space)
+        space._load()
+    apart = again(space)
+    assert apart.passed_over == [space.path]
+    assert apart.path != space.path
+    apart.create({"split": [1, 2]}, COLUMNS)
+    fill(apart)
+    assert again(space).known(digests()).all()
     assert path.read_bytes() == text
 
 

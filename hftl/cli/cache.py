@@ -47,10 +47,17 @@ def verify(as_json: AsJson = False, _quiet: Quiet = False) -> None:
     """Read every byte; what is damaged is set aside, to be computed again. Exit status 1 if anything was."""
     reports = _store().verify()
     rows = [
-        {"name": r.space.name, "rows": r.rows, "damaged": ", ".join(r.bad) or None, "orphans removed": r.orphans}
+        {
+            "name": r.space.name,
+            "rows": r.rows,
+            "damaged": ", ".join(r.bad) or None,
+            "orphans removed": r.orphans,
+            "not read": _said_of_format(r.space),
+        }
         for r in reports
     ]
-    show(rows, ["name", "rows", "damaged", "orphans removed"], as_json=as_json)
+    columns = ["name", "rows", "damaged", "orphans removed"]
+    show(rows, columns + ["not read"] * any(row["not read"] for row in rows), as_json=as_json)
     damaged = sum(len(report.bad) for report in reports)
     if damaged:
         raise StoreError(
@@ -142,11 +149,16 @@ def _shown(space: SpaceSummary) -> dict[str, Any]:
     fields = space.to_json()
     return {
         **fields,
-        "commit": (fields["commit"] or "local files")[:12],
+        "commit": _said_of_format(space) or (fields["commit"] or "local files")[:12],
         "pooling": space.identity.get("pooling") if space.blocks is None else f"{space.blocks} blocks",
         "size": human_bytes(space.bytes),
         "last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(space.last_used)),
     }
+
+
+def _said_of_format(space: SpaceSummary) -> str | None:
+    """What a person is told of a space that a newer hftl wrote."""
+    return space.unread and f"format {space.unread}"
 
 
 def _human(name: str, value: Any) -> str:

@@ -59,12 +59,13 @@ def features(
         _say_status(asked.recipe, [first, *also], export, part=part, offline=offline, quiet=quiet, as_json=as_json)
         return
 
-    from hftl.extraction import features as do
-    from hftl.frozen.matrix import check_format
+    from hftl.extraction import stored_matrix
+    from hftl.frozen.formats import check_format
 
     if export is not None:
+        export = export.expanduser()
         check_format(export)
-    computed = do(
+    stored = stored_matrix(
         asked.recipe,
         pooling=first,
         also=also,
@@ -74,12 +75,12 @@ def features(
         on_bad_row=on_bad_row,
         part=part,
     )
-    written = computed.write(export) if export is not None and is_first_process() else []
-    rows, width = computed.matrix.shape
+    written = stored.write(export) if export is not None and is_first_process() else []
+    rows, width = len(stored.about), stored.width
     if written and not quiet:
         say(f"wrote     {rows:,} × {width:,} float32 to {' and '.join(map(str, written))}")
     if as_json and is_first_process():
-        splits = dict(Counter(map(str, computed.split)))
+        splits = dict(Counter(map(str, stored.about.split)))
         print_json({"rows": rows, "width": width, "splits": splits, "files": [str(path) for path in written]})
 
 

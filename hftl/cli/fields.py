@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -50,7 +51,8 @@ def flag_of(name: str) -> str:
     return f"--{name.rpartition('.')[2].replace('_', '-')}"
 
 
-def recipe_flags() -> list[FlagOfField]:
+@cache
+def recipe_flags() -> tuple[FlagOfField, ...]:
     """The flags of all fields of recipes and methods, those of a recipe first, then of each group of methods."""
     texts = attribute_texts(Recipe)
     flags = [_flag(name, "Recipe", info.annotation, {"": info.default}, texts) for name, info in _fields(Recipe)]
@@ -64,7 +66,7 @@ def recipe_flags() -> list[FlagOfField]:
         annotation = METHODS[methods[0]].model_fields[name].annotation
         said = dict.fromkeys(attribute_texts(METHODS[method]).get(name, "") for method in methods)
         flags.append(_flag(f"method.{name}", panel, annotation, defaults, {name: " · ".join(said)}))
-    return flags
+    return tuple(flags)
 
 
 def parameter_flags(recipe: str, parameters: Mapping[str, tuple[Any, Any]]) -> list[FlagOfField]:

@@ -52,7 +52,7 @@ def add_commands(app: typer.Typer) -> None:
     Each plugin adds to a `typer.Typer` of its own, so that it can neither replace a command nor break another's.
     """
     loaded = loaded_plugins()
-    taken = set(typer.main.get_group(app).commands)
+    taken = {known.name for known in app.registered_commands} | {known.name for known in app.registered_groups}
     theirs = typer.Typer()
     for owner, _ in loaded.each("hftl_register_commands", app=theirs):
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def usage(made: RunRecord, metrics: Metrics, library: str) -> str | None:
     return _templates().get_template("use.py.jinja").render(_facts(made, metrics, library)).strip()
 
 
+@cache
 def _templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("hftl.export", "."),

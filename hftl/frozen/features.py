@@ -23,7 +23,6 @@ from hftl.data.scope import OUTSIDE
 from hftl.errors import BadRowError
 from hftl.frozen.budget import keep_remembered, remembered
 from hftl.frozen.extract import ConcatRows, ExtractReport, digest_rows, extract
-from hftl.frozen.matrix import Features, flatten_columns
 from hftl.frozen.view import Content, View, equal_length_space, open_space, side_by_side
 from hftl.parallel import Process, on_all
 from hftl.progress import Progress
@@ -44,7 +43,7 @@ class SplitFeatures:
     Attributes:
         split: the rows and labels, without those that could not be decoded.
         digests: the rows' names, uint8 (n, 16).
-        columns: the stored features of the rows, in order.
+        columns: the stored features of the rows, in order; empty where they were left in the store.
     """
 
     split: Split
@@ -105,6 +104,7 @@ def features_of(
     *,
     on_bad_row: str = "error",
     quiet: bool = False,
+    gather: bool = True,
 ) -> StoredFeatures:
     """The features of every row of every split, computed where missing; each process computes its share.
 
@@ -117,6 +117,7 @@ def features_of(
             poolings of the first, for the rows that are computed anyway.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
         quiet: print no progress.
+        gather: read the features into memory; else they are left in the store, for `StoredMatrix`.
 
     Raises:
         BadRowError: a row cannot be decoded and ``on_bad_row`` is ``"error"``.
@@ -154,13 +155,14 @@ def features_of(
     parts = [spaces[part] for part in views[0].parts]
     bad += [undecodable[row] for row in sorted(undecodable)]
     splits = _without_all(splits, undecodable)
+    columns = None if gather else ["truncated"]
     try:
-        _gather(parts, splits)
+        _gather(parts, splits, columns)
     except MissingRowsError:
         # A shard proved damaged only now and was set aside, or somebody cleared the space: its rows are computed
         # again, once.
         recomputed = computed_by_all(share)[0]
-        _gather(parts, splits)
+        _gather(parts, splits, columns)
     if process.rank == 0:
         for each in (spaces | beside).values():
             if each.info is not None:
@@ -221,41 +223,16 @@ def joined_id(spaces: Sequence[Space]) -> str:
     return "+".join(space.id for space in spaces)
 
 
-def gathered(spaces: Sequence[Space], digests: Digests) -> Columns:
-    """The columns of rows; of several spaces their vectors behind each other.
+def gathered(spaces: Sequence[Space], digests: Digests, only: Sequence[str] | None = None) -> Columns:
+    """The columns of rows, or some of them; of several spaces their vectors behind each other.
 
     Raises:
         MissingRowsError: rows are not stored.
     """
-    columns: list[Columns] = [space.gather(digests) for space in spaces]
-    if len(columns) == 1:
+    columns: list[Columns] = [space.gather(digests, only) for space in spaces]
+    if len(columns) == 1 or "features" not in columns[0]:
         return columns[0]
     return columns[0] | {"features": torch.cat([each["features"] for each in columns], dim=1)}
-
-
-def matrix_of(features: StoredFeatures, data: Data) -> Features:
-    """All splits' features as one matrix, with labels and row names; of sentences with a line for each word.
-
-    Raises:
-        RecipeError: rows have features of different lengths.
-    """
-    cut = features.content.cut
-    kept = [name for name in cut.kept() if name not in cut.tokens]
-    parts = features.splits
-    lines = {name: [len(row) if cut.words else 1 for row in part.split.labels] for name, part in parts.items()}
-    columns = {name: line_columns(part.columns, cut) for name, part in parts.items()}
-    return Features(
-        matrix=torch.cat([flatten_columns(columns[name], kept) for name in parts]).numpy(),
-        labels=np.concatenate([data.task.by_line(part.split.labels) for part in parts.values()]),
-        label_names=data.label_names,
-        row_names=[
-            part.split.inputs.name(row)
-            for name, part in parts.items()
-            for row, count in enumerate(lines[name])
-            for _ in range(count)
-        ],
-        split=np.repeat(np.array(list(parts)), [sum(each) for each in lines.values()]),
-    )
 
 
 def line_columns(columns: Mapping[str, Any], cut: Cut) -> Mapping[str, Any]:
@@ -302,9 +279,9 @@ def computed_by_all(share: Callable[[], ExtractReport]) -> tuple[int, dict[int, 
     return sum(report["computed"] for report in reports), bad
 
 
-def _gather(spaces: Sequence[Space], splits: Sequence[SplitFeatures]) -> None:
+def _gather(spaces: Sequence[Space], splits: Sequence[SplitFeatures], only: Sequence[str] | None) -> None:
     for features in splits:
-        features.columns = gathered(spaces, features.digests)
+        features.columns = gathered(spaces, features.digests, only)
 
 
 def _digested(split: Split, index: StatIndex, on_bad_row: str) -> tuple[SplitFeatures, list[BadRowError]]:

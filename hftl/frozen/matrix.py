@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,21 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from hftl.data import Labels
 from hftl.errors import DataError, RecipeError
+from hftl.frozen.formats import BLOCK_BYTES, About, write_blocks
 from hftl.wording import did_you_mean, plural
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMATS = (".parquet", ".safetensors", ".npy")
-PARQUET_ROWS = 65_536
+
+NO_MATRIX = 'this backbone\'s head reads every token, which is no matrix; ask for --pooling mean (pooling="mean")'
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -90,54 +87,17 @@ class Features:
             path: its name ends in ``.parquet``, ``.safetensors`` or ``.npy``.
 
         Returns:
-            The files written.
+            The files written, each of them whole and on the disk.
 
         Raises:
-            RecipeError: the file name says no known format.
+            RecipeError: the file name says no known format, or that format has no room for so many names.
+            HftlError: the file cannot be written.
         """
-        path = Path(path).expanduser()
-        check_format(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".parquet":
-            self._write_parquet(path)
-            return [path]
-        facts = {"rows": self.row_names, "splits": self.split.tolist(), "label_names": self.label_names}
-        if path.suffix == ".safetensors":
-            metadata = {name: json.dumps(value) for name, value in facts.items()}
-            save_file({"features": self.matrix, "labels": self.labels}, path, metadata)
-            return [path]
-        beside = path.with_suffix(".json")
-        np.save(path, self.matrix)
-        beside.write_text(json.dumps({"labels": self.labels.tolist(), **facts}) + "\n", encoding="utf-8")
-        return [path, beside]
-
-    def _write_parquet(self, path: Path) -> None:
-        kind = pa.list_(pa.float32(), self.matrix.shape[1])
-        label = pa.int64() if self.labels.ndim == 1 else pa.list_(pa.float32())
-        schema = pa.schema(
-            [("row", pa.string()), ("split", pa.string()), ("label", label), ("features", kind)],
-            metadata={"label_names": json.dumps(self.label_names)},
-        )
-        with pq.ParquetWriter(path, schema) as writer:
-            for start in range(0, len(self), PARQUET_ROWS):
-                part = slice(start, start + PARQUET_ROWS)
-                columns = [
-                    pa.array(self.row_names[part]),
-                    pa.array(self.split[part].tolist(), pa.string()),
-                    pa.array(self.labels[part].tolist(), label),
-                    pa.FixedSizeListArray.from_arrays(pa.array(self.matrix[part].reshape(-1)), type=kind),
-                ]
-                writer.write_table(pa.table(columns, schema=schema))
-
-
-def check_format(path: Path) -> None:
-    """Refuse a file name that says no known format.
-
-    Raises:
-        RecipeError: its ending is none of .parquet, .safetensors and .npy.
-    """
-    if path.suffix not in FORMATS:
-        raise RecipeError(f"cannot write features as {path.name!r}; its name ends in one of {', '.join(FORMATS)}")
+        about = About(self.labels, self.label_names, self.row_names, self.split)
+        width = self.matrix.shape[1]
+        step = max(1, BLOCK_BYTES // (4 * max(width, 1)))
+        blocks = (self.matrix[start : start + step] for start in range(0, len(self), step))
+        return write_blocks(Path(path).expanduser(), about, width, blocks)
 
 
 def flatten_columns(columns: Mapping[str, object], features: Sequence[str]) -> Tensor:
@@ -150,8 +110,6 @@ def flatten_columns(columns: Mapping[str, object], features: Sequence[str]) -> T
     for name in features:
         value = columns[name]
         if not isinstance(value, Tensor):
-            raise RecipeError(
-                'this backbone\'s head reads every token, which is no matrix; ask for --pooling mean (pooling="mean")'
-            )
+            raise RecipeError(NO_MATRIX)
         parts.append(value.reshape(len(value), math.prod(value.shape[1:])).float())
     return torch.cat(parts, 1)

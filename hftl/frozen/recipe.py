@@ -132,11 +132,29 @@ def stored_features(
     on_bad_row: str,
     quiet: bool,
     listed: str = "",
+    gather: bool = True,
 ) -> StoredFeatures:
-    """The features of all rows, computed where they are missing; ``listed`` is the file that will list bad rows."""
+    """The features of all rows, computed where they are missing, as `features_of` gives them.
+
+    Args:
+        spec: the backbone as it is registered.
+        target: the backbone.
+        data: the rows.
+        views: what is kept of each row.
+        say: where what it took is said.
+        on_bad_row: as of `features_of`.
+        quiet: as of `features_of`.
+        listed: the file that will list bad rows.
+        gather: as of `features_of`.
+    """
     store = FeatureStore(cache_root())
-    features = features_of(store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet)
+    features = features_of(store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet, gather=gather)
     print_features(say, features.counts)
+    for folder in (path for space in features.spaces for path in space.passed_over):
+        say.print(
+            f"          {folder} is of a format that this hftl does not read: it computed apart, in another folder; "
+            "update hftl to use it"
+        )
     if features.content.equal_lengths:
         say.print(
             "          padding changes this model's numbers: rows ran, and are to be run, in batches of equal length"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def render(template: str, **facts: Any) -> str:
         template: its name; it extends ``page.html.jinja``.
         facts: what it tells. Text in it is escaped, and shown as the filter ``shown`` has it.
     """
+    environment = _environment()
+    style, script = (_part(environment, name) for name in ("page.css", "page.js"))
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_allowed(style)}'; script-src '{_allowed(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return environment.get_template(template).render(style=Markup(style), script=Markup(script), policy=policy, **facts)
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("hftl.report", "template"),
         undefined=StrictUndefined,
@@ -65,12 +77,7 @@ def render(template: str, **facts: Any) -> str:
         "share": share,
         "code": code,
     }
-    style, script = (_part(environment, name) for name in ("page.css", "page.js"))
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{_allowed(style)}'; script-src '{_allowed(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    return environment.get_template(template).render(style=Markup(style), script=Markup(script), policy=policy, **facts)
+    return environment
 
 
 def decimals(value: float | None, digits: int = 4) -> str:

@@ -19,8 +19,26 @@ from hftl.store.shard import ColumnSpec
 T = TypeVar("T")
 
 FORMAT = 1
+"""Of space.json and of the shards beside it: raised for a change that would mislead who reads the format before it.
+Fields may be added without that, since a reader passes over those that it does not know."""
 LARGEST = 64 << 20
 """No description is larger, the longest graph of a cut model included: a file that is was not written by hftl."""
+
+
+class OtherFormatError(StoreError):
+    """A space is whole, and of a format that this hftl does not read.
+
+    Attributes:
+        path: its space.json.
+        format: what that says.
+    """
+
+    def __init__(self, path: Path, version: object) -> None:
+        super().__init__(
+            f"{path} has format {version}, this hftl knows {FORMAT}: update hftl or set another HFTL_CACHE folder"
+        )
+        self.path = path
+        self.format = version
 
 
 def _now() -> str:
@@ -74,7 +92,7 @@ class Description:
         Raises:
             FileNotFoundError, NotADirectoryError: nothing stands there.
             OSError: it cannot be read.
-            StoreError: it is whole, and of another version of the format.
+            OtherFormatError: it is whole, and of a format that this hftl does not read.
         """
         try:
             return cls._parse(read_bounded(path, LARGEST), path)
@@ -98,17 +116,26 @@ class Description:
             return None
         if version == FORMAT:
             return None
-        raise StoreError(
-            f"{path} has format {version}, this hftl knows {FORMAT}: update hftl or set another HFTL_CACHE folder"
-        )
+        raise OtherFormatError(path, version)
 
     @classmethod
     def read(cls, path: Path) -> Description | None:
-        """`load` for those who only look: None also where it is missing, cannot be read or is of another version."""
+        """`load` for those who only look: None also where it is missing, cannot be read or is of another format."""
         try:
             return cls.load(path)
-        except (OSError, StoreError):
+        except (OSError, OtherFormatError):
             return None
+
+
+def other_format(path: Path) -> str | None:
+    """What format the space.json at ``path`` has, where this hftl does not read it; else None."""
+    try:
+        Description.load(path)
+    except OtherFormatError as error:
+        return str(error.format)
+    except OSError:
+        pass
+    return None
 
 
 def _column_spec(spec: Mapping[str, Any]) -> ColumnSpec:

@@ -30,6 +30,8 @@ DIGESTS = "digests"
 LENGTHS = ".lengths"
 _BLOCK = 1 << 20
 _LARGEST_HEADER = 1 << 26
+LARGEST_METADATA = 100_000_000
+"""Bytes of a header that the safetensors library still reads."""
 _FORMAT = "hftl-features-1"
 
 # name -> (safetensors' code, how numpy holds it; bfloat16 has no numpy type and travels as its bits)
@@ -122,17 +124,27 @@ def encode(shard: Shard, specs: Mapping[str, ColumnSpec], space: str, nonce: str
             arrays.append((name, code, column))
     arrays.append((DIGESTS, "U8", shard.digests))
     arrays.sort(key=lambda item: -item[2].dtype.itemsize)  # the widest first, so that every array is aligned
-    header: dict[str, object] = {"__metadata__": {"format": _FORMAT, "space": space, "nonce": nonce}}
-    parts: list[memoryview] = []
+    described = [(name, code, array.shape, array.nbytes) for name, code, array in arrays]
+    header = file_header(described, {"format": _FORMAT, "space": space, "nonce": nonce})
+    parts = [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for _, _, array in arrays]
+    return [memoryview(header), *parts]
+
+
+def file_header(arrays: Sequence[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str]) -> bytes:
+    """What a safetensors file begins with, its length included.
+
+    Args:
+        arrays: each array's name, safetensors' code of its type, shape and bytes, in the order in which they follow.
+        metadata: texts by name.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
     at = 0
-    for name, code, array in arrays:
-        array = np.ascontiguousarray(array)
-        header[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
-        at += array.nbytes
-        parts.append(array.reshape(-1).view(np.uint8).data)
+    for name, code, shape, size in arrays:
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
-    return [memoryview(len(text).to_bytes(8, "little") + text), *parts]
+    return len(text).to_bytes(8, "little") + text
 
 
 def file_name(parts: Sequence[memoryview]) -> str:

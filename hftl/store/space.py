@@ -100,6 +100,7 @@ class Space:
         identity: everything that can change a number in the space.
         info: what `create` recorded, None while the space is new.
         columns: the columns that `create` recorded, empty while the space is new.
+        passed_over: folders of the same space in formats that this hftl does not read; they stay as they are.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, JSON], label: str, files: FileCalls, mode: int) -> None:
@@ -109,6 +110,7 @@ class Space:
         self.label = label
         self.info: dict[str, Any] | None = None
         self.columns: dict[str, ColumnSpec] = {}
+        self.passed_over: list[Path] = []
         self._files = files
         self._mode = mode
         # Threads share the index; the lock is reentrant because a read that misses refreshes it.
@@ -217,11 +219,12 @@ class Space:
             self.write_shard(part)
         self.touch()
 
-    def gather(self, digests: Digests) -> dict[str, torch.Tensor | Ragged]:
+    def gather(self, digests: Digests, only: Sequence[str] | None = None) -> dict[str, torch.Tensor | Ragged]:
         """Read n rows in the order asked; a digest may be asked for more than once.
 
         Args:
             digests: uint8 (n, 16).
+            only: the columns to read; all of them where it is None.
 
         Returns:
             For each column a tensor (n, *shape), or `Ragged`, on the CPU.
@@ -229,20 +232,22 @@ class Space:
         Raises:
             MissingRowsError: rows are not stored, or their shard turned out to be damaged and was set aside.
         """
-        return {name: to_torch(column, self.columns[name]) for name, column in self.gather_arrays(digests).items()}
+        arrays = self.gather_arrays(digests, only)
+        return {name: to_torch(column, self.columns[name]) for name, column in arrays.items()}
 
-    def gather_arrays(self, digests: Digests) -> dict[str, Column]:
+    def gather_arrays(self, digests: Digests, only: Sequence[str] | None = None) -> dict[str, Column]:
         """`gather` without torch: numpy arrays in their storage types (bfloat16 as its bits, uint16)."""
         digests = _as_digests(digests)
         if self.info is None:
             self._load()
         self.touch()
+        columns = self.columns if only is None else {name: self.columns[name] for name in only}
         with self._lock:
             # Another process may merge or clear shards while they are read: their rows are looked up again then.
             for _ in range(_RELISTS):
                 shard, row = self._find(digests)
                 try:
-                    return rows_from_shards(self._read_numbered, shard, row, self.columns)
+                    return rows_from_shards(self._read_numbered, shard, row, columns)
                 except ShardGoneError:
                     self._refresh()
         raise StoreError(f"{self.path} keeps changing while it is read; run again when nothing else cleans it up")

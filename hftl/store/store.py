@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hftl.errors import StoreError
 from hftl.store.compaction import compact
-from hftl.store.description import Description
+from hftl.store.description import FORMAT, Description, OtherFormatError, other_format
 from hftl.store.files import (
     FILE_CALLS,
     FileCalls,
@@ -90,17 +90,28 @@ class FeatureStore:
     def space(self, identity: Mapping[str, JSON], label: str) -> Space:
         """Open the space of ``identity``, which need not exist yet; it is created by `Space.create`.
 
+        Where a newer hftl keeps it in a format that this one does not read, it has a second folder beside that one.
+
         Args:
             identity: everything that can change a feature.
             label: a name for people, such as the model's id; part of the folder's name, not of the identity.
 
         Raises:
-            StoreError: the space cannot be read, or was written by a newer version.
+            StoreError: the space cannot be read.
         """
         digits = space_id(identity)[:16]
         existing = [path for path in self._space_folders() if path.name.endswith(f"-{digits}")]
-        path = existing[0] if existing else self._folder / f"{_slug(label)}-{digits}"
-        space = Space(path, identity, label, self._files, mode_of(self.root))
+        plain, apart = (self._folder / f"{_slug(label)}{part}-{digits}" for part in ("", f"-format{FORMAT}"))
+        passed_over: list[Path] = []
+        for path in existing or [plain]:
+            try:
+                space = Space(path, identity, label, self._files, mode_of(self.root))
+                break
+            except OtherFormatError:
+                passed_over.append(path)
+        else:
+            space = Space(apart, identity, label, self._files, mode_of(self.root))
+        space.passed_over = passed_over
         space.touch()
         return space
 
@@ -156,7 +167,9 @@ class FeatureStore:
 
     def _merge(self, path: Path, source: Space | None) -> MergeReport:
         if source is None:
-            return MergeReport(path.name, 0, refused="its space.json is damaged or of another version")
+            other = other_format(path / "space.json")
+            why = f"it has format {other}, which this hftl does not read" if other else "its space.json is damaged"
+            return MergeReport(path.name, 0, refused=why)
         space = self.space(source.identity, source.label)
         try:
             rows, damaged = merge(space, source)
@@ -254,7 +267,7 @@ class FeatureStore:
         """Move a space.json that is damaged, not merely missing or of another format; the next run writes it."""
         try:
             damaged = Description.load(path) is None
-        except (OSError, StoreError):
+        except (OSError, OtherFormatError):
             return False
         if damaged:
             set_aside(path, self._files, mode_of(self.root))

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hftl.store.description import Description
+from hftl.store.description import Description, other_format
 from hftl.store.lease import in_use
 from hftl.store.shard import SUFFIX, header_rows
 
@@ -35,6 +35,7 @@ class SpaceSummary:
         quarantined: number of files in quarantine.
         last_used: seconds since the epoch.
         in_use: whether a live process has it open.
+        unread: the format of its space.json, where this hftl does not read that; rows and damage are not known then.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class SpaceSummary:
     quarantined: int
     last_used: float
     in_use: bool
+    unread: str | None = None
 
     @property
     def commit(self) -> str | None:
@@ -148,6 +150,7 @@ def summarise(path: Path) -> SpaceSummary:
         quarantined=len(_names(path / "quarantine")),
         last_used=_last_used(path),
         in_use=in_use(path),
+        unread=other_format(path / "space.json") if description is None else None,
     )
 
 

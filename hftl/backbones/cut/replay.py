@@ -21,6 +21,9 @@ class Replay:
         self.model = model
         self.cut = cut
         self.frontier = frontier
+        # Looking for tensors that stand under two names in each batch costs more than a small head's own work.
+        tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+        self.is_tied = len({id(tensor) for _, tensor in tensors}) < len(tensors)
         # A structure that was written with treespec_dumps names only registered classes; loading one imports nothing.
         self.structures = [treespec_loads(call.structure) for call in cut.calls]
 
@@ -37,7 +40,8 @@ class Replay:
         if parameters is None:
             logits: Tensor = self.model(**inputs).logits
         else:
-            logits = torch.func.functional_call(self.model, dict(parameters), (), inputs).logits
+            tied = self.is_tied
+            logits = torch.func.functional_call(self.model, dict(parameters), (), inputs, tie_weights=tied).logits
         return logits[:, 0] if self.cut.words else logits
 
     def _padded(self, kept: Mapping[str, Any]) -> tuple[dict[str, Tensor], int, int]:

@@ -1,0 +1,103 @@
+"""The features of all splits as one matrix, in memory or a block at a time out of the store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hftl.backbones.cut.cut import Cut
+from hftl.data import Data
+from hftl.errors import RecipeError
+from hftl.frozen.features import StoredFeatures, gathered, line_columns
+from hftl.frozen.formats import BLOCK_BYTES, About, Block, write_blocks
+from hftl.frozen.matrix import NO_MATRIX, Features, flatten_columns
+
+
+@dataclass(frozen=True)
+class StoredMatrix:
+    """All splits' features as one matrix that stays in the store, to be read a block at a time.
+
+    Attributes:
+        features: where they are.
+        about: what the lines are.
+    """
+
+    features: StoredFeatures
+    about: About
+
+    @classmethod
+    def of(cls, features: StoredFeatures, data: Data) -> StoredMatrix:
+        """The matrix of some data's features."""
+        return cls(features, _about_lines(features, data))
+
+    @property
+    def width(self) -> int | None:
+        """How many numbers a line has; None where rows have features of different lengths."""
+        cut = self.features.content.cut
+        shapes = [shape for name, (_, shape) in cut.kept().items() if name not in cut.tokens]
+        shapes = [shape[1:] for shape in shapes] if cut.words else shapes
+        sizes = [math.prod(shape) for shape in shapes]
+        return None if any(-1 in shape for shape in shapes) else sum(sizes)
+
+    def blocks(self) -> Iterator[Block]:
+        """The matrix (n, d) from top to bottom, in parts of about `BLOCK_BYTES`.
+
+        Raises:
+            RecipeError: rows have features of different lengths.
+            MissingRowsError: rows are not in the store any more.
+        """
+        parts = self.features.splits.values()
+        rows = sum(len(part.digests) for part in parts)
+        line_bytes = 4 * (self.width or 1) * len(self.about) // max(rows, 1)
+        step = max(1, BLOCK_BYTES // max(line_bytes, 1))
+        for part in parts:
+            for start in range(0, len(part.digests), step):
+                columns = gathered(self.features.spaces, part.digests[start : start + step])
+                yield _as_matrix(columns, self.features.content.cut).numpy()
+
+    def in_memory(self) -> Features:
+        """All of it at once.
+
+        Raises:
+            RecipeError: rows have features of different lengths.
+            MissingRowsError: rows are not in the store any more.
+        """
+        spaces, cut = self.features.spaces, self.features.content.cut
+        parts = [_as_matrix(gathered(spaces, part.digests), cut) for part in self.features.splits.values()]
+        about = self.about
+        return Features(torch.cat(parts).numpy(), about.labels, about.label_names, list(about.row_names), about.split)
+
+    def write(self, path: Path) -> list[Path]:
+        """Write it to a file; as `hftl.Features.write`, with a block in memory at a time."""
+        if self.width is None:
+            raise RecipeError(NO_MATRIX)
+        return write_blocks(path, self.about, self.width, self.blocks())
+
+
+def _about_lines(features: StoredFeatures, data: Data) -> About:
+    """What the lines of all splits are: rows, or words of sentences."""
+    words, parts = features.content.cut.words, features.splits
+    lines = {name: [len(row) if words else 1 for row in part.split.labels] for name, part in parts.items()}
+    return About(
+        labels=np.concatenate([data.task.by_line(part.split.labels) for part in parts.values()]),
+        label_names=data.label_names,
+        row_names=[
+            part.split.inputs.name(row)
+            for name, part in parts.items()
+            for row, count in enumerate(lines[name])
+            for _ in range(count)
+        ],
+        split=np.repeat(np.array(list(parts)), [sum(each) for each in lines.values()]),
+    )
+
+
+def _as_matrix(columns: Mapping[str, Any], cut: Cut) -> torch.Tensor:
+    """The columns of rows as a matrix, with a line for each word where the cut keeps words."""
+    kept = [name for name in cut.kept() if name not in cut.tokens]
+    return flatten_columns(line_columns(columns, cut), kept)
