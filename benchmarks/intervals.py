@@ -138,7 +138,7 @@ def cv() -> None:
 
 
 def _drawn(task: Task, rows: int, width: int, groups_of: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-    fresh = 20_000
+    fresh = 20_000 // groups_of * groups_of
     means = 0.5 * torch.randn(3, width, generator=generator) * (20 / width) ** 0.5
     groups = None if groups_of == 1 else torch.arange(rows) // groups_of
     parts = []

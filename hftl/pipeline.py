@@ -38,7 +38,7 @@ from hftl.finetune.resume import settings
 from hftl.finetune.rows import without_bad_rows
 from hftl.finished import Run
 from hftl.frozen.features import StoredFeatures, taken
-from hftl.frozen.head import train_folds, train_head
+from hftl.frozen.head import folds_share, train_folds, train_head
 from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of
 from hftl.hub.client import staying_offline
 from hftl.measured import measure
@@ -295,6 +295,15 @@ def crossed_run(
     """Every training row scored by models that have not seen it, and a word on what that takes."""
     cost = "" if isinstance(recipe.method, Head) else f" of {recipe.method.epochs} epochs (--method head takes seconds)"
     say.print(f"cv        {plan}: {plan.trainings} trainings{cost}, then one on all {len(data.train):,} rows")
+    method = recipe.method
+    if (
+        isinstance(method, Head)
+        and method.folds != Head().folds
+        and features is not None
+        and data.validation is None
+        and folds_share(method, features, data, plan.folds)
+    ):
+        say.print(f"          strengths are chosen on the other folds, that of what is exported on {method.folds}")
     criterion = chooses(recipe, data.task)
     how: dict[str, Any] = {"criterion": criterion, "seed": recipe.seed, "quiet": say.quiet}
     return cross_validated(plan, data, features, train, together, **how)

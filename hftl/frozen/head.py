@@ -32,7 +32,7 @@ from hftl.export.model import Dense, export_model, export_pooled, fold
 from hftl.export.trained import Exported, Trained, not_kept
 from hftl.frozen.features import SplitFeatures, StoredFeatures, line_columns
 from hftl.heads import baselines, fit_linear, fit_linear_folds, fit_mlp, fit_native, mlp_logits
-from hftl.heads.nested import LEAST_FOLDS
+from hftl.heads.nested import FOLDS_THAT_SHARE
 from hftl.heads.precision import device_with_float64
 from hftl.methods import F1, Aim, Head
 from hftl.store.values import Ragged, by_row
@@ -40,6 +40,8 @@ from hftl.store.values import Ragged, by_row
 EVALUATION_ROWS = 1024
 # Of a network's outputs, which fine-tuning goes on with.
 LEAST_DEVIATION = 1e-6
+# Of the matrices that hold each head's own scales.
+MOST_SCALES_BYTES = 2 << 30
 # Of which one is held out, where a head has no exact solution.
 FOLDS_OF_A_SEARCH = 5
 
@@ -109,20 +111,32 @@ def train_folds(
         tolerance: as of `train_head`.
 
     Returns:
-        What each says of its fold, and cannot be exported; None where folds cannot share their heads: these are not
-        exact and of classes, folds are few, or weights depend on which rows there are.
+        What each says of its fold, and cannot be exported; None where folds do not share heads (`folds_share`).
 
     Raises:
         ConvergenceError: there is no finite solution.
         UserError: an option does not fit the data.
     """
+    if not folds_share(method, features, data, int(dealt.max()) + 1):
+        return None
     judge = criterion if criterion and criterion.is_stated else None
     job = _Job(method, target, features, data, seed, device_with_float64(device), aim, judge, tolerance)
-    weights, task = method.class_weight, data.task
-    exact = not method.hidden and features.content.cut.kind != "replay"
-    if not exact or not task.has_classes or task.of_words or dealt.max() + 1 < LEAST_FOLDS:
-        return None
-    return None if weights == "balanced" or (weights and min(weights) <= 0) else job.folds(torch.from_numpy(dealt))
+    return job.folds(torch.from_numpy(dealt))
+
+
+def folds_share(method: Head, features: StoredFeatures, data: Data, folds: int) -> bool:
+    """Whether a head without two folds serves both (`hftl.heads.nested`).
+
+    It is exact and of classes, folds are neither few nor many, weights do not depend on which rows there are, and what
+    each head's own scales take fits into memory.
+    """
+    cut, weights = features.content.cut, method.class_weight
+    if method.hidden or cut.kind == "replay" or not data.task.has_classes or folds not in FOLDS_THAT_SHARE:
+        return False
+    if weights is not None and (isinstance(weights, str) or min(weights) <= 0):
+        return False
+    width: int = line_columns(features.splits["train"].columns, cut)["features"].shape[1]
+    return folds * (folds - 1) // 2 * width**2 * 4 <= MOST_SCALES_BYTES
 
 
 @dataclass(frozen=True)

@@ -164,8 +164,8 @@ def fit_linear_folds(
     Args:
         features: (n, dim) floating point, on the device where to compute.
         labels: as for `fit_linear`, of a task that has classes.
-        dealt: (n,) int64, the fold of each row, from 0 to `LEAST_FOLDS` - 1 at least; -1 of rows that all are trained
-            on.
+        dealt: (n,) int64, the fold of each row, from 0, as many as `FOLDS_THAT_SHARE` says; -1 of rows that all are
+            trained on.
         task: what the labels mean.
         num_labels: classes or labels.
         strengths: as of `fit_linear`.

@@ -28,8 +28,9 @@ from hftl.heads.objective import NO_FOLD, FoldRows
 from hftl.heads.panel import HeldOut, Panel
 from hftl.heads.path import HeadStack, chosen_from, judged_logits, solve, walk
 
-# Without two of fewer folds too few rows are left to choose on, or none.
-LEAST_FOLDS = 5
+# Without two of fewer folds too few rows are left to choose on, or none; of more there are more pairs than five folds
+# of each would have.
+FOLDS_THAT_SHARE = range(5, 11)
 # A feature that does not vary where a head is trained is scaled down by so much, which is as good as absent.
 _ABSENT = 1e-3
 

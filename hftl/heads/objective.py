@@ -25,6 +25,8 @@ EVERY_ROW = -2  # "held out" by a head that trains on all rows
 _BLOCK_LOGITS = {"cpu": 1 << 18}
 _BLOCK_LOGITS_ELSEWHERE = 1 << 25
 _BLOCK_ROWS = (256, 8192)  # at least, at most
+# How far an entry of the tilt may be from the identity's before curvatures are computed in a head's own coordinates.
+_NEARLY = 0.25
 _LANES = 16  # float32 numbers of a vector register: matrix products are fastest in multiples of it
 # Transformed features stay on the device up to this size. Beyond it they would crowd out the features themselves.
 RESIDENT_BYTES = 8 << 30
@@ -202,17 +204,32 @@ class Objective:
         """The diagonal of the Hessian (k, size) of all problems at ``theta`` (k, size)."""
         diagonal = torch.zeros_like(theta.view(len(theta), -1, self.outputs))
         problems = torch.arange(len(theta), device=theta.device)
+        # Where scales differ much between heads, what is nearly diagonal in one's coordinates is not so in another's.
+        far = {problem: torch.zeros_like(diagonal[0, :-1]) for problem in self._tilted_far()}
         for block, members, logits in self._logits(theta, problems):
             probabilities = logits.softmax(-1) if self.loss == "softmax" else logits.sigmoid()
             variance = probabilities * (1 - probabilities) * block.weights[:, None, :]
             product = matmul(variance.flatten(1).T, block.features.square())
             diagonal[members] += product.view(len(members), self.outputs, -1).transpose(1, 2).double()
+            for place, problem in enumerate(members.tolist()):
+                if problem in far and self.tilt is not None:
+                    own = matmul(block.features[:, :-1], self.tilt[problem]).square()
+                    far[problem] += matmul(variance[:, place].T, own).T.double()
         if self.tilt is not None:
             # As if the Hessian were diagonal in the coordinates of the rows, which it nearly is.
             diagonal[:, :-1] = torch.bmm(self.tilt.square().transpose(1, 2), diagonal[:, :-1].float()).double()
+        for problem, own in far.items():
+            diagonal[problem, :-1] = own
         diagonal /= self.total[:, None, None]
         diagonal[:, :-1] += self.penalty[:, None, None]
         return diagonal.flatten(1)
+
+    def _tilted_far(self) -> list[int]:
+        """Problems whose own coordinates are far from those of the rows."""
+        if self.tilt is None:
+            return []
+        identity = torch.eye(self.tilt.shape[1], device=self.tilt.device)
+        return [p for p, tilt in enumerate(self.tilt) if float((tilt - identity).abs().amax()) > _NEARLY]
 
     def in_coordinates(self, theta: Tensor, problems: Tensor | None = None) -> Tensor:
         """Heads (k, size) of all or some problems, in the coordinates of the rows: (k, rank + 1, outputs) float32."""
