@@ -148,6 +148,7 @@ def test_a_run_without_a_test_split_reports_what_rows_were_scored_by_models_that
         assert high - low > alone.high - alone.low
     # A run that is done again is scored as it was.
     said = cli.ok("run", tmp_path / "run", "--no-report", "--out", tmp_path / "again")
+    assert "3x2, as the run that is done again had it (--cv none draws a test split)" in said
     assert "3 folds, dealt 2 times" in said
     assert metrics(tmp_path / "again")["eval"] == found["eval"]
     assert (

@@ -23,6 +23,7 @@ from hftl.cli.questions import (
     asked_recipe,
 )
 from hftl.errors import HftlError, Interrupted, RecipeError
+from hftl.wording import printable
 
 
 def run(
@@ -88,6 +89,8 @@ def run(
     find(asked.recipe.backbone)
     if asked.reference is None and out is None and not quiet and is_first_process():
         say(f"recipe    none is named: the flags say what to do, and the run goes to runs/{asked.name}/")
+    if cv is None and (cv := cv_of_run(asked.reference)) and not quiet and is_first_process():
+        say(f"cv        {printable(cv)}, as the run that is done again had it (--cv none draws a test split)")
     how: dict[str, Any] = {
         "name": asked.name,
         "out": out,
@@ -98,7 +101,7 @@ def run(
         "resume": resume,
         "track": track or [],
         "report": report,
-        "cv": cv or cv_of_run(asked.reference),
+        "cv": cv,
     }
     try:
         if seeds is not None:
