@@ -11,7 +11,7 @@ from hftl.backbones.sentence import POOLINGS
 from hftl.data import Data
 from hftl.errors import RecipeError
 from hftl.frozen.matrix import Features
-from hftl.frozen.recipe import inputs_of, probe_of, stored_features, view_of
+from hftl.frozen.recipe import inputs_of, probe_of, stored_features, view_of, views_of
 from hftl.frozen.shares import Share, StoredRows, stored_rows
 from hftl.frozen.stored_matrix import StoredMatrix
 from hftl.frozen.view import View
@@ -89,8 +89,19 @@ def stored_matrix(
                 data = share.of_data(data)
                 say.print(f"part      {part}: {sum(data.sizes().values()):,} of these rows")
         check_beside(target.backbone, data, probe.pooling, also)
-        views = [View.of(target.backbone, each, probe.mixed_precision) for each in (probe.pooling, *also)]
-        stored = stored_features(spec, target, data, views, say, on_bad_row=on_bad_row, quiet=quiet, gather=False)
+        asked = (probe.pooling, *also)
+        views = [View.of(target.backbone, each, probe.mixed_precision, probe.storage) for each in asked]
+        stored = stored_features(
+            spec,
+            target,
+            data,
+            views,
+            say,
+            on_bad_row=on_bad_row,
+            quiet=quiet,
+            gather=False,
+            augmented=views_of(recipe),
+        )
     return StoredMatrix.of(stored, data)
 
 
@@ -142,7 +153,10 @@ def missing_features(
     share = Share.parse(part) if part else None
     recipe = _pooled_by(recipe, pooling)
     with quiet_libraries(), staying_offline(offline):
-        spec, target, data = inputs_of(recipe, Terminal(quiet=quiet), BackboneOptions(recipe.max_length, offline))
+        say = Terminal(quiet=quiet)
+        spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline))
+        if views_of(recipe):
+            say.print("views     left out: counted are pictures as they are")
         view = view_of(recipe, target.backbone)
         return stored_rows(FeatureStore(cache_root()), spec, target, share.of_data(data) if share else data, view)
 

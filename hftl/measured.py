@@ -16,8 +16,8 @@ from hftl.data import Data
 from hftl.export.trained import Trained
 from hftl.frozen.features import StoredFeatures
 from hftl.frozen.outside import logit_scores, neighbour_distance, scope_report, told_apart
-from hftl.frozen.recipe import chooses
-from hftl.methods import Head
+from hftl.frozen.recipe import chooses, views_of
+from hftl.methods import PROMPT, Head
 from hftl.metric_functions import add_own_metrics
 from hftl.metrics import evaluate_predictions
 from hftl.plugins.registry import add_metrics
@@ -65,7 +65,8 @@ def measure(
         trained.report["baseline_intervals"] = {name: [each.low, each.high] for name, each in shares.items()}
     if task.of_words:
         trained.report["baselines"] = {"lexicon": lexicon_f1(data)}
-    unseen = known_zero_shot(target, features.splits["test"], data) if features else None
+    digests = features.splits["test"].digests if features else None
+    unseen = known_zero_shot(target, data, digests, prompts_of_start(recipe))
     if unseen is not None:
         trained.report["baselines"]["zero_shot"] = unseen
     thresholds: Any = trained.report.get("thresholds")
@@ -87,8 +88,11 @@ def measure(
         task, names, test.labels, scores, data.label_names, thresholds, abstain_below=below, groups=named
     )
     counts: dict[str, Any] = {**features.counts, "space": features.id} if features else {**NO_FEATURES}
+    counts |= foreign_of(features) if features else {}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True
+    if features and features.rounding:
+        counts["rounding"] = features.rounding
     criterion = chooses(recipe, task)
     chosen_by = {"metric": criterion.name, "greater_is_better": criterion.greater_is_better}
     sections: dict[str, Any] = {trained.section: trained.report}
@@ -110,6 +114,7 @@ def measure(
             crossed.write(folder.path, task, data.label_names)
     rows = {name: count for name, count in data.sizes().items() if name != "test" or not by_folds}
     return Metrics(
+        test_views=measured_views(recipe, trained, data),
         out_of_scope=measured_scope(recipe, trained, features),
         eval=values,
         features=counts,
@@ -157,6 +162,28 @@ def by_functions(
         numbers = [value for values in each if (value := values.get(name)) is not None]
         found[name] = float(np.mean(numbers)) if len(numbers) == len(each) else None
     return found
+
+
+def measured_views(recipe: Recipe, trained: Trained, data: Data) -> dict[str, Any] | None:
+    """Metrics of the mean probabilities of several views of each test picture; None where there is only one."""
+    views = views_of(recipe)
+    if trained.by_views is None or views is None:
+        return None
+    logits, thresholds = trained.by_views.numpy(), trained.report.get("thresholds")
+    values = evaluate_predictions(data.task, logits, data.test.labels, data.label_names, thresholds)
+    told = {name: value for name, value in values.items() if isinstance(value, float)}
+    return {"views": views.test, "augmentation": str(views.augmentation), "eval": told}
+
+
+def prompts_of_start(recipe: Recipe) -> list[str] | None:
+    """What fine-tuning starts from, where it starts from what a text tower says of the labels."""
+    method = recipe.method
+    return None if isinstance(method, Head) or method.init != "zero-shot" else method.prompts or [PROMPT]
+
+
+def foreign_of(features: StoredFeatures) -> dict[str, Any]:
+    """``foreign``: of each foreign space its ``origin``, ``commit``, ``space``, the ``rows`` read and ``checked``."""
+    return {"foreign": [each.as_json() for each in features.trusted]} if features.trusted else {}
 
 
 def measured_scope(recipe: Recipe, trained: Trained, features: StoredFeatures | None) -> dict[str, Any] | None:

@@ -12,6 +12,8 @@ from typing_extensions import Self
 PROMPT = "a photo of a {label}"
 Pooling = Literal["native", "mean", "cls", "cls+mean", "last", "pooler", "projection"]
 CacheBlocks = Literal["auto", "always", "never"]
+# Of numbers in the store.
+Storage = Literal["float32", "bf16", "fp16"]
 # Of frozen weights.
 Bits = Literal["8bit", "4bit"]
 
@@ -63,12 +65,21 @@ class Head(Options):
         rule: ``"best"`` mean, or ``"one_se"`` for the strongest within one standard error of it.
         class_weight: ``"balanced"``, or one weight for each class in the order of the label names.
         calibrate: scale the logits by a temperature fitted on held-out rows.
-        mixed_precision: of the frozen part's forward pass; features are stored in float32 in any case. With ``"bf16"``
+        mixed_precision: of the frozen part's forward pass, whatever ``storage`` is. With ``"bf16"``
             or ``"fp16"`` a text backbone's weights are read in it, which halves memory, and exported in it, the head in
             float32; other backbones, and those that label words, compute under autocast and are exported in float32.
             Either way the exported model agrees with the run to that precision only, and the run says how far it does.
         quantize: read the linear layers of a text backbone in ``"8bit"`` or ``"4bit"`` through bitsandbytes. The export
             is quantised too, and needs that library.
+        storage: of features on the disk; ``"bf16"`` and ``"fp16"`` take half the bytes and round each number, by 0.4 %
+            and 0.05 % at most; values that fp16 cannot hold are refused. The run says how far the exported model, which
+            computes without that rounding, is from what the features gave.
+        views: seeded views of each training picture that the head is solved on, each weighing its share of the picture,
+            the first being the picture as it is; 1 for that alone. Whatever chooses or judges sees plain pictures.
+        test_views: views of each test picture whose mean probabilities ``metrics.json`` has a line on; 1 for none.
+        flip: mirror views at random.
+        crop: smallest share of a picture's area that the random crop of a view keeps; None for no cropping.
+        trivial_augment: change a view by one random operation of random strength (Müller & Hutter 2021).
     """
 
     name: Literal["head"] = "head"
@@ -81,6 +92,12 @@ class Head(Options):
     calibrate: bool = True
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     quantize: Bits | None = None
+    storage: Storage = "float32"
+    views: int = Field(default=1, ge=1, le=1000)
+    test_views: int = Field(default=1, ge=1, le=1000)
+    flip: bool = False
+    crop: float | None = Field(default=None, gt=0, le=1)
+    trivial_augment: bool = False
 
     @field_validator("strengths")
     @classmethod
@@ -93,6 +110,20 @@ class Head(Options):
     def _hidden_layer_has_a_place(self) -> Self:
         if self.hidden and self.pooling not in ("mean", "cls"):
             raise ValueError("hidden goes with pooling='mean' or 'cls': the model's own class has no hidden layer")
+        return self
+
+    @property
+    def has_views(self) -> bool:
+        """Whether it asks for more than pictures as they are."""
+        return self.views > 1 or self.test_views > 1
+
+    @model_validator(mode="after")
+    def _views_differ(self) -> Self:
+        changes = self.flip or self.crop is not None or self.trivial_augment
+        if self.has_views and not changes:
+            raise ValueError("views differ by what changes them: add flip, crop or trivial_augment")
+        if changes and not self.has_views:
+            raise ValueError("flip, crop and trivial_augment change views beyond the plain picture: add views=8")
         return self
 
 
@@ -205,6 +236,11 @@ class LoRA(FineTune):
         from_block: the first block with updates, counted from 0, those below it being frozen; negative counts from the
             end: -2 updates the last two. None updates all.
         cache_blocks: with ``from_block``, as of `Partial`.
+        storage: with ``from_block``, as of `Partial`.
+        views: with ``from_block``, as of `Partial`.
+        quantize: read the linear layers of a text backbone in ``"8bit"`` or ``"4bit"`` through bitsandbytes. To train
+            updates of them (QLoRA, Dettmers et al. 2023) takes a CUDA GPU; ``mixed_precision`` is then that of the
+            frozen weights too, and the merged export has what they stand for, in that precision.
     """
 
     name: Literal["lora"] = "lora"
@@ -218,6 +254,34 @@ class LoRA(FineTune):
     lora: dict[str, Any] = Field(default_factory=dict)
     from_block: int | None = None
     cache_blocks: CacheBlocks = "auto"
+    storage: Storage = "float32"
+    views: int | None = Field(default=None, ge=2, le=1000)
+    quantize: Bits | None = None
+
+    @model_validator(mode="after")
+    def _something_is_stored(self) -> Self:
+        for field in ("storage", "views"):
+            if getattr(self, field) not in ("float32", None) and self.from_block is None:
+                raise ValueError(f"{field} is of what frozen blocks return, and none are frozen: add from_block")
+        _check_stored(self)
+        return self
+
+    @model_validator(mode="after")
+    def _quantized_weights_stay(self) -> Self:
+        if self.quantize and self.pissa:
+            raise ValueError("pissa moves the frozen weights, and quantize rounds them: leave out one of them")
+        if self.quantize and self.from_block is not None:
+            raise ValueError("quantize goes with updates of all blocks: leave out from_block")
+        if self.quantize and self.pooling != "native":
+            raise ValueError("quantize goes with pooling='native': the class that trains is transformers' own")
+        return self
+
+    @property
+    def probe(self) -> Head:
+        """As for every method; of quantised weights on the features that these give."""
+        if self.quantize is None:
+            return super().probe
+        return super().probe.model_copy(update={"quantize": self.quantize, "mixed_precision": self.mixed_precision})
 
 
 class Partial(FineTune):
@@ -228,11 +292,32 @@ class Partial(FineTune):
         cache_blocks: whether what the frozen blocks return is kept in the store and read in every epoch, so that they
             run once for each row: ``"auto"`` where that saves time and the disk has room, ``"always"`` wherever it can
             be done, or ``"never"``.
+        storage: of what is kept: ``"float32"`` as it is computed; ``"bf16"`` and ``"fp16"`` take half the bytes. Where
+            it was computed in 32 bits that rounds it, so that training differs from that without a store, and the run
+            says by how much.
+        views: how many seeded views there are of each training picture, the first being the picture as it is: each
+            epoch sees one of them, drawn by the seed, and what the frozen blocks return of each can be kept; None to
+            change pictures anew in every epoch.
     """
 
     name: Literal["partial"] = "partial"
     freeze: int = -2
     cache_blocks: CacheBlocks = "auto"
+    storage: Storage = "float32"
+    views: int | None = Field(default=None, ge=2, le=1000)
+
+    @model_validator(mode="after")
+    def _something_is_stored(self) -> Self:
+        _check_stored(self)
+        return self
+
+
+def _check_stored(method: LoRA | Partial) -> None:
+    """See that what is asked of frozen blocks in the store can be."""
+    if method.storage != "float32" and method.cache_blocks == "never":
+        raise ValueError("storage is of what the store keeps, and cache_blocks='never' keeps nothing: leave one out")
+    if method.views and not (method.flip or method.crop is not None or method.trivial_augment):
+        raise ValueError("views differ by what changes them: add flip, crop or trivial_augment")
 
 
 Method = Annotated[Head | Full | LoRA | Partial, Field(discriminator="name")]

@@ -39,9 +39,9 @@ from hftl.finetune.rows import without_bad_rows
 from hftl.finished import Run
 from hftl.frozen.features import StoredFeatures, taken
 from hftl.frozen.head import folds_share, train_folds, train_head
-from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of
+from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of, views_of
 from hftl.hub.client import staying_offline
-from hftl.measured import measure
+from hftl.measured import foreign_of, measure
 from hftl.methods import PROMPT, Head
 from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
@@ -77,6 +77,7 @@ def run(
     track: Sequence[str] = (),
     report: bool = True,
     cv: str | None = None,
+    trust_features: Sequence[str] = (),
 ) -> Run | None:
     """Do what a recipe says.
 
@@ -97,6 +98,8 @@ def run(
         cv: score the training rows by cross-validation, ``"5x3"`` for 5 folds that are dealt 3 times; what is exported
             is trained on all of them. Where the data bring no test split none is drawn. None for what the run had that
             is done again, where one is; ``"none"`` for no cross-validation.
+        trust_features: origins of foreign spaces, as `hftl cache pull` names them, whose rows are used instead of
+            computed ones, once a random sample of them was computed here and agrees.
 
     Returns:
         The finished run; None on every process but the main one.
@@ -111,6 +114,8 @@ def run(
     recipe, own_name = as_recipe(recipe)
     name = name or own_name
     plan = planned(cv, recipe) if cv and cv != "none" else None
+    if trust_features and not needs_features(recipe):
+        raise RecipeError("--trust-features: fine-tuning with this init starts from no features: leave it out")
     main = start_processes().is_main_process
     say = Terminal(quiet=quiet or not main)
     with quiet_libraries(), staying_offline(offline), ExitStack() as held:
@@ -132,15 +137,17 @@ def run(
         if folder:
             held.callback(folder.release)
         record = record_of(name, recipe, spec, target.backbone, data, criterion, cv=cv if plan else None)
+        record = record.model_copy(update={"trust_features": list(trust_features)})
         if folder:
             folder.write_record(record)
         features, bad = None, []
         if needs_features(recipe):
-            features = starting_features(recipe, spec, target, data, say, on_bad_row=on_bad_row, quiet=quiet)
+            how: dict[str, Any] = {"on_bad_row": on_bad_row, "quiet": quiet, "trust": trust_features}
+            features = starting_features(recipe, spec, target, data, say, **how)
         if features:
             data, bad = features.readable(data), features.bad
             if folder:
-                folder.log("features", **features.counts, space=features.id)
+                folder.log("features", **features.counts, space=features.id, **foreign_of(features))
         elif on_bad_row == "skip":
             data, bad = without_bad_rows(target.backbone, data)
             print_bad_rows(say, bad, SKIPPED)
@@ -269,6 +276,8 @@ def planned(cv: str, recipe: Recipe) -> Plan:
                 f"--cv scores folds, each by a model of its own, and {field} is measured of the one that is exported: "
                 "leave out one of them"
             )
+    if isinstance(recipe.method, Head) and recipe.method.test_views > 1:
+        raise RecipeError("--cv scores folds by pictures as they are: leave out --test-views")
     if recipe.time is not None:
         raise RecipeError(
             "--cv deals rows at random, and time wants the past trained on and the future tested: leave out one of them"
@@ -394,6 +403,7 @@ def starting_features(
     *,
     on_bad_row: str,
     quiet: bool,
+    trust: Sequence[str] = (),
 ) -> StoredFeatures | None:
     """The features that the head is solved on; None where fine-tuning has to do without, which is said.
 
@@ -410,6 +420,8 @@ def starting_features(
             on_bad_row=on_bad_row,
             quiet=quiet,
             listed=SKIPPED,
+            augmented=views_of(recipe),
+            trust=trust,
         )
     except CutError as error:
         if isinstance(recipe.method, Head):
@@ -522,9 +534,15 @@ def _log_of_training(log: Callable[..., None], event: str, **values: Any) -> Non
 
 def evidence_of(recipe: Recipe, features: StoredFeatures | None, data: Data, trained: Trained) -> Evidence:
     """What an export is compared with before it is called a result."""
-    equal_lengths = features.content.equal_lengths if features else None
     return Evidence(
-        data.test, data.task, trained.logits, recipe.method.mixed_precision, equal_lengths, PartialState().device
+        data.test,
+        data.task,
+        trained.logits,
+        recipe.method.mixed_precision,
+        features.content.equal_lengths if features else None,
+        PartialState().device,
+        trained.storage,
+        trained.slack,
     )
 
 

@@ -24,7 +24,7 @@ from hftl.metrics import evaluate_predictions
 from hftl.progress import Progress
 from hftl.results import Result, Results
 from hftl.runs.console import quiet_libraries
-from hftl.scoring import score_rows
+from hftl.scoring import Scored, augmentation_of, score_rows, scored_by_views
 from hftl.store.store import FeatureStore, cache_root
 from hftl.tasks import Task
 from hftl.terminal import Terminal
@@ -88,6 +88,7 @@ class Model:
         input_columns: Sequence[str] | None = None,
         top_k: int | None = None,
         on_bad_row: str = "error",
+        views: int = 1,
     ) -> Result | list[Result] | Iterator[Result]:
         """Label and score of rows.
 
@@ -101,6 +102,8 @@ class Model:
             top_k: say only the so many highest scores, under ``top``.
             on_bad_row: ``"error"`` raises at a row that cannot be read; ``"skip"`` gives it the label None and an
                 ``error``.
+            views: of each picture, the first as it is and the others changed as pictures were in the run's training:
+                scores are then the mean of their probabilities (of a regression, of its numbers).
 
         Returns:
             For one row a dict, for many a list of them, for an iterator an iterator: ``input``, ``label`` (a list of
@@ -118,7 +121,7 @@ class Model:
         reader = InputReader(self.loaded, input_columns)
 
         def said(given: Iterable[InputRow]) -> Iterator[Result]:
-            return answers(self.loaded, given, results, on_bad_row)
+            return answers(self.loaded, given, results, on_bad_row, views)
 
         if isinstance(rows, Iterator):
             return said(reader.values(rows))
@@ -190,7 +193,9 @@ class Model:
         return values
 
 
-def answers(model: LoadedModel, rows: Iterable[InputRow], results: Results, on_bad_row: str) -> Iterator[Result]:
+def answers(
+    model: LoadedModel, rows: Iterable[InputRow], results: Results, on_bad_row: str, views: int = 1
+) -> Iterator[Result]:
     """What is said of rows that stream by, in their order.
 
     Args:
@@ -198,18 +203,22 @@ def answers(model: LoadedModel, rows: Iterable[InputRow], results: Results, on_b
         rows: taken from a few windows ahead of the answers.
         results: how it is said.
         on_bad_row: ``"error"`` or ``"skip"``, as in `Model.predict`.
+        views: of each picture, as in `Model.predict`.
 
     Raises:
         BadRowError: a row cannot be read; all rows before it are answered.
-        UserError: ``on_bad_row`` is neither.
+        UserError: ``on_bad_row`` is neither, or there are no views.
     """
     if on_bad_row not in ("error", "skip"):
         raise UserError(f"on_bad_row: expected 'error' or 'skip', got {on_bad_row!r}")
-    return _answers(model, rows, results, stops=on_bad_row == "error")
+    if views < 1:
+        raise UserError(f"views: expected 1 or more, got {views}")
+    scored = score_rows(model, rows) if views == 1 else scored_by_views(model, rows, views, augmentation_of(model))
+    return _answers(scored, results, stops=on_bad_row == "error")
 
 
-def _answers(model: LoadedModel, rows: Iterable[InputRow], results: Results, *, stops: bool) -> Iterator[Result]:
-    for part in score_rows(model, rows):
+def _answers(scored: Iterable[Scored], results: Results, *, stops: bool) -> Iterator[Result]:
+    for part in scored:
         for number, result in enumerate(results.of_rows(part)):
             if stops and number in part.bad:
                 raise BadRowError(part.rows[number].name, part.bad[number].why)

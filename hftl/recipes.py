@@ -391,7 +391,8 @@ def changed(made: Recipe, changes: Mapping[str, Any]) -> Recipe:
         key, _, entry = key.partition(".")
         if key not in model.model_fields:
             if name in field_names():
-                raise RecipeError(f"the method {method!r} has no field {key!r}; choose another with --method")
+                having = " and ".join(other for other in METHODS if key in METHODS[other].model_fields)
+                raise RecipeError(f"the method {method!r} has no field {key!r}, {having} have; choose with --method")
             raise RecipeError(f"no field {name!r}{_close_field(name)}")
         if entry:
             # One entry of a field that is a mapping, such as method.lora.target_modules.

@@ -6,7 +6,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ from torch import Tensor
 
 from hftl.ahead import ahead
 from hftl.backbones.protocol import Encoded
-from hftl.errors import BackboneError, BadRowError, HftlError
+from hftl.data.augment import Augmentation
+from hftl.errors import BackboneError, BadRowError, HftlError, UserError
 from hftl.export.loaded import LoadedModel
+from hftl.frozen.augmented import view_of_picture
 from hftl.frozen.budget import Ramp, ramp_for, remember, within_budget
 from hftl.frozen.extract import DECODED_AHEAD, device_name
 from hftl.inputs.rows import InputRow
+from hftl.store.digests import digest_bytes
 from hftl.store.store import cache_root
 
 # Texts are sorted by length in windows: the first small ones answer soon, the later large ones waste little on padding.
@@ -71,6 +74,67 @@ def score_rows(model: LoadedModel, rows: Iterable[InputRow]) -> Iterator[Scored]
         if window.ended is not None:
             raise window.ended
     forward.remember()
+
+
+def scored_by_views(
+    model: LoadedModel, rows: Iterable[InputRow], count: int, augmentation: Augmentation
+) -> Iterator[Scored]:
+    """Logits whose scores are the mean of those of several views of each picture; as `score_rows`.
+
+    Args:
+        model: who is asked.
+        rows: pictures.
+        count: views of each, the first being the picture as it is.
+        augmentation: what changes the others.
+    """
+    waiting: list[tuple[InputRow, Tensor, BadRowError | None]] = []
+    views = (_view_of(row, number, augmentation) for row in rows for number in range(count))
+    for part in score_rows(model, views):
+        errors = (part.bad.get(place) for place in range(len(part.rows)))
+        waiting += zip(part.rows, part.logits, errors, strict=True)
+        # Batches end anywhere among the views of a row.
+        whole = len(waiting) // count
+        of_rows = [waiting[row * count : (row + 1) * count] for row in range(whole)]
+        waiting = waiting[whole * count :]
+        if of_rows:
+            yield _one_answer(model, of_rows)
+
+
+def _one_answer(model: LoadedModel, of_rows: list[list[tuple[InputRow, Tensor, BadRowError | None]]]) -> Scored:
+    """The views of each row as one answer; a row with a bad view is bad."""
+    by_number = torch.stack([torch.stack([logits for _, logits, _ in views]) for views in of_rows]).transpose(0, 1)
+    found = [next((error for _, _, error in views if error), None) for views in of_rows]
+    bad = {row: error for row, error in enumerate(found) if error}
+    return Scored([views[0][0] for views in of_rows], model.task.averaged(by_number), bad, [1] * len(of_rows))
+
+
+def _view_of(row: InputRow, number: int, augmentation: Augmentation) -> InputRow:
+    def read() -> bytes:
+        content: bytes = row.read()
+        return view_of_picture(content, row.name, digest_bytes(content), number, augmentation)
+
+    return replace(row, read=read)
+
+
+def augmentation_of(model: LoadedModel) -> Augmentation:
+    """What changed pictures when a model was trained, which views of pictures to predict repeat.
+
+    Raises:
+        UserError: nothing did, or nobody knows.
+    """
+    reads = model.backbone.modality
+    if reads != "image":
+        raise UserError(f"views are of pictures, and {model.backbone.name} reads {reads}s: leave views out")
+    if model.record is None:
+        raise UserError("views repeat what changed pictures in training, which only a run's folder tells: give that")
+    told = model.record.method
+    changes = Augmentation(bool(told.get("flip")), told.get("crop"), bool(told.get("trivial_augment")))
+    if not changes:
+        raise UserError(
+            "views repeat what changed pictures in training, and nothing did: train with --flip, --crop or "
+            "--trivial-augment (a head with --views too), or leave views out"
+        )
+    return changes
 
 
 class _Forward:

@@ -155,6 +155,21 @@ class Task(str, Enum):
         )
         return apply()
 
+    def averaged(self, logits: Tensor) -> Tensor:
+        """Logits (k, n, C) of k views of each row as logits (n, C) whose scores are the mean of the views' scores."""
+        logits = logits.double()
+
+        def of_classes() -> Tensor:
+            return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
+
+        mean: Callable[[], Tensor] = self.case(
+            single_label=of_classes,
+            multi_label=lambda: logits.sigmoid().mean(0).logit(eps=1e-15),
+            regression=lambda: logits.mean(0),
+            token_labels=of_classes,
+        )
+        return mean().float()
+
     def predicted(
         self, scores: np.ndarray, names: Sequence[str], thresholds: Sequence[float] | None = None
     ) -> list[Any]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
@@ -115,3 +117,52 @@ def execute(source: str, *names: str) -> list[Any]:
         exec(source, variables)
     assert not any(module == "hftl" or module.startswith("hftl.") for module in sys.modules)
     return [variables[name] for name in names]
+
+
+def cache_push(root: Path, space: str, target: str) -> dict[str, Any]:
+    from hftl.store.store import FeatureStore
+    from hftl.travel.push import push_space
+
+    done = push_space(FeatureStore(root), space, target)
+    return {"url": done.url, "commit": done.commit, "notes": done.notes, "changed": done.changed}
+
+
+def cache_pull(root: Path, source: str) -> dict[str, Any]:
+    from hftl.store.store import FeatureStore
+    from hftl.travel.pull import pull_space
+
+    done = pull_space(FeatureStore(root), source)
+    return {"origin": str(done.origin), "fetched": done.fetched, "removed": done.removed, "refused": done.refused}
+
+
+def killed_at(event: str, number: int, function: Callable[..., Any], *arguments: Any) -> bool:
+    """Call in a child that is killed at the n-th ``"request"`` before it goes, or ``"response"`` once it came.
+
+    Whether there were so many; elsewhere the call ended well.
+    """
+    from huggingface_hub import get_session
+
+    import hftl.travel.pull
+    import hftl.travel.push  # noqa: F401  # in the parent, so that each child has it
+
+    child = os.fork()
+    if not child:
+        seen = 0
+
+        def kill(_: Any) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        hooks = get_session().event_hooks
+        get_session().event_hooks = {**hooks, event: [*hooks.get(event, []), kill]}
+        try:
+            function(*arguments)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -signal.SIGKILL), status
+    return status != 0

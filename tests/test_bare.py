@@ -168,6 +168,17 @@ def test_what_cannot_be_pooled_is_refused(cli: Cli, tmp_path: Path) -> None:
         assert BareImageBackbone(local_source(folder)).pooling
 
 
+def test_a_base_model_that_returns_nothing_without_a_decoders_inputs_is_refused(cli: Cli, tmp_path: Path) -> None:
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": tiny.TEXT_VOCABULARY}
+    AutoModel.from_config(CONFIG_MAPPING["pegasus"](**sizes)).save_pretrained(tmp_path / "pegasus")
+    tiny.tokenizer().save_pretrained(tmp_path / "pegasus")
+    recipe = write_recipe(tmp_path, tmp_path / "pegasus", runs.write_texts(tmp_path / "texts.csv", 20))
+    refused = cli.refused("run", recipe)
+    assert "returns nothing that can be pooled to one vector a text" in refused
+    assert refused.endswith("take another backbone")
+
+
 # A text encoder without a classification class.
 BARE_TEXT = {**tiny.WIDE, "vocab_size": tiny.TEXT_VOCABULARY, "max_position_embeddings": 64, "pad_token_id": 0}
 

@@ -167,6 +167,20 @@ def test_a_hostile_name_is_nothing_but_text_wherever_it_stands(name: str) -> Non
         assert row[1] in (printable(name), "other")
 
 
+@pytest.mark.parametrize(("bits", "loads"), [("8bit", "load_in_8bit=True"), ("4bit", "load_in_4bit=True")])
+def test_an_adapter_of_quantised_weights_is_put_on_weights_that_are_quantised_alike(bits: str, loads: str) -> None:
+    told = made(["a", "b"])
+    told["recipe"]["method"] = {"name": "lora", "quantize": bits, "mixed_precision": "bf16"}
+    told["backbone"]["pipeline_tag"] = "text-classification"
+    use = code(ModelCard(card(told, measured(["a", "b"]), "peft")).text)[0]
+    assert ast.parse(use)
+    assert {loads, 'dtype="bfloat16"', "quantization_config=quantized"} <= set(re.findall(r"[^\s(,]+(?=[,)])", use))
+    # Merged into weights of so few bits, the updates would be rounded to them.
+    assert "merge" not in use
+    told["recipe"]["method"]["quantize"] = None
+    assert "quantiz" not in code(ModelCard(card(told, measured(["a", "b"]), "peft")).text)[0]
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_name_in_code_is_a_string(name: str) -> None:
     hostile = made([name, "other"], name=name)

@@ -20,7 +20,7 @@ from hftl.errors import CutError
 from hftl.plugins.spec import BackboneOptions
 
 LINEAR = {
-    *("bert", "falcon", "gpt2", "llama", "qwen3"),
+    *("bert", "falcon", "gpt2", "llama", "qwen3", "gemma", "gemma3_text", "mistral"),
     *("vit", "deit", "dinov2", "beit", "swin", "convnext", "resnet", "mobilenet_v2", "mobilevit", "efficientnet"),
     *("clip", "siglip"),
 }

@@ -22,13 +22,14 @@ from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_wi
 
 from hftl.backbones.blocks import find_depths
 from hftl.backbones.protocol import Encoded
+from hftl.data.augment import OPERATIONS, Augmentation, crop_box
 from hftl.errors import BackboneError, DataError, RecipeError, UserError
-from hftl.finetune.augment import OPERATIONS, Augmentation, Mix, Mixing, crop_box, mixed, stream
 from hftl.finetune.ema import Ema
 from hftl.finetune.engine import spread_by_block
 from hftl.finetune.evaluate import logits_of
 from hftl.finetune.groups import freeze_below, frozen_blocks, parameter_groups, set_modes
 from hftl.finetune.losses import Loss
+from hftl.finetune.mixing import Mix, Mixing, mixed, stream
 from hftl.finetune.rows import Encoder, TrainRows
 from hftl.finetune.schedule import lr_factor
 from hftl.methods import Partial

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,19 @@ import runs
 import tiny
 import torch
 from finetune import small
+from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoTokenizer
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 
+import hftl
 from hftl import Head, Recipe, features
 from hftl.backbones.protocol import Target
 from hftl.backbones.vision import ImageBackbone
@@ -174,6 +184,66 @@ def test_weights_spread_over_all_gpus_are_trained_resumed_and_exported(
     for name, value in alone.items():
         # AdamW moves a weight by up to lr each step, whatever the size of its gradient.
         torch.testing.assert_close(whole[name], value, rtol=0, atol=1e-3 if precision == "no" else 3e-2)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not here")
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+@pytest.mark.filterwarnings("ignore")
+def test_lora_on_quantised_weights_learns_and_its_exports_are_loaded_without_hftl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: str, precision: Any
+) -> None:
+    # bitsandbytes wants multiples of 64.
+    monkeypatch.setitem(tiny.TEXT, "llama", tiny.TEXT["llama"] | {"hidden_size": 64, "intermediate_size": 128})
+    base = tiny.save_causal("llama", tmp_path / "base")
+    data = runs.write_texts(tmp_path / "data.csv", 90)
+    method = LoRA(epochs=3, lr=3e-3, batch_size=8, quantize=bits, mixed_precision=precision)  # type: ignore[arg-type]
+    out = tmp_path / "run"
+    assert hftl.run(Recipe(backbone=str(base), data=str(data), method=method), out=out, quiet=True)
+    told = runs.metrics(out)["finetune"]
+    losses = [epoch["train_loss"] for epoch in told["epochs"]]
+    assert losses[-1] < losses[1]
+    whole = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    assert told["parameters"]["all"] > sum(p.numel() for p in whole.parameters())
+    assert told["parameters"]["trained"] < told["parameters"]["all"] / 2
+
+    table = runs.predictions(out)
+    lines = [line.rsplit(",", 1)[0] for line in data.read_text().splitlines()[1:]]
+    texts = [lines[int(row.rpartition(" ")[2]) - 1] for row in table["row"]]
+    scores, dtype = torch.tensor(table["scores"]), torch.bfloat16 if precision == "bf16" else torch.float32
+    asked = {
+        "8bit": BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0, llm_int8_skip_modules=["score"]),
+        "4bit": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=["score"],
+        ),
+    }[bits]
+    quantised = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=3, pad_token_id=2, dtype=dtype, quantization_config=asked
+    )
+    tolerance = 0.05 if bits == "8bit" or precision == "bf16" else 2e-3
+    adapted = PeftModel.from_pretrained(quantised, str(out / "adapter"))
+    assert float((plain_scores(adapted, out / "adapter", texts) - scores).abs().max()) < tolerance
+    shown = runs.card_example(out / "adapter", {'"base"': repr(str(base)), '"some text"': repr(texts)})
+    labels = [each["label"] for each in shown["classify"](texts)]
+    assert [a == b for a, b in zip(labels, table["prediction"], strict=True)].count(False) <= 1
+    if (out / "model").exists():
+        merged = AutoModelForSequenceClassification.from_pretrained(out / "model")
+        assert "quantization_config" not in merged.config.to_dict()
+        assert merged.dtype == dtype
+        assert float((plain_scores(merged.cuda(), out / "model", texts) - scores).abs().max()) < tolerance
+    else:
+        # Products of 8 bits round what goes into them too, which merged weights do not.
+        assert (bits, precision) == ("8bit", "no")
+
+
+def plain_scores(model: Any, folder: Path, texts: list[str]) -> torch.Tensor:
+    inputs = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt").to("cuda")
+    with torch.no_grad():
+        logits: torch.Tensor = model.eval()(**inputs).logits
+    return logits.float().softmax(-1).cpu()
 
 
 def python(*arguments: Any) -> str:

@@ -6,7 +6,6 @@ import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from runs import Cli, metrics, predictions
 from safetensors import safe_open
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import hftl
@@ -40,30 +38,6 @@ TEXTS = "text,label\n" + "".join(
     ]
     * 4
 )
-
-
-def causal(
-    name: str, folder: Path, *, dtype: torch.dtype = torch.float32, shard: str = "20KB", **of_tokenizer: Any
-) -> Path:
-    """A causal checkpoint in shards, its lm_head tied, and a tokenizer that has no padding token and adds no end."""
-    torch.manual_seed(0)
-    config = tiny.config(name)
-    config.pad_token_id, config.tie_word_embeddings = None, True
-    model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(5)
-    model.to(dtype).save_pretrained(folder, max_shard_size=shard)
-    tokenizer = tiny.tokenizer()
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A", pair="[CLS] $A $B", special_tokens=[("[CLS]", 1)]
-    )
-    tokenizer.save_pretrained(folder)
-    stated = json.loads((folder / "tokenizer_config.json").read_text())
-    kept = {key: value for key, value in (stated | {"pad_token": None} | of_tokenizer).items() if value is not None}
-    (folder / "tokenizer_config.json").write_text(json.dumps(kept))
-    return folder
 
 
 @pytest.fixture
@@ -95,11 +69,11 @@ def plain_scores(folder: str, texts: list[str]) -> np.ndarray:
         return model(**inputs).logits.float().softmax(-1).numpy()
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gemma", "gemma3_text", "mistral"])
 def test_a_causal_checkpoint_without_a_padding_token_becomes_a_classifier_that_anybody_loads(
     cli: Cli, here: Path, name: str
 ) -> None:
-    causal(name, here / name)
+    tiny.save_causal(name, here / name)
     said = cli.ok(*run_on(name), "--pooling", "last", "--out", "run")
     kind = json.loads(Path("run/model/config.json").read_text())["architectures"][0]
     assert kind.endswith("ForSequenceClassification")
@@ -118,10 +92,29 @@ def test_a_causal_checkpoint_without_a_padding_token_becomes_a_classifier_that_a
     assert np.allclose(scored_rows("native")[1], scores, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["gemma", "gemma3_text", "mistral"])
+def test_the_mean_over_the_tokens_of_a_causal_model_is_what_sentence_transformers_classifies(
+    cli: Cli, here: Path, name: str
+) -> None:
+    tiny.save_causal(name, here / name)
+    cli.ok(*run_on(name), "--pooling", "mean", "--out", "run")
+    texts, scores = scored_rows("run")
+    logits = SentenceTransformer("run/model").encode(texts, convert_to_tensor=True)
+    assert np.abs(logits.softmax(-1).cpu().numpy() - scores).max() < 1e-4
+    # Against the base model as it was published, text by text, and the head alone.
+    head = load_file("run/model/2_Dense/model.safetensors")
+    body = AutoModelForCausalLM.from_pretrained(name).base_model.eval()
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    with torch.no_grad():
+        means = [body(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0) for text in texts]
+    expected = torch.stack(means) @ head["linear.weight"].T + head["linear.bias"]
+    assert np.abs(expected.softmax(-1).numpy() - scores).max() < 1e-4
+
+
 def test_where_a_text_ends_in_the_padding_token_the_last_token_is_not_what_the_class_reads(
     cli: Cli, here: Path
 ) -> None:
-    causal("llama", here / "m", pad_token="[SEP]")
+    tiny.save_causal("llama", here / "m", pad_token="[SEP]")
     tokenizer = tiny.tokenizer()  # ends each text in [SEP]
     tokenizer.pad_token = "[SEP]"
     tokenizer.save_pretrained("m")
@@ -135,8 +128,8 @@ def test_where_a_text_ends_in_the_padding_token_the_last_token_is_not_what_the_c
 
 
 def test_weights_asked_for_in_16_bits_are_exported_in_them_and_the_head_in_32(cli: Cli, here: Path) -> None:
-    causal("llama", here / "half", dtype=torch.bfloat16)
-    causal("llama", here / "whole")
+    tiny.save_causal("llama", here / "half", dtype=torch.bfloat16)
+    tiny.save_causal("llama", here / "whole")
     for name in ("half", "whole"):
         said = cli.ok(*run_on(name), "--mixed-precision", "bf16", "--out", f"r-{name}")
         assert "% of the run's (bf16, weights in it; 10% would be allowed)" in said
@@ -157,7 +150,7 @@ def test_weights_asked_for_in_16_bits_are_exported_in_them_and_the_head_in_32(cl
 
 
 def test_a_proof_computes_in_float32_with_the_weights_of_16_bits(here: Path) -> None:
-    causal("llama", here / "m", dtype=torch.bfloat16)
+    tiny.save_causal("llama", here / "m", dtype=torch.bfloat16)
     half, exact = (AutoModelForSequenceClassification.from_pretrained("m", dtype=d) for d in (torch.bfloat16, None))
     exact.float().score.weight.data = half.score.weight.detach().float()
     inputs = {"input_ids": torch.arange(3, 20)[None]}
@@ -173,7 +166,7 @@ def test_a_proof_computes_in_float32_with_the_weights_of_16_bits(here: Path) -> 
 
 
 def test_how_an_export_is_named_is_found_without_a_second_copy_of_the_weights(here: Path) -> None:
-    backbone = TextBackbone(local_source(causal("llama", here / "m")))
+    backbone = TextBackbone(local_source(tiny.save_causal("llama", here / "m")))
     model, head = backbone.build(backbone.config("single_label", ["a", "b"]))
     rule = find_rule(model, head, backbone.weight_files())
     assert rule is not None
@@ -184,7 +177,7 @@ def test_how_an_export_is_named_is_found_without_a_second_copy_of_the_weights(he
 
 
 def test_tensors_are_read_one_by_one_where_they_are_to_be_converted(here: Path) -> None:
-    files = local_source(causal("llama", here / "m")).weight_files()
+    files = local_source(tiny.save_causal("llama", here / "m")).weight_files()
     assert len(set(files.values())) > 2
     mapped, read = slices(files, torch.float32), slices(files, torch.bfloat16)
     for name, file in files.items():
@@ -195,7 +188,7 @@ def test_tensors_are_read_one_by_one_where_they_are_to_be_converted(here: Path) 
 
 @pytest.mark.parametrize("method", ["lora", "full", "partial"])
 def test_a_causal_class_is_fine_tuned_from_its_last_token(cli: Cli, here: Path, method: str) -> None:
-    causal("llama", here / "m")
+    tiny.save_causal("llama", here / "m")
     few = ["--epochs", "1", "--gradient-checkpointing"]
     if method == "partial":
         few += ["--freeze", "1"]
@@ -216,7 +209,7 @@ def test_a_causal_class_is_fine_tuned_from_its_last_token(cli: Cli, here: Path, 
 )
 def test_a_damaged_checkpoint_is_one_line(cli: Cli, here: Path, fault: str, line: str) -> None:
     none = dict.fromkeys(("eos_token", "unk_token", "pad_token")) if fault == "padding" else {}
-    causal("llama", here / "m", **none)
+    tiny.save_causal("llama", here / "m", **none)
     shard, index = Path("m/model-00002-of-00005.safetensors"), Path("m/model.safetensors.index.json")
     if fault == "gone":
         shard.unlink()
@@ -232,9 +225,38 @@ def test_a_damaged_checkpoint_is_one_line(cli: Cli, here: Path, fault: str, line
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is here")
 def test_quantising_without_its_library_is_one_line(cli: Cli, here: Path) -> None:
-    causal("llama", here / "m")
+    tiny.save_causal("llama", here / "m")
     line = cli.refused(*run_on("m"), "--quantize", "4bit", "--out", "run")
     assert "quantize='4bit' needs bitsandbytes: pip install bitsandbytes" in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_lora_on_quantised_weights_without_a_gpu_is_one_line_that_says_what_to_do(cli: Cli, here: Path) -> None:
+    tiny.save_causal("llama", here / "m")
+    line = cli.refused(*run_on("m"), "--method", "lora", "--quantize", "4bit", "--out", "run")
+    assert "quantize='4bit' with lora needs a CUDA GPU, and this machine has none: leave out quantize" in line
+    assert "--method head" in line
+
+
+@pytest.mark.parametrize("method", ["full", "partial"])
+def test_quantised_weights_do_not_train_themselves(cli: Cli, here: Path, method: str) -> None:
+    tiny.save_causal("llama", here / "m")
+    line = cli.refused(*run_on("m"), "--method", method, "--quantize", "4bit", "--out", "run")
+    assert f"the method '{method}' has no field 'quantize', head and lora have" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--pissa"], "pissa moves the frozen weights, and quantize rounds them: leave out one of them"),
+        (["--from-block", "1"], "quantize goes with updates of all blocks: leave out from_block"),
+        (["--pooling", "mean"], "quantize goes with pooling='native'"),
+    ],
+)
+def test_what_does_not_go_with_lora_on_quantised_weights_is_one_line(
+    cli: Cli, here: Path, flags: list[str], line: str
+) -> None:
+    assert line in cli.refused(*run_on("m"), "--method", "lora", "--quantize", "8bit", *flags, "--out", "run")
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not here")
@@ -245,7 +267,7 @@ def test_a_quantised_backbone_is_exported_as_it_was_asked(
 ) -> None:
     # bitsandbytes wants multiples of 64.
     monkeypatch.setitem(tiny.TEXT, "llama", tiny.TEXT["llama"] | {"hidden_size": 64, "intermediate_size": 128})
-    causal("llama", here / "m")
+    tiny.save_causal("llama", here / "m")
     for precision in ("no", "bf16"):
         run = f"run-{precision}"
         cli.ok(

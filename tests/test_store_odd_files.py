@@ -157,6 +157,9 @@ def places_beside(root: Path) -> list[Path]:
         "digests",
         "digests/files.safetensors",
         "claims",
+        "foreign",
+        "foreign/.trash-00000000-1-00000000",
+        "foreign/stray",
     ]
     return [root / name for name in names]
 
@@ -198,7 +201,8 @@ def test_every_command_ends_well_whatever_stands_beside_the_spaces(root: Path, c
             put(make, place.with_name(f"{place.name}-{make.__name__}"))
         put(make, root / "claims" / make.__name__)
     run_every_command(cli)
-    put(link_to_itself, root / "claims")
+    for name in ("claims", "foreign"):
+        put(link_to_itself, root / name)
     run_every_command(cli)
     strays = {f"stray-{make.__name__}" for make in ODD} - {"stray-empty"}
     assert strays <= {path.name for path in (root / "features").iterdir()}, "what is no space is not removed"
@@ -210,6 +214,7 @@ def test_every_command_ends_well_whatever_stands_in_place_of_all_spaces(
 ):
     use(FeatureStore(root))
     put(make, root / "features")
+    put(make, root / "foreign")
     for command in COMMANDS[::5]:
         assert cli("cache", *command) in (0, 1)
         assert len(cli.err.splitlines()) <= 1

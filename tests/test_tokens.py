@@ -254,6 +254,18 @@ def test_a_word_without_tokens_is_read_as_the_unknown_token(bert: Path):
         backbone.encode([()], ["row 1"])
 
 
+def test_a_word_without_tokens_is_refused_where_no_token_says_unknown(cli: Cli, tmp_path: Path):
+    backbone = tiny.save("bert", tmp_path / "bert")
+    stated = json.loads((backbone / "tokenizer_config.json").read_text())
+    (backbone / "tokenizer_config.json").write_text(json.dumps(stated | {"unk_token": None}))
+    file = tmp_path / "train.jsonl"
+    rows = [ROW, {"tokens": ["the", "\t"], "tags": ["O", "O"]}, *[ROW] * 6]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    line = cli.refused("run", "--backbone", backbone, "--data", file, "--out", tmp_path / "run")
+    assert "train.jsonl row 2: word 2, '\\t', gives no token" in line
+    assert "remove the word and its tag" in line
+
+
 def test_a_batch_of_sentences_gives_what_each_gives_alone(bert: Path):
     backbone = for_words(TextBackbone(local_source(bert)))
     torch.manual_seed(0)

@@ -23,7 +23,9 @@ from runs import Cli, metrics, predictions, write_sentences
 from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
 import hftl
+from hftl.backbones.words import EncodedSentence
 from hftl.data.holdout import hold_out
+from hftl.export.loaded import LoadedModel
 from hftl.heads import fit_linear
 from hftl.report.comparison import compare
 from hftl.report.spans import Fate, judged_entities
@@ -376,6 +378,50 @@ def test_an_onnx_folder_gives_the_models_logits_and_is_asked_as_a_model_is(made:
     assert again["f1"] == pytest.approx(metrics(run)["eval"]["f1"], abs=1e-9)
     left = runs.card_example(folder, {"some text": "the red cat sat"})
     assert len(left["first"]) == 4
+    long = hftl.load(run).predict(long_sentences())
+    assert read_in_windows(folder, tmp_path / "long.jsonl") == [row["tags"] for row in long]
+
+
+def test_an_onnx_file_of_8_bits_says_what_it_costs_and_reads_long_sentences(made: Path, cli: Cli, tmp_path: Path):
+    run, folder = made / "run-bert", tmp_path / "int8"
+    facts = json.loads(cli.ok("export", run, "--onnx", "--int8", "--out", folder, "--json"))
+    assert facts["before"] == pytest.approx(metrics(run)["eval"]["f1"], abs=1e-9)
+    measured = hftl.evaluate(folder, str(made / "data" / "test.jsonl"), quiet=True)
+    assert measured["f1"] == pytest.approx(facts["after"], abs=1e-9)
+    read_in_windows(folder, tmp_path / "long.jsonl")
+
+
+def read_in_windows(folder: Path, data: Path) -> list[list[str]]:
+    """The tags that an ONNX folder gives sentences longer than the 32 tokens that it reads, seen to be the file's own.
+
+    Each word is asked of onnxruntime where it is read, the windows of its sentence being one batch.
+    """
+    import onnxruntime
+
+    sentences = long_sentences()
+    tags = [["B-animal" if word in ("cat", "dog", "bird") else "O" for word in words] for words in sentences]
+    rows = zip(sentences, tags, strict=True)
+    data.write_text("\n".join(json.dumps({"tokens": words, "tags": each}) for words, each in rows))
+    model = LoadedModel.load(folder)
+    said = [row["tags"] for row in hftl.load(folder).predict(sentences)]
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    asked = {each.name for each in session.get_inputs()}
+    for words, tags_said in zip(sentences, said, strict=True):
+        (sentence,) = model.backbone.encode([tuple(words)], ["row"])
+        assert isinstance(sentence, EncodedSentence)
+        assert (len(sentence.windows) > 1) == (len(words) > 30)
+        given = {name: np.array([window[name] for window in sentence.windows]) for name in asked}
+        (logits,) = session.run(["logits"], given)
+        found = [int(logits[window][place].argmax()) for window, place in sentence.words]
+        assert [model.label_names[tag] for tag in found] == tags_said
+    scores = hftl.evaluate(folder, str(data), quiet=True)
+    assert scores["f1"] == pytest.approx(f1_of(tags, said), abs=1e-9)
+    return said
+
+
+def long_sentences() -> list[list[str]]:
+    draw = np.random.default_rng(0)
+    return [draw.choice(tiny.WORDS, length).tolist() for length in (80, 3, 47, 120)]
 
 
 def test_a_run_goes_to_the_hub_and_comes_back_as_what_it_was(made: Path, tmp_path: Path):

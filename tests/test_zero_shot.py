@@ -135,8 +135,11 @@ def test_it_stands_among_the_baselines_of_a_run_that_is_made_afterwards(cli: Cli
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_fine_tuning_starts_from_the_names_of_the_labels(cli: Cli, tmp_path: Path, method: str) -> None:
-    recipe = write_recipe(tmp_path, save("clip", tmp_path / "backbone"), pictures(tmp_path / "data"))
+    recipe = write_recipe(tmp_path, save("siglip", tmp_path / "backbone"), pictures(tmp_path / "data"))
     answer = hftl.zero_shot(recipe, prompts=PROMPTS, quiet=True)
+    # Asked afterwards, and none of the run's business.
+    other = hftl.zero_shot(recipe, prompts=["what ran cat {label} over was who very"], quiet=True)
+    assert other.score.value != answer.score.value
     start = [
         "--pooling",
         "projection",
@@ -152,6 +155,9 @@ def test_fine_tuning_starts_from_the_names_of_the_labels(cli: Cli, tmp_path: Pat
     made = metrics(Path("run"))
     assert made["finetune"]["start"]["accuracy"] == pytest.approx(answer.score.value)
     assert made["eval"]["accuracy"] == pytest.approx(answer.score.value)
+    assert made["finetune"]["baselines"]["zero_shot"] == answer.score.value
+    cli.ok("run", recipe, "--out", "head", "--quiet")
+    assert metrics(Path("head"))["head"]["baselines"]["zero_shot"] == other.score.value
 
 
 def test_what_has_no_text_tower_or_no_place_for_a_label_is_refused(cli: Cli, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     PreTrainedTokenizerFast,
@@ -49,6 +51,9 @@ TEXT: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
     "llama": WIDE | {"num_key_value_heads": 2},
     "qwen3": WIDE | {"num_key_value_heads": 2, "head_dim": 16},
+    "gemma": WIDE | {"num_key_value_heads": 1, "head_dim": 16},
+    "gemma3_text": WIDE | {"num_key_value_heads": 1, "head_dim": 16, "sliding_window": 8},
+    "mistral": WIDE | {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8},
 }
 
 PATCHES = WIDE | {"image_size": 32, "patch_size": 8}
@@ -142,6 +147,30 @@ def save(name: str, folder: Path, *, seed: int = 0, head: bool = False, dtype: t
             getattr(made.config, "vision_config", None), "image_size", 32
         )
         ViTImageProcessorPil(size={"height": size, "width": size}).save_pretrained(folder)
+    return folder
+
+
+def save_causal(
+    name: str, folder: Path, *, dtype: torch.dtype = torch.float32, shard: str = "20KB", **of_tokenizer: Any
+) -> Path:
+    """A causal checkpoint in shards, its lm_head tied, and a tokenizer that has no padding token and adds no end."""
+    torch.manual_seed(0)
+    made = config(name)
+    made.pad_token_id, made.tie_word_embeddings = None, True
+    causal = AutoModelForCausalLM.from_config(made)
+    with torch.no_grad():
+        for parameter in causal.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(5)
+    causal.to(dtype).save_pretrained(folder, max_shard_size=shard)
+    words = tokenizer()
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A", pair="[CLS] $A $B", special_tokens=[("[CLS]", 1)]
+    )
+    words.save_pretrained(folder)
+    stated = json.loads((folder / "tokenizer_config.json").read_text())
+    kept = {key: value for key, value in (stated | {"pad_token": None} | of_tokenizer).items() if value is not None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(kept))
     return folder
 
 

@@ -190,7 +190,8 @@ class Bare(PretrainedBackbone):
         except Exception as error:  # whatever a model's class raises, or lacks, on what its preprocessing gives
             why = one_line(error, 200) if isinstance(error, BackboneError) else named_error(error)[:200]
             raise BackboneError(
-                f"{self.name} returns nothing that can be pooled to one vector a {self.one}: {why}"
+                f"{self.name} returns nothing that can be pooled to one vector a {self.one} ({why}): take another "
+                "backbone"
             ) from error
         pooled = getattr(output, "pooler_output", None)
         of_rows = isinstance(pooled, Tensor) and pooled.dim() == 2

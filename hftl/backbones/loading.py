@@ -74,22 +74,22 @@ def load_backbone(
         backbone.name = spec.name
     if pooling != "native":
         backbone = _pooled(backbone, pooling, trains_body)
-    backbone = in_precision(backbone, precision, quantize)
+    backbone = in_precision(backbone, precision, quantize, trains_body=trains_body)
     return backbone if depth is None else at_depth(backbone, depth)
 
 
-def in_precision(backbone: Backbone, precision: str, quantize: Bits | None) -> Backbone:
+def in_precision(backbone: Backbone, precision: str, quantize: Bits | None, *, trains_body: bool = False) -> Backbone:
     """The backbone with its weights read in fewer bits, where it is one of texts; else as it is.
 
     Raises:
-        BackboneError: it is to be quantised and is none of texts, or the library for it is not here.
+        BackboneError: it is to be quantised and is none of texts, or what that takes is not here.
     """
     from hftl.backbones.precision import DTYPES
     from hftl.backbones.quantized import check_quantizer
     from hftl.backbones.text import TextBackbone
 
     if quantize:
-        check_quantizer(quantize)
+        check_quantizer(quantize, trains_body=trains_body)
         if not isinstance(backbone, TextBackbone):
             raise BackboneError(f"quantize={quantize!r}: {backbone.name} is no model of texts: leave it out")
     return backbone.in_dtype(DTYPES[precision], quantize) if isinstance(backbone, TextBackbone) else backbone

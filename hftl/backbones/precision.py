@@ -90,7 +90,7 @@ def keep_head_float32(model: nn.Module, head: Collection[str], trained: Mapping[
         value = model.get_parameter(name).detach().float()
         if trained and name in trained:
             with safe_open(trained[name], framework="pt") as opened:
-                value = opened.get_tensor(name).float()
+                value = opened.get_tensor(name).float().to(value.device)
         setattr(module, own, nn.Parameter(value))
     for owner in {name.rpartition(".")[0] for name in head}:
         model.get_submodule(owner).register_forward_pre_hook(_widened, with_kwargs=True)

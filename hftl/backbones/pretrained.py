@@ -32,7 +32,7 @@ from hftl.backbones.depth import (
 )
 from hftl.backbones.files import is_onnx_folder
 from hftl.backbones.precision import dtype_name, keep_head_float32
-from hftl.backbones.quantized import quantization, quantizer_identity
+from hftl.backbones.quantized import device_of_weights, quantization, quantizer_identity
 from hftl.backbones.source import Source
 from hftl.backbones.weights import read_model
 from hftl.backbones.whole import check_fit, check_shapes, check_size, drawn_beside, first_mismatch
@@ -109,6 +109,11 @@ class PretrainedBackbone:
     def probes(self) -> list[dict[str, Tensor]]:
         """A few batches on which a cut is proved; see `Backbone.probes`."""
         raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Where `build` and `load_trained` put the model, and `probes` are."""
+        return device_of_weights(bool(self.quantize or getattr(self.base_config, "quantization_config", None)))
 
     def identity(self) -> dict[str, Any]:
         """Model and preprocessing as JSON; the commit is None for a folder, whose weight files hftl hashes."""
@@ -301,6 +306,8 @@ class PretrainedBackbone:
             if self.quantize:
                 # In the configuration it would say that the file's weights are quantised already.
                 options["quantization_config"] = config.__dict__.pop("quantization_config")
+            if self.device.type != "cpu":
+                options["device_map"] = {"": self.device}
             model, loading = read_model(auto_class, config, self.weight_files(), self.dtype, **options)
         # Whatever a model's class raises on a configuration or weights that do not fit it.
         except Exception as error:

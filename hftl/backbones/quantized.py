@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from hftl.errors import BackboneError
@@ -15,12 +17,17 @@ from hftl.methods import Bits
 LIBRARY = "bitsandbytes"
 
 
-def check_quantizer(bits: Bits) -> None:
-    """See that the library is here.
+def check_quantizer(bits: Bits, *, trains_body: bool) -> None:
+    """See that the library is here and, where more than a head trains, a GPU.
 
     Raises:
-        BackboneError: it is not.
+        BackboneError: one of them is not.
     """
+    if trains_body and PartialState().device.type != "cuda":
+        raise BackboneError(
+            f"quantize={bits!r} with lora needs a CUDA GPU, and this machine has none: leave out quantize, or train a "
+            "head on the quantised weights (--method head)"
+        )
     if find_spec(LIBRARY) is None:
         raise BackboneError(f"quantize={bits!r} needs {LIBRARY}: pip install {LIBRARY}")
 
@@ -47,3 +54,14 @@ def quantizer_identity(bits: Bits) -> dict[str, str]:
 def is_quantized(model: Any) -> bool:
     """Whether transformers read a model's weights into fewer than 16 bits."""
     return bool(getattr(model, "is_quantized", False))
+
+
+def is_quantized_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer in fewer bits, known by its package, which need not be here."""
+    return isinstance(module, nn.Linear) and type(module).__module__.partition(".")[0] == LIBRARY
+
+
+def device_of_weights(quantized: bool) -> torch.device:
+    """Where weights are read to: quantised ones to the GPU where there is one, as moving them may change them."""
+    device = PartialState().device
+    return device if quantized and device.type == "cuda" else torch.device("cpu")

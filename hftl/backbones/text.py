@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from hftl.backbones.batching import Probe
+from hftl.backbones.batching import Probe, on_device
 from hftl.backbones.configuration import digest_text
 from hftl.backbones.prefix import LONG, cuts_at_spaces, enough_of
 from hftl.backbones.pretrained import PretrainedBackbone
@@ -239,7 +239,7 @@ class TextBackbone(PretrainedBackbone):
         if full.cost > LONGEST_PROBE:
             full = self.encode([(text_of(words * LONGEST_PROBE // full.cost),)], ["probe"])[0]
         probes.append(self._probe([rows[0], full], own_side))
-        return probes
+        return [on_device(probe, self.device) for probe in probes]
 
     def _probe(self, rows: Sequence[Encoded], side: str) -> Probe:
         return Probe(self._padded(rows, side), [self._padded([row], side) for row in rows])

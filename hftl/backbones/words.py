@@ -129,7 +129,8 @@ class WordBackbone(TextBackbone):
             else:
                 raise BadRowError(
                     name,
-                    f"word {number}, {word!r}, gives no token, and the tokenizer has none for what it does not know",
+                    f"word {number}, {word!r}, gives no token, and the tokenizer has none for what it does not know: "
+                    "remove the word and its tag",
                 )
         return tuple(kept)
 

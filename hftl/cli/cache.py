@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hftl.cli.output import human_bytes, print_json, say, show
+from hftl.cli.output import answering, human_bytes, print_json, say, show
 from hftl.cli.questions import AsJson, Quiet
 from hftl.errors import StoreError, UserError
 from hftl.wording import plural
@@ -31,7 +31,7 @@ ASKED_ABOVE = 0.5
 @app.command()
 def ls(as_json: AsJson = False, _quiet: Quiet = False) -> None:
     """List feature spaces, the last used first."""
-    show([_shown(space) for space in _store().spaces()], COLUMNS, as_json=as_json)
+    _show_spaces(_store().spaces(), as_json=as_json)
 
 
 @app.command()
@@ -61,7 +61,8 @@ def verify(as_json: AsJson = False, _quiet: Quiet = False) -> None:
     damaged = sum(len(report.bad) for report in reports)
     if damaged:
         raise StoreError(
-            f"{damaged} damaged files were set aside; their rows are computed again when they are next needed"
+            f"{damaged} damaged files were set aside; their rows are computed again when they are next needed, or "
+            "pulled again where they are of another origin"
         )
 
 
@@ -79,7 +80,7 @@ def gc(
     store, most = _store(), _size(max_size)
     if not yes:
         _ask_before_removing(store, store.surplus(most))
-    show([_shown(space) for space in store.gc(most)], COLUMNS, as_json=as_json)
+    _show_spaces(store.gc(most), as_json=as_json)
 
 
 @app.command("compact")
@@ -108,6 +109,71 @@ def merge(
 
 
 @app.command()
+def push(
+    space: Annotated[str, typer.Argument(help="A space's name, label or id, from `hftl cache ls`.")],
+    target: Annotated[
+        str, typer.Argument(help="user/name of a data set repository on the Hub, a folder as ./name, or s3://….")
+    ],
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see it; else only you do.")] = False,
+    license: Annotated[str | None, typer.Option(metavar="ID", help="For the card, such as cc-by-4.0.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be pushed.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Hand a space on: its shards as they are, those that are there already left out, and a card, in one commit.
+
+    What is there is never removed. The card says what rows reveal of what they were computed from.
+    """
+    from hftl.cli.push import print_pushed
+    from hftl.travel.place import place_of
+    from hftl.travel.push import push_space, to_hand_on
+
+    if dry_run:
+        handed = to_hand_on(_store(), space, place_of(target), license=license)
+        sized = [(upload.path, upload.size if as_json else human_bytes(upload.size)) for upload in handed.uploads]
+        show([{"file": path, "size": size} for path, size in sized], ["file", "size"], as_json=as_json)
+        return
+    with answering(as_json=as_json):
+        pushed = push_space(_store(), space, target, public=public, license=license, quiet=quiet)
+    if as_json:
+        print_json(asdict(pushed))
+    elif not quiet:
+        print_pushed(pushed)
+
+
+@app.command()
+def pull(
+    source: Annotated[
+        str, typer.Argument(help="user/name of a data set repository on the Hub, a folder as ./name, or s3://….")
+    ],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Take in a space that somebody pushed, verified shard by shard and kept apart: nothing uses it unnamed.
+
+    Again, it brings what is new and drops what is gone there; after a kill it goes on.
+    """
+    from hftl.travel.pull import pull_space
+
+    with answering(as_json=as_json):
+        pulled = pull_space(_store(), source, quiet=quiet)
+    if as_json:
+        print_json({**asdict(pulled), "space": pulled.space.to_json()})
+    elif not quiet:
+        space = pulled.space
+        arrived = f"{plural(pulled.fetched, 'shard')} arrived" + (
+            f", {pulled.removed:,} went" if pulled.removed else ""
+        )
+        say(f"pulled    {pulled.origin}: {space.rows:,} rows of {space.label}; {arrived}")
+        say(f"          use them: hftl run RECIPE --trust-features {pulled.origin.name}")
+    if pulled.refused:
+        name, why = next(iter(pulled.refused.items()))
+        raise StoreError(
+            f"{plural(len(pulled.refused), 'shard')} of {pulled.origin.name} were left out, such as {name}: {why}"
+        )
+
+
+@app.command()
 def clear(
     name: Annotated[str | None, typer.Argument(help="A space's name, label or id, from `hftl cache ls`.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Remove all spaces.")] = False,
@@ -122,7 +188,7 @@ def clear(
     store = _store()
     if every and not yes:
         _ask_before_removing(store, store.spaces())
-    show([_shown(space) for space in store.clear(name, force=force)], COLUMNS, as_json=as_json)
+    _show_spaces(store.clear(name, force=force), as_json=as_json)
 
 
 COLUMNS = ["name", "modality", "commit", "pooling", "rows", "size", "last used"]
@@ -145,12 +211,22 @@ def _ask_before_removing(store: FeatureStore, spaces: Sequence[SpaceSummary]) ->
     typer.confirm(f"{what}; go on?", abort=True, err=True)
 
 
+def _show_spaces(spaces: Sequence[SpaceSummary], *, as_json: bool) -> None:
+    """Print spaces; of those that were made elsewhere also where."""
+    columns = COLUMNS + ["origin"] * any(space.origin for space in spaces)
+    show([_shown(space) for space in spaces], columns, as_json=as_json)
+
+
 def _shown(space: SpaceSummary) -> dict[str, Any]:
     fields = space.to_json()
+    pooling = space.identity.get("pooling") if space.blocks is None else f"{space.blocks} blocks"
+    if isinstance(view := space.identity.get("view"), dict) and "augmentation" in view:
+        pooling = f"{pooling}, views"
+    short = space.identity.get("storage") in ("bf16", "fp16")
     return {
         **fields,
         "commit": _said_of_format(space) or (fields["commit"] or "local files")[:12],
-        "pooling": space.identity.get("pooling") if space.blocks is None else f"{space.blocks} blocks",
+        "pooling": f"{pooling} in {space.identity['storage']}" if short else pooling,
         "size": human_bytes(space.bytes),
         "last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(space.last_used)),
     }

@@ -130,7 +130,7 @@ def _words_of_defaults(defaults: Mapping[str, Any]) -> str:
     """The default of most methods, and beside it what others have."""
     spelt = {method: _words_of_default(value) for method, value in defaults.items()}
     first, *_ = spelt.values()
-    others = [f"{method} {value}" for method, value in spelt.items() if value != first]
+    others = [f"{method} {value or 'none'}" for method, value in spelt.items() if value != first]
     return "; ".join([first, *others]) if others else first
 
 

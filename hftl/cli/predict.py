@@ -44,6 +44,9 @@ def predict(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the results to this .csv, .jsonl or .parquet file.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Say so many of the highest scores.")] = None,
+    views: Annotated[
+        int, typer.Option(min=1, help="Mean probabilities of so many views of a picture, changed as in training.")
+    ] = 1,
     on_bad_row: Annotated[
         Literal["skip", "error"],
         typer.Option(help="A row that cannot be read has an error in place of a label, or stops the command."),
@@ -78,7 +81,7 @@ def predict(
     try:
         with file or nullcontext(), Progress("predict", _total(sources), quiet=quiet or shown) as progress:
             rows = (row for source in sources for row in source.rows())
-            said = count.over(answers(loaded, rows, results, on_bad_row), progress.advance)
+            said = count.over(answers(loaded, rows, results, on_bad_row, views), progress.advance)
             if file is not None:
                 for result in said:
                     file.write(result)

@@ -51,6 +51,13 @@ def run(
             "run that is done again is scored as it was; none for no cross-validation.",
         ),
     ] = None,
+    trust_features: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="Use features that `hftl cache pull ORIGIN` brought, once a sample was computed here and agrees.",
+        ),
+    ] = None,
     seeds: Annotated[
         int | None,
         typer.Option(metavar="N", help="Run with N seeds, from the recipe's upwards, and report mean and spread."),
@@ -102,6 +109,7 @@ def run(
         "track": track or [],
         "report": report,
         "cv": cv,
+        "trust_features": trust_features or [],
     }
     try:
         if seeds is not None:

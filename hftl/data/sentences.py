@@ -162,7 +162,7 @@ def tag_keys(raw: RawLabels, words: Texts, columns: tuple[str, str]) -> list[lis
         if len(tags) != len(row):
             raise DataError(
                 f"{raw.name(at)}: {plural(len(row), 'word')} in column {columns[0]!r} and {plural(len(tags), 'tag')} "
-                f"in column {columns[1]!r}: each word needs one tag"
+                f"in column {columns[1]!r}: each word needs one tag; mend the row, or remove it"
             )
         if not all(isinstance(tag, (str, int)) and tag != "" for tag in tags):
             raise DataError(

@@ -16,6 +16,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from hftl.data.augment import Augmentation
 from hftl.recipes import Recipe
 from hftl.runs.record import BackboneRecord, Metrics, RunRecord, is_repo_id
 from hftl.runs.source import recipe_source, spelt
@@ -49,6 +50,8 @@ AUTO_CLASSES = {
     "token-classification": ("AutoModelForTokenClassification", "AutoTokenizer", "tokenizer"),
 }
 # Libraries whose lines of Python the card knows.
+# What quantised weights are computed with.
+DTYPE_OF = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 LOADED_BY = ("onnx", "peft", "sentence-transformers", "transformers")
 HOW = {
     "head": "the backbone stays as it was, and a new head was solved on its features",
@@ -56,6 +59,15 @@ HOW = {
     "partial": "its last blocks were fine-tuned with a new head",
     "lora": "low-rank updates of its layers (LoRA) and a new head were trained",
 }
+
+
+def how_trained(method: Mapping[str, Any]) -> str:
+    """What became of the backbone, in words; with the views of pictures where training saw some."""
+    said, views = HOW[method["name"]], method.get("views") or 1
+    if views == 1:
+        return said
+    changes = Augmentation(method["flip"], method["crop"], method["trivial_augment"])
+    return f"{said}, from {views} views of each training picture: the first as it is, the others by {changes}"
 
 
 def write_card(folder: Path, made: RunRecord, metrics: Metrics, library: str) -> None:
@@ -168,8 +180,10 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "name": made.name,
         "what": _what(task, len(names), tag),
         "base": _base(backbone),
-        "how": HOW[method["name"]],
+        "how": how_trained(method),
         "library": library,
+        "quantize": method.get("quantize"),
+        "dtype": DTYPE_OF[method.get("mixed_precision", "no")],
         "loaded_by": LOADED_BY,
         "plugin": backbone.plugin or "that wrote them",
         "pipeline_tag": tag,
@@ -199,6 +213,7 @@ def _facts(made: RunRecord, metrics: Metrics, library: str) -> dict[str, Any]:
         "intervals": metrics.known_intervals(),
         "crossed": metrics.cross_validation,
         "drawn": metrics.intervals,
+        "by_views": metrics.test_views,
         **_by_class(computed, names),
         "at_half": computed.get("at_half"),
         "thresholds": "at_half" in computed,
@@ -325,6 +340,11 @@ def _limitations(made: RunRecord, metrics: Metrics) -> list[str]:
         limitations.append(
             f"{truncated:,} texts were longer than the model reads; what is beyond {_max_length(made)} was not read."
         )
+    limitations += [
+        f"The features of {rows:,} rows were not computed by this run, but read from {cell(origin)}; a random sample "
+        "of them was computed again and agreed."
+        for origin, rows in metrics.foreign
+    ]
     if made.backbone.pickled:
         limitations.append("The backbone's weights were published as a pickle; they were read as nothing but tensors.")
     calibration = (metrics.head or {}).get("calibration")

@@ -31,6 +31,7 @@ from hftl.backbones.words import WordBackbone
 from hftl.data import Split, Texts
 from hftl.errors import HftlError
 from hftl.export.trained import Exported
+from hftl.methods import Storage
 from hftl.tasks import Task
 from hftl.wording import named_error, plural
 
@@ -55,6 +56,8 @@ class Evidence:
         precision: in which the run computed: ``"no"`` for float32, ``"bf16"`` or ``"fp16"``.
         equal_lengths: whether rows of this model have to run in batches of equal length; None where nobody knows yet.
         device: where to compute, best the one that the run used.
+        storage: what the numbers were rounded to in the store that the run computed the logits of.
+        slack: as ``logits``, how far that moved each at most; None where nobody can tell.
     """
 
     test: Split
@@ -63,6 +66,8 @@ class Evidence:
     precision: str
     equal_lengths: bool | None
     device: torch.device
+    storage: Storage = "float32"
+    slack: Tensor | None = None
 
     @property
     def rows(self) -> list[int]:
@@ -75,12 +80,24 @@ class Evidence:
             chosen[:2] = [int(lengths.argmin()), int(lengths.argmax())][: len(chosen)]
         return sorted(set(chosen))
 
+    @property
+    def tolerance(self) -> float:
+        """How far logits may be apart beyond their slack, as a share of the largest."""
+        rounded = self.storage if self.storage != "float32" and self.slack is None else "no"
+        return max(TOLERANCES[self.precision], TOLERANCES[rounded])
+
     def of(self, rows: Sequence[int]) -> Tensor:
         """The run's logits of some rows, float32."""
+        return self._of_rows(self.logits.float(), rows)
+
+    def slack_of(self, rows: Sequence[int]) -> Tensor | float:
+        """How far rounding moved the logits of some rows at most, where that is known; else 0."""
+        return 0.0 if self.slack is None else self._of_rows(self.slack, rows)
+
+    def _of_rows(self, lines: Tensor, rows: Sequence[int]) -> Tensor:
         if not self.task.of_words:
-            return self.logits[list(rows)].float()
-        lengths = [len(labels) for labels in self.test.labels]
-        parts = torch.split(self.logits.float(), lengths)
+            return lines[list(rows)]
+        parts = torch.split(lines, [len(labels) for labels in self.test.labels])
         return torch.cat([parts[row] for row in rows])
 
 
@@ -154,18 +171,19 @@ def _compared(asked: Asked, target: Target, evidence: Evidence, say: Callable[[s
     if not rows:
         return None
     expected = evidence.of(chosen)
-    tolerance = TOLERANCES[evidence.precision] * max(float(expected.abs().max()), 1e-6)
+    largest, slack = max(float(expected.abs().max()), 1e-6), evidence.slack_of(chosen)
+    tolerance = evidence.tolerance * largest
     try:
         alone = torch.cat([asked([row]) for row in rows])
     except Exception as error:  # whatever the library raises on a row
         return f"{named_error(error)[:300]}"
-    if (gap := _difference(alone, expected)) > tolerance:
+    if (gap := _difference(alone, expected, slack)) > tolerance:
         # Only now, because it costs as much again.
         noise = max(_difference(asked([row] * 4), asked([row]).repeat(4, 1)) for row in rows)
         if gap > max(tolerance, NOISE * noise):
             each = torch.split((alone - expected).abs().amax(1), [len(evidence.of([row])) for row in chosen])
             name = inputs.name(chosen[int(torch.stack([gaps.max() for gaps in each]).argmax())])
-            return f"the logits of {name} alone are {gap:.2g} apart, of a largest of {float(expected.abs().max()):.2g}"
+            return f"the logits of {name} alone are {gap:.2g} apart, of a largest of {largest:.2g}"
         tolerance = max(tolerance, NOISE * noise)
         say(
             f"export    the head is so steep that rounding alone moves its logits by {noise:.1g}: features hardly "
@@ -174,8 +192,14 @@ def _compared(asked: Asked, target: Target, evidence: Evidence, say: Callable[[s
     if evidence.precision != "no":
         how = "weights in it" if weights_dtype(target.backbone) != torch.float32 else "the export computes in float32"
         say(
-            f"export    its logits are within {gap / max(float(expected.abs().max()), 1e-6):.1%} of the run's "
-            f"({evidence.precision}, {how}; {TOLERANCES[evidence.precision]:.0%} would be allowed)"
+            f"export    its logits are within {gap / largest:.1%} of the run's "
+            f"({evidence.precision}, {how}; {evidence.tolerance:.0%} would be allowed)"
+        )
+    if evidence.storage != "float32":
+        off, allowed = _difference(alone, expected) / largest, float(torch.as_tensor(slack).max()) / largest
+        say(
+            f"export    its logits are within {off:.2%} of the run's, of what was rounded to {evidence.storage} on the "
+            f"disk ({evidence.tolerance + allowed:.1%} would be allowed)"
         )
     try:
         together = asked(rows)
@@ -192,11 +216,12 @@ def _compared(asked: Asked, target: Target, evidence: Evidence, say: Callable[[s
     return f"the logits of {plural(len(rows), 'row')} in one batch are {gap:.2g} from those of each row alone"
 
 
-def _difference(left: Tensor, right: Tensor) -> float:
+def _difference(left: Tensor, right: Tensor, slack: Tensor | float = 0.0) -> float:
+    """How far logits are apart at most, beyond what each may be."""
     if left.shape != right.shape:
         return float("inf")
-    gap = float((left - right).abs().max())
-    return gap if gap == gap else float("inf")
+    gap = float(((left - right).abs() - slack).max())
+    return max(gap, 0.0) if gap == gap else float("inf")
 
 
 def _is_deep(encoded: bytes) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hftl.errors import HftlError
 from hftl.heads import HeldOutLogits
+from hftl.methods import Storage
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ class Trained:
         held_out: what heads that had not seen them say of the training rows, where folds chose a linear head.
         free: by the name of what costs nothing, which test rows it gets right: bool (n,); empty where nobody asked.
         outside: (m, C) float32 logits of rows that are out of scope, on the CPU; None where there are none.
+        storage: what the numbers were rounded to that the logits were computed of; ``"float32"`` where none was.
+        slack: (n, C) how far that has moved each logit at most; None where nothing was rounded, or nobody can tell.
+        by_views: (n, C) float32 logits whose scores are the mean of those of several views of each test row; None where
+            there is only one.
     """
 
     logits: Tensor
@@ -60,4 +65,7 @@ class Trained:
     parameters: dict[str, Tensor] = field(default_factory=dict)
     held_out: HeldOutLogits | None = None
     outside: Tensor | None = None
+    storage: Storage = "float32"
+    slack: Tensor | None = None
+    by_views: Tensor | None = None
     free: dict[str, np.ndarray] = field(default_factory=dict)

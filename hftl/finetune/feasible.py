@@ -14,9 +14,10 @@ from accelerate import PartialState
 from accelerate.utils import is_bf16_available
 from torch import nn
 
+from hftl.backbones.bare import Bare
 from hftl.backbones.blocks import find_depths
 from hftl.backbones.protocol import Target
-from hftl.errors import RecipeError, UserError
+from hftl.errors import BackboneError, RecipeError, UserError
 from hftl.finetune.groups import frozen_blocks
 from hftl.finetune.lora import check_lora
 from hftl.methods import FineTune, LoRA, Partial
@@ -41,13 +42,18 @@ def check(method: FineTune, target: Target, folder: Path, track: Sequence[str] =
     Raises:
         RecipeError: a tracker is unknown or not installed, or PEFT refuses the options or target modules of LoRA.
         UserError: this machine does not know the precision, or has clearly not enough space.
-        BackboneError: the model has no blocks to freeze.
+        BackboneError: the model has no blocks to freeze, or no class of its own to train quantised.
     """
     check_trackers(track)
     check_precision(method)
     skeleton = target.skeleton()
     total = _numbers_of(skeleton)
     trained = total
+    if isinstance(method, LoRA) and method.quantize and isinstance(target.backbone, Bare):
+        raise BackboneError(
+            f"quantize={method.quantize!r}: {target.backbone.name} has no classification class of its own to train, "
+            "and hftl's reads whole weights: leave it out, or use --method head"
+        )
     if isinstance(method, Partial):
         depths = find_depths(skeleton, set())
         last = frozen_blocks(method, depths, target.backbone.name) or 0

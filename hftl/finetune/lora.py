@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,7 +19,9 @@ from transformers.pytorch_utils import Conv1D
 
 from hftl.backbones.batching import on_device
 from hftl.backbones.blocks import find_depths
-from hftl.backbones.protocol import Backbone
+from hftl.backbones.precision import weights_dtype
+from hftl.backbones.protocol import Backbone, Target
+from hftl.backbones.quantized import is_quantized, is_quantized_linear
 from hftl.errors import BackboneError, RecipeError
 from hftl.finetune.groups import frozen_blocks
 from hftl.methods import LoRA
@@ -105,6 +107,9 @@ def add_lora(model: nn.Module, method: LoRA, head: set[str], backbone: Backbone)
             with PEFT's layers in place of its own.
     """
     heads = head_modules(model, head, backbone.name)
+    if is_quantized(model):
+        # What is not quantised becomes float32, so that norms and sums of what blocks return are exact.
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     fields: dict[str, Any] = {
         "r": method.r,
         "lora_alpha": method.alpha if method.alpha is not None else method.r,
@@ -244,7 +249,8 @@ def linear_modules(model: nn.Module, heads: list[str]) -> list[str]:
 
 def _is_plain_linear(module: nn.Module) -> bool:
     """Whether a module maps linearly; a subclass with a forward of its own, such as a router of experts, may not."""
-    return isinstance(module, Conv1D) or (isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward)
+    plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    return plain or isinstance(module, Conv1D) or is_quantized_linear(module)
 
 
 def lora_head(model: nn.Module) -> set[str]:
@@ -272,6 +278,24 @@ def save_adapter(model: PeftModel, initial: dict[str, torch.Tensor] | None, fold
     # The conversion keeps only the updates, and the head belongs to the adapter.
     converted = load_file(folder / WEIGHTS)
     save_file(adapter_tensors(model) | converted, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def merged_in_full(target: Target, adapter: Path) -> Any:
+    """A trained model of quantised weights as one of whole weights, which nobody needs bitsandbytes to load.
+
+    The updates are added to what the quantised weights stand for, and not to them, which would round them once more.
+
+    Args:
+        target: the pretrained network, whose weights are quantised anew: some devices pack those that ran otherwise.
+        adapter: what `save_adapter` wrote of it.
+    """
+    model: Any
+    model, _ = target.build()
+    with warnings.catch_warnings():
+        # PEFT asks transformers for a property that transformers has renamed.
+        warnings.simplefilter("ignore", FutureWarning)
+        whole = PeftModel.from_pretrained(model.dequantize(weights_dtype(target.backbone)), str(adapter))
+    return whole.merge_and_unload()
 
 
 def adapter_tensors(model: PeftModel) -> dict[str, torch.Tensor]:

@@ -17,10 +17,13 @@ from hftl.ahead import ahead
 from hftl.backbones.batching import WordBatch, batch_groups
 from hftl.backbones.protocol import Backbone, Encoded
 from hftl.data import Data, Split
+from hftl.data.augment import Augmentation
 from hftl.errors import BadRowError
-from hftl.finetune.augment import CHANGES, PARTNER, Augmentation, Mixing, mixed, stream
 from hftl.finetune.losses import Loss
+from hftl.finetune.mixing import CHANGES, PARTNER, Mixing, mixed, stream
+from hftl.frozen.augmented import view_of_picture
 from hftl.parallel import Process
+from hftl.store.digests import digest_bytes
 
 # Encoding costs more than memory until there is none; 1 GiB is some 1,700 pictures of 224 pixels, or all texts.
 HOLD_BYTES = 1 << 30
@@ -107,6 +110,16 @@ class Encoder:
         groups = batch_groups(encoded, equal_lengths=self.equal_lengths)
         return [(group, self.collate([encoded[i] for i in group])) for group in groups]
 
+    def views(self, rows: Sequence[int], numbers: Sequence[int], augmentation: Augmentation) -> list[Encoded]:
+        """Views of rows, of each that of one number; see `hftl.frozen.augmented.view_of_picture`."""
+        made = []
+        for row, number in zip(rows, numbers, strict=True):
+            content: Any = self.split.inputs[row]
+            name = self.split.inputs.name(row)
+            view = view_of_picture(content, name, digest_bytes(content), number, augmentation)
+            made += self.backbone.encode([view], [name])
+        return made
+
     def changed(self, row: int, augmentation: Augmentation, random: np.random.Generator) -> Encoded:
         """One row, augmented before preprocessing."""
         name = self.split.inputs.name(row)
@@ -149,6 +162,7 @@ class TrainRows:
         micro_batch: most rows of one forward.
         augmentation: of each row.
         mixing: of pairs of rows.
+        views: of each row, of which an epoch sees one; None where it is changed anew in every epoch.
     """
 
     def __init__(
@@ -162,6 +176,7 @@ class TrainRows:
         micro_batch: int,
         augmentation: Augmentation | None = None,
         mixing: Mixing | None = None,
+        views: int | None = None,
     ) -> None:
         self.encoder = encoder
         self.loss = loss
@@ -174,6 +189,7 @@ class TrainRows:
         self.pin_memory = process.device.type == "cuda"
         self.augmentation = augmentation or Augmentation()
         self.mixing = mixing or Mixing()
+        self.views = views
         self.labels = encoder.split.labels
 
     def __len__(self) -> int:
@@ -245,6 +261,9 @@ class TrainRows:
     def _encode(self, epoch: int, rows: Sequence[int], purpose: int, of: Sequence[int] | None = None) -> list[Encoded]:
         if not self.augmentation:
             return self.encoder(rows)
+        if self.views:
+            draws = [stream(self.seed, epoch, of_row, purpose) for of_row in of or rows]
+            return self.encoder.views(rows, [int(draw.integers(self.views)) for draw in draws], self.augmentation)
         return [
             self.encoder.changed(row, self.augmentation, stream(self.seed, epoch, of_row, purpose))
             for row, of_row in zip(rows, of or rows, strict=True)

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,22 @@ from torch import Tensor, nn
 from hftl.backbones.batching import on_device
 from hftl.backbones.cut.blocks import Padding, continued, rows_of_columns
 from hftl.backbones.cut.frontier import ReachedError
+from hftl.backbones.precision import dtype_name
 from hftl.backbones.protocol import Backbone, Encoded, Target
 from hftl.data import Data, Split
+from hftl.data.augment import Augmentation
 from hftl.errors import CutError, HftlError
-from hftl.finetune.augment import Augmentation
 from hftl.finetune.engine import Engine
 from hftl.finetune.rows import HOLD_BYTES, Encoder, encoded_bytes
 from hftl.foreign import tree_flatten
-from hftl.frozen.blocks import BlockRows, block_rows, digests_of
+from hftl.frozen.augmented import Views, names_of_views
+from hftl.frozen.blocks import BlockRows, block_rows, digests_of, further_views
+from hftl.frozen.rounding import as_computed, error_in_words, stored_dtype
 from hftl.frozen.view import View, open_space
-from hftl.methods import FineTune, LoRA, Partial
+from hftl.methods import FineTune, LoRA, Partial, Storage
 from hftl.parallel import broadcast, on_main
-from hftl.store.space import MissingRowsError
+from hftl.store.shard import Digests
+from hftl.store.space import MissingRowsError, Space
 from hftl.store.store import FeatureStore, cache_root
 from hftl.store.values import by_row
 from hftl.tasks import Task
@@ -64,22 +68,38 @@ class StoredEncoder(Encoder):
 
     def __init__(self, backbone: Backbone, split: Split, rows: BlockRows, padding: Padding) -> None:
         super().__init__(backbone, split)
-        self.space, self.digests = rows.space, rows.digests[split.name]
-        self.columns = list(rows.cut.kept())
+        self.space, self.changed_views, self.digests = rows.space, rows.views, rows.digests[split.name]
+        self.cut, self.columns = rows.cut, list(rows.cut.kept())
         self.padding = padding
         # Reading waits for the disk, not for a processor.
         self.workers = 2
 
     def __call__(self, rows: Sequence[int]) -> list[Encoded]:
         """What the frozen blocks returned of each row; its cost is not known again."""
+        return self._read(self.space, self.digests[list(rows)])
+
+    def views(self, rows: Sequence[int], numbers: Sequence[int], augmentation: Augmentation) -> list[Encoded]:
+        """What they returned of views of rows, of each that of one number."""
+        assert self.changed_views is not None
+        # Number 0 is the row as it is, whose space is another.
+        changed = [place for place, number in enumerate(numbers) if number]
+        plain = [place for place, number in enumerate(numbers) if not number]
+        names = names_of_views(self.digests[[rows[place] for place in changed]], [numbers[place] for place in changed])
+        found = dict(zip(changed, self._read(self.changed_views, names), strict=True))
+        found |= dict(zip(plain, self([rows[place] for place in plain]), strict=True))
+        return [found[place] for place in range(len(rows))]
+
+    def _read(self, space: Space, digests: Digests) -> list[Encoded]:
+        if not len(digests):
+            return []
         try:
-            stored = self.space.gather(self.digests[list(rows)])
+            stored = space.gather(digests)
         except MissingRowsError as error:
             raise HftlError(
                 f"{error}: what the frozen blocks returned was removed or damaged since the run began; go on with "
                 "--resume, which computes it again"
             ) from error
-        columns = {name: by_row(stored[name]) for name in self.columns}
+        columns = {name: by_row(value) for name, value in as_computed(stored, self.cut).items() if name in self.columns}
         return [Encoded(row) for row in rows_of_columns(columns)]
 
     def collate(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
@@ -163,16 +183,20 @@ def stored_blocks(
         precision=method.mixed_precision,
         blocks=frozen.count,
         device=None if method.mixed_precision == "no" else engine.accelerator.device.type,
+        storage=method.storage,
     )
-    store = FeatureStore(cache_root())
+    store, views = FeatureStore(cache_root()), views_seen(method)
     if method.cache_blocks == "auto" and before is not None:
         pays, why = before, "as before the stop"
     elif method.cache_blocks == "auto":
 
         def estimate() -> tuple[bool, str]:
-            digests = np.unique(np.concatenate(list(digests_of(store, data.splits()).values())), axis=0)
-            missing = int((~open_space(store, target.backbone, origin, view).known(digests)).sum())
-            cost = cost_of_row(engine, frozen, Encoder(target.backbone, data.train))
+            by_split = digests_of(store, data.splits())
+            missing = missing_rows(open_space(store, target.backbone, origin, view), list(by_split.values()))
+            if views and (rows := further_views(data.train, by_split["train"], views)):
+                changed = replace(view, augmentation=views.augmentation)
+                missing += missing_rows(open_space(store, target.backbone, origin, changed), [rows.digests])
+            cost = cost_of_row(engine, frozen, Encoder(target.backbone, data.train), method.storage)
             return worthwhile(method, data, missing, cost, free_bytes(store.root))
 
         pays, why = broadcast(on_main(estimate))
@@ -182,20 +206,44 @@ def stored_blocks(
         say(f"{name} in every epoch: {why}")
         return None
     try:
-        rows = block_rows(store, target, origin, view, data.splits(), quiet=quiet)
+        rows = block_rows(store, target, origin, view, data.splits(), quiet=quiet, views=views)
     except CutError as error:
         say(f"{name} in every epoch: {str(error).partition('; fine-tune')[0]}")
         return None
     say(f"{name} once: {why}; {plural(rows.computed, 'row')} computed")
+    if method.storage != "float32":
+        say(f"          {said_of_rounding(rows)}")
     return Stored(engine.model, target.backbone, rows)
+
+
+def said_of_rounding(rows: BlockRows) -> str:
+    """What the storage did to what the blocks return."""
+    if rows.is_exact:
+        return f"in {rows.storage} on the disk, which rounds nothing: the blocks return no number in 32 bits"
+    return (
+        f"in {rows.storage} on the disk: a number that they return in 32 bits is rounded "
+        f"{error_in_words(rows.rounding, rows.storage)}, so that this training differs from one without a store"
+    )
+
+
+def views_seen(method: FineTune) -> Views | None:
+    """The views of training pictures that epochs take turns with; None where there are none, or no end of them."""
+    if not isinstance(method, (LoRA, Partial)) or not method.views:
+        return None
+    return Views(method.views, 1, Augmentation(method.flip, method.crop, method.trivial_augment))
+
+
+def missing_rows(space: Space, digests: Sequence[Digests]) -> int:
+    """How many distinct rows a space has not."""
+    return int((~space.known(np.unique(np.concatenate(digests), axis=0))).sum())
 
 
 def unfit(method: FineTune, accelerator: Accelerator, backbone: Backbone, frozen: Frozen, task: Task) -> str:
     """Why what the blocks return cannot be kept; empty where it can."""
     if task.of_words:
         return "sentences are read in windows, and what the blocks return of those is not stored"
-    if Augmentation(method.flip, method.crop, method.trivial_augment):
-        return "each epoch changes the pictures (flip, crop or trivial_augment)"
+    if Augmentation(method.flip, method.crop, method.trivial_augment) and not views_seen(method):
+        return "each epoch changes the pictures anew (flip, crop or trivial_augment; --views 8 takes turns with eight)"
     if method.cutmix or (method.mixup and backbone.wants != "text"):
         return "rows are mixed before them (mixup or cutmix), which is not the same behind them"
     if method.compile:
@@ -244,8 +292,8 @@ def worthwhile(method: FineTune, data: Data, missing: int, cost: RowCost, free: 
     passes = {"train": method.epochs, "validation": watched, "test": test if data.validation else watched + test}
     rows = sum(len(split) for split in data.splits())
     runs = sum(len(split) * passes[split.name] for split in data.splits())
-    # Rows are encoded once where they can be held.
-    encoded = rows if rows * cost.encoded < HOLD_BYTES else runs
+    # Rows are encoded once where they can be held, and do not change.
+    encoded = rows if rows * cost.encoded < HOLD_BYTES and not views_seen(method) else runs
     fresh = runs * cost.running + encoded * cost.encoding
     once = missing * (cost.encoding + cost.running + cost.size / WRITTEN) + runs * cost.size / READ
     once += SECONDS_OF_CUT if missing else 0
@@ -258,7 +306,7 @@ def worthwhile(method: FineTune, data: Data, missing: int, cost: RowCost, free: 
     return True, f"{what}; {size_of(needed)} more of {size_of(free)} free"
 
 
-def cost_of_row(engine: Engine, frozen: Frozen, encoder: Encoder) -> RowCost:
+def cost_of_row(engine: Engine, frozen: Frozen, encoder: Encoder, storage: Storage) -> RowCost:
     """Measure what a row costs on a few of them: encoded, and run as far as the last frozen block."""
     chosen = np.unique(np.linspace(0, len(encoder.split) - 1, SAMPLE).astype(int)).tolist()
     started = time.perf_counter()
@@ -273,7 +321,8 @@ def cost_of_row(engine: Engine, frozen: Frozen, encoder: Encoder) -> RowCost:
         if engine.accelerator.device.type == "cuda":
             torch.cuda.synchronize()
     running = time.perf_counter() - started
-    size = float(sum(leaf.nbytes for leaf in leaves))
+    types = [getattr(torch, stored_dtype(dtype_name(leaf.dtype), storage)) for leaf in leaves]
+    size = float(sum(leaf.numel() * dtype.itemsize for leaf, dtype in zip(leaves, types, strict=True)))
     mask = batch.get("attention_mask")
     if mask is not None:
         # Padding is not kept, and tokens are kept beside.

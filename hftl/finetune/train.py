@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,13 +22,14 @@ from hftl.backbones.bare import Bare
 from hftl.backbones.batching import needs_equal_lengths
 from hftl.backbones.blocks import Depths, find_depths
 from hftl.backbones.protocol import Target
+from hftl.backbones.quantized import is_quantized
 from hftl.criterion import Criterion
 from hftl.data import Data, Split
+from hftl.data.augment import Augmentation
 from hftl.data.division import hold_out_rows
 from hftl.errors import BackboneError, HftlError, UserError
 from hftl.export.model import Dense, export_pooled, finish_export
 from hftl.export.trained import Exported, Trained
-from hftl.finetune.augment import Augmentation, Mixing
 from hftl.finetune.auto import choose_lr, largest_micro_batch
 from hftl.finetune.checkpoint import Checkpoint, Checkpoints, DamagedError, prune, read_checkpoint
 from hftl.finetune.engine import Engine
@@ -35,9 +37,10 @@ from hftl.finetune.evaluate import logits_of
 from hftl.finetune.feasible import check_precision, check_trackers
 from hftl.finetune.groups import freeze_below, frozen_blocks, parameter_groups, run_below, set_modes
 from hftl.finetune.loop import Loop, Watch, better_at_start
-from hftl.finetune.lora import adapter_tensors, add_lora, lora_head, save_adapter
+from hftl.finetune.lora import adapter_tensors, add_lora, lora_head, merged_in_full, save_adapter
 from hftl.finetune.losses import Loss
 from hftl.finetune.memory import peak_memory_bytes
+from hftl.finetune.mixing import Mixing
 from hftl.finetune.resume import flat_settings, resumed, settings
 from hftl.finetune.rows import Encoder, TrainRows
 from hftl.finetune.stored import Frozen, run_to, stored_blocks
@@ -198,7 +201,9 @@ def finetune(
     if loop.engine.is_spread:
         built = unsharded(loop, target, seed)
     report = report_of(loop, built, time.monotonic() - started, before) | tuned
-    return Trained(logits, "finetune", report, lambda folder: export(built, target, folder), outside=outside)
+    rounded = stored.rows.storage if stored and not stored.rows.is_exact else "float32"
+    exported = partial(export, built, target)
+    return Trained(logits, "finetune", report, exported, outside=outside, storage=rounded)
 
 
 # ── what is trained ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -300,6 +305,7 @@ def start_at_mean(model: Any, head: set[str], mean: Tensor, probe: Mapping[str, 
         return
     bias = last[-1].bias
     before = model(**probe).logits
+    mean = mean.to(bias.device)
     bias.copy_(mean)
     if not torch.allclose(model(**probe).logits - before, mean, rtol=1e-3, atol=1e-3 * float(mean.abs().max())):
         bias.zero_()
@@ -364,6 +370,8 @@ def accelerator_for(method: FineTune, folder: Path, track: Sequence[str]) -> Acc
         raise UserError(f"mixed_precision={method.mixed_precision}: {one_line(error)}") from error
     check_precision(method)
     kind = accelerator.distributed_type
+    if isinstance(method, LoRA) and method.quantize and kind in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+        raise UserError(f"quantize={method.quantize!r} does not run on {kind.value}: launch with MULTI_GPU, or without")
     if kind == DistributedType.DEEPSPEED:
         from hftl.finetune.zero import prepare_for_zero
 
@@ -416,6 +424,7 @@ def train_rows(method: FineTune, target: Target, data: Data, seed: int, accelera
         micro_batch=method.micro_batch if isinstance(method.micro_batch, int) else share_of_one,
         augmentation=Augmentation(method.flip, method.crop, method.trivial_augment),
         mixing=Mixing(method.mixup, method.cutmix),
+        views=method.views if isinstance(method, (LoRA, Partial)) else None,
     )
 
 
@@ -472,7 +481,13 @@ def export(built: Built, target: Target, folder: Path) -> list[Exported]:
             save_adapter(model, built.initial, adapter)
             backbone.save_processor(adapter)
             exported.append(Exported(adapter, "peft"))
-        model = model.merge_and_unload()
+        if is_quantized(model.get_base_model()):
+            model = merged_in_full(target, adapter)
+            # The weights are whole again, and the backbone's own configuration goes on to say that they are not.
+            target = replace(target, config=copy.deepcopy(target.config))
+            del target.config.quantization_config
+        else:
+            model = model.merge_and_unload()
     if isinstance(backbone, Bare):
         head = Dense(model.classifier.weight.detach().cpu(), model.classifier.bias.detach().cpu())
         return export_pooled(target, backbone.pooling, [head], None, folder, model.body)
@@ -492,12 +507,14 @@ def report_of(loop: Loop, built: Built, seconds: float, before: int) -> dict[str
         seconds: wall time of all of it.
         before: steps done when this process began, by a run that was stopped.
     """
-    parameters = list(built.model.parameters())
-    history = loop.state.history
+    model, history = built.model, loop.state.history
     kept = loop.state.best if loop.watch.chooses else len(history) - 1
     return {
         "parameters": {
-            "all": sum(p.numel() for p in parameters),
+            # One byte holds two weights of 4 bits.
+            "all": model.get_nb_trainable_parameters()[1]
+            if is_quantized(model)
+            else sum(p.numel() for p in model.parameters()),
             "trained": sum(p.numel() for p in loop.engine.trained.values()),
         },
         "steps": loop.state.step,

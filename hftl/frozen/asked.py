@@ -74,7 +74,7 @@ def _spaces_of(model: LoadedModel, store: FeatureStore) -> list[Space]:
         )
         if model.task.of_words:
             backbone = for_words(backbone)
-        view = View.of(backbone, pooling, precision)
+        view = View.of(backbone, pooling, precision, method.get("storage", "float32"))
         spaces = [open_space(store, backbone, spec.origin, part) for part in view.parts]
     except HftlError:
         return []

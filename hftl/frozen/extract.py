@@ -8,12 +8,13 @@ any run.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,10 +24,11 @@ from hftl.ahead import ahead
 from hftl.backbones.batching import batch_groups, on_device, row_counts
 from hftl.backbones.protocol import Encoded, Target
 from hftl.data import Files, Texts
-from hftl.errors import BackboneError, BadRowError, CutError, HftlError, StoreError
+from hftl.errors import BackboneError, BadRowError, CutError, HftlError, RecipeError, StoreError
 from hftl.frozen.budget import Ramp, ramp_for, remember, within_budget
 from hftl.frozen.depths import Keeping, Models
 from hftl.frozen.recheck import AUTOCAST, OTHER_RUN, SAME_RUN, check_again
+from hftl.frozen.rounding import rounded
 from hftl.frozen.view import Content, View, equal_length_space
 from hftl.parallel import Process
 from hftl.progress import Progress
@@ -56,10 +58,22 @@ class ExtractReport:
     Attributes:
         computed: distinct rows that went through the backbone.
         bad: the rows that could not be decoded, by position.
+        rounding: the largest relative error of a number that was rounded for the store.
     """
 
     computed: int = 0
     bad: dict[int, BadRowError] = field(default_factory=dict)
+    rounding: float = 0.0
+
+
+class Rows(Protocol):
+    """Rows that can be read one by one."""
+
+    def __getitem__(self, row: int, /) -> Any:
+        """The row's content: encoded bytes, or strings."""
+
+    def name(self, row: int, /) -> str:
+        """The row's name for a person."""
 
 
 class ConcatRows:
@@ -112,7 +126,7 @@ def digest_rows(inputs: Files | Texts, index: StatIndex) -> tuple[Digests, dict[
 def extract(
     target: Target,
     views: dict[View, Space],
-    rows: ConcatRows,
+    rows: Rows,
     digests: Digests,
     process: Process,
     *,
@@ -120,6 +134,7 @@ def extract(
     beside: dict[View, Space] | None = None,
     quiet: bool = False,
     on_bad_row: str = "error",
+    among: np.ndarray | None = None,
 ) -> ExtractReport:
     """Make sure that every row's features are stored; compute those that are not.
 
@@ -134,10 +149,12 @@ def extract(
         beside: more views, for which no row is computed; what is computed anyway is stored for them too.
         quiet: print no progress.
         on_bad_row: ``"error"`` raises at the first row that cannot be decoded; ``"skip"`` lists it in the report.
+        among: the rows to look at, bool (n,); None for all of them.
 
     Raises:
         BadRowError: a row cannot be decoded.
         CutError: the backbone cannot be cut exactly.
+        RecipeError: a number is too large for the type that it is to be stored in.
         StoreError: features cannot be written, or a feature is NaN or Inf.
     """
     beside = beside or {}
@@ -145,6 +162,8 @@ def extract(
     # Copies of a row share its digest and are computed once.
     _, first = np.unique(digests, axis=0, return_index=True)
     wanted = np.logical_or.reduce([lacking[view] for view in views])[first]
+    if among is not None:
+        wanted &= among[first]
     missing = np.sort(first[wanted])[process.rank :: process.world]
     skip = on_bad_row == "skip"
     work = _Extraction(target, views, rows, digests, lacking, process.device, beside=beside, store=store, skip=skip)
@@ -161,7 +180,7 @@ class _Extraction:
         self,
         target: Target,
         views: dict[View, Space],
-        rows: ConcatRows,
+        rows: Rows,
         digests: Digests,
         lacking: Mapping[View, np.ndarray],
         device: torch.device,
@@ -236,7 +255,7 @@ class _Extraction:
             content = models.content(view, self.device)
             if content.equal_lengths:
                 space = self.views[view] = equal_length_space(self.store, space)
-            space.create(content.as_info(), content.columns())
+            space.create(content.as_info(), content.columns(view.storage))
         contents = {view: Content.of(space) for view, space in self.views.items()}
         # One pass computes all views, so what one of them needs all get.
         self.equal_lengths = any(content.equal_lengths for content in contents.values())
@@ -257,7 +276,7 @@ class _Extraction:
                 continue
             if space.info is None:
                 space = equal_length_space(self.store, space) if self.equal_lengths else space
-                space.create(content.as_info(), content.columns())
+                space.create(content.as_info(), content.columns(view.storage))
             joining[view] = space
         return joining
 
@@ -276,7 +295,8 @@ class _Extraction:
     def _check_stored(self, capture: Keeping) -> None:
         """Ask for one row again that an earlier run stored, where there is one."""
         for number, (view, space) in enumerate(self.filled.items()):
-            known = np.flatnonzero(~self.lacking[view] & self.digests.any(1))
+            # Not one of a lender's, whose rows a spot check has seen.
+            known = np.flatnonzero(~self.lacking[view] & space.owned(self.digests) & self.digests.any(1))
             if not len(known):
                 continue
             row = int(known[0])
@@ -336,12 +356,36 @@ class _Extraction:
         if not held:
             return
         truncated = torch.tensor([row.truncated for row in encoded], dtype=torch.uint8)
+        # All of them first: where one cannot be stored, what is held stays whole.
+        stored = [self._as_stored(view, held, kept) for view, kept in zip(self.kept, views, strict=True)]
         self.held += held
-        for columns, kept in zip(self.kept.values(), views, strict=True):
-            columns.append({**kept, "truncated": truncated})
-            self.bytes += sum(_nbytes(value) for value in kept.values())
+        for columns, short in zip(self.kept.values(), stored, strict=True):
+            columns.append({**short, "truncated": truncated})
+            self.bytes += sum(_nbytes(value) for value in short.values())
         if self.bytes >= COMMIT_BYTES or time.monotonic() - self.committed >= COMMIT_SECONDS:
             self._commit()
+
+    def _as_stored(self, view: View, held: Sequence[int], kept: Mapping[str, Kept]) -> dict[str, Kept]:
+        """What a view keeps of rows in the types of its space."""
+        short: dict[str, Kept] = {}
+        for name, value in kept.items():
+            dtype = getattr(torch, self.filled[view].columns[name].dtype)
+            if isinstance(value, Tensor):
+                short[name], error = rounded(value, dtype)
+            else:
+                rows = [rounded(each, dtype) for each in value]
+                short[name], error = [row for row, _ in rows], max(each for _, each in rows)
+            if view in self.beside:
+                # Nobody asked for it: what is too large for the type is not stored.
+                continue
+            if not math.isfinite(error):
+                row = next(i for i, each in enumerate(value) if not math.isfinite(rounded(each[None], dtype)[1]))
+                raise RecipeError(
+                    f"{self.rows.name(held[row])}: its numbers reach {float(value[row].abs().max()):,.0f}, and "
+                    f"{view.storage} holds {torch.finfo(dtype).max:,.0f} at most: take --storage bf16, or float32"
+                )
+            self.report.rounding = max(self.report.rounding, error)
+        return short
 
     def _commit(self) -> None:
         if not self.held:

@@ -23,6 +23,8 @@ from hftl.data.scope import OUTSIDE
 from hftl.errors import BadRowError
 from hftl.frozen.budget import keep_remembered, remembered
 from hftl.frozen.extract import ConcatRows, ExtractReport, digest_rows, extract
+from hftl.frozen.rounding import as_computed
+from hftl.frozen.trusted import Trusted, count_borrowed, lend, trusted_spaces
 from hftl.frozen.view import Content, View, equal_length_space, open_space, side_by_side
 from hftl.parallel import Process, on_all
 from hftl.progress import Progress
@@ -44,11 +46,13 @@ class SplitFeatures:
         split: the rows and labels, without those that could not be decoded.
         digests: the rows' names, uint8 (n, 16).
         columns: the stored features of the rows, in order; empty where they were left in the store.
+        views: those of more views of them, by number from 1; see `hftl.frozen.augmented`.
     """
 
     split: Split
     digests: Digests
     columns: Columns = field(default_factory=dict)
+    views: list[Columns] = field(default_factory=list)
 
 
 @dataclass
@@ -59,10 +63,12 @@ class StoredFeatures:
         spaces: where they are stored; several where a row's vector is made of as many.
         content: what the space records of the model: how it is cut, how its weights are named.
         splits: by name: ``train``, ``validation`` if there is one, ``test``.
-        outside: of rows that are out of scope, where there are some.
         counts: rows asked for, computed now, reused; truncated rows, or sentences read in windows.
         bad: rows left out, with the reason.
         seconds: wall time.
+        outside: of rows that are out of scope, where there are some.
+        rounding: the largest relative error of a number that was rounded for the store now.
+        trusted: foreign spaces that rows were read from.
     """
 
     spaces: list[Space]
@@ -72,6 +78,8 @@ class StoredFeatures:
     bad: list[BadRowError]
     seconds: float
     outside: SplitFeatures | None = None
+    rounding: float = 0.0
+    trusted: list[Trusted] = field(default_factory=list)
 
     @property
     def id(self) -> str:
@@ -105,6 +113,7 @@ def features_of(
     on_bad_row: str = "error",
     quiet: bool = False,
     gather: bool = True,
+    trust: Sequence[str] = (),
 ) -> StoredFeatures:
     """The features of every row of every split, computed where missing; each process computes its share.
 
@@ -118,13 +127,16 @@ def features_of(
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
         quiet: print no progress.
         gather: read the features into memory; else they are left in the store, for `StoredMatrix`.
+        trust: origins of foreign spaces whose rows may be used, once a sample of them was computed here and agrees.
 
     Raises:
+        UserError: nothing of an origin is here, or it holds features of something else.
         BadRowError: a row cannot be decoded and ``on_bad_row`` is ``"error"``.
         CutError: the backbone cannot be cut exactly.
         StoreError: features cannot be stored.
     """
     started = time.monotonic()
+    trusted = trusted_spaces(store, trust)
     spaces = {part: open_space(store, target.backbone, origin, part) for view in views for part in view.parts}
     settle(store, target, spaces)
     beside = spaces_beside(store, target, origin, views[0], spaces)
@@ -149,9 +161,10 @@ def features_of(
         quiet=quiet,
         on_bad_row=on_bad_row,
     )
+    sampled = lend(store, trusted, spaces, digests, lambda asked: computed_by_all(partial(share, among=asked)).computed)
     with in_turn(store, (spaces | beside).values(), digests, process, quiet):
-        computed, undecodable = computed_by_all(share)
-    recomputed = 0
+        report = computed_by_all(share)
+    computed, undecodable, recomputed = report.computed + sampled, report.bad, 0
     parts = [spaces[part] for part in views[0].parts]
     bad += [undecodable[row] for row in sorted(undecodable)]
     splits = _without_all(splits, undecodable)
@@ -161,7 +174,7 @@ def features_of(
     except MissingRowsError:
         # A shard proved damaged only now and was set aside, or somebody cleared the space: its rows are computed
         # again, once.
-        recomputed = computed_by_all(share)[0]
+        recomputed = computed_by_all(share).computed
         _gather(parts, splits, columns)
     if process.rank == 0:
         for each in (spaces | beside).values():
@@ -179,7 +192,9 @@ def features_of(
     by_name = {features.split.name: features for features in splits}
     content = side_by_side([Content.of(space) for space in parts])
     outside = by_name.pop(OUTSIDE, None)
-    return StoredFeatures(parts, content, by_name, counts, bad, time.monotonic() - started, outside)
+    count_borrowed(trusted, parts, np.concatenate([features.digests for features in splits]))
+    seconds = time.monotonic() - started
+    return StoredFeatures(parts, content, by_name, counts, bad, seconds, outside, report.rounding, trusted)
 
 
 def settle(store: FeatureStore, target: Target, spaces: dict[View, Space]) -> None:
@@ -229,7 +244,7 @@ def gathered(spaces: Sequence[Space], digests: Digests, only: Sequence[str] | No
     Raises:
         MissingRowsError: rows are not stored.
     """
-    columns: list[Columns] = [space.gather(digests, only) for space in spaces]
+    columns: list[Columns] = [as_computed(space.gather(digests, only), Content.of(space).cut) for space in spaces]
     if len(columns) == 1 or "features" not in columns[0]:
         return columns[0]
     return columns[0] | {"features": torch.cat([each["features"] for each in columns], dim=1)}
@@ -242,8 +257,12 @@ def line_columns(columns: Mapping[str, Any], cut: Cut) -> Mapping[str, Any]:
 
 def taken(whole: SplitFeatures, rows: np.ndarray, name: str | None = None) -> SplitFeatures:
     """Some rows of a split with their features; under another name where one is given."""
-    columns = {column: rows_of_column(values, rows) for column, values in whole.columns.items()}
-    return SplitFeatures(whole.split.select(rows, name), whole.digests[rows], columns)
+
+    def those(columns: Columns) -> Columns:
+        return {column: rows_of_column(values, rows) for column, values in columns.items()}
+
+    views = [those(columns) for columns in whole.views]
+    return SplitFeatures(whole.split.select(rows, name), whole.digests[rows], those(whole.columns), views)
 
 
 def known_rows(store: FeatureStore, spaces: Sequence[Space], inputs: Files | Texts) -> tuple[Digests, np.ndarray]:
@@ -266,17 +285,19 @@ def in_turn(
     return store.turn(spaces, digests, lambda other: say(f"features: {other} is computing these rows; waiting for it"))
 
 
-def computed_by_all(share: Callable[[], ExtractReport]) -> tuple[int, dict[int, BadRowError]]:
-    """Do this process's share; how many rows all processes computed, and the bad rows that any of them met."""
+def computed_by_all(share: Callable[[], ExtractReport]) -> ExtractReport:
+    """Do this process's share; the report of all processes, with the bad rows that any of them met."""
 
     def work() -> dict[str, Any]:
         report = share()
-        return {"computed": report.computed, "bad": [[row, e.row, e.why] for row, e in report.bad.items()]}
+        bad = [[row, e.row, e.why] for row, e in report.bad.items()]
+        return {"computed": report.computed, "bad": bad, "rounding": report.rounding}
 
     reports = on_all(work)
     # Each process met its own bad rows; all leave out all of them.
     bad = {row: BadRowError(name, why) for report in reports for row, name, why in report["bad"]}
-    return sum(report["computed"] for report in reports), bad
+    computed, rounding = sum(each["computed"] for each in reports), max(each["rounding"] for each in reports)
+    return ExtractReport(computed, bad, rounding)
 
 
 def _gather(spaces: Sequence[Space], splits: Sequence[SplitFeatures], only: Sequence[str] | None) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from hftl.data.scope import OUTSIDE
 from hftl.export.model import Dense, export_model, export_pooled, fold
 from hftl.export.trained import Exported, Trained, not_kept
 from hftl.frozen.features import SplitFeatures, StoredFeatures, line_columns
+from hftl.frozen.rounding import logit_slack
 from hftl.heads import baselines, fit_linear, fit_linear_folds, fit_mlp, fit_native, mlp_logits
 from hftl.heads.nested import FOLDS_THAT_SHARE
 from hftl.heads.precision import device_with_float64
@@ -127,11 +129,13 @@ def train_folds(
 def folds_share(method: Head, features: StoredFeatures, data: Data, folds: int) -> bool:
     """Whether a head without two folds serves both (`hftl.heads.nested`).
 
-    It is exact and of classes, folds are neither few nor many, weights do not depend on which rows there are, and what
-    each head's own scales take fits into memory.
+    It is exact and of classes, folds are neither few nor many, weights do not depend on which rows there are, rows have
+    one view each, and what each head's own scales take fits into memory.
     """
     cut, weights = features.content.cut, method.class_weight
     if method.hidden or cut.kind == "replay" or not data.task.has_classes or folds not in FOLDS_THAT_SHARE:
+        return False
+    if features.splits["train"].views:
         return False
     if weights is not None and (isinstance(weights, str) or min(weights) <= 0):
         return False
@@ -161,8 +165,9 @@ class _Job:
         """The exact solution, for a head that is one linear layer on one vector."""
         method, cut = self.method, self.cut
         vectors, labels = self._vectors(), self._labels()
+        views = [columns["features"].to(self.device) for columns in self.features.splits["train"].views]
         fit = fit_linear(
-            vectors["train"],
+            torch.cat([vectors["train"], *views]) if views else vectors["train"],
             labels["train"],
             task=self.data.task.unit,
             num_labels=len(self.data.label_names),
@@ -178,10 +183,13 @@ class _Job:
             dealt=self._dealt(method.folds),
             groups=self._groups(),
             least=LEAST_DEVIATION if self.data.task.of_words else 0.0,
+            views=1 + len(views),
             tolerance=self.tolerance,
             seed=self.seed,
         )
         weight, bias = fit.weight.cpu(), fit.bias.cpu()
+        if views:
+            fit.report["views"] = 1 + len(views)
         fit.report["parameters"] = weight.numel() + (bias.numel() if cut.bias else 0)
         free: dict[str, np.ndarray] = {}
         if self.data.task.is_exclusive:
@@ -189,14 +197,24 @@ class _Job:
         # What heads say of held-out words is of no use to whom sentences are rows.
         held_out = None if self.data.task.of_words else fit.held_out
         logits = fit.logits(vectors["test"]).cpu()
+        storage = method.storage
+        stored: dict[str, Any] = {
+            "free": free,
+            "storage": storage,
+            "slack": logit_slack(vectors["test"].cpu(), weight, storage),
+        }
+        if others := self.features.splits["test"].views:
+            each = [logits, *(fit.logits(columns["features"].to(self.device)).cpu() for columns in others)]
+            stored["by_views"] = self.data.task.averaged(torch.stack(each))
         outside = fit.logits(vectors[OUTSIDE]).cpu() if OUTSIDE in vectors else None
         if cut.kind == "pooled":
             # The class that is to be fine-tuned has a place for it.
             own = {f"{HEAD}.weight": weight, f"{HEAD}.bias": bias} if isinstance(self.target.backbone, Bare) else {}
             export = self._export_pooled([Dense(weight, bias)])
-            return Trained(logits, "head", fit.report, export, own, fit.held_out, outside, free)
+            return Trained(logits, "head", fit.report, export, own, fit.held_out, outside, **stored)
         parameters = fold(cut, weight, bias)
-        return Trained(logits, "head", fit.report, self._export(parameters), parameters, held_out, outside, free)
+        export = self._export(parameters)
+        return Trained(logits, "head", fit.report, export, parameters, held_out, outside, **stored)
 
     def folds(self, dealt: Tensor) -> list[Trained]:
         """The exact solutions without each fold."""
@@ -254,7 +272,8 @@ class _Job:
             Dense(weights["output.weight"], weights["output.bias"]),
         ]
         outside = mlp_logits(fit.params, vectors[OUTSIDE]).cpu() if OUTSIDE in vectors else None
-        return Trained(logits, "head", fit.report, self._export_pooled(layers), outside=outside)
+        export, storage = self._export_pooled(layers), self.method.storage
+        return Trained(logits, "head", fit.report, export, outside=outside, storage=storage)
 
     def native(self) -> Trained:
         """The model's own head, trained with AdamW on its forward replayed from the store."""
@@ -299,7 +318,8 @@ class _Job:
                 }
         parameters = {name: value.cpu() for name, value in (fit.params | buffers).items()}
         export = self._export(parameters)
-        return Trained(asked["test"], "head", fit.report, export, parameters, outside=asked.get(OUTSIDE))
+        storage, outside = self.method.storage, asked.get(OUTSIDE)
+        return Trained(asked["test"], "head", fit.report, export, parameters, outside=outside, storage=storage)
 
     def _dealt(self, folds: int) -> Tensor | None:
         """The fold of each training row, where columns of the data decide about it; none where a split judges."""

@@ -31,12 +31,17 @@ def check_again(name: str, first: Mapping[str, Any], again: Mapping[str, Any], t
     Raises:
         BackboneError: they are not the same.
     """
-    gap = max((_apart(_plain(first[column]), _plain(again[column])) for column in again), default=0.0)
+    gap = gap_between(first, again)
     if not gap <= tolerance:
         raise BackboneError(
             f"{name} gives a row other features than {when} ({gap:.1g} of the largest): something in it is random, "
             "or its weights are not what they were (a plugin's build() has to load the same weights and call .eval())"
         )
+
+
+def gap_between(first: Mapping[str, Any], again: Mapping[str, Any]) -> float:
+    """How far two columns of a row are apart at most, as a share of the largest value."""
+    return max((_apart(_plain(first[column]), _plain(again[column])) for column in again), default=0.0)
 
 
 def _plain(value: Any) -> Tensor:

@@ -5,6 +5,7 @@ Whatever works on a recipe begins here: a run, and every question that the scout
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from hftl.backbones.loading import for_words, load_backbone
@@ -12,11 +13,14 @@ from hftl.backbones.matching import data_for
 from hftl.backbones.protocol import Backbone, Target
 from hftl.criterion import Criterion, criterion_of
 from hftl.data import Data
+from hftl.data.augment import Augmentation
 from hftl.data.drop import without_rows
 from hftl.data.limit import limited
 from hftl.data.marks import Division
 from hftl.errors import RecipeError
+from hftl.frozen.augmented import Views, add_views, check_views
 from hftl.frozen.features import StoredFeatures, features_of
+from hftl.frozen.rounding import error_in_words
 from hftl.frozen.view import View
 from hftl.methods import Head
 from hftl.plugins.registry import find
@@ -26,7 +30,7 @@ from hftl.runs.console import print_bad_rows, print_features, print_inputs
 from hftl.store.store import FeatureStore, cache_root
 from hftl.tasks import Task
 from hftl.terminal import Terminal
-from hftl.wording import printable
+from hftl.wording import plural, printable
 
 
 def inputs_of(
@@ -67,6 +71,7 @@ def inputs_of(
             f"{backbone.name}: transformers has token classification for it and nothing for whole texts: give "
             "sentences whose words have tags, or another backbone"
         )
+    check_views(recipe.method, backbone.modality, has_classes=data.task.has_classes)
     print_inputs(say, backbone, data)
     criterion = chooses(recipe, data.task)
     if criterion.is_stated and data.task.of_words:
@@ -119,7 +124,15 @@ def probe_of(recipe: Recipe) -> Head:
 def view_of(recipe: Recipe, backbone: Backbone) -> View:
     """What that head reads of the backbone."""
     probe = probe_of(recipe)
-    return View.of(backbone, probe.pooling, probe.mixed_precision)
+    return View.of(backbone, probe.pooling, probe.mixed_precision, probe.storage)
+
+
+def views_of(recipe: Recipe) -> Views | None:
+    """The views of pictures that a recipe's head asks for; None for pictures as they are."""
+    method = recipe.method
+    if not isinstance(method, Head) or not method.has_views:
+        return None
+    return Views(method.views, method.test_views, Augmentation(method.flip, method.crop, method.trivial_augment))
 
 
 def stored_features(
@@ -133,6 +146,8 @@ def stored_features(
     quiet: bool,
     listed: str = "",
     gather: bool = True,
+    trust: Sequence[str] = (),
+    augmented: Views | None = None,
 ) -> StoredFeatures:
     """The features of all rows, computed where they are missing, as `features_of` gives them.
 
@@ -146,10 +161,26 @@ def stored_features(
         quiet: as of `features_of`.
         listed: the file that will list bad rows.
         gather: as of `features_of`.
+        trust: as of `features_of`.
+        augmented: the views of training and test pictures that are to be stored, and read, as well.
     """
     store = FeatureStore(cache_root())
-    features = features_of(store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet, gather=gather)
+    features = features_of(
+        store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet, gather=gather, trust=trust
+    )
     print_features(say, features.counts)
+    if augmented:
+        started = time.monotonic()
+        done = add_views(store, target, spec.origin, features, views[0], augmented, gather=gather, quiet=quiet)
+        features.seconds += time.monotonic() - started
+        features.rounding = max(features.rounding, done.rounding)
+        features.counts["views_computed"] = done.computed
+        say.print(f"views     {augmented.said}; {plural(done.computed, 'view')} computed")
+    if (storage := views[0].storage) != "float32":
+        error = error_in_words(features.rounding, storage)
+        say.print(f"          in {storage} on the disk, half the bytes of float32: a number is rounded {error}")
+    for each in features.trusted:
+        say.print(f"foreign   {printable(each.said())}")
     for folder in (path for space in features.spaces for path in space.passed_over):
         say.print(
             f"          {folder} is of a format that this hftl does not read: it computed apart, in another folder; "

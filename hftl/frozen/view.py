@@ -19,8 +19,11 @@ from hftl.backbones.pooling import Pooled
 from hftl.backbones.precision import DTYPES, Precision, in_float32
 from hftl.backbones.protocol import Backbone, at_depth
 from hftl.backbones.weights import NameRule
+from hftl.data.augment import Augmentation
 from hftl.errors import CutError
-from hftl.methods import Pooling
+from hftl.frozen.rounding import stored_dtype
+from hftl.methods import Pooling, Storage
+from hftl.store.identity import space_id
 from hftl.store.shard import ColumnSpec, Digests
 from hftl.store.space import Space
 from hftl.store.stat_index import StatIndex, digest_files
@@ -28,6 +31,8 @@ from hftl.store.store import FeatureStore
 
 # Raised whenever a change in hftl.frozen or hftl.backbones.cut can change a stored number of any backbone.
 EXTRACTOR_VERSION = 1
+# Raised whenever the same numbers would change a picture otherwise.
+AUGMENTATION_VERSION = 1
 # What the identity of a space says besides, where rows ran in batches of equal length. It is not there otherwise: the
 # first release padded all batches, and what it stored of models that padding does not change is as good as ever.
 EQUAL_LENGTHS: dict[str, Any] = {"batches": "equal lengths"}
@@ -48,6 +53,8 @@ class View:
             trained on; None for what a head reads.
         device: the kind of device, where the precision is not ``"no"`` and blocks are kept: which tensors autocast
             makes of which type depends on it.
+        storage: of numbers on the disk; ``"float32"`` keeps each type as it was computed.
+        augmentation: what changed the pictures before the pass; None for pictures as they are.
     """
 
     pooling: Pooling = "native"
@@ -55,12 +62,14 @@ class View:
     depth: int | None = None
     blocks: int | None = None
     device: str | None = None
+    storage: Storage = "float32"
+    augmentation: Augmentation | None = None
 
     @classmethod
-    def of(cls, backbone: Backbone, pooling: Pooling, precision: Precision) -> View:
+    def of(cls, backbone: Backbone, pooling: Pooling, precision: Precision, storage: Storage = "float32") -> View:
         """The view that a head asks for; the own head of a base model reads what that is pooled to."""
         own: Any = backbone.pooling.kind if isinstance(backbone, Bare) and pooling == "native" else pooling
-        return cls(own, precision)
+        return cls(own, precision, storage=storage)
 
     @property
     def parts(self) -> list[View]:
@@ -82,10 +91,12 @@ class View:
 
     def identity(self) -> dict[str, Any]:
         """The view's part of a feature space's identity."""
-        named: dict[str, Any] = {"pooling": self.pooling, "precision": self.precision, "storage": "float32"}
+        named: dict[str, Any] = {"pooling": self.pooling, "precision": self.precision, "storage": self.storage}
+        changed = {"augmentation": AUGMENTATION_VERSION, **asdict(self.augmentation)} if self.augmentation else None
         if self.blocks is None:
-            return named | {"view": "none"}
-        return named | {"storage": "as computed", "view": {"blocks": self.blocks, "device": self.device}}
+            return named | {"view": changed or "none"}
+        storage = "as computed" if self.storage == "float32" else self.storage
+        return named | {"storage": storage, "view": {"blocks": self.blocks, "device": self.device, **(changed or {})}}
 
     def find_cut(self, model: nn.Module, head: set[str], probes: Sequence[Mapping[str, Tensor]]) -> tuple[Cut, bool]:
         """Where the model is cut for this view, proved on the probes; and whether rows need batches of equal length.
@@ -153,9 +164,10 @@ class Content:
     weights: NameRule | None
     equal_lengths: bool | None = False
 
-    def columns(self) -> dict[str, ColumnSpec]:
-        """The columns that each row has in the space."""
-        columns = {name: _column(dtype, shape) for name, (dtype, shape) in self.cut.kept().items()}
+    def columns(self, storage: Storage) -> dict[str, ColumnSpec]:
+        """The columns that each row has in a space of some storage."""
+        kept = self.cut.kept().items()
+        columns = {name: _column(stored_dtype(dtype, storage), shape) for name, (dtype, shape) in kept}
         return columns | {"truncated": ColumnSpec("uint8", ())}
 
     def as_info(self) -> dict[str, Any]:
@@ -244,6 +256,11 @@ def digest_weights(backbone: Backbone, index: StatIndex) -> Digests | None:
     if backbone.commit is not None:
         return None
     return digest_files(sorted(set(backbone.weight_files().values())), index)
+
+
+def equal_length_id(padded: Space) -> str:
+    """The id of `equal_length_space`."""
+    return space_id({**padded.identity, **EQUAL_LENGTHS})
 
 
 def equal_length_space(store: FeatureStore, padded: Space) -> Space:

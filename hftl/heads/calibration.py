@@ -15,6 +15,8 @@ from hftl.tasks import Link
 _BINS = 15
 _NEWTON_STEPS = 50
 _HOTTEST = 20.0
+# What is made of logits is many times as large, and of millions of rows would outgrow their features.
+_BLOCK_ROWS = 1 << 15
 
 
 def fit_temperature(logits: Tensor, targets: Tensor, weights: Tensor, loss: Link, *, start: float = 1.0) -> float:
@@ -57,6 +59,15 @@ def _slope_and_curvature(
     logits: Tensor, targets: Tensor, weights: Tensor, beta: float, loss: Link
 ) -> tuple[float, float]:
     """Derivatives of the summed log-loss of ``beta * logits`` by ``beta``."""
+    blocks = zip(*(torch.split(each, _BLOCK_ROWS) for each in (logits, targets, weights)), strict=True)
+    sums = [_slope_and_curvature_of(x, y, w, beta, loss) for x, y, w in blocks]
+    return sum(slope for slope, _ in sums), sum(curvature for _, curvature in sums)
+
+
+def _slope_and_curvature_of(
+    logits: Tensor, targets: Tensor, weights: Tensor, beta: float, loss: Link
+) -> tuple[float, float]:
+    """The same of some rows."""
     if loss == "softmax":
         probabilities = (beta * logits).softmax(-1)
         mean = (probabilities * logits).sum(-1, keepdim=True)
@@ -78,8 +89,8 @@ def calibration_report(logits: Tensor, targets: Tensor, temperature: float, loss
         temperature: what the logits are divided by.
         loss: which probabilities the logits stand for.
     """
-    before, table_before = _scores(logits.double(), targets, loss)
-    after, table_after = _scores(logits.double() / temperature, targets, loss)
+    before, table_before = _scores(logits, targets, 1.0, loss)
+    after, table_after = _scores(logits, targets, temperature, loss)
     return {
         "temperature": temperature,
         "rows": len(logits),
@@ -90,20 +101,31 @@ def calibration_report(logits: Tensor, targets: Tensor, temperature: float, loss
     }
 
 
-def _scores(logits: Tensor, targets: Tensor, loss: Link) -> tuple[dict[str, float], list[dict[str, float]]]:
+def _scores(
+    logits: Tensor, targets: Tensor, temperature: float, loss: Link
+) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """Expected calibration error, Brier score and log-loss of ``logits / temperature``, and the table behind them."""
+    parts = [
+        _scores_of(block.double() / temperature, truth, loss)
+        for block, truth in zip(torch.split(logits, _BLOCK_ROWS), torch.split(targets, _BLOCK_ROWS), strict=True)
+    ]
+    confidence, correct, brier, log_loss = (torch.cat(each) for each in zip(*parts, strict=True))
+    ece, table = reliability(confidence.flatten(), correct.flatten())
+    return {"ece": ece, "brier": float(brier.mean()), "log_loss": float(log_loss.mean())}, table
+
+
+def _scores_of(logits: Tensor, targets: Tensor, loss: Link) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Confidence, whether it was right, squared error and log-loss: float64 (n,), or (n, outputs) of several labels."""
     if loss == "softmax":
         log_probabilities = logits.log_softmax(-1)
         confidence, predicted = log_probabilities.exp().max(-1)
-        correct = (predicted == targets).double()
         truth = torch.nn.functional.one_hot(targets, logits.shape[1])
-        brier = (log_probabilities.exp() - truth).square().sum(-1).mean()
-        log_loss = -log_probabilities.gather(1, targets[:, None]).mean()
-    else:
-        confidence, correct = logits.sigmoid().flatten(), targets.double().flatten()
-        brier = (confidence - correct).square().mean()
-        log_loss = (torch.nn.functional.softplus(logits) - targets * logits).mean()
-    ece, table = reliability(confidence, correct)
-    return {"ece": ece, "brier": float(brier), "log_loss": float(log_loss)}, table
+        squared = (log_probabilities.exp() - truth).square().sum(-1)
+        losses = -log_probabilities.gather(1, targets[:, None])[:, 0]
+        return confidence, (predicted == targets).double(), squared, losses
+    probabilities = logits.sigmoid()
+    losses = torch.nn.functional.softplus(logits) - targets * logits
+    return probabilities, targets.double(), (probabilities - targets).square(), losses
 
 
 def reliability(confidence: Tensor, correct: Tensor) -> tuple[float, list[dict[str, float]]]:

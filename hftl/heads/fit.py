@@ -13,7 +13,11 @@ from hftl.tasks import Task
 
 @dataclass(frozen=True)
 class LinearOptions:
-    """What is to be solved, and how one strength is chosen; the fields are arguments of ``fit_linear``."""
+    """What is to be solved, and how one strength is chosen; the fields are arguments of ``fit_linear``.
+
+    Attributes:
+        rows: how many of the rows judge, the first ones; the others are further views of them. None for all.
+    """
 
     task: Task
     num_labels: int
@@ -30,6 +34,7 @@ class LinearOptions:
     dealt: Tensor | None = None
     least: float = 0.0
     aim: Aim = F1
+    rows: int | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 from hftl.errors import ConvergenceError, UserError
 from hftl.heads.checks import check_features, check_labels, check_strengths, loss_weights
 from hftl.heads.fit import HeadFit, LinearOptions
+from hftl.heads.folds import folds_for
 from hftl.heads.judging import Judge
 from hftl.heads.logistic import fit_logistic
 from hftl.heads.nested import FoldHead, fit_each_fold
@@ -38,6 +39,7 @@ def fit_linear(
     dealt: Tensor | None = None,
     groups: Tensor | None = None,
     least: float = 0.0,
+    views: int = 1,
     tolerance: float = 1e-10,
     seed: int = 0,
 ) -> HeadFit:
@@ -77,6 +79,9 @@ def fit_linear(
         least: share of the largest deviation below which a feature counts as constant; 0 for none, as heads do not
             depend on the scale of features. To be stated where the network is trained on: some have outputs whose norm
             has a weight of 1e-30, and to divide by such a deviation makes a weight that no training survives.
+        views: how often each row stands in ``features``, which are then (views * n, dim): all rows, then all of them
+            again as further views, in one order. A view weighs its share of the row, is held out with it, and only the
+            first judges. For labels alone.
         tolerance: relative distance from the minimum at which the exported head stops; the report says
             whether it was reached.
         seed: decides the folds.
@@ -90,7 +95,10 @@ def fit_linear(
     if folds < 2:
         raise UserError(f"folds: expected at least 2, got {folds}")
     check_features(features)
-    labels = check_labels(labels, len(features), task, num_labels).to(features.device)
+    if views > 1 and not task.has_classes:
+        raise UserError("views are for labels: a regression's strength is chosen by leaving out single rows")
+    rows = len(features) // views
+    labels = check_labels(labels, rows, task, num_labels).to(features.device)
     weights = loss_weights(labels, task, num_labels, class_weight)
     path = None if strengths is None else check_strengths(strengths)
     options = LinearOptions(
@@ -116,9 +124,15 @@ def fit_linear(
     # A class of weight zero is as good as absent: its rows must not give the folds or the axes their shape either.
     used = (weights > 0).any(1)
     if not bool(used.all()):
-        features, labels, weights = features[used], labels[used], weights[used]
+        features = torch.cat([each[used] for each in torch.split(features, rows)])
+        labels, weights = labels[used], weights[used]
         dealt, groups = (None if each is None else each.to(used.device)[used] for each in (dealt, groups))
         options = replace(options, dealt=dealt, groups=groups)
+    if views > 1:
+        if validation is None:
+            options = replace(options, dealt=folds_for(labels, options).repeat(views), groups=None)
+        options = replace(options, rows=len(labels))
+        labels, weights = (torch.cat([each] * views) for each in (labels, weights / views))
     with threads_for(features, num_labels * folds):
         if task.has_classes:
             head = fit_logistic(features, labels, weights, options, validation)
@@ -132,8 +146,8 @@ def fit_linear(
     head.report["rows_of_zero_weight"] = int((~used).sum())
     if head.held_out is None or bool(used.all()):
         return head
-    rows = torch.nonzero(used).flatten()[head.held_out.rows]
-    return replace(head, held_out=replace(head.held_out, rows=rows))
+    known = torch.nonzero(used).flatten()[head.held_out.rows]
+    return replace(head, held_out=replace(head.held_out, rows=known))
 
 
 def fit_linear_folds(

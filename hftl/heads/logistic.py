@@ -75,7 +75,9 @@ def fit_logistic(
         "labels_not_learnt": sorted(set(range(options.num_labels)) - set(learnable.index.tolist())),
     }
     if problem.link == "softmax" and validation is None:
-        stay, held = problem.labels[problem.folds == NO_FOLD], problem.labels[problem.folds != NO_FOLD]
+        plain = slice(options.rows)
+        labels, folds = problem.labels[plain], problem.folds[plain]
+        stay, held = labels[folds == NO_FOLD], labels[folds != NO_FOLD]
         report["classes_of_one_row"] = learnable.index[torch.unique(stay[~torch.isin(stay, held)])].tolist()
     held_out = None
     if chosen is not None:
@@ -192,7 +194,8 @@ def _pose(
     features: Tensor, labels: Tensor, weights: Tensor, options: LinearOptions, validation: tuple[Tensor, Tensor] | None
 ) -> _Problem:
     link = options.task.link
-    learnable = Learnable.of(labels, options)
+    # Further views say nothing new of a label.
+    learnable = Learnable.of(labels[: options.rows], options)
     outputs = len(learnable.index)
     every = labels if validation is None else torch.cat([labels, validation[1]])
     labels, weights = learnable.restrict(labels, weights)
@@ -213,7 +216,10 @@ def _pose(
         labels, weights, folds = learnable.with_validation((labels, weights, folds), validation[1], fold=0)
     columns = outputs * max(1, int(folds.max()) + 1)
     rows = FoldRows(seen, labels, weights, folds, basis, columns=columns)
-    index = torch.nonzero(folds != NO_FOLD).flatten()
+    judging = folds != NO_FOLD
+    if validation is None:
+        judging[options.rows or len(judging) :] = False
+    index = torch.nonzero(judging).flatten()
     held_out = HeldOut(index, labels[index], weights[index], folds[index])
     panel = Panel(held_out, _place_of_each(folds[index]), learnable, every[index], options)
     return _Problem(link, learnable, basis, rows, labels, folds, panel, start)

@@ -89,7 +89,7 @@ def fit_each_fold(
     solution = solve(objective, start, options.tolerance)
     if not bool(torch.isfinite(solution.value).all()):
         raise ConvergenceError("a fold's objective is not finite: the features' scale is too extreme for float32")
-    heads = objective.in_coordinates(solution.x)
+    heads = objective.in_coordinates(solution.x).float()
     told = []
     for fold, (panel, choice) in enumerate(zip(panels, choices, strict=True)):
         logits, report = nest.logits(heads[fold], fold), {"path": [], "chosen": middle}

@@ -7,7 +7,7 @@ differ in the fold of rows that is held out from each. Rows are sorted by fold, 
 multiplied with the weights of exactly those problems that train on it: one matrix product for all of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,14 +27,16 @@ _BLOCK_LOGITS_ELSEWHERE = 1 << 25
 _BLOCK_ROWS = (256, 8192)  # at least, at most
 # How far an entry of the tilt may be from the identity's before curvatures are computed in a head's own coordinates.
 _NEARLY = 0.25
+# Rows that are centred in each pass are still in the cache of a CPU when they are multiplied.
+_CENTRED_ROWS = {"cpu": 2048}
 _LANES = 16  # float32 numbers of a vector register: matrix products are fastest in multiples of it
-# Transformed features stay on the device up to this size. Beyond it they would crowd out the features themselves.
-RESIDENT_BYTES = 8 << 30
+# Transformed features are kept up to this size. Beyond it they would take as much memory as the features themselves.
+RESIDENT_BYTES = 128 << 20
 
 
 @dataclass
 class Block:
-    """Rows of one fold: features (n, rank + 1), targets, weights (n, 1) or (n, outputs)."""
+    """Rows of one fold: features (n, width), of which the last is the bias's, targets, weights (n, 1 or outputs)."""
 
     fold: int
     rows: Tensor
@@ -58,9 +60,22 @@ class Stacked:
     def __len__(self) -> int:
         return len(self.first) + len(self.second)
 
-    def __getitem__(self, rows: Tensor) -> Tensor:
+    def index_select(self, dim: int, rows: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """As of a tensor, for ``dim`` 0."""
         count = len(self.first)
-        return self.first[rows] if not len(rows) or int(rows[0]) < count else self.second[rows - count]
+        of_first = not len(rows) or int(rows[0]) < count
+        part, rows = (self.first, rows) if of_first else (self.second, rows - count)
+        return torch.index_select(part, dim, rows, out=out)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of both."""
+        return self.first.dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        """(n + m, dim)."""
+        return torch.Size((len(self), self.first.shape[1]))
 
     @property
     def device(self) -> torch.device:
@@ -69,10 +84,11 @@ class Stacked:
 
 
 class FoldRows:
-    """The training rows in blocks that lie within one fold, in the coordinates of the solver.
+    """The training rows in blocks that lie within one fold, ready for the solver.
 
-    They are kept when they fit into `RESIDENT_BYTES`; otherwise each pass transforms them block by block, with the
-    same result to the bit.
+    Rows that take up to `RESIDENT_BYTES` are kept in the solver's coordinates. Of more rows each pass reads the
+    features and centres them block by block; scales and axes are multiplied into what the rows are multiplied with. So
+    no second copy of the features is ever there, and the numbers agree to the rounding of float32.
 
     Args:
         features: (n, dim) floating point, raw, on the device where the solver runs, as all the rest; of `Stacked` ones
@@ -98,27 +114,78 @@ class FoldRows:
         # Stable, so that the same rows give the same blocks, and sums the same bits.
         order = torch.argsort(folds, stable=True)
         logits = _BLOCK_LOGITS.get(features.device.type, _BLOCK_LOGITS_ELSEWHERE)
-        block_rows = min(max(logits // columns, _BLOCK_ROWS[0]), _BLOCK_ROWS[1])
+        resident = len(features) * (basis.rank + 1) * 4 <= RESIDENT_BYTES
+        most = _BLOCK_ROWS[1] if resident else _CENTRED_ROWS.get(features.device.type, _BLOCK_ROWS[1])
+        block_rows = min(max(logits // columns, _BLOCK_ROWS[0]), most)
         self._spans: list[tuple[int, Tensor]] = []
         for fold in torch.unique(folds).tolist():
             members = order[folds[order] == fold]
             self._spans += [(fold, rows) for rows in torch.split(members, block_rows)]
-        resident = len(features) * (basis.rank + 1) * 4 <= RESIDENT_BYTES
-        self._resident = [self._load(*span) for span in self._spans] if resident else None
+        # What float32 subtracts from float32 is the nearest number to the mean; the rest is corrected in the bias.
+        self._centre = basis.mean.float()
+        self._rest = (basis.mean - self._centre)[:, None]
+        self._inner = basis.rotation / basis.scale[:, None]
+        self._resident = [self._load(*span, self._transformed) for span in self._spans] if resident else None
+        rows, dim = 0 if resident else block_rows, features.shape[1]
+        self._rooms = (
+            torch.empty(rows, dim, dtype=features.dtype, device=features.device),
+            torch.full((rows, dim + 1), float(basis.bias), device=features.device),
+        )
         row_weights = weights.mean(1)
         self.count, self.rank = len(features), basis.rank
+        self.width = (basis.rank if resident else dim) + 1
         self.total_weight = float(row_weights.sum())
         self.weight_of_fold = {fold: float(row_weights[folds == fold].sum()) for fold, _ in self._spans}
 
     def __iter__(self) -> Iterator[Block]:
+        """The blocks, whose features are to be multiplied with `columns_of` parameters."""
         if self._resident is not None:
             yield from self._resident
         else:
-            yield from (self._load(*span) for span in self._spans)
+            yield from (self._load(*span, self._centred) for span in self._spans)
 
-    def _load(self, fold: int, rows: Tensor) -> Block:
-        features = self._basis.transform(self._features[rows])
-        return Block(fold, rows, features, self._targets[rows], self._weights[rows].float())
+    def in_axes(self) -> Iterator[Block]:
+        """The blocks, whose features are in the solver's coordinates, to the rounding of float32."""
+        if self._resident is not None:
+            yield from self._resident
+        else:
+            yield from (self._load(*span, self._rotated) for span in self._spans)
+
+    def columns_of(self, parameters: Tensor) -> Tensor:
+        """Parameters (rank + 1, m) float64 as what a block's features are multiplied with: (width, m) float32."""
+        if self._resident is not None:
+            return parameters.float()
+        parameters = parameters.double()
+        inner = self._inner @ parameters[:-1]
+        return torch.cat([inner, parameters[-1:] - self._rest.T @ inner]).float()
+
+    def gradient_of(self, products: Tensor) -> Tensor:
+        """The sums of a block's features (m, width) float64, each times a number, as those in the solver's axes."""
+        if self._resident is not None:
+            return products
+        inner = products[:, :-1] - products[:, -1:] * self._rest.T
+        return torch.cat([inner @ self._inner, products[:, -1:]], 1)
+
+    def _load(self, fold: int, rows: Tensor, made: Callable[[Tensor], Tensor]) -> Block:
+        return Block(fold, rows, made(rows), self._targets[rows], self._weights[rows].float())
+
+    def _transformed(self, rows: Tensor) -> Tensor:
+        return self._basis.transform(self._features.index_select(0, rows))
+
+    def _centred(self, rows: Tensor) -> Tensor:
+        """Features without their means, and the bias's column, (n, dim + 1) float32; the next call writes over them."""
+        picked, made = (room[: len(rows)] for room in self._rooms)
+        if isinstance(self._features, Stacked):
+            self._features.index_select(0, rows, out=picked)
+        else:
+            torch.index_select(self._features, 0, rows, out=picked)
+        torch.sub(picked, self._centre, out=made[:, :-1])
+        return made
+
+    def _rotated(self, rows: Tensor) -> Tensor:
+        """Features in the solver's coordinates but for a constant that rounding leaves of their means."""
+        centred = self._centred(rows)
+        return torch.cat([matmul(centred[:, :-1], self._inner.float()), centred[:, -1:]], 1)
 
 
 class Objective:
@@ -161,18 +228,19 @@ class Objective:
         """Values (k,) and gradients (k, size) in float64 of the given problems at ``theta`` (k, size)."""
         weights = theta.view(len(theta), -1, self.outputs).clone()
         value = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
-        gradient = torch.zeros_like(weights)
-        for block, members, logits in self._logits(theta, problems):
+        products = torch.zeros(len(theta), self.outputs, self.rows.width, dtype=torch.float64, device=theta.device)
+        for block, members, logits in self._logits(self.rows, self.columns(theta, problems), problems):
             loss, residual = _loss_and_residual(self.loss, logits, block.targets)
             residual *= block.weights[:, None, :]
             # Logits are float32 because that is what is fast; sums over many rows are not, because L-BFGS compares
             # values that differ in the last digits.
             value[members] += (loss * block.weights[:, None, :]).sum((0, 2), dtype=torch.float64)
             product = matmul(residual.flatten(1).T, block.features)
-            gradient[members] += product.view(len(members), self.outputs, -1).transpose(1, 2).double()
+            products[members] += product.view(len(members), self.outputs, -1).double()
+        gradient = self.rows.gradient_of(products.flatten(0, 1)).view(*products.shape[:2], -1).transpose(1, 2)
         if self.tilt is not None:
-            back = self.tilt[problems].transpose(1, 2)
-            gradient[:, :-1] = torch.bmm(back, gradient[:, :-1].float()).double()
+            back = torch.bmm(self.tilt[problems].transpose(1, 2), gradient[:, :-1].float())
+            gradient = torch.cat([back.double(), gradient[:, -1:]], 1)
         total, penalty = self.total[problems], self.penalty[problems]
         weights[:, -1] = 0  # the bias is free
         value = value / total + penalty / 2 * weights.square().sum((1, 2))
@@ -206,7 +274,8 @@ class Objective:
         problems = torch.arange(len(theta), device=theta.device)
         # Where scales differ much between heads, what is nearly diagonal in one's coordinates is not so in another's.
         far = {problem: torch.zeros_like(diagonal[0, :-1]) for problem in self._tilted_far()}
-        for block, members, logits in self._logits(theta, problems):
+        columns = self.in_coordinates(theta).float().transpose(0, 1)
+        for block, members, logits in self._logits(self.rows.in_axes(), columns, problems):
             probabilities = logits.softmax(-1) if self.loss == "softmax" else logits.sigmoid()
             variance = probabilities * (1 - probabilities) * block.weights[:, None, :]
             product = matmul(variance.flatten(1).T, block.features.square())
@@ -232,26 +301,32 @@ class Objective:
         return [p for p, tilt in enumerate(self.tilt) if float((tilt - identity).abs().amax()) > _NEARLY]
 
     def in_coordinates(self, theta: Tensor, problems: Tensor | None = None) -> Tensor:
-        """Heads (k, size) of all or some problems, in the coordinates of the rows: (k, rank + 1, outputs) float32."""
-        weights = theta.view(len(theta), -1, self.outputs).float()
+        """Heads (k, size) of all or some problems, in the coordinates of the rows: (k, rank + 1, outputs)."""
+        weights = theta.view(len(theta), -1, self.outputs)
         if self.tilt is None:
             return weights
         tilt = self.tilt if problems is None else self.tilt[problems]
-        return torch.cat([torch.bmm(tilt, weights[:, :-1]), weights[:, -1:]], dim=1)
+        return torch.cat([torch.bmm(tilt, weights[:, :-1].float()).to(theta.dtype), weights[:, -1:]], dim=1)
 
-    def _logits(self, theta: Tensor, problems: Tensor) -> Iterator[tuple[Block, Tensor, Tensor]]:
+    def columns(self, theta: Tensor, problems: Tensor | None = None) -> Tensor:
+        """Heads (k, size) of all or some problems as what the rows are multiplied with: (width, k, outputs) float32."""
+        weights = self.in_coordinates(theta, problems).transpose(0, 1).flatten(1)
+        return self.rows.columns_of(weights).view(-1, len(theta), self.outputs)
+
+    def _logits(
+        self, blocks: Iterable[Block], columns: Tensor, problems: Tensor
+    ) -> Iterator[tuple[Block, Tensor, Tensor]]:
         """For each block: the members of ``problems`` that train on it, and their logits (n, members, outputs)."""
-        flat = self.in_coordinates(theta, problems).transpose(0, 1).contiguous()  # (rank + 1, k, outputs)
         hidden = self.hidden[problems]
         chosen: dict[int, tuple[Tensor, Tensor]] = {}  # by fold
-        for block in self.rows:
+        for block in blocks:
             if block.fold not in chosen:
                 members = torch.nonzero((hidden != block.fold).all(1)).flatten()
-                columns = flat[:, members].flatten(1)
-                chosen[block.fold] = members, F.pad(columns, (0, -columns.shape[1] % _LANES))
-            members, columns = chosen[block.fold]
+                flat = columns[:, members].flatten(1)
+                chosen[block.fold] = members, F.pad(flat, (0, -flat.shape[1] % _LANES))
+            members, flat = chosen[block.fold]
             if len(members):
-                logits = matmul(block.features, columns)[:, : len(members) * self.outputs]
+                logits = matmul(block.features, flat)[:, : len(members) * self.outputs]
                 yield block, members, logits.view(-1, len(members), self.outputs)
 
 

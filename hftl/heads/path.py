@@ -198,7 +198,7 @@ def held_out_logits(objective: Objective, theta: Tensor, panels: Sequence[Panel]
     """For each panel, logits (m, outputs) of its rows, each by the head that judges it."""
     shape = (objective.rows.count, objective.outputs)
     logits = [torch.zeros(shape, device=theta.device) for _ in panels]
-    weights = objective.in_coordinates(theta)
+    columns = objective.columns(theta)
     for block in objective.rows:
         asked = [
             (each, panel.heads[block.fold])
@@ -206,8 +206,8 @@ def held_out_logits(objective: Objective, theta: Tensor, panels: Sequence[Panel]
             if block.fold in panel.heads
         ]
         if asked:
-            columns = torch.cat([weights[head] for _, head in asked], dim=1)
-            products = torch.split(matmul(block.features, columns), objective.outputs, dim=1)
+            flat = columns[:, [head for _, head in asked]].flatten(1)
+            products = torch.split(matmul(block.features, flat), objective.outputs, dim=1)
             for (each, _), product in zip(asked, products, strict=True):
                 each[block.rows] = product
     picked = [each[panel.held_out.index] for each, panel in zip(logits, panels, strict=True)]

@@ -16,6 +16,7 @@ from huggingface_hub import (
     CommitInfo,
     CommitOperationAdd,
     CommitOperationDelete,
+    DatasetInfo,
     HfApi,
     ModelInfo,
     constants,
@@ -42,6 +43,23 @@ RACES = frozenset({409, 412})
 UNSURE = frozenset({500, 502, 504})
 MOST_CONFLICTS = 6
 CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repository of the Hub.
+
+    Attributes:
+        id: ``user/name``.
+        type: ``"model"`` or ``"dataset"``.
+    """
+
+    id: str
+    type: str
+
+    def url(self, api: HfApi) -> str:
+        """Its page."""
+        return f"{api.endpoint}/{'' if self.type == 'model' else 'datasets/'}{self.id}"
 
 
 class Addition(CommitOperationAdd):
@@ -98,11 +116,13 @@ class Upload:
         path: in the repository.
         content: the local file, or what stands in its place.
         size: bytes.
+        new: nothing else may stand there: whoever put it there meanwhile meant something else.
     """
 
     path: str
     content: Path | bytes
     size: int
+    new: bool = False
 
     @cached_property
     def sha256(self) -> str:
@@ -153,6 +173,7 @@ def commit_files(
     create_pr: bool = False,
     revision: str | None = None,
     sent: Callable[[int], None] = lambda _: None,
+    repo_type: str = "model",
 ) -> Pushed:
     """Put files into a repository in one commit.
 
@@ -164,23 +185,24 @@ def commit_files(
         create_pr: open a pull request instead of committing.
         revision: the branch to commit to, made if it is not there; the main one if not given.
         sent: is told how many more bytes were sent, or are there already.
+        repo_type: ``"model"`` or ``"dataset"``.
 
     Raises:
         UserError: no token, or no right to push there.
         HubError: the Hub cannot be reached or goes on failing, or what it holds afterwards is not what was pushed.
     """
-    api = hub_api()
+    api, repo = hub_api(), Repo(repo_id, repo_type)
     try:
-        notes = [] if create_pr else _prepare(api, repo_id, public, revision)
+        notes = [] if create_pr else _prepare(api, repo, public, revision)
         commit, before = with_retries(
-            lambda: _commit(api, repo_id, [upload.operation(sent) for upload in uploads], owns, create_pr, revision),
+            lambda: _commit(api, repo, uploads, owns, create_pr, revision, sent=sent),
             races=RACES,
         )
-        differing = _differing(api, repo_id, uploads, commit.oid)
+        differing = _differing(api, repo, uploads, commit.oid)
     except HftlError:
         raise
     except Exception as error:
-        _raise_ours(error, repo_id)
+        _raise_ours(error, repo)
         raise
     if differing:
         raise HubError(
@@ -190,7 +212,7 @@ def commit_files(
     changed = commit.oid != before
     if create_pr and not commit.pr_url:
         notes = [*notes, "nothing differs from what is there, so no pull request was opened"]
-        return Pushed(f"{api.endpoint}/{repo_id}", commit.oid, list(uploads), notes, changed)
+        return Pushed(repo.url(api), commit.oid, list(uploads), notes, changed)
     return Pushed(commit.pr_url or commit.commit_url, commit.oid, list(uploads), notes, changed)
 
 
@@ -221,18 +243,20 @@ def check_repo_id(repo_id: str) -> None:
         raise UserError(f"{repo_id!r} does not say whose repository it is: write user/name, such as me/flowers")
 
 
-def _prepare(api: HfApi, repo_id: str, public: bool, branch: str | None) -> list[str]:
+def _prepare(api: HfApi, repo: Repo, public: bool, branch: str | None) -> list[str]:
     """Make the repository and the branch where they are missing; what a person should know of it."""
-    there = _info(api, repo_id)
+    there = _info(api, repo)
     if there is None:
         # Nothing there, or nothing that this token may see; the answer to this tells.
-        _make(lambda: api.create_repo(repo_id, private=not public), lambda: _info(api, repo_id))
-    if branch is not None and _info(api, repo_id, branch) is None:
-        _make(lambda: api.create_branch(repo_id, branch=branch), lambda: _info(api, repo_id, branch))
+        made = partial(api.create_repo, repo.id, private=not public, repo_type=repo.type)
+        _make(made, lambda: _info(api, repo))
+    if branch is not None and _info(api, repo, branch) is None:
+        branched = partial(api.create_branch, repo.id, branch=branch, repo_type=repo.type)
+        _make(branched, lambda: _info(api, repo, branch))
     if there is None or bool(there.private) != public:
         return []
     stays, other = ("private", "public") if there.private else ("public", "private")
-    return [f"{repo_id} was there already and stays {stays}; its settings page makes it {other}"]
+    return [f"{repo.id} was there already and stays {stays}; its settings page makes it {other}"]
 
 
 def _make(make: Callable[[], object], there: Callable[[], object]) -> None:
@@ -252,9 +276,12 @@ def _make(make: Callable[[], object], there: Callable[[], object]) -> None:
     with_retries(make_once, races=frozenset({409}), most_races=MOST_CONFLICTS)
 
 
-def _info(api: HfApi, repo_id: str, revision: str | None = None) -> ModelInfo | None:
+def _info(api: HfApi, repo: Repo, revision: str | None = None) -> ModelInfo | DatasetInfo | None:
     try:
-        return with_retries(lambda: api.model_info(repo_id, revision=revision))
+        return cast(
+            "ModelInfo | DatasetInfo",
+            with_retries(lambda: api.repo_info(repo.id, repo_type=repo.type, revision=revision)),
+        )
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         if isinstance(error, GatedRepoError):
             raise
@@ -263,31 +290,39 @@ def _info(api: HfApi, repo_id: str, revision: str | None = None) -> ModelInfo | 
 
 def _commit(
     api: HfApi,
-    repo_id: str,
-    additions: Sequence[Addition],
+    repo: Repo,
+    uploads: Sequence[Upload],
     owns: Callable[[str], bool],
     create_pr: bool,
     revision: str | None,
+    *,
+    sent: Callable[[int], None],
 ) -> tuple[CommitInfo, str | None]:
     """Commit on what is the head now, which is returned too; fails with status 412 if somebody else was faster.
 
     Safe to do again: where a commit's answer was lost, there is nothing left to change.
     """
-    head = api.repo_info(repo_id, revision=revision).sha
-    there = [
-        file.path for file in api.list_repo_tree(repo_id, revision=head, recursive=True) if isinstance(file, RepoFile)
-    ]
+    head = api.repo_info(repo.id, repo_type=repo.type, revision=revision).sha
+    tree = api.list_repo_tree(repo.id, revision=head, recursive=True, repo_type=repo.type)
+    there = {file.path: file for file in tree if isinstance(file, RepoFile)}
+    for upload in uploads:
+        if upload.new and upload.path in there and not _same(upload, there[upload.path]):
+            raise HubError(f"push to {repo.id!r}: somebody else put {upload.path} there meanwhile; push again")
+    additions = [upload.operation(sent) for upload in uploads]
     kept = {addition.path_in_repo for addition in additions}
     deletions = [CommitOperationDelete(path) for path in there if owns(path) and path not in kept]
     # Before the commit, because what was uploaded once is not uploaded again, whatever happens to the commit.
-    api.preupload_lfs_files(repo_id, additions, revision=revision, create_pr=create_pr, free_memory=False)
+    api.preupload_lfs_files(
+        repo.id, additions, revision=revision, create_pr=create_pr, free_memory=False, repo_type=repo.type
+    )
     for addition in additions:
         # Small files go with the commit, and what the Hub had already is not sent.
         addition.reached(addition.upload_info.size)
     try:
         made = api.create_commit(
-            repo_id,
+            repo.id,
             [*additions, *deletions],
+            repo_type=repo.type,
             commit_message=f"Push with hftl {__version__}",
             revision=revision,
             create_pr=create_pr,
@@ -297,15 +332,15 @@ def _commit(
         answered = answer_in(error)
         if create_pr and (connection_lost(error) if answered is None else answered.response.status_code in UNSURE):
             # Doing it again might open a second one.
-            page = f"{api.endpoint}/{repo_id}/discussions"
+            page = f"{repo.url(api)}/discussions"
             raise HubError(f"the answer to the pull request got lost; see at {page} whether it is there") from error
         raise
     return made, head
 
 
-def _differing(api: HfApi, repo_id: str, uploads: Sequence[Upload], commit: str) -> list[str]:
+def _differing(api: HfApi, repo: Repo, uploads: Sequence[Upload], commit: str) -> list[str]:
     """Files that the commit does not hold as they are here."""
-    tree = with_retries(lambda: list(api.list_repo_tree(repo_id, revision=commit, recursive=True)))
+    tree = with_retries(lambda: list(api.list_repo_tree(repo.id, revision=commit, recursive=True, repo_type=repo.type)))
     there = {file.path: file for file in tree if isinstance(file, RepoFile)}
     return [upload.path for upload in uploads if not _same(upload, there.get(upload.path))]
 
@@ -316,7 +351,7 @@ def _same(upload: Upload, file: RepoFile | None) -> bool:
     return file.lfs.sha256 == upload.sha256 if file.lfs else file.blob_id == upload.git_oid()
 
 
-def _raise_ours(error: Exception, repo_id: str) -> None:
+def _raise_ours(error: Exception, repo: Repo) -> None:
     """Raise what a person can use in place of a client's error, if it is one of the Hub's."""
     answered = answer_in(error)
     status = answered.response.status_code if answered else None
@@ -327,8 +362,8 @@ def _raise_ours(error: Exception, repo_id: str) -> None:
     elif status == 412:
         why = "lost every race: others commit there all the time; try again"
     else:
-        why = explain(error, repo_id, "model", "push again: what was uploaded is not uploaded twice")
+        why = explain(error, repo.id, repo.type, "push again: what was uploaded is not uploaded twice")
     if why is None:
         return
     kind = UserError if status in (400, 401, 403, 404) else HubError
-    raise kind(f"push to {repo_id!r} {why}") from error
+    raise kind(f"push to {repo.id!r} {why}") from error

@@ -16,7 +16,7 @@ import numpy as np
 from markupsafe import Markup
 from safetensors import safe_open
 
-from hftl.export.card import HOW, METRICS, at_home, data_name, published_recipe, usage
+from hftl.export.card import METRICS, at_home, data_name, how_trained, published_recipe, usage
 from hftl.intervals import Interval, proportion
 from hftl.report import figures
 from hftl.report.collected import COLLECTED, Collected
@@ -111,7 +111,7 @@ class RunPage:
         sections = dict.fromkeys(("confusion", "classes", "calibration", "curves", "targets", "types", "sentences"))
         return {
             "made": made,
-            "how": HOW[made.method["name"]],
+            "how": how_trained(made.method),
             "data": data_name(made),
             "rows": self.metrics.rows or made.data.rows,
             "verdicts": [line.partition(" ")[2].strip() for line in judgements(self.metrics, made.criterion)],
@@ -429,6 +429,7 @@ class RunPage:
             lines.append(("features", f"{computed:,} computed, {reused:,} reused"))
         if computed and seconds.get("extract"):
             lines.append(("rows computed per second", f"{computed / seconds['extract']:,.1f}"))
+        lines += [("made elsewhere", f"{rows:,} rows, read from {origin}") for origin, rows in self.metrics.foreign]
         if windowed := features.get("windowed"):
             lines.append(("sentences read in several windows", f"{windowed:,}"))
         if truncated := features.get("truncated"):

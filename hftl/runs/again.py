@@ -13,6 +13,7 @@ from hftl.errors import HftlError, RecipeError
 from hftl.recipes import Recipe, RecipeFunction, find_recipe, first_problem
 from hftl.runs.record import RECORD, RunRecord
 from hftl.terminal import Terminal
+from hftl.wording import printable
 
 RecipeLike: TypeAlias = Recipe | RecipeFunction[...] | str | os.PathLike[str]
 """What Python takes for a recipe: one, a function with `@recipe`, or what `named_recipe` finds."""
@@ -85,6 +86,9 @@ def _of_run(file: Path) -> RecipeFunction[...]:
     def again() -> Recipe:
         for metric in lost:
             Terminal(file=sys.stderr).print(f"metric {metric!r} of that run is left out: only its Python recipe has it")
+        for origin in record.trust_features:
+            said = f"features of {printable(origin)}, which that run trusted, are used if --trust-features names them"
+            Terminal(file=sys.stderr).print(said)
         return made
 
     # Its folder among the runs is that of the recipe.

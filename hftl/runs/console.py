@@ -92,6 +92,13 @@ def print_results(say: Terminal, metrics: Metrics, folder: Path, page: Path | No
     say.print(table)
     for line in _said_of_folds(metrics):
         say.print(line)
+    if told := metrics.test_views:
+        chosen = metrics.chosen_by["metric"]
+        name = chosen if chosen in told["eval"] else next(iter(told["eval"]))
+        say.print(
+            f"views     mean probabilities of {told['views']} views of each test picture: {name} "
+            f"{told['eval'][name]:.4f}; as it is {metrics.eval[name]:.4f}"
+        )
     seconds = metrics.seconds
     say.print(f"seconds   extract {seconds['extract']:.1f}, train {seconds['train']:.1f}, total {seconds['total']:.1f}")
     if page:

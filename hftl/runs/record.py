@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -85,6 +86,7 @@ class RunRecord(_Record):
         started_in: the folder that relative paths in the recipe begin at.
         started: when, ISO 8601 with the offset from UTC; empty in records that do not say.
         cv: how rows were dealt for cross-validation, such as ``5x3``; None where a test split was scored.
+        trust_features: origins of foreign features that the run was told to use.
     """
 
     name: str
@@ -97,6 +99,7 @@ class RunRecord(_Record):
     started_in: str = ""
     started: str = ""
     cv: str | None = None
+    trust_features: list[str] = Field(default_factory=list)
 
     @field_validator("recipe")
     @classmethod
@@ -174,7 +177,12 @@ class Metrics(_Record):
         cross_validation: what ``--cv`` scored, and how; None where a test split was scored.
         out_of_scope: how well scores tell rows of a ``label`` that is no class from test rows: ``rows`` with it,
             ``against`` so many, ``auroc`` of each score and its ``intervals``; None where no label is out of scope.
-        features: rows asked for, computed, reused and truncated, and the space's id.
+        test_views: metrics of the mean probabilities of several views of each test picture: how many ``views``, by what
+            ``augmentation``, and ``eval`` of the metrics; None where there is only one.
+        features: rows asked for, computed, reused and truncated, and the space's id; ``views_computed`` where pictures
+            have several; ``rounding``, the largest relative error, where they were rounded now; ``foreign`` where rows
+            were read from spaces that were made elsewhere: the ``origin`` of each, its ``commit``, ``space``, ``rows``
+            and ``checked``.
         head: what the training of a head reports; None for fine-tuning.
         finetune: what fine-tuning reports; None for a head.
         rows: of each split, without those that could not be decoded.
@@ -189,6 +197,7 @@ class Metrics(_Record):
     intervals: dict[str, Any] = Field(default_factory=dict)
     cross_validation: dict[str, Any] | None = None
     out_of_scope: dict[str, Any] | None = None
+    test_views: dict[str, Any] | None = None
     head: dict[str, Any] | None = None
     finetune: dict[str, Any] | None = None
     rows: dict[str, int] = Field(default_factory=dict)
@@ -211,6 +220,15 @@ class Metrics(_Record):
         """What the training of a head, or fine-tuning, reports."""
         return self.head or self.finetune or {}
 
+    @property
+    def foreign(self) -> list[tuple[str, int]]:
+        """Where features were read from that were made elsewhere, as a page names it, and how many rows.
+
+        Of a folder or an address only the last name: the rest is nobody's business.
+        """
+        told = [(str(each["origin"]), each["commit"], int(each["rows"])) for each in self.features.get("foreign", [])]
+        return [(f"{name} at {commit}" if commit else PurePath(name).name, rows) for name, commit, rows in told]
+
     def known_intervals(self) -> dict[str, Interval]:
         """The 95 % interval of each metric that has one."""
         # Brought only here: it brings numpy, which a command that lists its flags does not need.
@@ -231,7 +249,7 @@ class Metrics(_Record):
 
     def as_json(self) -> dict[str, Any]:
         """The content of ``metrics.json``."""
-        optional = ("head", "finetune", "cross_validation", "out_of_scope")
+        optional = ("head", "finetune", "cross_validation", "out_of_scope", "test_views")
         return self.model_dump(mode="json", exclude={name for name in optional if getattr(self, name) is None})
 
 

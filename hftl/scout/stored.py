@@ -24,7 +24,7 @@ from hftl.data.holdout import hold_out
 from hftl.errors import DataError, UserError
 from hftl.frozen.features import SplitFeatures, StoredFeatures, line_columns
 from hftl.frozen.matrix import flatten_columns
-from hftl.frozen.recipe import chooses, inputs_of, stored_features, view_of
+from hftl.frozen.recipe import chooses, inputs_of, stored_features, view_of, views_of
 from hftl.hub.client import staying_offline
 from hftl.parallel import start_processes
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
@@ -101,8 +101,11 @@ class TrainingRows:
     @property
     def bytes_per_row(self) -> int:
         """What one row takes in the store."""
-        columns = self.stored.splits["train"].columns.values()
-        total = sum(c.values.nbytes if isinstance(c, Ragged) else c.nbytes for c in columns)
+        numbers, total = self.stored.splits["train"].columns, 0
+        for name, column in numbers.items():
+            values = column.values if isinstance(column, Ragged) else column
+            # In memory they are of the type that they were computed in.
+            total += values.numel() * self.stored.spaces[0].columns[name].storage.itemsize
         return round(total / max(len(self.split), 1))
 
 
@@ -136,6 +139,8 @@ class Reader:
         spec, target, data = inputs_of(
             recipe, self.say, BackboneOptions(recipe.max_length, self.offline, self.allow_pickle)
         )
+        if views_of(recipe):
+            self.say.print("views     left out: this question is asked of pictures as they are")
         if data.task.of_words and not self.of_words:
             raise UserError(f"{data.ref}: each word has a label, and this question is answered for whole rows only")
         return spec, target, data

@@ -19,13 +19,14 @@ from hftl.backbones.protocol import Backbone, Target
 from hftl.backbones.text_tower import check_templates, prompts_of, text_classifier
 from hftl.backbones.vision import ImageBackbone
 from hftl.criterion import Criterion
-from hftl.data import Data
+from hftl.data import Data, Split
 from hftl.errors import BackboneError, DataError, UserError
 from hftl.export.model import Dense, export_pooled
 from hftl.export.proof import Evidence, prove_exports
 from hftl.frozen.budget import keep_remembered, remembered
-from hftl.frozen.features import SplitFeatures
+from hftl.frozen.extract import digest_rows
 from hftl.frozen.recipe import probe_of, stored_features, view_of
+from hftl.frozen.rounding import logit_slack
 from hftl.frozen.view import digest_weights
 from hftl.intervals import Interval
 from hftl.methods import PROMPT, FineTune
@@ -34,6 +35,7 @@ from hftl.runs.folder import writing
 from hftl.scored import scored
 from hftl.scout.answer import Answer
 from hftl.scout.stored import reading
+from hftl.store.shard import Digests
 from hftl.store.stat_index import StatIndex
 from hftl.store.store import FeatureStore, cache_root
 
@@ -141,15 +143,24 @@ def zero_shot(
         criterion, groups = Criterion.of_task(data.task), test.split.marks.groups
         score = scored(criterion, labels, rows, logits.numpy(), seed=recipe.seed, groups=groups)
         store = FeatureStore(cache_root())
-        key = _key(target.backbone, test, data, store.file_digests)
-        keep_remembered(store.root / MEMORY, key, score.interval.value)
+        # For a run that starts from these prompts, and for one that has none and is told of what was asked last.
+        for of in (prompts, None):
+            key = _key(target.backbone, test.split, test.digests, data, store.file_digests, of)
+            keep_remembered(store.root / MEMORY, key, score.interval.value)
         if folder and PartialState().is_main_process:
             # Written beside, so that a folder of that name is always a whole and proved one.
             draft = folder.with_name(f".{folder.name}.unfinished")
             shutil.rmtree(draft, ignore_errors=True)
             device = PartialState().device
             evidence = Evidence(
-                test.split, data.task, logits, probe.mixed_precision, stored.content.equal_lengths, device
+                test.split,
+                data.task,
+                logits,
+                probe.mixed_precision,
+                stored.content.equal_lengths,
+                device,
+                probe.storage,
+                logit_slack(test.columns["features"], weight, probe.storage),
             )
             try:
                 with writing(folder):
@@ -187,14 +198,23 @@ def zero_shot_start(method: FineTune, target: Target, data: Data) -> dict[str, T
     return {f"{HEAD}.weight": weight, f"{HEAD}.bias": bias}
 
 
-def known_zero_shot(target: Target, test: SplitFeatures, data: Data) -> float | None:
-    """The accuracy that `zero_shot` found of a backbone on these very test rows; None where nobody asked."""
+def known_zero_shot(target: Target, data: Data, digests: Digests | None, prompts: Sequence[str] | None) -> float | None:
+    """The accuracy that `zero_shot` found of a backbone on these very test rows; None where nobody asked.
+
+    Args:
+        target: the backbone.
+        data: with the test rows.
+        digests: the names (n, 16) of these rows; None to find them.
+        prompts: what was said of the labels; None for what was asked last.
+    """
     store = FeatureStore(cache_root())
     known: Mapping[str, Any] = remembered(store.root / MEMORY)
     # A plugin's backbone says in its own words what it is.
     if not known or not data.task.is_exclusive or not isinstance(target.backbone, ImageBackbone):
         return None
-    value = known.get(_key(target.backbone, test, data, store.file_digests))
+    if digests is None:
+        digests, _ = digest_rows(data.test.inputs, store.file_digests)
+    value = known.get(_key(target.backbone, data.test, digests, data, store.file_digests, prompts))
     return float(value) if isinstance(value, float) else None
 
 
@@ -214,11 +234,19 @@ def _dual(target: Target) -> BareImageBackbone:
     return backbone
 
 
-def _key(backbone: Backbone, test: SplitFeatures, data: Data, index: StatIndex) -> str:
-    """What a result is remembered by: the model, its preprocessing, the rows and their labels."""
+def _key(
+    backbone: Backbone,
+    test: Split,
+    digests: Digests,
+    data: Data,
+    index: StatIndex,
+    prompts: Sequence[str] | None,
+) -> str:
+    """What a result is remembered by: the model, its preprocessing, the rows, their labels, what was said of them."""
     identity, weights = backbone.identity(), digest_weights(backbone, index)
     named = [identity.get("model"), identity.get("commit"), identity["config"], identity["processor"]]
     named += [None if weights is None else weights.tobytes().hex(), data.label_names]
+    named += [] if prompts is None else [list(prompts)]
     what = hashlib.blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=16)
-    what.update(test.digests.tobytes() + test.split.labels.tobytes())
+    what.update(digests.tobytes() + test.labels.tobytes())
     return what.hexdigest()

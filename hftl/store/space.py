@@ -37,7 +37,7 @@ from hftl.store.files import (
     uninterrupted,
     write_atomically,
 )
-from hftl.store.gather import rows_from_shards, split_rows
+from hftl.store.gather import join_rows, rows_from_shards, split_rows, take_rows
 from hftl.store.identity import JSON, canonical_json, space_id
 from hftl.store.lease import Lease, live_leases
 from hftl.store.lookup import RowIndex
@@ -100,6 +100,8 @@ class Space:
         identity: everything that can change a number in the space.
         info: what `create` recorded, None while the space is new.
         columns: the columns that `create` recorded, empty while the space is new.
+        lenders: foreign spaces of the same identity that rows are read from which this one lacks; nothing of theirs is
+            ever written here.
         passed_over: folders of the same space in formats that this hftl does not read; they stay as they are.
     """
 
@@ -110,6 +112,7 @@ class Space:
         self.label = label
         self.info: dict[str, Any] | None = None
         self.columns: dict[str, ColumnSpec] = {}
+        self.lenders: list[Space] = []
         self.passed_over: list[Path] = []
         self._files = files
         self._mode = mode
@@ -188,7 +191,17 @@ class Space:
     # -- rows ----------------------------------------------------------------------------------------------
 
     def known(self, digests: Digests) -> npt.NDArray[np.bool_]:
-        """Which of n rows, uint8 (n, 16), are stored now; bool (n,). Sees what other processes committed."""
+        """Which of n rows, uint8 (n, 16), are stored now, here or with a lender; bool (n,).
+
+        Sees what other processes committed.
+        """
+        stored = self.owned(digests)
+        for lender in self.lenders:
+            stored |= lender.known(digests)
+        return stored
+
+    def owned(self, digests: Digests) -> npt.NDArray[np.bool_]:
+        """`known` without lenders."""
         digests = _as_digests(digests)
         if self.info is None:
             self._load()
@@ -238,6 +251,8 @@ class Space:
     def gather_arrays(self, digests: Digests, only: Sequence[str] | None = None) -> dict[str, Column]:
         """`gather` without torch: numpy arrays in their storage types (bfloat16 as its bits, uint16)."""
         digests = _as_digests(digests)
+        if self.lenders and not (owned := self.owned(digests)).all():
+            return self._gather_borrowed(digests, owned, only)
         if self.info is None:
             self._load()
         self.touch()
@@ -251,6 +266,25 @@ class Space:
                 except ShardGoneError:
                     self._refresh()
         raise StoreError(f"{self.path} keeps changing while it is read; run again when nothing else cleans it up")
+
+    def _gather_borrowed(
+        self, digests: Digests, owned: npt.NDArray[np.bool_], only: Sequence[str] | None
+    ) -> dict[str, Column]:
+        """Rows of which this space has those that are ``owned``, and lenders the others, put together in order."""
+        parts, places, left = [], [], np.arange(len(digests))
+        for space in (self, *self.lenders):
+            has = owned[left] if space is self else space.known(digests[left])
+            chosen, left = left[has], left[~has]
+            if len(chosen):
+                parts.append(Shard(digests[chosen], space.gather_arrays(digests[chosen], only)))
+                places.append(chosen)
+        if len(left):
+            raise MissingRowsError(
+                f"{len(left)} of {len(digests)} rows are neither in {self.path} nor in {self.lenders[0].path}; run "
+                "again to compute them",
+                left,
+            )
+        return take_rows(join_rows(parts), np.argsort(np.concatenate(places))).columns
 
     def _read_numbered(self, number: int) -> Shard:
         return self.read_shard(self._names[number])

@@ -1,6 +1,7 @@
 """The feature store: features that were computed once, kept by what they are features of.
 
     <root>/features/<label>-<first 16 digits of the id>/     one folder for each feature space
+    <root>/foreign/<origin>-<16 digits>/                     one for each space that was made elsewhere
 
 `docs/store.md` tells the format and what is guaranteed.
 """
@@ -29,6 +30,7 @@ from hftl.store.files import (
     set_aside,
     store_errors,
 )
+from hftl.store.foreign import FOREIGN, Origin, foreign_folder
 from hftl.store.identity import JSON, space_id
 from hftl.store.lease import in_use
 from hftl.store.merge import DifferentCutError, merge
@@ -115,9 +117,22 @@ class FeatureStore:
         space.touch()
         return space
 
+    def foreign(self, name: str) -> tuple[Origin, Space] | None:
+        """The space that was made elsewhere and pulled from an origin; None where there is none.
+
+        Raises:
+            StoreError: the space cannot be read.
+        """
+        path = foreign_folder(self.root, name)
+        origin, space = Origin.read(path), self._open(path)
+        if origin is None or space is None:
+            return None
+        space.touch()
+        return origin, space
+
     def spaces(self) -> list[SpaceSummary]:
-        """What is stored, the last used first; reads the shards' headers only."""
-        summaries = [summarise(path) for path in self._space_folders()]
+        """What is stored, the last used first, foreign spaces included; reads the shards' headers only."""
+        summaries = [summarise(path) for path in self._every_folder()]
         return sorted(summaries, key=lambda summary: -summary.last_used)
 
     @contextmanager
@@ -149,10 +164,13 @@ class FeatureStore:
 
     def verify(self) -> list[VerifyReport]:
         """Read every byte of every space; what is damaged is moved to its quarantine, to be computed again."""
-        return [self._verify(path, summarise(path)) for path in self._space_folders()]
+        return [self._verify(path, summarise(path)) for path in self._every_folder()]
 
     def compact(self) -> int:
-        """Merge the small shards of every space; returns how many were merged away."""
+        """Merge the small shards of every space but foreign ones, whose shards keep the names that they came with.
+
+        Returns how many were merged away.
+        """
         return sum(compact(space, worthwhile=2) for path in self._space_folders() if (space := self._open(path)))
 
     def merge(self, other: FeatureStore) -> list[MergeReport]:
@@ -209,7 +227,7 @@ class FeatureStore:
         """Remove one space, or all.
 
         Args:
-            name: the space's folder name, label or id (its first 8 digits or more); None for all.
+            name: the space's folder name, label, origin or id (its first 8 digits or more); None for all.
             force: remove also what a live process has open; it recomputes what it needs.
 
         Returns:
@@ -235,19 +253,21 @@ class FeatureStore:
         return self.root / "features"
 
     def _space_folders(self) -> list[Path]:
-        try:
-            return sorted(p for p in self._folder.iterdir() if _SPACE_FOLDER.fullmatch(p.name) and p.is_dir())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError as error:
-            raise StoreError(f"cannot read {self._folder}: {error.strerror}; check its permissions") from error
+        """The folders of the store's own spaces."""
+        return _folders_in(self._folder)
+
+    def _every_folder(self) -> list[Path]:
+        """The folders of all spaces, foreign ones included."""
+        return [*self._space_folders(), *_folders_in(self.root / FOREIGN)]
+
+    def at(self, path: Path, description: Description) -> Space:
+        """The space that a folder holds, whatever it is called."""
+        return Space(path, description.identity, description.label, self._files, mode_of(self.root))
 
     def _open(self, path: Path) -> Space | None:
         """The space at ``path``; None where its description is missing or damaged."""
         description = Description.read(path / "space.json")
-        if description is None:
-            return None
-        return Space(path, description.identity, description.label, self._files, mode_of(self.root))
+        return self.at(path, description) if description else None
 
     def _verify(self, path: Path, summary: SpaceSummary) -> VerifyReport:
         orphans = remove_orphans(path, self._files) + remove_orphans(path / "shards", self._files)
@@ -290,7 +310,7 @@ class FeatureStore:
     def _tidy(self) -> None:
         """Remove what crashed writers and removals left, and what is quarantined."""
         with store_errors("clean up", self.root):
-            for path in self._space_folders():
+            for path in self._every_folder():
                 remove_orphans(path, self._files)
                 remove_orphans(path / "shards", self._files)
                 _remove_if_possible(path / "quarantine")
@@ -300,7 +320,18 @@ class FeatureStore:
                     _remove_if_possible(trash)
 
     def _trash(self) -> Iterator[Path]:
-        return self._folder.glob(f"{_TRASH}*")
+        for folder in (self._folder, self.root / FOREIGN):
+            yield from folder.glob(f"{_TRASH}*")
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder that are named as a space's is."""
+    try:
+        return sorted(p for p in folder.iterdir() if _SPACE_FOLDER.fullmatch(p.name) and p.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise StoreError(f"cannot read {folder}: {error.strerror}; check its permissions") from error
 
 
 def _verified_rows(space: Space, name: str) -> int | None:

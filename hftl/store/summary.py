@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hftl.store.description import Description, other_format
+from hftl.store.foreign import Origin
 from hftl.store.lease import in_use
 from hftl.store.shard import SUFFIX, header_rows
 
@@ -35,6 +36,7 @@ class SpaceSummary:
         quarantined: number of files in quarantine.
         last_used: seconds since the epoch.
         in_use: whether a live process has it open.
+        origin: where it was pulled from, if it was made elsewhere.
         unread: the format of its space.json, where this hftl does not read that; rows and damage are not known then.
     """
 
@@ -50,6 +52,7 @@ class SpaceSummary:
     quarantined: int
     last_used: float
     in_use: bool
+    origin: str | None = None
     unread: str | None = None
 
     @property
@@ -73,7 +76,7 @@ class SpaceSummary:
 
     def answers_to(self, name: str) -> bool:
         """Whether a person who says ``name`` means this space."""
-        return name in (self.name, self.label) or (len(name) >= 8 and self.id.startswith(name))
+        return name in (self.name, self.label, self.origin) or (len(name) >= 8 and self.id.startswith(name))
 
     def to_json(self) -> dict[str, Any]:
         """The fields, for ``--json``."""
@@ -135,7 +138,7 @@ class MergeReport:
 
 def summarise(path: Path) -> SpaceSummary:
     """Look at the space in the folder ``path``."""
-    description = Description.read(path / "space.json")
+    description, origin = Description.read(path / "space.json"), Origin.read(path)
     shards = [file for file in _names(path / "shards") if file.name.endswith(SUFFIX)]
     return SpaceSummary(
         path=path,
@@ -150,6 +153,7 @@ def summarise(path: Path) -> SpaceSummary:
         quarantined=len(_names(path / "quarantine")),
         last_used=_last_used(path),
         in_use=in_use(path),
+        origin=str(origin) if origin else None,
         unread=other_format(path / "space.json") if description is None else None,
     )
 

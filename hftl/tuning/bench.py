@@ -15,7 +15,7 @@ from hftl.data import Data
 from hftl.errors import ConvergenceError, RecipeError, UserError
 from hftl.export.trained import Trained
 from hftl.frozen.features import StoredFeatures
-from hftl.frozen.recipe import chooses, inputs_of, probe_of
+from hftl.frozen.recipe import chooses, inputs_of, probe_of, views_of
 from hftl.methods import Head
 from hftl.pipeline import check_aim, check_method, needs_features, solved_head, start_of, starting_features
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
@@ -207,9 +207,11 @@ def _start_of(recipe: Recipe) -> tuple[Any, ...]:
     method = (
         probe.pooling,
         probe.mixed_precision,
+        probe.storage,
         probe.quantize,
         isinstance(recipe.method, Head),
         needs_features(recipe),
+        views_of(recipe),
     )
     return (recipe.backbone, recipe.depth, recipe.max_length, recipe.seed, *method)
 

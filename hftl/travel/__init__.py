@@ -1,0 +1,1 @@
+"""Features that travel: a space handed on, and one taken in from elsewhere."""
