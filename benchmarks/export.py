@@ -65,7 +65,7 @@ def content(width: int):
 
 def fill(folder: Path, rows: int, width: int) -> None:
     space, made = space_at(folder), content(width)
-    space.create(made.as_info(), made.columns())
+    space.create(made.as_info(), made.columns("float32"))
     digests, rng = digests_of(rows), np.random.default_rng(1)
     for start in range(0, rows, 100_000):
         part = digests[start : start + 100_000]

@@ -100,7 +100,10 @@ def test_no_rows_are_a_file_without_rows(ending: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("ending", formats.WRITERS)
-def test_a_name_that_is_no_text_is_written_with_a_mark(ending: str, tmp_path: Path):
+def test_names_that_are_no_text_are_told_apart_in_every_format(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys.modules[__name__], "NAMES", ["caf\udce9", "caf\udcea", "plain"])
     features = made()
     features.row_names[3] = "caf\udce9.png"
     features.write(tmp_path / f"f{ending}")
@@ -109,7 +112,10 @@ def test_a_name_that_is_no_text_is_written_with_a_mark(ending: str, tmp_path: Pa
         ".npy": lambda: json.loads((tmp_path / "f.json").read_text())["rows"],
         ".safetensors": lambda: json.loads(safe_open(tmp_path / "f.safetensors", "np").metadata()["rows"]),
     }
-    assert read[ending]()[3] == "caf\ufffd.png"
+    assert read[ending]()[3] == "caf\\udce9.png"
+    if ending == ".parquet":
+        names = pq.read_table(tmp_path / "f.parquet")["label_name"].to_pylist()
+        assert set(names) == {"caf\\udce9", "caf\\udcea", "plain"}
 
 
 KILLED = """

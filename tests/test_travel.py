@@ -24,10 +24,11 @@ from test_run import write_recipe
 
 import hftl
 from hftl.errors import HubError, StoreError, UserError
+from hftl.frozen.augmented import names_of_views
 from hftl.runs.folder import RunFolder
 from hftl.store import description
 from hftl.store.description import Description
-from hftl.store.digests import digest_texts
+from hftl.store.digests import digest_bytes, digest_texts
 from hftl.store.foreign import Origin, foreign_folder
 from hftl.store.shard import Shard, encode, file_name
 from hftl.store.space import Space
@@ -291,6 +292,20 @@ def test_the_cards_lines_of_python_read_the_rows_without_hftl(tmp_path: Path, dt
     assert len(variables["features"]) == 25
 
 
+def test_the_cards_lines_find_changed_views_of_a_picture(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(b"a picture")
+    identity = {**IDENTITY, "modality": "image", "storage": "bf16", "view": {"augmentation": 1}}
+    space = FeatureStore(tmp_path / "mine").space(identity, "org/model")
+    space.create({}, {"features": ColumnSpec("bfloat16", (1,))})
+    digests = names_of_views(np.tile(np.frombuffer(digest_bytes(b"a picture"), np.uint8), (3, 1)), [1, 2, 3])
+    space.commit(digests, {"features": torch.tensor([[1.0], [2.0], [3.0]]).bfloat16()})
+    push(FeatureStore(tmp_path / "mine"), "org/model", str(tmp_path / "there"))
+    assert "stored in bf16, of changed views of pictures" in (tmp_path / "there" / "README.md").read_text()
+    variables: dict[str, Any] = {}
+    exec(snippet(tmp_path / "there").replace('"FOLDER"', repr(str(tmp_path / "there"))), variables)
+    assert variables["row_of"](tmp_path / "a.png", 2)["features"].tolist() == [2.0]
+
+
 def test_the_card_says_what_the_rows_are_and_a_licence_once_stated_stays(tmp_path: Path, cli: Cli):
     filled(tmp_path / "hftl-cache", range(10))
     there = tmp_path / "there"
@@ -543,6 +558,9 @@ def test_what_was_pulled_is_of_a_commit(hub: Hub, client: Client, tmp_path: Path
     assert (done["origin"], done["fetched"]) == (f"me/pinned at {sha[:12]}", 2)
     assert shards(foreign_folder(tmp_path / "yours", "me/pinned")) == shards(space.path)
     assert not list((tmp_path / "yours").rglob("incoming"))
+    (summary,) = FeatureStore(tmp_path / "yours").spaces()
+    assert (summary.origin, summary.origin_commit) == ("me/pinned", sha)
+    assert summary.answers_to("me/pinned")
     gets = hub.count("GET", "^/[0-9a-f]{64}")
     assert client(hub_client.cache_pull, tmp_path / "yours", "me/pinned")["fetched"] == 0
     assert hub.count("GET", "^/[0-9a-f]{64}") == gets

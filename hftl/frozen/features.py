@@ -26,7 +26,7 @@ from hftl.frozen.extract import ConcatRows, ExtractReport, digest_rows, extract
 from hftl.frozen.rounding import as_computed
 from hftl.frozen.trusted import Trusted, count_borrowed, lend, trusted_spaces
 from hftl.frozen.view import Content, View, equal_length_space, open_space, side_by_side
-from hftl.parallel import Process, on_all
+from hftl.parallel import Process, met_everywhere, on_all
 from hftl.progress import Progress
 from hftl.store.compaction import compact
 from hftl.store.shard import Digests
@@ -136,7 +136,8 @@ def features_of(
         StoreError: features cannot be stored.
     """
     started = time.monotonic()
-    trusted = trusted_spaces(store, trust)
+    with met_everywhere():
+        trusted = trusted_spaces(store, trust)
     spaces = {part: open_space(store, target.backbone, origin, part) for view in views for part in view.parts}
     settle(store, target, spaces)
     beside = spaces_beside(store, target, origin, views[0], spaces)
@@ -161,7 +162,10 @@ def features_of(
         quiet=quiet,
         on_bad_row=on_bad_row,
     )
-    sampled = lend(store, trusted, spaces, digests, lambda asked: computed_by_all(partial(share, among=asked)).computed)
+    with met_everywhere():
+        sampled = lend(
+            store, trusted, spaces, digests, lambda asked: computed_by_all(partial(share, among=asked)).computed
+        )
     with in_turn(store, (spaces | beside).values(), digests, process, quiet):
         report = computed_by_all(share)
     computed, undecodable, recomputed = report.computed + sampled, report.bad, 0

@@ -19,7 +19,6 @@ from hftl.errors import RecipeError
 from hftl.runs.folder import writing
 from hftl.store.files import FILE_CALLS, remove_orphans, write_atomically
 from hftl.store.shard import LARGEST_METADATA, file_header
-from hftl.wording import plain
 
 Block: TypeAlias = "npt.NDArray[np.float32]"
 
@@ -90,17 +89,18 @@ def _write_parquet(path: Path, about: About, width: int, blocks: Iterator[Block]
 def _parquet(about: About, width: int, blocks: Iterator[Block]) -> Iterator[bytes]:
     """The bytes of a Parquet file, of which each block is a row group."""
     schema, sink, at = _parquet_schema(about, width), _Sink(), 0
+    label_names = _as_texts(about.label_names)
     with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema) as writer:
         for block in blocks:
             part = slice(at, at := at + len(block))
             columns: dict[str, object] = {
-                "row": [plain(name) for name in about.row_names[part]],
+                "row": _as_texts(about.row_names[part]),
                 "split": about.split[part].tolist(),
                 "label": about.labels[part].tolist(),
                 "features": pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), width),
             }
             if "label_name" in schema.names:
-                columns["label_name"] = [about.label_names[label] for label in about.labels[part]]
+                columns["label_name"] = [label_names[label] for label in about.labels[part]]
             writer.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema))
             yield sink.taken()
     yield sink.taken()
@@ -112,10 +112,11 @@ def _parquet_schema(about: About, width: int) -> pa.Schema:
     from datasets import ClassLabel, Features, List, Value
 
     text, numbers = Value("string"), List(Value("float32"))
-    labels = {"label": ClassLabel(names=about.label_names), "label_name": text}
+    label_names = _as_texts(about.label_names)
+    labels = {"label": ClassLabel(names=label_names), "label_name": text}
     columns = {"row": text, "split": text, **(labels if about.labels.ndim == 1 else {"label": numbers})}
     schema = Features({**columns, "features": List(Value("float32"), length=width)}).arrow_schema
-    return schema.with_metadata({**schema.metadata, "label_names": json.dumps(about.label_names)})
+    return schema.with_metadata({**schema.metadata, "label_names": json.dumps(label_names)})
 
 
 class _Sink(io.RawIOBase):
@@ -172,9 +173,13 @@ def _write_npy(path: Path, about: About, width: int, blocks: Iterator[Block]) ->
 
 
 def _said_of_rows(about: About) -> dict[str, list[str]]:
-    # The name of a file need not be text, and nobody reads a file in which it stands as it is.
-    names = [plain(name) for name in about.row_names]
-    return {"rows": names, "splits": about.split.tolist(), "label_names": about.label_names}
+    label_names = _as_texts(about.label_names)
+    return {"rows": _as_texts(about.row_names), "splits": about.split.tolist(), "label_names": label_names}
+
+
+def _as_texts(names: Sequence[str]) -> list[str]:
+    """Names as text: those of files need not be, and what is none in them stands as ``\\udcff``."""
+    return [name.encode("utf-8", "backslashreplace").decode() for name in names]
 
 
 def _chained(first: Sequence[bytes | memoryview], blocks: Iterator[Block]) -> Iterator[bytes | memoryview]:

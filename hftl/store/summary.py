@@ -37,6 +37,7 @@ class SpaceSummary:
         last_used: seconds since the epoch.
         in_use: whether a live process has it open.
         origin: where it was pulled from, if it was made elsewhere.
+        origin_commit: the commit that was pulled, of a repository of the Hub.
         unread: the format of its space.json, where this hftl does not read that; rows and damage are not known then.
     """
 
@@ -53,6 +54,7 @@ class SpaceSummary:
     last_used: float
     in_use: bool
     origin: str | None = None
+    origin_commit: str | None = None
     unread: str | None = None
 
     @property
@@ -153,7 +155,8 @@ def summarise(path: Path) -> SpaceSummary:
         quarantined=len(_names(path / "quarantine")),
         last_used=_last_used(path),
         in_use=in_use(path),
-        origin=str(origin) if origin else None,
+        origin=origin.name if origin else None,
+        origin_commit=origin.commit if origin else None,
         unread=other_format(path / "space.json") if description is None else None,
     )
 

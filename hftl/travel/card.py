@@ -48,6 +48,7 @@ def features_card(
         place=place,
         torch=any(spec.dtype == "bfloat16" for spec in description.columns.values()),
         is_text=identity.get("modality") == "text",
+        is_changed=_is_changed(identity),
     )
     return re.sub(r"\n{3,}", "\n\n", text)
 
@@ -60,7 +61,15 @@ def _kept_of_pass(identity: dict[str, Any]) -> str:
     else:
         kept = f"pooling `{_bare_text(identity.get('pooling'))}`"
     precision = {"no": "float32"}.get(str(identity.get("precision")), _bare_text(identity.get("precision")))
-    return f"{kept}, computed in {precision}"
+    stored = f", stored in {identity['storage']}" if identity.get("storage") in ("bf16", "fp16") else ""
+    changed = ", of changed views of pictures" if _is_changed(identity) else ""
+    return f"{kept}, computed in {precision}{stored}{changed}"
+
+
+def _is_changed(identity: dict[str, Any]) -> bool:
+    """Whether rows are augmented views of pictures, which have names of their own."""
+    view = identity.get("view")
+    return isinstance(view, dict) and "augmentation" in view
 
 
 def _bare_text(value: object) -> str:

@@ -102,22 +102,14 @@ def to_hand_on(store: FeatureStore, name: str, place: Place, *, license: str | N
         raise UserError(f"{space.path.name} is not pushed: its {found} names a file of this machine")
     state = place.look() or State({})
     is_new = _check_theirs(place, state, description)
-    shards, digests, damaged = [], [], []
-    for shard in sorted(space.shard_sizes()):
-        try:
-            digests.append(np.array(space.read_shard(shard).digests))
-            shards.append(shard)
-        except ShardGoneError as error:
-            damaged += [shard] if error.damaged else []
+    shards, rows, damaged = _good_shards(space)
     if not shards:
         raise StoreError(f"{space.path} has no rows to push")
-    sizes = space.shard_sizes()
-    rows = len(np.unique(np.concatenate(digests), axis=0))
-    elsewhere = len({match[1] for path in state.files if (match := SHARD.fullmatch(path))} - set(shards))
+    elsewhere = len({match[1] for path in state.files if (match := SHARD.fullmatch(path))} - shards.keys())
     uploads = [
-        Upload(f"shards/{shard}", space.path / "shards" / shard, sizes[shard])
-        for shard in shards
-        if shard in sizes and state.files.get(f"shards/{shard}") != sizes[shard]
+        Upload(f"shards/{shard}", space.path / "shards" / shard, size)
+        for shard, size in shards.items()
+        if state.files.get(f"shards/{shard}") != size
     ]
     if is_new:
         text = description.encode()
@@ -143,6 +135,18 @@ def _space(store: FeatureStore, name: str) -> Space:
         )
         raise UserError(f"the feature space {name!r} {why}")
     return store.space(own[0].identity, own[0].label)
+
+
+def _good_shards(space: Space) -> tuple[dict[str, int], int, list[str]]:
+    """Bytes of the shards whose every byte is right, how many distinct rows they hold, and the shards set aside."""
+    sizes, digests, damaged = {}, [np.zeros((0, 16), dtype=np.uint8)], []
+    for shard, size in sorted(space.shard_sizes().items()):
+        try:
+            digests.append(np.array(space.read_shard(shard).digests))
+            sizes[shard] = size
+        except ShardGoneError as error:
+            damaged += [shard] if error.damaged else []
+    return sizes, len(np.unique(np.concatenate(digests), axis=0)), damaged
 
 
 def _check_theirs(place: Place, state: State, ours: Description) -> bool:
@@ -179,7 +183,7 @@ def description_at(place: Place, state: State, folder: Path) -> tuple[Descriptio
     except OtherFormatError as error:
         raise UserError(f"{place.name} has format {error.format}, this hftl knows {FORMAT}: update hftl") from error
     if description is None:
-        raise UserError(f"{place.name}: its {DESCRIPTION} is damaged, or nothing that hftl wrote")
+        raise UserError(f"{place.name}: its {DESCRIPTION} is damaged: remove it there and push again")
     return description, file
 
 
