@@ -391,8 +391,7 @@ def changed(made: Recipe, changes: Mapping[str, Any]) -> Recipe:
         key, _, entry = key.partition(".")
         if key not in model.model_fields:
             if name in field_names():
-                having = " and ".join(other for other in METHODS if key in METHODS[other].model_fields)
-                raise RecipeError(f"the method {method!r} has no field {key!r}, {having} have; choose with --method")
+                raise RecipeError(_of_other_methods(method, key))
             raise RecipeError(f"no field {name!r}{_close_field(name)}")
         if entry:
             # One entry of a field that is a mapping, such as method.lora.target_modules.
@@ -435,9 +434,19 @@ def first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("literal", "list", "function")))
     if problem["type"] == "extra_forbidden":
+        # A method that a recipe makes is named by its class.
+        method = next((name for name, model in METHODS.items() if model.__name__ == error.title), None)
+        if method and f"method.{where}" in field_names():
+            return _of_other_methods(method, where)
         return f"no field {where!r}{_close_field(where)}"
     given = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
     return f"{where or 'recipe'}: {problem['msg']}{given}"
+
+
+def _of_other_methods(method: str, field: str) -> str:
+    """What to say of a field that a method has not, and others have."""
+    having = [name for name, model in METHODS.items() if field in model.model_fields]
+    return f"the method {method!r} has no field {field!r}, which is one of {' and '.join(having)}: choose with --method"
 
 
 def _close_field(name: str) -> str:

@@ -242,7 +242,15 @@ def test_lora_on_quantised_weights_without_a_gpu_is_one_line_that_says_what_to_d
 def test_quantised_weights_do_not_train_themselves(cli: Cli, here: Path, method: str) -> None:
     tiny.save_causal("llama", here / "m")
     line = cli.refused(*run_on("m"), "--method", method, "--quantize", "4bit", "--out", "run")
-    assert f"the method '{method}' has no field 'quantize', head and lora have" in line
+    said = f"the method '{method}' has no field 'quantize', which is one of head and lora: choose with --method"
+    assert said in line
+    recipe = Path("quantised.py")
+    recipe.write_text(
+        "from hftl import Full, Partial, Recipe, recipe\n\n\n@recipe\ndef quantised() -> Recipe:\n"
+        f"    method = {method.title()}(quantize='4bit')\n"
+        "    return Recipe(backbone='m', data='texts.csv', method=method)\n"
+    )
+    assert said in cli.refused("run", recipe, "--out", "run")
 
 
 @pytest.mark.parametrize(

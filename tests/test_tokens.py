@@ -41,6 +41,8 @@ if os.environ.get("HFTL_LONG"):
         "gpt2",
         "llama",
         "qwen3",
+        "gemma",
+        "mistral",
     ]
 
 
@@ -188,6 +190,7 @@ ROW = {"tokens": ["the", "cat"], "tags": ["O", "B-animal"]}
         ([ROW, {"tokens": ["the"], "tags": ["O", "O"]}], [], "train.jsonl row 2: 1 word in column 'tokens' and 2 tags"),
         ([ROW, {"tokens": [], "tags": []}], [], "train.jsonl row 2: an empty sentence"),
         ([{"tags": ["O"]}] * 2, ["--task", "token_labels"], "no column of words"),
+        ([{"tags": ["O"]}] * 2, [], "no text column; found tags (list): give data that have one, or state it with"),
         ([{"tokens": ["a"], "other": "b"}] * 2, ["--task", "token_labels"], "no column of tags"),
         ([{"tokens": "a b", "tags": "O O"}] * 2, ["--task", "token_labels"], "no column of words"),
         ([{"tokens": ["a", None], "tags": ["O", "B-x"]}] * 2, [], "word 2 in column 'tokens' is missing"),

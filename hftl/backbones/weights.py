@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hftl.backbones.precision import slices
+from hftl.backbones.precision import HALVES, slices
 from hftl.backbones.quantized import is_quantized
 
 
@@ -113,7 +113,7 @@ def read_model(
         # One of transformers takes a folder only, the class that it stands for takes tensors.
         with torch.device("meta"):
             kind = type(kind.from_config(copy.deepcopy(config), trust_remote_code=False))  # type: ignore[attr-defined]
-    with whole_on_every_process():
+    with whole_on_every_process(), one_after_the_other() if dtype in HALVES else nullcontext():
         read: tuple[Any, dict[str, Any]] = kind.from_pretrained(
             None, config=config, state_dict=slices(files, dtype), dtype=dtype, output_loading_info=True, **options
         )
@@ -127,6 +127,12 @@ def whole_on_every_process() -> AbstractContextManager[None]:
     but every process computes features, and sees which parameters the logits depend on, before weights are spread.
     """
     asked: AbstractContextManager[None] = patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false")
+    return asked
+
+
+def one_after_the_other() -> AbstractContextManager[None]:
+    """Read tensors without threads, each of which would hold one in the file's dtype while it is converted."""
+    asked: AbstractContextManager[None] = patch_environment(HF_DEACTIVATE_ASYNC_LOAD="1")
     return asked
 
 

@@ -267,7 +267,9 @@ def _infer_inputs(
         )
     held = [f"{printable(column)} ({kind})" for column, kind in kinds.items()]
     shown = ", ".join(held[:20]) + (f" and {len(held) - 20:,} more" if len(held) > 20 else "")
-    raise DataError(f"{where}: no {noun} column; found {shown}")
+    raise DataError(
+        f"{where}: no {noun} column; found {shown}: give data that have one, or state it with --set input_columns=NAME"
+    )
 
 
 def _unusable(kinds: Mapping[str, Kind]) -> list[str]:
