@@ -47,10 +47,12 @@ def distances(recipe: Recipe) -> dict[str, float]:
     known, labels = matrix.of("train")
     known, labels = known[labels != beyond], labels[labels != beyond]
     asked, truth = matrix.of("test")
-    found = {}
+    found, own = {}, outside.NEIGHBOUR
     for outside.NEIGHBOUR in NEIGHBOURS:
         distance = neighbour_distance(torch.from_numpy(known), torch.from_numpy(asked))
         found[f"k={outside.NEIGHBOUR}"] = float(roc_auc_score(truth == beyond, distance))
+    # The next draw's run is to have its own again.
+    outside.NEIGHBOUR = own
     means = np.stack([known[labels == k].mean(0) for k in np.unique(labels)])
     place = np.searchsorted(np.unique(labels), labels)
     precision = LedoitWolf(assume_centered=True).fit((known - means[place]).astype(np.float64)).precision_
@@ -76,15 +78,16 @@ def main() -> None:
             of_eval = {name: metrics["eval"][name] for name in ("accuracy", "accuracy_answered", "coverage")}
             runs.append({**of_eval, "abstains on oos": scope["abstains"], **scope["auroc"]})
             spaces.append(distances(recipe.model_copy(update={"out_of_scope": None, "coverage": None})))
-        print(
-            f"\n{f'{few} rows of each class' if few else 'all rows'}, mean ± sd over {given.draws} draws of ten intents"
-        )
-        for rows in (runs, spaces):
-            print(
-                "  ".join(
-                    f"{n} {np.mean([r[n] for r in rows]):.4f} ± {np.std([r[n] for r in rows]):.4f}" for n in rows[0]
-                )
-            )
+            # After each draw, because a draw takes minutes on a busy machine.
+            which = f"{few} rows of each class" if few else "all rows"
+            print(f"\n{which}, mean ± sd over {seed + 1} draws of ten intents")
+            for rows in (runs, spaces):
+                print("  ".join(_spread(name, [row[name] for row in rows]) for name in rows[0]), flush=True)
+
+
+def _spread(name: str, values: list[float]) -> str:
+    sd = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return f"{name} {np.mean(values):.4f} ± {sd:.4f}"
 
 
 if __name__ == "__main__":

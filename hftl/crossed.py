@@ -1,8 +1,7 @@
 """Repeated cross-validation of a whole run: every training row is scored by models that have not seen it.
 
 Everything is done anew for each fold, the choice of a strength or an epoch included, so that a fold's rows have no say
-in the model that scores them (nested cross-validation). The strengths that a fold looks at first are those about the
-one that the fold before chose; where the best lies at the end of these, the whole path is walked.
+in the model that scores them (nested cross-validation).
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ import torch
 from hftl.criterion import Criterion
 from hftl.data import Data, Split
 from hftl.data.division import folds_of
-from hftl.errors import HftlError, RecipeError, UserError
-from hftl.export.trained import Exported, Trained
+from hftl.errors import RecipeError, UserError
+from hftl.export.trained import Trained, not_kept
 from hftl.finetune.resume import differences
 from hftl.frozen.features import StoredFeatures, taken
 from hftl.heads.folds import task_folds
@@ -36,8 +35,8 @@ from hftl.scored import Intervals, intervals_of
 from hftl.tasks import Task
 
 FILE = "out_of_fold.parquet"
-# Strengths on either side of the last chosen one that the next fold looks at first.
-NEARBY = 2
+# In a run's folder, what folds of fine-tuning said, until the run is finished.
+FOLDS = "cv"
 # Relative distance from the minimum at which a fold's head stops: far below what its rows can tell apart.
 FOLD_TOLERANCE = 1e-5
 # Between the seeds of one deal and the next.
@@ -109,7 +108,7 @@ class Crossed:
         folds: int64 (repeats, n), the fold of each.
         logits: float32 (repeats, n, C).
         thresholds: float64 (repeats, n, C), those of the model that scored the row; None where labels need none.
-        baselines: of what costs nothing, the mean over folds.
+        free: of what costs nothing, which rows it gets right: bool (repeats, n).
         by_fold: of each training its repeat, fold, rows, the metric that chooses, and the strength.
         places: int64 (n,), where these rows stand in training.
         is_all: whether the data bring no test split, so that these scores are the run's.
@@ -120,7 +119,7 @@ class Crossed:
     folds: np.ndarray
     logits: np.ndarray
     thresholds: np.ndarray | None
-    baselines: dict[str, float]
+    free: dict[str, np.ndarray]
     by_fold: list[dict[str, Any]]
     places: np.ndarray
     is_all: bool
@@ -137,6 +136,11 @@ class Crossed:
             "trainings": self.by_fold,
         }
 
+    def deals(self) -> list[tuple[np.ndarray, Any]]:
+        """Logits (n, C) of each deal, and the thresholds (n, C) that decide about them, or None."""
+        cuts: Sequence[Any] = [None] * len(self.logits) if self.thresholds is None else list(self.thresholds)
+        return list(zip(self.logits, cuts, strict=True))
+
     def scores(self, task: Task) -> np.ndarray:
         """Probabilities or predicted targets: (repeats, n, C)."""
         return np.stack([task.scores(torch.from_numpy(each)).numpy() for each in self.logits])
@@ -144,10 +148,9 @@ class Crossed:
     def values(self, task: Task) -> dict[str, float]:
         """Every metric on all rows together, the mean over repeats; NaN where undefined."""
         once = np.ones((1, len(self.split)))
-        cuts: Sequence[Any] = [None] * len(self.logits) if self.thresholds is None else list(self.thresholds)
         each = [
             resampled_metrics(task, scores, self.split.labels, once, cut)
-            for scores, cut in zip(self.scores(task), cuts, strict=True)
+            for scores, (_, cut) in zip(self.scores(task), self.deals(), strict=True)
         ]
         return {name: float(np.mean([found[name][0] for found in each])) for name in each[0]}
 
@@ -183,7 +186,9 @@ class Crossed:
 
 
 # Trains on a part and gives its model's logits of the part's test split; None on processes that only lend a hand.
-Train = Callable[[Data, StoredFeatures | None, str, "list[float] | None"], "Trained | None"]
+Train = Callable[[Data, StoredFeatures | None, str], "Trained | None"]
+# Trains without each fold of one deal, all at once; None where that cannot be done.
+Together = Callable[[np.ndarray], "list[Trained] | None"]
 
 
 def cross_validated(
@@ -191,6 +196,7 @@ def cross_validated(
     data: Data,
     features: StoredFeatures | None,
     train: Train,
+    together: Together,
     *,
     criterion: Criterion,
     seed: int,
@@ -203,6 +209,7 @@ def cross_validated(
         data: whose training rows are dealt; a validation split serves every training.
         features: theirs, where they are stored.
         train: trains on a part.
+        together: trains without each fold of a deal.
         criterion: the metric that is told of each fold.
         seed: decides the folds.
         quiet: show no progress.
@@ -214,47 +221,51 @@ def cross_validated(
     logits = np.zeros((plan.repeats, len(data.train), len(data.label_names)), dtype=np.float32)
     thresholds = np.full(logits.shape, 0.5)
     by_fold: list[dict[str, Any]] = []
-    free: dict[str, list[tuple[float, int]]] = {}
-    pairs = [(repeat, fold) for repeat in range(plan.repeats) for fold in range(plan.folds)]
-    path: _Path | None = None
+    free: dict[str, np.ndarray] = {}
+    of_deal: list[Trained] | None = None
     trained: Trained | None = None
+    pairs = [(repeat, fold) for repeat in range(plan.repeats) for fold in range(plan.folds)]
     for repeat, fold in counted("cv", pairs, unit="trainings", quiet=quiet):
         held = dealt[repeat] == fold
+        if fold == 0:
+            of_deal = together(dealt[repeat])
         if not held.any():
             continue
-        part, kept = _without_fold(data, features, held)
-        trained, path = _trained_near(train, part, kept, f"{repeat + 1}-{fold + 1}", path)
+        if of_deal is not None:
+            trained = of_deal[fold]
+        else:
+            trained = train(*_without_fold(data, features, held), f"{repeat + 1}-{fold + 1}")
         if trained is None:
             continue
         logits[repeat, held] = trained.logits.numpy()
         thresholds[repeat, held] = trained.report.get("thresholds", 0.5)
+        truth = data.train.labels[held]
         try:
-            value = criterion.value(trained.logits.numpy(), part.test.labels, trained.report.get("thresholds"))
+            value = criterion.value(trained.logits.numpy(), truth, trained.report.get("thresholds"))
         except RecipeError:
             # A function may need, say, a class that the fold lacks; what it says of a fold decides nothing.
             value = math.nan
+        strength = trained.report.get("chosen")
         by_fold.append(
             {
                 "repeat": repeat + 1,
                 "fold": fold + 1,
                 "rows": int(held.sum()),
                 criterion.name: value if math.isfinite(value) else None,
-                **({"strength": trained.report["chosen"]} if path else {}),
+                **({"strength": strength} if isinstance(strength, float) else {}),
             }
         )
-        for name, share in trained.report.get("baselines", {}).items():
-            free.setdefault(name, []).append((share, int(held.sum())))
+        for name, right in trained.free.items():
+            free.setdefault(name, np.zeros(dealt.shape, dtype=bool))[repeat, held] = right
     if trained is None:
         return None
     # A class of one row stays out of every deal alike.
     scored = np.flatnonzero((dealt >= 0).all(0))
-    baselines = {
-        name: float(np.average([s for s, _ in each], weights=[n for _, n in each])) for name, each in free.items()
-    }
     decided = thresholds[:, scored] if data.task.link == "sigmoid" else None
     split = data.train.select(scored, "test")
+    known = {name: each[:, scored] for name, each in free.items()}
     return Crossed(
-        plan, split, dealt[:, scored], logits[:, scored], decided, baselines, by_fold, scored, not len(data.test)
+        plan, split, dealt[:, scored], logits[:, scored], decided, known, by_fold, scored, not len(data.test)
     )
 
 
@@ -269,8 +280,9 @@ def write_fold(folder: Path, trained: Trained, made_with: dict[str, Any]) -> Non
         trained: the fold's model.
         made_with: everything that it depends on; see `hftl.finetune.resume.settings`.
     """
-    kept = {name: trained.report[name] for name in ("thresholds", "baselines") if name in trained.report}
-    content = json.dumps({"made_with": made_with, "logits": trained.logits.tolist(), "report": kept})
+    kept = {name: trained.report[name] for name in ("thresholds",) if name in trained.report}
+    free = {name: right.tolist() for name, right in trained.free.items()}
+    content = json.dumps({"made_with": made_with, "logits": trained.logits.tolist(), "report": kept, "free": free})
     file = _fold_file(folder)
     file.parent.mkdir(parents=True, exist_ok=True)
     written = file.with_suffix(".part")
@@ -300,41 +312,13 @@ def read_fold(folder: Path, made_with: dict[str, Any]) -> dict[str, Any] | None:
 def of_fold(content: dict[str, Any]) -> Trained:
     """A fold's model again, which can no longer be exported."""
 
-    def gone(_: Path) -> list[Exported]:
-        raise HftlError("the model of a fold is not kept")
-
-    return Trained(torch.tensor(content["logits"], dtype=torch.float32), "finetune", content["report"], gone)
+    free = {name: np.array(right) for name, right in content["free"].items()}
+    logits = torch.tensor(content["logits"], dtype=torch.float32)
+    return Trained(logits, "finetune", content["report"], not_kept, free=free)
 
 
 def _fold_file(folder: Path) -> Path:
     return folder.parent / f"{folder.name}.json"
-
-
-@dataclass(frozen=True)
-class _Path:
-    """The strengths that there are, from strong to weak, and where the last chosen one stands."""
-
-    strengths: list[float]
-    chosen: int
-
-    def near(self) -> list[float]:
-        return self.strengths[max(0, self.chosen - NEARBY) : self.chosen + NEARBY + 1]
-
-
-def _trained_near(
-    train: Train, part: Data, kept: StoredFeatures | None, name: str, path: _Path | None
-) -> tuple[Trained | None, _Path | None]:
-    near = path.near() if path else None
-    trained = train(part, kept, name, near)
-    if trained is not None and path and near:
-        chosen = trained.report["chosen"]
-        ends = {near[0], near[-1]} - {path.strengths[0], path.strengths[-1]}
-        if chosen in ends:
-            trained = train(part, kept, name, path.strengths)
-    if trained is None or len(steps := trained.report.get("path", [])) < 2:
-        return trained, path
-    known = path.strengths if path else sorted((float(step["strength"]) for step in steps), reverse=True)
-    return trained, _Path(known, int(np.abs(np.log(np.array(known) / trained.report["chosen"])).argmin()))
 
 
 def _without_fold(data: Data, features: StoredFeatures | None, held: np.ndarray) -> tuple[Data, StoredFeatures | None]:

@@ -20,6 +20,10 @@ LEVEL = 0.95
 # most where rows are few beside features. Nadeau & Bengio, *Inference for the generalization error*, Machine Learning
 # 52 (2003), section 3, say 2.05 times, with which backbones that differ are called the same more often than need be.
 SPREAD_OF_HEADS = math.sqrt(1.4)
+# Rows or groups, or blocks of them, that are left out one by one.
+LEFT_OUT = 1000
+# A t with fewer degrees of freedom has no variance.
+_LEAST_FREEDOM = 2.0
 # The normal quantile that belongs to the level.
 _QUANTILE = 1.959963984540054
 # Counts that are made at once; they must not outweigh the features that are judged.
@@ -86,7 +90,56 @@ def resamples(
         yield times[:, members].astype(np.float64)
 
 
-def percentiles(value: float, draws: Array, *, spread: float = 1.0, units: int | None = None) -> Interval:
+def left_out(
+    rows: int, *, groups: npt.NDArray[np.int64] | None = None, seed: int = 0, most: int = LEFT_OUT
+) -> Iterator[Array]:
+    """All rows but one, for each (the jackknife): how often each row stands in each sample, in blocks of samples.
+
+    Args:
+        rows: how many there are.
+        groups: int64 (rows,), the group of each row; groups are left out whole.
+        seed: of the dealing of blocks.
+        most: so many samples; where there are more rows, or groups, blocks of them are left out, dealt at random.
+
+    Yields:
+        float64 (b, rows) of zeros and ones.
+    """
+    unit = np.arange(rows) if groups is None else np.unique(groups, return_inverse=True)[1]
+    count = int(unit.max(initial=0)) + 1
+    blocks = min(count, most)
+    block = np.random.default_rng(seed).permutation(np.arange(count) % blocks)[unit]
+    together = max(1, _BLOCK_NUMBERS // rows)
+    for start in range(0, blocks, together):
+        yield (block != np.arange(start, min(start + together, blocks))[:, None]).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Jackknife:
+    """What a statistic tells of how far it can be trusted, from its values without each unit.
+
+    Attributes:
+        error: its standard error (Efron & Tibshirani 1993, eq. 11.5).
+        freedom: with how many degrees of freedom that is known: of heavy tails fewer than of so many normal units,
+            ``2 n / (kurtosis - 1)`` (Satterthwaite, Biometrics Bulletin 2, 1946, with the variance of a variance).
+    """
+
+    error: float
+    freedom: float
+
+    @classmethod
+    def of(cls, without: Array, units: int) -> Jackknife:
+        """From the statistic (blocks,) on the samples of `left_out`, of so many units."""
+        distance = without - without.mean() if len(without) else np.zeros(1)
+        square, fourth = (float((distance**power).mean()) for power in (2, 4))
+        freedom = max(units - 1.0, 1.0)
+        if square > 0 and fourth > square**2:
+            freedom = min(freedom, max(_LEAST_FREEDOM, 2 * len(distance) / (fourth / square**2 - 1)))
+        return cls(math.sqrt((len(distance) - 1) * square), freedom)
+
+
+def percentiles(
+    value: float, draws: Array, *, spread: float = 1.0, units: int | None = None, freedom: float | None = None
+) -> Interval:
     """A statistic and the percentile interval of its bootstrap draws (Efron & Tibshirani 1993, section 13.3).
 
     With ``units`` the percentiles are expanded as far as a t interval of so many is wider than a normal one with the
@@ -98,10 +151,11 @@ def percentiles(value: float, draws: Array, *, spread: float = 1.0, units: int |
         draws: (samples,), on each sample.
         spread: what the draws' distances from the value are multiplied with.
         units: how many independent rows, or groups, were drawn from; None leaves the percentiles as they are.
+        freedom: degrees of freedom of that t; None for one less than there are units.
     """
     tail = (1 - LEVEL) / 2
     if units is not None and units > 1:
-        tail = float(ndtr(math.sqrt(units / (units - 1)) * stdtrit(units - 1, tail)))
+        tail = float(ndtr(math.sqrt(units / (units - 1)) * stdtrit(freedom or units - 1, tail)))
     low, high = np.quantile(value + (draws - value) * spread, [tail, 1 - tail])
     return Interval(value, float(low), float(high))
 
@@ -120,7 +174,9 @@ def proportion(successes: float, rows: float, *, spread: float = 1.0) -> Interva
     return Interval(share, min(middle - half, share), max(middle + half, share))
 
 
-def share_of_units(share: float, draws: Array, units: int, *, spread: float = 1.0) -> Interval:
+def share_of_units(
+    share: float, draws: Array, units: int, *, spread: float = 1.0, freedom: float | None = None
+) -> Interval:
     """A share of rows that are not independent, and its score interval: `proportion` of so many rows as tell as much.
 
     The effective number of rows is what makes the binomial variance that of the draws, less what few units leave open
@@ -133,10 +189,11 @@ def share_of_units(share: float, draws: Array, units: int, *, spread: float = 1.
         draws: (samples,), on samples of units.
         units: how many groups, or rows.
         spread: as of `proportion`.
+        freedom: as of `percentiles`.
     """
     variance = float(np.var(draws)) * units / max(units - 1, 1)
     rows = share * (1 - share) / variance if variance > 0 and 0 < share < 1 else float(units)
-    wider = stdtrit(max(units - 1, 1), (1 + LEVEL) / 2) / _QUANTILE
+    wider = stdtrit(freedom or max(units - 1, 1), (1 + LEVEL) / 2) / _QUANTILE
     return proportion(share * rows, rows, spread=spread * wider)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,9 +25,10 @@ from hftl.recipes import Recipe
 from hftl.report.collect import lexicon_scores
 from hftl.runs.folder import RunFolder, writing
 from hftl.runs.record import Metrics
-from hftl.scored import answered_scores, intervals_of
+from hftl.scored import answered_scores, intervals_of, share_of_right
 from hftl.scout.stored import split_matrix
 from hftl.scout.zero_shot import known_zero_shot
+from hftl.tasks import Task
 from hftl.terminal import Terminal
 
 NO_FEATURES = {"rows": 0, "computed": 0, "reused": 0}
@@ -53,12 +55,14 @@ def measure(
     by_folds = crossed if crossed and crossed.is_all else None
     told = crossed.as_json(task, recipe.seed) if crossed else None
     logits = torch.from_numpy(by_folds.logits[0]) if by_folds else trained.logits
-    if by_folds and by_folds.baselines:
-        # The final head's own are of rows that it was trained on.
-        trained.report["baselines"] = by_folds.baselines
-    if task.is_exclusive and "baselines" not in trained.report:
-        frequent = np.bincount(data.train.labels).argmax()
-        trained.report["baselines"] = {"majority": float((test.labels == frequent).mean())}
+    # The final head's own are of rows that it was trained on.
+    free = by_folds.free if by_folds and by_folds.free else trained.free
+    if task.is_exclusive and not free:
+        free = {"majority": test.labels == np.bincount(data.train.labels).argmax()}
+    if free:
+        shares = {name: share_of_right(right, test.marks.groups, seed=recipe.seed) for name, right in free.items()}
+        trained.report["baselines"] = {name: each.value for name, each in shares.items()}
+        trained.report["baseline_intervals"] = {name: [each.low, each.high] for name, each in shares.items()}
     if task.of_words:
         trained.report["baselines"] = {"lexicon": lexicon_f1(data)}
     digests = features.splits["test"].digests if features else None
@@ -69,11 +73,12 @@ def measure(
     if by_folds and by_folds.thresholds is not None:
         thresholds = by_folds.thresholds[0]
     values = evaluate_predictions(task, logits.numpy(), test.labels, data.label_names, thresholds)
+    if told and crossed:
+        told["eval"] |= by_functions(told["eval"], recipe, task, crossed.deals(), crossed.split.labels, say=say)
     if told and by_folds:
         values |= told["eval"]
-    add_metrics(values, logits.numpy(), test.labels, task)
-    for problem in add_own_metrics(values, recipe.metrics, logits.numpy(), test.labels, task, thresholds):
-        say.print(f"          {problem}")
+    else:
+        values |= by_functions(values, recipe, task, [(logits.numpy(), thresholds)], test.labels, say=say)
     folder.log("eval", **{name: value for name, value in values.items() if isinstance(value, float)})
     names = [test.inputs.name(i) for i in range(len(test))]
     scores = task.scores(logits).numpy()
@@ -119,6 +124,44 @@ def measure(
         rows=rows,
         **sections,
     )
+
+
+def by_functions(
+    known: Mapping[str, Any],
+    recipe: Recipe,
+    task: Task,
+    deals: Sequence[tuple[np.ndarray, Any]],
+    labels: np.ndarray,
+    *,
+    say: Terminal,
+) -> dict[str, float | None]:
+    """What metrics that are functions, a plugin's and the recipe's own, make of predictions.
+
+    Args:
+        known: metrics that are there already, whose names are taken.
+        recipe: brings its own.
+        task: what the labels are.
+        deals: logits and thresholds of the same rows, once or for each deal of folds, of which the mean counts.
+        labels: of the rows.
+        say: is told of functions that fail.
+
+    Returns:
+        By name; None where a function gives no finite number of one of the deals.
+    """
+    each: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for logits, thresholds in deals:
+        values = dict(known)
+        add_metrics(values, logits, labels, task)
+        problems += add_own_metrics(values, recipe.metrics, logits, labels, task, thresholds)
+        each.append({name: value for name, value in values.items() if name not in known})
+    for problem in dict.fromkeys(problems):
+        say.print(f"          {problem}")
+    found: dict[str, float | None] = {}
+    for name in dict.fromkeys(name for values in each for name in values):
+        numbers = [value for values in each if (value := values.get(name)) is not None]
+        found[name] = float(np.mean(numbers)) if len(numbers) == len(each) else None
+    return found
 
 
 def measured_views(recipe: Recipe, trained: Trained, data: Data) -> dict[str, Any] | None:

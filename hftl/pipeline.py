@@ -8,14 +8,27 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 
 from hftl.backbones.protocol import Target
 from hftl.backbones.text_tower import prompts_of
-from hftl.crossed import FOLD_TOLERANCE, Crossed, Plan, Train, cross_validated, of_fold, read_fold, write_fold
+from hftl.crossed import (
+    FOLD_TOLERANCE,
+    FOLDS,
+    Crossed,
+    Plan,
+    Together,
+    Train,
+    cross_validated,
+    of_fold,
+    read_fold,
+    write_fold,
+)
 from hftl.data import Data
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
@@ -25,7 +38,7 @@ from hftl.finetune.resume import settings
 from hftl.finetune.rows import without_bad_rows
 from hftl.finished import Run
 from hftl.frozen.features import StoredFeatures, taken
-from hftl.frozen.head import train_head
+from hftl.frozen.head import folds_share, train_folds, train_head
 from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of, views_of
 from hftl.hub.client import staying_offline
 from hftl.measured import foreign_of, measure
@@ -37,7 +50,7 @@ from hftl.recipes import Recipe
 from hftl.report.collect import collect
 from hftl.report.collected import COLLECTED, Collected
 from hftl.report.page import write_report
-from hftl.runs.again import RecipeLike, as_recipe
+from hftl.runs.again import RecipeLike, as_recipe, cv_of_run
 from hftl.runs.console import print_bad_rows, print_results, quiet_libraries
 from hftl.runs.folder import RunFolder, writing
 from hftl.runs.judgement import judgements
@@ -83,7 +96,8 @@ def run(
             ``mlflow``.
         report: write ``report.html`` into the run's folder at the end.
         cv: score the training rows by cross-validation, ``"5x3"`` for 5 folds that are dealt 3 times; what is exported
-            is trained on all of them. Where the data bring no test split none is drawn.
+            is trained on all of them. Where the data bring no test split none is drawn. None for what the run had that
+            is done again, where one is; ``"none"`` for no cross-validation.
         trust_features: origins of foreign spaces, as `hftl cache pull` names them, whose rows are used instead of
             computed ones, once a random sample of them was computed here and agrees.
 
@@ -96,9 +110,10 @@ def run(
         Interrupted: fine-tuning was asked to stop; its state is saved.
     """
     started = time.monotonic()
+    cv = cv or cv_of_run(recipe)
     recipe, own_name = as_recipe(recipe)
     name = name or own_name
-    plan = planned(cv, recipe) if cv else None
+    plan = planned(cv, recipe) if cv and cv != "none" else None
     if trust_features and not needs_features(recipe):
         raise RecipeError("--trust-features: fine-tuning with this init starts from no features: leave it out")
     main = start_processes().is_main_process
@@ -121,7 +136,7 @@ def run(
         folder: RunFolder | None = on_main(lambda: open_folder(out, name, resume))
         if folder:
             held.callback(folder.release)
-        record = record_of(name, recipe, spec, target.backbone, data, criterion)
+        record = record_of(name, recipe, spec, target.backbone, data, criterion, cv=cv if plan else None)
         record = record.model_copy(update={"trust_features": list(trust_features)})
         if folder:
             folder.write_record(record)
@@ -140,7 +155,9 @@ def run(
         crossed = None
         if plan:
             train = partial(train_part, recipe=recipe, target=target, folder=folder, origin=spec.origin, resume=resume)
-            crossed = crossed_run(plan, recipe, data, features, train, say)
+            mine = features if folder else None
+            together = partial(train_together, recipe=recipe, target=target, features=mine, data=data)
+            crossed = crossed_run(plan, recipe, data, features, train=train, together=together, say=say)
             data, features = scored_by_folds(data, features, crossed)
         if isinstance(recipe.method, Head):
             # A head takes seconds, so one process solves it and the others are done.
@@ -275,20 +292,56 @@ def planned(cv: str, recipe: Recipe) -> Plan:
 
 
 def crossed_run(
-    plan: Plan, recipe: Recipe, data: Data, features: StoredFeatures | None, train: Train, say: Terminal
+    plan: Plan,
+    recipe: Recipe,
+    data: Data,
+    features: StoredFeatures | None,
+    *,
+    train: Train,
+    together: Together,
+    say: Terminal,
 ) -> Crossed | None:
     """Every training row scored by models that have not seen it, and a word on what that takes."""
     cost = "" if isinstance(recipe.method, Head) else f" of {recipe.method.epochs} epochs (--method head takes seconds)"
     say.print(f"cv        {plan}: {plan.trainings} trainings{cost}, then one on all {len(data.train):,} rows")
+    method = recipe.method
+    if (
+        isinstance(method, Head)
+        and method.folds != Head().folds
+        and features is not None
+        and data.validation is None
+        and folds_share(method, features, data, plan.folds)
+    ):
+        say.print(f"          strengths are chosen on the other folds, that of what is exported on {method.folds}")
     criterion = chooses(recipe, data.task)
-    return cross_validated(plan, data, features, train, criterion=criterion, seed=recipe.seed, quiet=say.quiet)
+    how: dict[str, Any] = {"criterion": criterion, "seed": recipe.seed, "quiet": say.quiet}
+    return cross_validated(plan, data, features, train, together, **how)
+
+
+def train_together(
+    dealt: np.ndarray, recipe: Recipe, target: Target, features: StoredFeatures | None, data: Data
+) -> list[Trained] | None:
+    """The models without each fold of a deal, where they are heads that are solved together."""
+    if features is None or not isinstance(recipe.method, Head):
+        return None
+    return train_folds(
+        recipe.method,
+        target,
+        features,
+        data,
+        dealt,
+        seed=recipe.seed,
+        device=PartialState().device,
+        criterion=chooses(recipe, data.task),
+        tolerance=FOLD_TOLERANCE,
+        aim=recipe.aim,
+    )
 
 
 def train_part(
     part: Data,
     features: StoredFeatures | None,
     name: str,
-    strengths: list[float] | None,
     *,
     recipe: Recipe,
     target: Target,
@@ -301,10 +354,8 @@ def train_part(
     if isinstance(recipe.method, Head):
         if folder is None:
             return None
-        if strengths:
-            recipe = recipe.model_copy(update={"method": recipe.method.model_copy(update={"strengths": strengths})})
         return solved_head(recipe, target, features, part, silent, FOLD_TOLERANCE)
-    where = folder.path / "cv" / name if folder else None
+    where = folder.path / FOLDS / name if folder else None
     method, known = recipe.method, features.digests if features else None
     criterion = chooses(recipe, part.task)
     made_with = on_main(
@@ -464,9 +515,8 @@ def finetuned(
     )
     if head:
         trained.held_out = head.held_out
-        if "baselines" in head.report:
-            # What costs nothing on these features stands beside what fine-tuning made of them.
-            trained.report["baselines"] = head.report["baselines"]
+        # What costs nothing on these features stands beside what fine-tuning made of them.
+        trained.free = head.free
     if is_seen:
         trained.report["epochs"] = [_of_training(epoch) for epoch in trained.report["epochs"]]
         trained.report["start"] = _of_training(trained.report["start"])
@@ -507,6 +557,8 @@ def finish(
     metrics = metrics.model_copy(update={"files": folder.seal([each.folder for each in exported])})
     # Last, because where metrics.json stands a run is complete.
     folder.write_metrics(metrics)
+    # What its folds said is in out_of_fold.parquet.
+    rmtree(folder.path / FOLDS, ignore_errors=True)
     return metrics
 
 

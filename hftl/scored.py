@@ -16,13 +16,15 @@ from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
 from hftl.criterion import Criterion
 from hftl.errors import DataError
 from hftl.intervals import (
+    LEFT_OUT,
     LEVEL,
     RESAMPLES,
     Array,
     Difference,
     Interval,
+    Jackknife,
     difference,
-    of_draws,
+    left_out,
     percentiles,
     proportion,
     resamples,
@@ -168,7 +170,9 @@ def intervals_of(
     """Intervals of all metrics that a run reports, by bootstrap over rows or groups.
 
     A share of right rows has Wilson's interval, which holds near 1 too, of groups with the effective number of rows;
-    everything else has expanded percentiles.
+    everything else has expanded percentiles. Of groups both spread at least as the jackknife says, because the
+    bootstrap of few groups of unequal size does not spread far enough (Cameron & Miller, J. Human Resources 50, 2015,
+    section VI).
 
     Args:
         task: what the labels are.
@@ -199,31 +203,48 @@ def intervals_of(
         measured = SentenceSums.of(scores, labels, label_names).at
     values = measured(np.ones((1, rows)))
     drawn = [measured(counts) for counts in resamples(rows, groups=groups, seed=seed, most=wanted)]
-    found = {}
+    without = [measured(counts) for counts in left_out(rows, groups=groups, seed=seed, most=min(wanted, LEFT_OUT))]
+    found, grouped = {}, groups is not None or task.of_words
     for name, (value,) in values.items():
-        draws = np.concatenate([each[name] for each in drawn])
-        draws = draws[np.isfinite(draws)]
+        draws, others = (np.concatenate([each[name] for each in some]) for some in (drawn, without))
+        draws, others = (each[np.isfinite(each)] for each in (draws, others))
         if not len(draws) or not np.isfinite(value):
             continue
-        if task.of_words:
-            # Also of the share of right words: those of a sentence are not independent.
-            made = percentiles(float(value), draws, spread=spread, units=units)
+        # The words of a sentence are a group.
+        if name in _SHARES_OF_ROWS and not grouped:
+            made = proportion(float(value) * units, units, spread=spread)
         else:
-            made = _interval(name, float(value), draws, units, grouped=groups is not None, spread=spread)
+            made = _interval(name, float(value), draws, Jackknife.of(others, units), units, grouped, spread=spread)
         found[name] = made.within(*task.bounds(name))
     return Intervals(found, units, groups is not None, wanted)
 
 
-def _interval(name: str, value: float, draws: Array, units: int, *, grouped: bool, spread: float) -> Interval:
-    """Wilson's of a share of right rows, expanded percentiles of anything else.
+def _interval(
+    name: str, value: float, draws: Array, known: Jackknife, units: int, grouped: bool, *, spread: float
+) -> Interval:
+    """Of a share of right rows in groups, or of another score; see `intervals_of`."""
+    deviation = float(np.std(draws))
+    if grouped and deviation > 0:
+        draws = value + (draws - value) * max(1.0, known.error / deviation)
+    # Where no sample changes a 0 or a 1, nothing is known but how many units there are.
+    if name in _SHARES_OF_ROWS or (value in (0.0, 1.0) and not deviation):
+        return share_of_units(value, draws, units, spread=spread, freedom=known.freedom)
+    return percentiles(value, draws, spread=spread, units=units, freedom=known.freedom)
 
-    Samples of rows of which none is wrong all say so; then a score has the interval that the share of right rows has.
+
+def share_of_right(right: np.ndarray, groups: np.ndarray | None, *, seed: int) -> Interval:
+    """The share of rows that are right; of several models, or deals of folds, the mean share.
+
+    Args:
+        right: bool (n,) or (r, n).
+        groups: int64 (n,), as of `intervals_of`.
+        seed: of the samples of groups.
     """
-    if name in _SHARES_OF_ROWS and not grouped:
-        return proportion(value * units, units, spread=spread)
-    if name in _SHARES_OF_ROWS:
-        return share_of_units(value, draws, units, spread=spread)
-    return of_draws(value, draws, units, spread=spread)
+    each = np.atleast_2d(right).mean(0)
+    if groups is None:
+        return proportion(float(each.sum()), len(each))
+    draws = np.concatenate([counts @ each / counts.sum(1) for counts in resamples(len(each), groups=groups, seed=seed)])
+    return share_of_units(float(each.mean()), draws, len(np.unique(groups)))
 
 
 def answered_scores(

@@ -73,7 +73,8 @@ def run_seeds(
     for place, seed in enumerate(seeds, 1):
         where = folder / f"seed-{seed}"
         made = recipe.model_copy(update={"seed": seed})
-        state = broadcast(on_main(lambda where=where, made=made: _state_of_seed(where, made)))  # type: ignore[misc]
+        cv = options.get("cv")
+        state = broadcast(on_main(lambda where=where, made=made, cv=cv: _state_of_seed(where, made, cv)))  # type: ignore[misc]
         if state == "finished":
             say.print(f"seed {seed}    {place} of {count}, done before: {where}")
             continue
@@ -113,7 +114,7 @@ def _folder(name: str, out: Path | None, seeds: list[int], *, resume: bool) -> P
     return out
 
 
-def _state_of_seed(where: Path, made: Recipe) -> str:
+def _state_of_seed(where: Path, made: Recipe, cv: str | None) -> str:
     """Whether a seed's run is finished, begun, or not there.
 
     Raises:
@@ -121,7 +122,8 @@ def _state_of_seed(where: Path, made: Recipe) -> str:
     """
     if not RunFolder.is_run(where):
         return "missing"
-    record = RunFolder(where).record().recipe
+    kept = RunFolder(where).record()
+    record = kept.recipe
     wanted = {**made.model_dump(mode="json", exclude={"data", "metrics", "drop"})}
     # A record has the direction resolved, so that it is told without the function.
     wanted.pop("greater_is_better")
@@ -129,6 +131,8 @@ def _state_of_seed(where: Path, made: Recipe) -> str:
         # A record has the depth that was chosen.
         wanted.pop("depth")
     others = [name for name, value in wanted.items() if name in record and record[name] != value]
+    if kept.cv != (None if cv == "none" else cv):
+        others.append("cv")
     if others:
         raise UserError(
             f"{where} was run with another {others[0]}: give another folder with --out, or the recipe as it was"

@@ -25,7 +25,7 @@ from hftl.data.images import grey_thumbnail
 from hftl.errors import BadRowError
 from hftl.recipes import Recipe
 from hftl.scout import copies as of_copies
-from hftl.scout.copies import Copies, Neighbours, copies_by_split, find_copies, groups_of_copies, nearest
+from hftl.scout.copies import Copies, Neighbours, copies_by_split, find_copies, groups_of_copies, joined_groups, nearest
 from hftl.scout.oddities import far_rows, one_class_in_two_names, pairs_of_one_name
 from hftl.scout.pictures import picture_similarity
 from hftl.scout.suspects import confident_learning, how_many_are_wrong, large_residuals, wrong_in_each_label
@@ -44,6 +44,18 @@ def test_neighbours_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch):
     np.testing.assert_array_equal(found.index, index[:, 1:])
     np.testing.assert_allclose(1 - found.cosine, distance[:, 1:], atol=1e-5)
     assert nearest(features[:2], 10).index.tolist() == [[1], [0]]
+
+
+def test_joined_groups_part_neither() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        one, other = generator.integers(0, 9, (2, 20))
+        found = joined_groups(one, other)
+        # By brute force: rows that share a group of either, and whoever shares one with them.
+        same = (one[:, None] == one) | (other[:, None] == other)
+        for _ in range(20):
+            same = same @ same
+        assert ((found[:, None] == found) == same).all()
 
 
 def copies_of(texts: list[str], splits: list[int]):

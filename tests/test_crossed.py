@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from runs import RECIPES, Cli, metrics
+from scipy.special import softmax
 from scipy.stats import binomtest, norm, t
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
@@ -30,6 +33,7 @@ from tiny import save
 import hftl
 from hftl.crossed import Plan, dealt_for
 from hftl.data import Split, Texts
+from hftl.finetune.loop import Loop
 from hftl.intervals import percentiles, proportion, share_of_units
 from hftl.report.alike import OpenedRun
 from hftl.report.numbers import said as said_of
@@ -137,6 +141,23 @@ def test_a_run_without_a_test_split_reports_what_rows_were_scored_by_models_that
     assert "by bootstrap over 24 groups" in page
     # What costs nothing is scored on rows that it has not seen, too: a nearest neighbour is never the row itself.
     assert found["head"]["baselines"]["knn"] < 1
+    for name, (low, high) in found["head"]["baseline_intervals"].items():
+        alone = proportion(rows * found["head"]["baselines"][name], rows)
+        assert low <= found["head"]["baselines"][name] <= high
+        # Of patients, not of rows.
+        assert high - low > alone.high - alone.low
+    # A run that is done again is scored as it was.
+    said = cli.ok("run", tmp_path / "run", "--no-report", "--out", tmp_path / "again")
+    assert "3x2, as the run that is done again had it (--cv none draws a test split)" in said
+    assert "3 folds, dealt 2 times" in said
+    assert metrics(tmp_path / "again")["eval"] == found["eval"]
+    assert (
+        hftl.run(str(tmp_path / "run"), out=tmp_path / "third", report=False, quiet=True).metrics["eval"]
+        == found["eval"]
+    )
+    cli.ok("run", tmp_path / "run", "--cv", "none", "--no-report", "--out", tmp_path / "drawn")
+    assert "cross_validation" not in metrics(tmp_path / "drawn")
+    assert metrics(tmp_path / "drawn")["rows"]["test"] > 0
 
 
 @pytest.mark.parametrize(
@@ -161,7 +182,40 @@ def test_what_does_not_go_with_cross_validation_is_refused(
     )
 
 
-def test_fine_tuning_goes_on_with_the_folds_that_were_done(cli: Cli, tmp_path: Path) -> None:
+def test_metrics_of_functions_are_the_mean_of_all_deals(tmp_path: Path) -> None:
+    def right(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        own = softmax(logits, axis=1)[np.arange(len(labels)), labels]
+        return {"right": float(own.mean()), "rows": float(len(labels))}
+
+    rows = rows_of()
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write(folder / "train.csv", rows)
+    recipe = hftl.Recipe(
+        backbone=str(save("bert", tmp_path / "bert")),
+        data=str(write(tmp_path / "x.csv", rows)),
+        input_columns=["text"],
+        label_columns=["label"],
+        metrics=(right,),
+    )
+    found = hftl.run(recipe, out=tmp_path / "run", report=False, quiet=True, cv="5x2").metrics
+    stored = pd.read_parquet(tmp_path / "run/out_of_fold.parquet")
+    own = [scores["abc".index(label)] for scores, label in zip(stored["scores"], stored["label"], strict=True)]
+    each = pd.Series(own).groupby(stored["repeat"]).mean()
+    assert abs(each[1] - each[2]) > 1e-4
+    assert found["eval"]["right"] == pytest.approx(each.mean(), abs=1e-6)
+    # Beside a test split, those of the test rows stand in eval, and those of folds in cross_validation.
+    write(folder / "test.csv", rows_of(6, seed=1))
+    beside = hftl.run(
+        recipe.model_copy(update={"data": str(folder)}), out=tmp_path / "beside", report=False, quiet=True, cv="5x2"
+    ).metrics
+    assert beside["eval"]["rows"] == len(rows_of(6, seed=1))
+    assert beside["cross_validation"]["eval"]["rows"] == len(rows)
+
+
+def test_fine_tuning_goes_on_with_the_folds_that_were_done(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backbone, file = save("bert", tmp_path / "bert"), write(tmp_path / "x.csv", rows_of())
     method = ("--method", "full", "--epochs", "1", "--lr", "1e-3")
     run = ("run", "--backbone", backbone, "--data", file, *STATED, *method, "--cv", "2", "--out", tmp_path / "run")
@@ -177,24 +231,31 @@ def test_fine_tuning_goes_on_with_the_folds_that_were_done(cli: Cli, tmp_path: P
     assert {event["split"] for event in events if event["event"] == "epoch"} == {"train"}
     # Advice is of what --cv takes.
     assert "--validation-size" not in said
-    # As if it had been killed after the first fold.
-    (tmp_path / "run/metrics.json").unlink()
-    (tmp_path / "run/cv/1-2.json").unlink()
-    before = (tmp_path / "run/cv/1-1.json").stat().st_mtime_ns
-    cli.ok(*run, "--resume")
-    assert (tmp_path / "run/cv/1-1.json").stat().st_mtime_ns == before
-    assert metrics(tmp_path / "run")["eval"]["accuracy"] == whole["eval"]["accuracy"]
+    # A finished run has what its folds said in one file.
+    assert not (tmp_path / "run/cv").exists()
+
+    accumulate, steps = Loop.accumulate, []
+
+    def stopped(self: Loop, step: Any, number: int) -> torch.Tensor:
+        if (tmp_path / "stopped/cv/1-1.json").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+        steps.append(number)
+        return accumulate(self, step, number)
+
+    monkeypatch.setattr(Loop, "accumulate", stopped)
+    run = (*run[:-1], tmp_path / "stopped")
+    assert cli(*run) == 130
+    monkeypatch.setattr(Loop, "accumulate", lambda *given: (steps.append(given[2]), accumulate(*given))[1])
     # Folds of another seed are of other rows.
-    (tmp_path / "run/metrics.json").unlink()
     assert "the run began otherwise" in cli.refused(*run, "--seed", "1", "--resume")
-    rmtree(tmp_path / "run/checkpoints")
-    cli.ok(*run, "--seed", "1")
-    reread = pd.read_parquet(tmp_path / "run/out_of_fold.parquet")
-    assert (tmp_path / "run/cv/1-1.json").stat().st_mtime_ns != before
-    assert json.loads((tmp_path / "run/cv/1-1.json").read_text())["made_with"]["seed"] == 1
-    anew = (*run[:-1], tmp_path / "anew", "--seed", "1")
-    cli.ok(*anew)
-    assert reread.equals(pd.read_parquet(tmp_path / "anew/out_of_fold.parquet"))
+    before = len(steps)
+    cli.ok(*run, "--resume")
+    # The first fold is not trained again; the second and the whole are.
+    assert len(steps) - before < 2 * before
+    assert metrics(tmp_path / "stopped")["eval"] == whole["eval"]
+    assert not (tmp_path / "stopped/cv").exists()
+    kept, found = (metrics(tmp_path / name)["finetune"] for name in ("run", "stopped"))
+    assert found["baseline_intervals"] == kept["baseline_intervals"]
 
 
 def test_labels_that_folds_decided_by_their_own_thresholds_are_told_as_they_were_decided(

@@ -36,6 +36,25 @@ def test_groups_are_drawn_whole() -> None:
     assert ((drawn[:, 0] + drawn[:, 3] + drawn[:, 5]) == 3).all()
 
 
+def test_the_jackknife_of_a_mean_is_its_standard_error_and_heavy_tails_are_known_worse() -> None:
+    generator = np.random.default_rng(0)
+    normal, heavy = generator.normal(size=400), generator.standard_t(3, size=400)
+    known = []
+    for values in (normal, heavy):
+        without = np.concatenate([counts @ values / counts.sum(1) for counts in intervals.left_out(400)])
+        found = intervals.Jackknife.of(without, 400)
+        assert found.error == pytest.approx(values.std(ddof=1) / 20)
+        known.append(found.freedom)
+    # A variance of n normal numbers is known with n degrees of freedom.
+    assert known[0] == pytest.approx(399, rel=0.2)
+    assert known[1] < known[0] / 2
+    groups = np.repeat(np.arange(7), 3)
+    left = np.concatenate(list(intervals.left_out(21, groups=groups)))
+    assert sorted(np.flatnonzero(each == 0).tolist() for each in left) == np.arange(21).reshape(7, 3).tolist()
+    # Of very many rows, blocks: each row is left out once.
+    assert (np.concatenate(list(intervals.left_out(50, most=8))) == 0).sum(0).tolist() == [1] * 50
+
+
 def test_the_bootstrap_of_a_mean_is_what_the_normal_law_says() -> None:
     values = np.random.default_rng(0).normal(size=400)
     draws = np.concatenate([times @ values / 400 for times in intervals.resamples(400)])

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from hftl.criterion import Criterion
 from hftl.errors import DataError
 from hftl.heads import cross_validate, fit_linear, neighbour_scores
-from hftl.heads.folds import stratified_folds, task_folds
+from hftl.heads.folds import stratified_folds, task_folds, with_every_class_in_sight
 from hftl.intervals import resamples
 from hftl.metrics import evaluate_predictions
 from hftl.metrics.resampled import resampled_metric
@@ -127,13 +127,22 @@ def test_rows_of_a_group_are_held_out_together_and_no_class_is() -> None:
     groups = torch.tensor([5, 5, 1, 2, 3, 4, 4, 5, 6, 6, 6, 7])
     folds = task_folds(labels, Task.SINGLE_LABEL, 3, 0, groups)
     for group in groups.unique():
-        assert len(folds[groups == group].unique()) == 1 or group == 5
+        assert len(folds[groups == group].unique()) == 1
     # All rows of class 2 are one group, and class 3 has one row: every head trains on them.
     assert folds[8:].tolist() == [-1, -1, -1, -1]
     for fold in range(3):
         assert set(labels[folds != fold].tolist()) == {0, 1, 2, 3}
     alone = torch.arange(12)
     assert task_folds(labels, Task.SINGLE_LABEL, 3, 0, alone).tolist() == stratified_folds(labels, 3, 0).tolist()
+
+
+def test_rows_beside_all_rows_of_a_class_stay_out_with_them() -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 2])
+    groups = torch.tensor([1, 2, 3, 1, 2, 3, 3])
+    dealt = groups - 1
+    # Class 2 has one row: every head trains on it, and so on all of its group, or the group would be on both sides.
+    assert with_every_class_in_sight(dealt, labels, groups).tolist() == [0, 1, -1, 0, 1, -1, -1]
+    assert with_every_class_in_sight(dealt, labels, None).tolist() == [0, 1, 2, 0, 1, 2, -1]
 
 
 def test_copies_do_not_teach_a_head_the_label_that_it_judges() -> None:

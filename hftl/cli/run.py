@@ -23,6 +23,7 @@ from hftl.cli.questions import (
     asked_recipe,
 )
 from hftl.errors import HftlError, Interrupted, RecipeError
+from hftl.wording import printable
 
 
 def run(
@@ -46,7 +47,8 @@ def run(
         str | None,
         typer.Option(
             metavar="KxR",
-            help="Score by cross-validation: 5x3 for 5 folds dealt 3 times; what is exported is trained on all rows.",
+            help="Score by cross-validation: 5x3 for 5 folds dealt 3 times; what is exported is trained on all rows. A "
+            "run that is done again is scored as it was; none for no cross-validation.",
         ),
     ] = None,
     trust_features: Annotated[
@@ -88,11 +90,14 @@ def run(
             check_can_push(push)
 
     from hftl.plugins.registry import find
+    from hftl.runs.again import cv_of_run
 
     # A name that nobody knows is said at once, not after seconds of importing.
     find(asked.recipe.backbone)
     if asked.reference is None and out is None and not quiet and is_first_process():
         say(f"recipe    none is named: the flags say what to do, and the run goes to runs/{asked.name}/")
+    if cv is None and (cv := cv_of_run(asked.reference)) and not quiet and is_first_process():
+        say(f"cv        {printable(cv)}, as the run that is done again had it (--cv none draws a test split)")
     how: dict[str, Any] = {
         "name": asked.name,
         "out": out,

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from hftl.errors import HftlError
 from hftl.heads import HeldOutLogits
 from hftl.methods import Storage
 
@@ -26,6 +28,15 @@ class Exported:
     library: str
 
 
+def not_kept(_: Path) -> list[Exported]:
+    """The export of a model of which only what it said is kept.
+
+    Raises:
+        HftlError: always.
+    """
+    raise HftlError("the model of a fold is not kept")
+
+
 @dataclass
 class Trained:
     """A trained model, before it is written.
@@ -39,6 +50,7 @@ class Trained:
         parameters: the head's parameters by the model's names, for fine-tuning to start from; empty where the model's
             own class has no place for them.
         held_out: what heads that had not seen them say of the training rows, where folds chose a linear head.
+        free: by the name of what costs nothing, which test rows it gets right: bool (n,); empty where nobody asked.
         outside: (m, C) float32 logits of rows that are out of scope, on the CPU; None where there are none.
         storage: what the numbers were rounded to that the logits were computed of; ``"float32"`` where none was.
         slack: (n, C) how far that has moved each logit at most; None where nothing was rounded, or nobody can tell.
@@ -56,3 +68,4 @@ class Trained:
     storage: Storage = "float32"
     slack: Tensor | None = None
     by_views: Tensor | None = None
+    free: dict[str, np.ndarray] = field(default_factory=dict)

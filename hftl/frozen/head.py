@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,10 +30,11 @@ from hftl.data.dataset import rows_of_lines
 from hftl.data.division import fold_count, folds_of
 from hftl.data.scope import OUTSIDE
 from hftl.export.model import Dense, export_model, export_pooled, fold
-from hftl.export.trained import Exported, Trained
+from hftl.export.trained import Exported, Trained, not_kept
 from hftl.frozen.features import SplitFeatures, StoredFeatures, line_columns
 from hftl.frozen.rounding import logit_slack
-from hftl.heads import baselines, fit_linear, fit_mlp, fit_native, mlp_logits
+from hftl.heads import baselines, fit_linear, fit_linear_folds, fit_mlp, fit_native, mlp_logits
+from hftl.heads.nested import FOLDS_THAT_SHARE
 from hftl.heads.precision import device_with_float64
 from hftl.methods import F1, Aim, Head
 from hftl.store.values import Ragged, by_row
@@ -40,6 +42,8 @@ from hftl.store.values import Ragged, by_row
 EVALUATION_ROWS = 1024
 # Of a network's outputs, which fine-tuning goes on with.
 LEAST_DEVIATION = 1e-6
+# Of the matrices that hold each head's own scales.
+MOST_SCALES_BYTES = 2 << 30
 # Of which one is held out, where a head has no exact solution.
 FOLDS_OF_A_SEARCH = 5
 
@@ -81,6 +85,64 @@ def train_head(
     return job.native() if features.content.cut.kind == "replay" else job.linear()
 
 
+def train_folds(
+    method: Head,
+    target: Target,
+    features: StoredFeatures,
+    data: Data,
+    dealt: np.ndarray,
+    *,
+    seed: int,
+    device: torch.device,
+    aim: Aim = F1,
+    criterion: Criterion | None = None,
+    tolerance: float = 1e-5,
+) -> list[Trained] | None:
+    """The heads without each fold of the training rows in turn, all at once; the fold is what each is scored on.
+
+    Args:
+        method: as of `train_head`.
+        target: as of `train_head`.
+        features: as of `train_head`.
+        data: as of `train_head`.
+        dealt: int64 (n,), the fold of each training row, from 0, or -1.
+        seed: as of `train_head`.
+        device: as of `train_head`.
+        aim: as of `train_head`.
+        criterion: as of `train_head`.
+        tolerance: as of `train_head`.
+
+    Returns:
+        What each says of its fold, and cannot be exported; None where folds do not share heads (`folds_share`).
+
+    Raises:
+        ConvergenceError: there is no finite solution.
+        UserError: an option does not fit the data.
+    """
+    if not folds_share(method, features, data, int(dealt.max()) + 1):
+        return None
+    judge = criterion if criterion and criterion.is_stated else None
+    job = _Job(method, target, features, data, seed, device_with_float64(device), aim, judge, tolerance)
+    return job.folds(torch.from_numpy(dealt))
+
+
+def folds_share(method: Head, features: StoredFeatures, data: Data, folds: int) -> bool:
+    """Whether a head without two folds serves both (`hftl.heads.nested`).
+
+    It is exact and of classes, folds are neither few nor many, weights do not depend on which rows there are, rows have
+    one view each, and what each head's own scales take fits into memory.
+    """
+    cut, weights = features.content.cut, method.class_weight
+    if method.hidden or cut.kind == "replay" or not data.task.has_classes or folds not in FOLDS_THAT_SHARE:
+        return False
+    if features.splits["train"].views:
+        return False
+    if weights is not None and (isinstance(weights, str) or min(weights) <= 0):
+        return False
+    width: int = line_columns(features.splits["train"].columns, cut)["features"].shape[1]
+    return folds * (folds - 1) // 2 * width**2 * 4 <= MOST_SCALES_BYTES
+
+
 @dataclass(frozen=True)
 class _Job:
     """What `train_head` was given, and one method for each kind of head."""
@@ -119,7 +181,7 @@ class _Job:
             validation=(vectors["validation"], labels["validation"]) if "validation" in vectors else None,
             judge=self.judge,
             dealt=self._dealt(method.folds),
-            groups=self._sentences(),
+            groups=self._groups(),
             least=LEAST_DEVIATION if self.data.task.of_words else 0.0,
             views=1 + len(views),
             tolerance=self.tolerance,
@@ -129,13 +191,18 @@ class _Job:
         if views:
             fit.report["views"] = 1 + len(views)
         fit.report["parameters"] = weight.numel() + (bias.numel() if cut.bias else 0)
+        free: dict[str, np.ndarray] = {}
         if self.data.task.is_exclusive:
-            fit.report["baselines"] = baselines(vectors["train"], labels["train"], vectors["test"], labels["test"])
+            free = _right(vectors["train"], labels["train"], vectors["test"], labels["test"])
         # What heads say of held-out words is of no use to whom sentences are rows.
         held_out = None if self.data.task.of_words else fit.held_out
         logits = fit.logits(vectors["test"]).cpu()
         storage = method.storage
-        stored: dict[str, Any] = {"storage": storage, "slack": logit_slack(vectors["test"].cpu(), weight, storage)}
+        stored: dict[str, Any] = {
+            "free": free,
+            "storage": storage,
+            "slack": logit_slack(vectors["test"].cpu(), weight, storage),
+        }
         if others := self.features.splits["test"].views:
             each = [logits, *(fit.logits(columns["features"].to(self.device)).cpu() for columns in others)]
             stored["by_views"] = self.data.task.averaged(torch.stack(each))
@@ -148,6 +215,37 @@ class _Job:
         parameters = fold(cut, weight, bias)
         export = self._export(parameters)
         return Trained(logits, "head", fit.report, export, parameters, held_out, outside, **stored)
+
+    def folds(self, dealt: Tensor) -> list[Trained]:
+        """The exact solutions without each fold."""
+        vectors, labels, method = self._vectors(), self._labels(), self.method
+        assert not isinstance(method.class_weight, str)
+        fits = fit_linear_folds(
+            vectors["train"],
+            labels["train"],
+            dealt,
+            task=self.data.task,
+            num_labels=len(self.data.label_names),
+            strengths=method.strengths,
+            rule=method.rule,
+            class_weight=method.class_weight,
+            calibrate=method.calibrate,
+            aim=self.aim,
+            bias=self.cut.bias,
+            validation=(vectors["validation"], labels["validation"]) if "validation" in vectors else None,
+            judge=self.judge,
+            groups=self._groups(),
+            tolerance=self.tolerance,
+        )
+        found = []
+        for number, fit in enumerate(fits):
+            free: dict[str, np.ndarray] = {}
+            if self.data.task.is_exclusive and len(fit.logits):
+                own = (dealt == number).to(self.device)
+                parts = [(vectors["train"][rows], labels["train"][rows]) for rows in (~own, own)]
+                free = _right(*parts[0], *parts[1])
+            found.append(Trained(fit.logits.cpu(), "head", fit.report, not_kept, free=free))
+        return found
 
     def perceptron(self, hidden: int) -> Trained:
         """One hidden layer on pooled tokens, trained with AdamW."""
@@ -253,6 +351,13 @@ class _Job:
             return None
         return torch.from_numpy(rows_of_lines(self.features.splits["train"].split.labels)).to(self.device)
 
+    def _groups(self) -> Tensor | None:
+        """What folds do not part: sentences of words, the groups of other rows; None where rows are independent."""
+        groups = self.features.splits["train"].split.marks.groups
+        if self.data.task.of_words or groups is None:
+            return self._sentences()
+        return torch.from_numpy(groups).to(self.device)
+
     def _export(self, parameters: dict[str, Tensor]) -> Callable[[Path], list[Exported]]:
         content = self.features.content
         return partial(export_model, self.target, content.architecture, content.weights, parameters)
@@ -265,6 +370,11 @@ class _Job:
         # Quantised weights are the model's own, which the checkpoint does not hold.
         rule = None if getattr(backbone, "quantize", None) else NameRule("", [])
         return partial(export_pooled, self.target, Pooled(self.cut.pooling or ""), layers, rule)
+
+
+def _right(known: Tensor, labels: Tensor, asked: Tensor, truth: Tensor) -> dict[str, np.ndarray]:
+    """Which rows what costs nothing gets right; see `hftl.heads.baselines`."""
+    return {name: right.numpy() for name, right in baselines(known, labels, asked, truth).items()}
 
 
 def _as_tensors(features: SplitFeatures, cut: Cut) -> dict[str, Tensor]:

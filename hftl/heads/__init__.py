@@ -9,7 +9,7 @@ from hftl.heads.baselines import baselines, lexicon, neighbour_scores
 from hftl.heads.cross_validation import cross_validate
 from hftl.heads.fit import HeadFit, HeldOutLogits
 from hftl.heads.judging import Judge
-from hftl.heads.linear import fit_linear
+from hftl.heads.linear import fit_linear, fit_linear_folds
 from hftl.heads.mlp import fit_mlp, mlp_logits
 from hftl.heads.native import NativeFit, fit_native
 
@@ -21,6 +21,7 @@ __all__ = [
     "baselines",
     "cross_validate",
     "fit_linear",
+    "fit_linear_folds",
     "fit_mlp",
     "fit_native",
     "lexicon",

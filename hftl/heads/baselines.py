@@ -16,8 +16,8 @@ _BLOCK_ROWS = 1024
 
 def baselines(
     train_features: Tensor, train_labels: Tensor, eval_features: Tensor, eval_labels: Tensor
-) -> dict[str, float]:
-    """Accuracy on the evaluation rows of the heads that cost nothing.
+) -> dict[str, Tensor]:
+    """Which evaluation rows the heads that cost nothing get right: bool (m,) on the CPU, by the head's name.
 
     ``majority`` always says the most frequent class; ``prototype`` and ``knn`` are the two below.
 
@@ -40,7 +40,7 @@ def baselines(
         "prototype": prototype(train_features, train_labels, eval_features),
         "knn": knn(train_features, train_labels, eval_features),
     }
-    return {name: float((p == eval_labels).double().mean()) for name, p in predictions.items()}
+    return {name: (p == eval_labels).cpu() for name, p in predictions.items()}
 
 
 def lexicon(

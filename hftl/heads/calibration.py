@@ -19,7 +19,7 @@ _HOTTEST = 20.0
 _BLOCK_ROWS = 1 << 15
 
 
-def fit_temperature(logits: Tensor, targets: Tensor, weights: Tensor, loss: Link) -> float:
+def fit_temperature(logits: Tensor, targets: Tensor, weights: Tensor, loss: Link, *, start: float = 1.0) -> float:
     """Find the temperature that minimises the weighted log-loss of ``logits / temperature``.
 
     The log-loss is convex in the inverse temperature, which Newton steps find, bisection taking over where
@@ -31,18 +31,24 @@ def fit_temperature(logits: Tensor, targets: Tensor, weights: Tensor, loss: Link
         targets: (n,) int64 classes for ``softmax``, (n, outputs) zeros and ones for ``sigmoid``.
         weights: (n, 1) or (n, outputs) weights of the losses.
         loss: which probabilities the logits stand for.
+        start: a temperature near it.
     """
     # In the inverse temperature the loss is convex; in the temperature itself it is not.
-    low, high, beta = 1 / _HOTTEST, _HOTTEST, 1.0
-    if _slope_and_curvature(logits, targets, weights, high, loss)[0] <= 0:
-        return 1 / high
-    if _slope_and_curvature(logits, targets, weights, low, loss)[0] >= 0:
-        return 1 / low
+    coldest, hottest = _HOTTEST, 1 / _HOTTEST
+    low, high, beta = hottest, coldest, min(max(1 / start, hottest), coldest)
     for _ in range(_NEWTON_STEPS):
         gradient, curvature = _slope_and_curvature(logits, targets, weights, beta, loss)
+        if (beta == coldest and gradient <= 0) or (beta == hottest and gradient >= 0):
+            break
         low, high = (low, beta) if gradient > 0 else (beta, high)
-        step = beta - gradient / curvature if curvature > 0 else low
-        proposal = step if low < step < high else (low * high) ** 0.5
+        step = beta - gradient / curvature if curvature > 0 else (hottest if gradient > 0 else coldest)
+        if low < step < high:
+            proposal = step
+        elif step >= high == coldest or step <= low == hottest:
+            # Nobody has looked there yet.
+            proposal = coldest if step >= high else hottest
+        else:
+            proposal = (low * high) ** 0.5
         if abs(proposal - beta) <= 1e-5 * beta:
             break
         beta = proposal

@@ -32,7 +32,7 @@ def task_folds(labels: Tensor, task: Task, folds: int, seed: int, groups: Tensor
     rows = torch.arange(len(group), device=group.device)
     first = torch.full_like(group[: int(group.max()) + 1], len(group)).scatter_reduce(0, group, rows, "amin")
     dealt = deal(labels[first], folds, seed)[group]
-    return _with_every_class_in_sight(dealt, labels) if task.is_exclusive else dealt
+    return with_every_class_in_sight(dealt, labels, group) if task.is_exclusive else dealt
 
 
 def folds_for(labels: Tensor, options: LinearOptions) -> Tensor:
@@ -40,18 +40,24 @@ def folds_for(labels: Tensor, options: LinearOptions) -> Tensor:
     if options.dealt is None:
         return task_folds(labels, options.task, options.folds, options.seed, options.groups)
     dealt = options.dealt.to(labels.device)
-    return _with_every_class_in_sight(dealt, labels) if options.task.is_exclusive else dealt
+    return with_every_class_in_sight(dealt, labels, options.groups) if options.task.is_exclusive else dealt
 
 
-def _with_every_class_in_sight(folds: Tensor, labels: Tensor) -> Tensor:
-    """Folds without the rows that are all there is of their class, so that every head trains on every class."""
+def with_every_class_in_sight(folds: Tensor, labels: Tensor, groups: Tensor | None) -> Tensor:
+    """Folds without the rows that are all there is of their class, so that every head trains on every class.
+
+    Rows of their groups stay out too: a group is trained on or held out, not both.
+    """
     classes, count = torch.unique(labels, return_inverse=True)[1], int(folds.max()) + 1
     if count == 0:
         return folds
     rows = torch.bincount(classes)
     inside = torch.nn.functional.one_hot(classes, len(rows)).T @ torch.nn.functional.one_hot(folds + 1, count + 1)
     alone = (inside[:, 1:] == rows[:, None]).any(1)
-    return torch.where(alone[classes], NO_FOLD, folds)
+    out = alone[classes]
+    if groups is not None:
+        out = torch.isin(groups, groups[out])
+    return torch.where(out, NO_FOLD, folds)
 
 
 def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:

@@ -12,6 +12,7 @@ from hftl.heads.fit import HeadFit, LinearOptions
 from hftl.heads.folds import folds_for
 from hftl.heads.judging import Judge
 from hftl.heads.logistic import fit_logistic
+from hftl.heads.nested import FoldHead, fit_each_fold
 from hftl.heads.ridge import fit_ridge
 from hftl.heads.selection import Rule
 from hftl.heads.threads import threads_for
@@ -147,6 +148,87 @@ def fit_linear(
         return head
     known = torch.nonzero(used).flatten()[head.held_out.rows]
     return replace(head, held_out=replace(head.held_out, rows=known))
+
+
+def fit_linear_folds(
+    features: Tensor,
+    labels: Tensor,
+    dealt: Tensor,
+    *,
+    task: Task | str,
+    num_labels: int,
+    strengths: Sequence[float] | None = None,
+    rule: Rule = "best",
+    class_weight: Sequence[float] | None = None,
+    standardize: bool = True,
+    bias: bool = True,
+    calibrate: bool = True,
+    validation: tuple[Tensor, Tensor] | None = None,
+    aim: Aim = F1,
+    judge: Judge | None = None,
+    groups: Tensor | None = None,
+    least: float = 0.0,
+    tolerance: float = 1e-5,
+) -> list[FoldHead]:
+    """What `fit_linear` without each fold in turn says of the fold's rows; all folds are solved together.
+
+    The strength of each fold's head is chosen on the other folds, which ``dealt`` says, and by them alone; see
+    `hftl.heads.nested`. Arguments that `fit_linear` has too are as there.
+
+    Args:
+        features: (n, dim) floating point, on the device where to compute.
+        labels: as for `fit_linear`, of a task that has classes.
+        dealt: (n,) int64, the fold of each row, from 0, as many as `FOLDS_THAT_SHARE` says; -1 of rows that all are
+            trained on.
+        task: what the labels mean.
+        num_labels: classes or labels.
+        strengths: as of `fit_linear`.
+        rule: as of `fit_linear`.
+        class_weight: numbers above zero.
+        standardize: as of `fit_linear`, by the deviations of the rows that a head is trained on.
+        bias: as of `fit_linear`.
+        calibrate: as of `fit_linear`.
+        validation: features and labels that choose for every fold.
+        aim: as of `fit_linear`.
+        judge: as of `fit_linear`.
+        groups: (n,) int64, the group of each row, none of which is in two folds.
+        least: as of `fit_linear`.
+        tolerance: as of `fit_linear`.
+
+    Returns:
+        One for each fold.
+
+    Raises:
+        DataError: as of `fit_linear`, also where the rows outside a fold have one class only.
+        UserError: as of `fit_linear`.
+        ConvergenceError: as of `fit_linear`.
+    """
+    task = Task(task)
+    check_features(features)
+    labels = check_labels(labels, len(features), task, num_labels).to(features.device)
+    weights = loss_weights(labels, task, num_labels, class_weight)
+    path = None if strengths is None else check_strengths(strengths)
+    options = LinearOptions(
+        task,
+        num_labels,
+        path,
+        int(dealt.max()) + 1,
+        rule,
+        standardize,
+        bias,
+        calibrate,
+        tolerance,
+        0,
+        groups,
+        judge,
+        dealt,
+        least,
+        aim,
+    )
+    if validation is not None:
+        validation = _check_validation(validation, features, options)
+    with threads_for(features, num_labels * options.folds**2 // 2):
+        return fit_each_fold(features, labels, weights, dealt.to(features.device), options, validation)
 
 
 def _check_validation(

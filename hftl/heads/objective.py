@@ -25,6 +25,8 @@ EVERY_ROW = -2  # "held out" by a head that trains on all rows
 _BLOCK_LOGITS = {"cpu": 1 << 18}
 _BLOCK_LOGITS_ELSEWHERE = 1 << 25
 _BLOCK_ROWS = (256, 8192)  # at least, at most
+# How far an entry of the tilt may be from the identity's before curvatures are computed in a head's own coordinates.
+_NEARLY = 0.25
 # Rows that are centred in each pass are still in the cache of a CPU when they are multiplied.
 _CENTRED_ROWS = {"cpu": 2048}
 _LANES = 16  # float32 numbers of a vector register: matrix products are fastest in multiples of it
@@ -196,15 +198,25 @@ class Objective:
         loss: ``softmax`` with (n,) class targets or ``sigmoid`` with (n, outputs) targets, summed over
             outputs.
         outputs: columns of the logits.
-        strength: L2 strength.
-        held_out: (k,) int64, the fold that each problem does not train on, or ``EVERY_ROW``.
+        strength: L2 strength, or (k,) one for each problem.
+        hidden: (k, h) int64, the different folds that each problem does not train on, or ``EVERY_ROW``.
+        tilt: (k, rank, rank) float32, from the coordinates in which a problem is penalised to those of the rows; None
+            where they are the same.
     """
 
-    def __init__(self, rows: FoldRows, loss: Link, outputs: int, strength: float, held_out: Tensor) -> None:
-        self.rows, self.loss, self.outputs, self.held_out = rows, loss, outputs, held_out
-        hidden = [rows.weight_of_fold.get(fold, 0.0) for fold in held_out.tolist()]
-        # What each problem trains on: all rows but those of its fold.
-        self.total = rows.total_weight - torch.tensor(hidden, dtype=torch.float64, device=held_out.device)
+    def __init__(
+        self,
+        rows: FoldRows,
+        loss: Link,
+        outputs: int,
+        strength: float | Tensor,
+        hidden: Tensor,
+        tilt: Tensor | None = None,
+    ) -> None:
+        self.rows, self.loss, self.outputs, self.hidden, self.tilt = rows, loss, outputs, hidden, tilt
+        unseen = [sum(rows.weight_of_fold.get(fold, 0.0) for fold in folds) for folds in hidden.tolist()]
+        # What each problem trains on: all rows but those of its folds.
+        self.total = rows.total_weight - torch.tensor(unseen, dtype=torch.float64, device=hidden.device)
         self.penalty = strength / self.total
 
     @property
@@ -217,7 +229,7 @@ class Objective:
         weights = theta.view(len(theta), -1, self.outputs).clone()
         value = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
         products = torch.zeros(len(theta), self.outputs, self.rows.width, dtype=torch.float64, device=theta.device)
-        for block, members, logits in self._logits(self.rows, self.columns(weights), problems):
+        for block, members, logits in self._logits(self.rows, self.columns(theta, problems), problems):
             loss, residual = _loss_and_residual(self.loss, logits, block.targets)
             residual *= block.weights[:, None, :]
             # Logits are float32 because that is what is fast; sums over many rows are not, because L-BFGS compares
@@ -226,6 +238,9 @@ class Objective:
             product = matmul(residual.flatten(1).T, block.features)
             products[members] += product.view(len(members), self.outputs, -1).double()
         gradient = self.rows.gradient_of(products.flatten(0, 1)).view(*products.shape[:2], -1).transpose(1, 2)
+        if self.tilt is not None:
+            back = torch.bmm(self.tilt[problems].transpose(1, 2), gradient[:, :-1].float())
+            gradient = torch.cat([back.double(), gradient[:, -1:]], 1)
         total, penalty = self.total[problems], self.penalty[problems]
         weights[:, -1] = 0  # the bias is free
         value = value / total + penalty / 2 * weights.square().sum((1, 2))
@@ -255,31 +270,58 @@ class Objective:
 
     def curvature(self, theta: Tensor) -> Tensor:
         """The diagonal of the Hessian (k, size) of all problems at ``theta`` (k, size)."""
-        weights = theta.view(len(theta), -1, self.outputs)
-        diagonal = torch.zeros_like(weights)
+        diagonal = torch.zeros_like(theta.view(len(theta), -1, self.outputs))
         problems = torch.arange(len(theta), device=theta.device)
-        for block, members, logits in self._logits(self.rows.in_axes(), weights.float().transpose(0, 1), problems):
+        # Where scales differ much between heads, what is nearly diagonal in one's coordinates is not so in another's.
+        far = {problem: torch.zeros_like(diagonal[0, :-1]) for problem in self._tilted_far()}
+        columns = self.in_coordinates(theta).float().transpose(0, 1)
+        for block, members, logits in self._logits(self.rows.in_axes(), columns, problems):
             probabilities = logits.softmax(-1) if self.loss == "softmax" else logits.sigmoid()
             variance = probabilities * (1 - probabilities) * block.weights[:, None, :]
             product = matmul(variance.flatten(1).T, block.features.square())
             diagonal[members] += product.view(len(members), self.outputs, -1).transpose(1, 2).double()
+            for place, problem in enumerate(members.tolist()):
+                if problem in far and self.tilt is not None:
+                    own = matmul(block.features[:, :-1], self.tilt[problem]).square()
+                    far[problem] += matmul(variance[:, place].T, own).T.double()
+        if self.tilt is not None:
+            # As if the Hessian were diagonal in the coordinates of the rows, which it nearly is.
+            diagonal[:, :-1] = torch.bmm(self.tilt.square().transpose(1, 2), diagonal[:, :-1].float()).double()
+        for problem, own in far.items():
+            diagonal[problem, :-1] = own
         diagonal /= self.total[:, None, None]
         diagonal[:, :-1] += self.penalty[:, None, None]
         return diagonal.flatten(1)
 
-    def columns(self, weights: Tensor) -> Tensor:
-        """Heads (k, rank + 1, outputs) float64 as what the rows are multiplied with: (width, k, outputs) float32."""
-        return self.rows.columns_of(weights.transpose(0, 1).flatten(1)).view(-1, len(weights), self.outputs)
+    def _tilted_far(self) -> list[int]:
+        """Problems whose own coordinates are far from those of the rows."""
+        if self.tilt is None:
+            return []
+        identity = torch.eye(self.tilt.shape[1], device=self.tilt.device)
+        return [p for p, tilt in enumerate(self.tilt) if float((tilt - identity).abs().amax()) > _NEARLY]
+
+    def in_coordinates(self, theta: Tensor, problems: Tensor | None = None) -> Tensor:
+        """Heads (k, size) of all or some problems, in the coordinates of the rows: (k, rank + 1, outputs)."""
+        weights = theta.view(len(theta), -1, self.outputs)
+        if self.tilt is None:
+            return weights
+        tilt = self.tilt if problems is None else self.tilt[problems]
+        return torch.cat([torch.bmm(tilt, weights[:, :-1].float()).to(theta.dtype), weights[:, -1:]], dim=1)
+
+    def columns(self, theta: Tensor, problems: Tensor | None = None) -> Tensor:
+        """Heads (k, size) of all or some problems as what the rows are multiplied with: (width, k, outputs) float32."""
+        weights = self.in_coordinates(theta, problems).transpose(0, 1).flatten(1)
+        return self.rows.columns_of(weights).view(-1, len(theta), self.outputs)
 
     def _logits(
         self, blocks: Iterable[Block], columns: Tensor, problems: Tensor
     ) -> Iterator[tuple[Block, Tensor, Tensor]]:
         """For each block: the members of ``problems`` that train on it, and their logits (n, members, outputs)."""
-        held_out = self.held_out[problems]
+        hidden = self.hidden[problems]
         chosen: dict[int, tuple[Tensor, Tensor]] = {}  # by fold
         for block in blocks:
             if block.fold not in chosen:
-                members = torch.nonzero(held_out != block.fold).flatten()
+                members = torch.nonzero((hidden != block.fold).all(1)).flatten()
                 flat = columns[:, members].flatten(1)
                 chosen[block.fold] = members, F.pad(flat, (0, -flat.shape[1] % _LANES))
             members, flat = chosen[block.fold]

@@ -1,6 +1,6 @@
 """The path of L2 strengths: heads of all folds at each strength, judged on rows that they have not seen."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from hftl.heads.calibration import fit_temperature
-from hftl.heads.judging import MetricSays
+from hftl.heads.fit import LinearOptions
+from hftl.heads.judging import MetricSays, chosen_of, entry_of
 from hftl.heads.lbfgs import MEMORY, Solution, minimize
 from hftl.heads.objective import FoldRows, Objective
+from hftl.heads.panel import Panel
 from hftl.heads.selection import standard_error
 from hftl.heads.thresholds import f1_scores
 from hftl.onednn import matmul
@@ -30,22 +32,12 @@ _CURVATURE_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """The m rows that judge: index (m,), targets (m,) or (m, outputs), weights (m, 1 or outputs), folds (m,)."""
-
-    index: Tensor
-    targets: Tensor
-    weights: Tensor
-    folds: Tensor
-
-
-@dataclass(frozen=True)
 class Candidate:
     """One strength, solved on every fold.
 
     Attributes:
         strength: L2 strength.
-        heads: (folds, size) float32, the solutions.
+        heads: (folds, size) float32, the solutions of the heads that judge, in the panel's order.
         score: mean loss on held-out rows, after the temperature.
         error: its standard error.
         temperature: fitted on held-out rows, or 1.
@@ -59,45 +51,65 @@ class Candidate:
     error: float
     temperature: float
     entry: dict[str, Any]
-    judged: MetricSays | None = None
+    judged: MetricSays | None
+
+
+@dataclass(frozen=True)
+class HeadStack:
+    """Linear heads that are solved side by side.
+
+    Attributes:
+        link: their loss.
+        outputs: columns of the logits.
+        hidden: (k, h) int64, the folds that each head does not train on.
+        start: (k, size) float64, where they start.
+        tilt: as of `Objective`.
+    """
+
+    link: Link
+    outputs: int
+    hidden: Tensor
+    start: Tensor
+    tilt: Tensor | None = None
+
+    def at(self, rows: FoldRows, strength: float | Tensor) -> Objective:
+        """What they minimise at a strength, or at one (k,) for each."""
+        return Objective(rows, self.link, self.outputs, strength, self.hidden, self.tilt)
 
 
 def walk(
     rows: FoldRows,
-    held_out: HeldOut,
-    loss: Link,
-    start: Tensor,
+    panels: Sequence[Panel],
+    stack: HeadStack,
     strengths: list[float],
     *,
     calibrate: bool,
-    judge: Callable[[Tensor], MetricSays] | None = None,
-) -> list[Candidate]:
-    """Solve every strength on every fold, each from the solution of the stronger one before it.
+) -> list[list[Candidate]]:
+    """Solve every strength for every head of a stack, each from the solution of the stronger one before it.
 
     Not only the solution is handed on: the strengths' objectives differ by a multiple of ``|W|^2`` alone, so the
     value, the gradient and the curvature pairs of L-BFGS are corrected exactly and stay of use. The walk ends early
-    once weaker penalties have clearly made it worse.
+    once weaker penalties have clearly made it worse for every panel.
 
     Args:
         rows: rows in folds.
-        held_out: those that are in a fold.
-        loss: the kind of head.
-        start: (rank + 1, outputs) float64, where the strongest starts.
+        panels: of rows that judge together.
+        stack: the heads, and where the strongest strength starts.
         strengths: from strong to weak.
         calibrate: judge each strength after its best temperature. What matters is how good the exported,
             calibrated probabilities are (Berta et al., *Rethinking early stopping: refine, then calibrate*,
             2025).
-        judge: what the metric that chooses says of held-out logits (m, outputs); None where the loss chooses.
+
+    Returns:
+        For each panel the strengths that were walked.
     """
-    folds = torch.unique(held_out.folds)
-    outputs = start.shape[1]
-    theta = start.flatten().repeat(len(folds), 1)
-    candidates: list[Candidate] = []
+    theta = stack.start
+    found: list[list[Candidate]] = [[] for _ in panels]
     objective: Objective | None = None
     solution: Solution | None = None
     curvature: Tensor | None = None
-    for index, strength in enumerate(counted(f"path on {plural(len(folds), 'fold')}", strengths, unit="strengths")):
-        before, objective = objective, Objective(rows, loss, outputs, strength, folds)
+    for index, strength in enumerate(counted(f"path of {plural(len(theta), 'head')}", strengths, unit="strengths")):
+        before, objective = objective, stack.at(rows, strength)
         # The Hessian's diagonal costs as much as a step, and only sets the scale of the first one.
         if before is not None and solution is not None and curvature is not None:
             solution = objective.reuse(solution, before)
@@ -106,15 +118,21 @@ def walk(
             curvature = objective.curvature(theta)
         solution = solve(objective, theta, PATH_TOLERANCE, curvature, solution)
         theta = solution.x
-        logits = held_out_logits(objective, theta, held_out)
-        candidate = _candidate(strength, solution, logits, held_out, loss, calibrate)
-        if judge is not None:
-            candidate = replace(candidate, judged=judge(logits / candidate.temperature))
-        candidates.append(candidate)
+        for panel, candidates, logits in zip(panels, found, held_out_logits(objective, theta, panels), strict=True):
+            start = candidates[-1].temperature if candidates else 1.0
+            candidates.append(_candidate(strength, solution, logits, panel, start if calibrate else None))
         # A metric may still rise where the loss no longer falls, so it sees the whole path.
-        if judge is None and _past_the_best(candidates):
+        if all(panel.options.judge is None and _past_the_best(each) for panel, each in zip(panels, found, strict=True)):
             break
-    return candidates
+    return found
+
+
+def chosen_from(path: list[Candidate], options: LinearOptions) -> tuple[Candidate, dict[str, Any]]:
+    """The chosen strength of a path, and what the report tells of the choice."""
+    found = [candidate.judged for candidate in path if candidate.judged]
+    place, by = chosen_of([c.score for c in path], [c.error for c in path], options.rule, options.judge, found)
+    entries = [candidate.entry | entry_of(candidate.judged) for candidate in path]
+    return path[place], {"path": entries, "chosen": path[place].strength, **by}
 
 
 def _past_the_best(candidates: list[Candidate]) -> bool:
@@ -176,41 +194,67 @@ def _evaluate(objective: Objective, group: Tensor, theta: Tensor, members: Tenso
     return objective.evaluate(theta, group[members])
 
 
-def held_out_logits(objective: Objective, theta: Tensor, held_out: HeldOut) -> Tensor:
-    """Logits (m, outputs) of the held-out rows, each by the head that has not seen it; zeros where there is none."""
-    columns = objective.columns(theta.view(len(theta), -1, objective.outputs))
-    problem_of = {fold: problem for problem, fold in enumerate(objective.held_out.tolist())}
-    logits = torch.zeros(objective.rows.count, objective.outputs, device=theta.device)
+def held_out_logits(objective: Objective, theta: Tensor, panels: Sequence[Panel]) -> list[Tensor]:
+    """For each panel, logits (m, outputs) of its rows, each by the head that judges it."""
+    shape = (objective.rows.count, objective.outputs)
+    logits = [torch.zeros(shape, device=theta.device) for _ in panels]
+    columns = objective.columns(theta)
     for block in objective.rows:
-        if block.fold in problem_of:
-            logits[block.rows] = matmul(block.features, columns[:, problem_of[block.fold]].contiguous())
-    return logits[held_out.index]
+        asked = [
+            (each, panel.heads[block.fold])
+            for each, panel in zip(logits, panels, strict=True)
+            if block.fold in panel.heads
+        ]
+        if asked:
+            flat = columns[:, [head for _, head in asked]].flatten(1)
+            products = torch.split(matmul(block.features, flat), objective.outputs, dim=1)
+            for (each, _), product in zip(asked, products, strict=True):
+                each[block.rows] = product
+    picked = [each[panel.held_out.index] for each, panel in zip(logits, panels, strict=True)]
+    return [
+        each if panel.outputs is None else each[:, panel.outputs] for each, panel in zip(picked, panels, strict=True)
+    ]
+
+
+def judged_logits(candidate: Candidate, panel: Panel, stack: HeadStack, rows: FoldRows) -> Tensor:
+    """What the heads of a candidate say of the rows that they judged, after the temperature: (m, outputs)."""
+    places = list(panel.heads.values())
+    tilt = None if stack.tilt is None else stack.tilt[places]
+    objective = Objective(rows, stack.link, stack.outputs, candidate.strength, stack.hidden[places], tilt)
+    own = replace(panel, heads={fold: place for place, fold in enumerate(panel.heads)})
+    return held_out_logits(objective, candidate.heads, [own])[0] / candidate.temperature
 
 
 def _candidate(
-    strength: float, solution: Solution, logits: Tensor, held_out: HeldOut, loss: Link, calibrate: bool
+    strength: float, solution: Solution, logits: Tensor, panel: Panel, temperature: float | None
 ) -> Candidate:
-    temperature = 1.0
-    if calibrate:
+    """A strength as a panel judges it; ``temperature`` is where the search for the best one starts, None for none."""
+    held_out, loss = panel.held_out, panel.link
+    if temperature is None:
+        temperature = 1.0
+    else:
         # One temperature for all folds, as the exported head will have one.
-        temperature = fit_temperature(logits, held_out.targets, held_out.weights, loss)
-    losses = _weighted_losses(logits / temperature, held_out.targets, held_out.weights, loss)
+        temperature = fit_temperature(logits, held_out.targets, held_out.weights, loss, start=temperature)
+    judged = logits / temperature
+    losses = _weighted_losses(judged, held_out.targets, held_out.weights, loss)
     weights = held_out.weights.mean(1)
     score = float(losses.sum() / weights.sum())
     error = standard_error(losses, weights, held_out.folds)
+    heads = list(panel.heads.values())
     entry = {
         "strength": strength,
         "validation": score,
         "se": error,
         "temperature": temperature,
-        "iterations": solution.iterations.tolist(),
-        "converged": bool(solution.converged.all()),
+        "iterations": solution.iterations[heads].tolist(),
+        "converged": bool(solution.converged[heads].all()),
     }
     if loss == "softmax":
         entry["accuracy"] = float((logits.argmax(1) == held_out.targets).double().mean())
     else:
         entry["f1_macro"] = float(f1_scores(logits > 0, held_out.targets).mean())
-    return Candidate(strength, solution.x.float(), score, error, temperature, entry)
+    says = panel.says(judged)
+    return Candidate(strength, solution.x[heads].float(), score, error, temperature, entry, says)
 
 
 def _weighted_losses(logits: Tensor, targets: Tensor, weights: Tensor, loss: Link) -> Tensor:

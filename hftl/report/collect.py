@@ -28,7 +28,7 @@ from hftl.finetune.memory import peak_memory_bytes
 from hftl.frozen.features import SplitFeatures, StoredFeatures, taken
 from hftl.frozen.outside import nearest_rows
 from hftl.heads import lexicon, neighbour_scores
-from hftl.intervals import percentiles, resamples
+from hftl.intervals import of_draws, resamples
 from hftl.metrics.resampled import resampled_metric
 from hftl.report.collected import (
     Collected,
@@ -438,15 +438,19 @@ def _free_scores(gathered: _Gathering, train: Split, known: Tensor, test: Split,
         "mean of the labels": targets.mean(0).expand(len(queries), -1),
         "nearest neighbours": neighbour_scores(known, targets, queries),
     }
-    found = []
+    groups, found = test.marks.groups, []
+    units = len(test) if groups is None else len(np.unique(groups))
     for what, scores in said.items():
         plain = scores.numpy()
         value = float(resampled_metric(task, plain, test.labels, np.ones((1, len(test))))[0])
         draws = np.concatenate(
-            [resampled_metric(task, plain, test.labels, counts) for counts in resamples(len(test), seed=gathered.seed)]
+            [
+                resampled_metric(task, plain, test.labels, counts)
+                for counts in resamples(len(test), groups=groups, seed=gathered.seed)
+            ]
         )
         draws = draws[np.isfinite(draws)]
         if math.isfinite(value) and len(draws):
-            interval = percentiles(value, draws)
+            interval = of_draws(value, draws, units)
             found.append(FreeScore(what=what, value=value, low=interval.low, high=interval.high))
     return found

@@ -167,7 +167,13 @@ class RunPage:
         rows, known = len(self.predictions), self.training.get("baselines", {})
         # F1 of a lexicon is no share of rows: its interval is among what the run kept.
         shares = known if self.made.data.task.is_exclusive else {}
-        of_classes = [(name, proportion(round(value * rows), rows)) for name, value in shares.items()]
+        sure = self.training.get("baseline_intervals", {})
+        # Nobody knows of rows of one group how alike they are where only the share was kept: as good as one.
+        units = self.metrics.intervals.get("units", rows) if self.predictions.groups is not None else rows
+        of_classes = [
+            (name, Interval(value, *sure[name]) if name in sure else proportion(value * units, units))
+            for name, value in shares.items()
+        ]
         others = [(each.what, Interval(each.value, each.low, each.high)) for each in self.collected.free]
         return [(SHORT.get(name, name), value) for name, value in (*of_classes, *others)]
 

@@ -58,16 +58,19 @@ def named_recipe(ref: str) -> RecipeFunction[...]:
     return _of_run(path / RECORD) if (path / RECORD).is_file() else find_recipe(ref)
 
 
+def cv_of_run(given: object) -> str | None:
+    """How rows are dealt in a run that is named to be done again; None where a test split was scored, or for no run."""
+    if not isinstance(given, (str, os.PathLike)):
+        return None
+    path = Path(given).expanduser()
+    file = path if path.suffix == ".json" else path / RECORD
+    return _record_in(file).cv if file.is_file() else None
+
+
 def _of_run(file: Path) -> RecipeFunction[...]:
     if not file.is_file():
         raise RecipeError(f"no file {str(file)!r}: give a run's folder, as `hftl run` prints it, or its {RECORD}")
-    # Brought only here: a recipe's file is read without pyarrow.
-    from hftl.runs.folder import RunFolder
-
-    try:
-        record = RunFolder(file.parent).record(file.name)
-    except HftlError as error:
-        raise RecipeError(f"{file} is no run's record: {error}") from error
+    record = _record_in(file)
     backbone, data = record.backbone_reference, record.data_reference
     # Imported by name they might be other functions by now, or another person's.
     lost = record.recipe.get("metrics", [])
@@ -91,6 +94,16 @@ def _of_run(file: Path) -> RecipeFunction[...]:
     # Its folder among the runs is that of the recipe.
     again.__name__ = record.name
     return RecipeFunction(again)
+
+
+def _record_in(file: Path) -> RunRecord:
+    # Brought only here: a recipe's file is read without pyarrow.
+    from hftl.runs.folder import RunFolder
+
+    try:
+        return RunFolder(file.parent).record(file.name)
+    except HftlError as error:
+        raise RecipeError(f"{file} is no run's record: {error}") from error
 
 
 def _where_it_was(record: RunRecord, reference: str) -> str:

@@ -85,6 +85,7 @@ class RunRecord(_Record):
         hardware: what it computed on, for people.
         started_in: the folder that relative paths in the recipe begin at.
         started: when, ISO 8601 with the offset from UTC; empty in records that do not say.
+        cv: how rows were dealt for cross-validation, such as ``5x3``; None where a test split was scored.
         trust_features: origins of foreign features that the run was told to use.
     """
 
@@ -97,6 +98,7 @@ class RunRecord(_Record):
     hardware: str = ""
     started_in: str = ""
     started: str = ""
+    cv: str | None = None
     trust_features: list[str] = Field(default_factory=list)
 
     @field_validator("recipe")

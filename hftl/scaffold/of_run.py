@@ -66,7 +66,8 @@ def module_name(name: str) -> str:
 def _summary(record: RunRecord, module: str) -> str:
     """The first line of the file, in which nothing that others wrote can end a docstring."""
     said = printable(f"{record.recipe['backbone']} on {record.recipe['data']}, as a run had it.")
-    return said.replace("\\", "/").replace('"', "'") + f"   hftl run {module}.py"
+    scored = printable(f" --cv {record.cv}") if record.cv else ""
+    return said.replace("\\", "/").replace('"', "'") + f"   hftl run {module}.py{scored}".replace('"', "'")
 
 
 def _comments(record: RunRecord) -> tuple[dict[str, str], list[str]]:

@@ -25,7 +25,7 @@ from hftl.rowrefs import said_digest
 from hftl.runs.again import RecipeLike, as_recipe
 from hftl.scored import scored
 from hftl.scout.answer import Answer
-from hftl.scout.copies import Copies, CopyOf, copies_by_split, find_copies, groups_of_copies, nearest
+from hftl.scout.copies import Copies, CopyOf, copies_by_split, find_copies, groups_of_copies, joined_groups, nearest
 from hftl.scout.findings import Finding
 from hftl.scout.oddities import ClassPair, far_rows, one_class_in_two_names, pairs_of_one_name
 from hftl.scout.stored import reading, split_matrix
@@ -344,19 +344,22 @@ class _Judged:
 def _judge_labels(rows: _Rows, recipe: Recipe, copies: Copies) -> _Judged:
     """Cross-validate the exact head over the rows of all splits and compare with their labels.
 
-    Copies and near copies of a row are held out with it, or its label would be learnt from them.
+    Copies and near copies of a row are held out with it, or its label would be learnt from them; rows of its group too.
 
     Raises:
         DataError: the labels cannot be learnt: one class only, or no two rows of any class.
     """
-    task = rows.data.task
+    task, groups = rows.data.task, groups_of_copies(copies)
+    marked = [split.marks.groups for split in rows.splits if split.marks.groups is not None]
+    if len(marked) == len(rows.splits):
+        groups = joined_groups(groups, np.concatenate(marked))
     held = cross_validate(
         rows.features,
         torch.from_numpy(rows.labels),
         task=task,
         num_labels=len(rows.data.label_names),
         folds=FOLDS,
-        groups=torch.from_numpy(groups_of_copies(copies)),
+        groups=torch.from_numpy(groups),
         seed=recipe.seed,
     )
     judged, scores = held.rows.numpy(), task.scores(held.logits).numpy()

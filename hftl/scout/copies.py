@@ -165,6 +165,21 @@ def groups_of_copies(copies: Copies) -> np.ndarray:
     return group
 
 
+def joined_groups(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The finest groups that part neither those of the one nor those of the other: int64 (n,).
+
+    Args:
+        one: int64 (n,), the group of each row.
+        other: int64 (n,), likewise.
+    """
+    left, right = (np.unique(each, return_inverse=True)[1] for each in (one, other))
+    count = int(left.max(initial=0)) + 1
+    size = count + int(right.max(initial=0)) + 1
+    links = coo_matrix((np.ones(len(left)), (left, count + right)), shape=(size, size))
+    group: np.ndarray = connected_components(links, directed=False)[1][left].astype(np.int64)
+    return group
+
+
 def _each_once(pairs: np.ndarray) -> np.ndarray:
     """Each pair of different rows once, the smaller number first."""
     ordered = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
