@@ -102,12 +102,12 @@ def left_out(
         most: so many samples; where there are more rows, or groups, blocks of them are left out, dealt at random.
 
     Yields:
-        float64 (b, rows) of zeros and ones.
+        float64 (b, rows) of zeros and ones; nothing of a single unit, without which nothing is left.
     """
     unit = np.arange(rows) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = int(unit.max(initial=0)) + 1
-    blocks = min(count, most)
-    block = np.random.default_rng(seed).permutation(np.arange(count) % blocks)[unit]
+    blocks = min(count, most) if count > 1 else 0
+    block = np.random.default_rng(seed).permutation(np.arange(count) % max(blocks, 1))[unit]
     together = max(1, _BLOCK_NUMBERS // rows)
     for start in range(0, blocks, together):
         yield (block != np.arange(start, min(start + together, blocks))[:, None]).astype(np.float64)

@@ -206,7 +206,7 @@ def intervals_of(
     without = [measured(counts) for counts in left_out(rows, groups=groups, seed=seed, most=min(wanted, LEFT_OUT))]
     found, grouped = {}, groups is not None or task.of_words
     for name, (value,) in values.items():
-        draws, others = (np.concatenate([each[name] for each in some]) for some in (drawn, without))
+        draws, others = (np.concatenate([*(each[name] for each in some), np.zeros(0)]) for some in (drawn, without))
         draws, others = (each[np.isfinite(each)] for each in (draws, others))
         if not len(draws) or not np.isfinite(value):
             continue

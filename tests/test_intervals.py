@@ -53,6 +53,7 @@ def test_the_jackknife_of_a_mean_is_its_standard_error_and_heavy_tails_are_known
     assert sorted(np.flatnonzero(each == 0).tolist() for each in left) == np.arange(21).reshape(7, 3).tolist()
     # Of very many rows, blocks: each row is left out once.
     assert (np.concatenate(list(intervals.left_out(50, most=8))) == 0).sum(0).tolist() == [1] * 50
+    assert not list(intervals.left_out(5, groups=np.zeros(5, np.int64)))
 
 
 def test_the_bootstrap_of_a_mean_is_what_the_normal_law_says() -> None:
