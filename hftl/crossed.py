@@ -325,8 +325,15 @@ def _without_fold(data: Data, features: StoredFeatures | None, held: np.ndarray)
     """Training without some of its rows, which are the test split."""
     stays, drawn = np.flatnonzero(~held), np.flatnonzero(held)
     part = replace(data, train=data.train.select(stays), test=data.train.select(drawn, "test"))
-    if features is None:
-        return part, None
-    whole = features.splits["train"]
-    splits = {**features.splits, "train": taken(whole, stays), "test": taken(whole, drawn, "test")}
-    return part, replace(features, splits=splits)
+    splits = dict(features.splits) if features else {}
+    if splits:
+        whole = splits["train"]
+        splits |= {"train": taken(whole, stays), "test": taken(whole, drawn, "test")}
+    if data.validation is not None and data.task.is_exclusive:
+        # A class may stand in one fold only: without it no row can be learnt from, and none can judge.
+        known = np.flatnonzero(np.isin(data.validation.labels, part.train.labels))
+        part = replace(part, validation=data.validation.select(known) if len(known) else None)
+        judges = splits.pop("validation", None)
+        if judges is not None and len(known):
+            splits["validation"] = taken(judges, known)
+    return part, replace(features, splits=splits) if features else None

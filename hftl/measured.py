@@ -167,7 +167,7 @@ def by_functions(
 def measured_views(recipe: Recipe, trained: Trained, data: Data) -> dict[str, Any] | None:
     """Metrics of the mean probabilities of several views of each test picture; None where there is only one."""
     views = views_of(recipe)
-    if trained.by_views is None or views is None:
+    if trained.by_views is None or views is None or views.test == 1:
         return None
     logits, thresholds = trained.by_views.numpy(), trained.report.get("thresholds")
     values = evaluate_predictions(data.task, logits, data.test.labels, data.label_names, thresholds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from hftl.data import Data
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
 from hftl.export.proof import Evidence, prove_exports
-from hftl.export.trained import Exported, Trained
+from hftl.export.trained import Exported, Trained, not_kept
 from hftl.finetune.resume import settings
 from hftl.finetune.rows import without_bad_rows
 from hftl.finished import Run
@@ -278,6 +278,11 @@ def planned(cv: str, recipe: Recipe) -> Plan:
             )
     if isinstance(recipe.method, Head) and recipe.method.test_views > 1:
         raise RecipeError("--cv scores folds by pictures as they are: leave out --test-views")
+    if recipe.depth == "auto":
+        raise RecipeError(
+            "--cv scores rows by models that have not seen them, and depth='auto' looks at all of them: give --depth N "
+            "(`hftl layers` says which), or leave out --cv"
+        )
     if recipe.time is not None:
         raise RecipeError(
             "--cv deals rows at random, and time wants the past trained on and the future tested: leave out one of them"
@@ -367,6 +372,8 @@ def train_part(
     told: dict[str, Any] = {"origin": origin, "resume": resume, "track": (), "log": _log_nothing}
     trained = finetuned(recipe, target, features, part, where, silent, **told)
     on_main(lambda: write_fold(where, trained, made_with) if where else None)
+    # The next fold has the memory to itself.
+    trained.export = not_kept
     return trained
 
 
@@ -493,9 +500,12 @@ def finetuned(
         said = prompts_of(data.label_names[0], recipe.method.prompts or [PROMPT])[0]
         say.print(f"start     the text tower's embeddings of {said!r} and the other labels")
     elif head:
-        value = criterion.value(head.logits.numpy(), data.test.labels, label_names=data.label_names)
-        worth = "" if is_seen else f": {printable(criterion.name)} {value:.4f}"
-        say.print(f"start     the head solved on the features{worth}")
+        worth = ""
+        with suppress(RecipeError):
+            # A function may need, say, a class that these rows lack; nothing is decided here.
+            value = criterion.value(head.logits.numpy(), data.test.labels, label_names=data.label_names)
+            worth = f": {printable(criterion.name)} {value:.4f}"
+        say.print(f"start     the head solved on the features{'' if is_seen else worth}")
     trained = finetune(
         recipe.method,
         target,

@@ -165,6 +165,7 @@ def test_a_run_without_a_test_split_reports_what_rows_were_scored_by_models_that
     [
         (("--cv", "five"), "give folds and how often they are dealt, such as 5x3"),
         (("--cv", "1x3"), "at least 2x1"),
+        (("--cv", "5x3", "--depth", "auto"), "depth='auto' looks at all of them: give --depth N"),
         (("--cv", "5x3", "--time", "patient"), "--cv deals rows at random, and time wants the past"),
         (("--cv", "5x3", "--validation-size", "0.2"), "leave out --validation-size"),
         (("--cv", "30x1", "--group", "patient"), "24 groups of training rows are fewer than 30 folds: give --cv 24"),

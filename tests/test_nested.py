@@ -36,19 +36,29 @@ def close(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("task", [SINGLE, MULTI], ids=["classes", "labels"])
-@pytest.mark.parametrize("calibrate", [True, False])
+@pytest.mark.parametrize(("calibrate", "rule"), [(True, "best"), (False, "best"), (True, "one_se")])
 def test_a_fold_s_head_is_the_one_that_is_solved_without_it(
-    task: dict[str, Any], calibrate: bool, monkeypatch: pytest.MonkeyPatch
+    task: dict[str, Any], calibrate: bool, rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     close(monkeypatch)
     x, y, dealt = problem(task)
     # Where features are scaled, those of `fit_linear` that choose are scaled by all rows, and these by their own.
-    how = {**task, "strengths": STRENGTHS, "standardize": False, "calibrate": calibrate, "tolerance": 1e-10}
+    how = {
+        **task,
+        "strengths": STRENGTHS,
+        "standardize": False,
+        "calibrate": calibrate,
+        "rule": rule,
+        "tolerance": 1e-10,
+    }
     for fold, found in enumerate(fit_linear_folds(x, y, dealt, **how)):
         rest = dealt != fold
         others = dealt[rest] - (dealt[rest] > fold).long()
         alone = fit_linear(x[rest], y[rest], dealt=others, **how)
         assert found.report["chosen"] == alone.report["chosen"]
+        assert [step["se"] for step in found.report["path"]] == pytest.approx(
+            [step["se"] for step in alone.report["path"]], rel=1e-3
+        )
         said, expected = found.logits, alone.logits(x[~rest])
         if task is SINGLE:
             said, expected = said.log_softmax(1), expected.log_softmax(1)

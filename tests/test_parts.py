@@ -142,7 +142,9 @@ def test_a_damaged_shard_of_the_other_is_left_out_and_counted(tmp_path: Path, cl
     assert "not all was taken in" in cli.err
     (report,) = json.loads(cli.out)
     assert (report["rows"], report["damaged"]) == (20, 1)
-    assert other.spaces()[0].rows == 20
+    # It stays as it is, and is said again.
+    assert other.spaces()[0].rows == 30
+    assert cli("cache", "merge", tmp_path / "two", "--json") == 1
 
 
 def test_another_cut_is_refused_and_named(tmp_path: Path):

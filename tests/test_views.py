@@ -224,6 +224,8 @@ def test_cross_validation_and_given_splits_judge_pictures_as_they_are(pictures: 
 
     assert "54 views computed" in crossed
     assert metrics(Path("crossed"))["cross_validation"]["rows"] == 27
+    assert metrics(Path("crossed")).get("test_views") is None
+    assert "of each test picture" not in crossed
     assert "validation" in held
     assert metrics(Path("held"))["head"]["calibration"]["rows"] == metrics(Path("held"))["rows"]["validation"]
 

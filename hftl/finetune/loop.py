@@ -23,7 +23,7 @@ from torch import Tensor
 from hftl.backbones.batching import WordBatch, line_logits, odd_rows
 from hftl.backbones.blocks import Depths
 from hftl.criterion import Criterion
-from hftl.errors import BadRowError, ConvergenceError, DataError, Interrupted
+from hftl.errors import BadRowError, ConvergenceError, DataError, Interrupted, RecipeError
 from hftl.finetune.checkpoint import Checkpoint, Checkpoints, prune, step_name, write_checkpoint
 from hftl.finetune.ema import Ema
 from hftl.finetune.engine import Engine, whole
@@ -299,7 +299,13 @@ class Loop:
             self.loss.task, logits.numpy(), self.watch.encoder.split.labels, self.watch.label_names
         )
         if (criterion := self.watch.criterion).name not in values:
-            values[criterion.name] = criterion.value(logits.numpy(), self.watch.encoder.split.labels)
+            try:
+                values[criterion.name] = criterion.value(logits.numpy(), self.watch.encoder.split.labels)
+            except RecipeError:
+                if self.watch.chooses:
+                    raise
+                # A function may need, say, a class that these rows lack.
+                values[criterion.name] = None
         return {name: _finite(value) for name, value in values.items() if value is None or isinstance(value, float)}
 
     def _is_best(self) -> bool:

@@ -260,12 +260,15 @@ def line_columns(columns: Mapping[str, Any], cut: Cut) -> Mapping[str, Any]:
 
 
 def taken(whole: SplitFeatures, rows: np.ndarray, name: str | None = None) -> SplitFeatures:
-    """Some rows of a split with their features; under another name where one is given."""
+    """Some rows of a split with their features.
+
+    Under another ``name`` they are rows to be scored, which are looked at as they are: their other views stay behind.
+    """
 
     def those(columns: Columns) -> Columns:
         return {column: rows_of_column(values, rows) for column, values in columns.items()}
 
-    views = [those(columns) for columns in whole.views]
+    views = [those(columns) for columns in whole.views] if name is None else []
     return SplitFeatures(whole.split.select(rows, name), whole.digests[rows], those(whole.columns), views)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,7 @@ class _Job:
             bias=cut.bias,
             validation=(vectors["validation"], labels["validation"]) if "validation" in vectors else None,
             judge=self.judge,
-            dealt=self._dealt(method.folds),
+            dealt=self._dealt(self._folds()),
             groups=self._groups(),
             least=LEAST_DEVIATION if self.data.task.of_words else 0.0,
             views=1 + len(views),
@@ -321,11 +321,21 @@ class _Job:
         storage, outside = self.method.storage, asked.get(OUTSIDE)
         return Trained(asked["test"], "head", fit.report, export, parameters, outside=outside, storage=storage)
 
+    def _folds(self) -> int:
+        """Folds of a choice of strengths; fewer than are usual where groups are, unless they were stated."""
+        folds = self.method.folds
+        usual = folds == Head.model_fields["folds"].default
+        return fold_count(self.features.splits["train"].split, folds) if usual else folds
+
     def _dealt(self, folds: int) -> Tensor | None:
         """The fold of each training row, where columns of the data decide about it; none where a split judges."""
         if "validation" in self.features.splits:
             return None
-        dealt = folds_of(self.features.splits["train"].split, self.data.task, folds, self.seed)
+        split = self.features.splits["train"].split
+        if split.marks.folds is not None and len(np.unique(split.marks.folds)) < 2:
+            # Of a column of two folds one is held out.
+            split = replace(split, marks=replace(split.marks, folds=None))
+        dealt = folds_of(split, self.data.task, folds, self.seed)
         if dealt is None:
             return None
         sentences = self._sentences()

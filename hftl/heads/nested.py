@@ -216,9 +216,9 @@ class _Nest:
         weights = seen.double() * self.weights.mean(1)
         own = own_scales(self.features, weights, basis.mean, bias=options.bias, least=options.least)
         ratio = torch.where(own > 0, basis.scale / own.clamp_min(1e-300), _ABSENT)
-        return torch.stack(
-            [torch.linalg.cholesky(basis.rotation.T @ (r.square()[:, None] * basis.rotation)).float() for r in ratio]
-        )
+        # By QR: to square scales that differ much would lose what Cholesky's factor is made of.
+        tilts = [torch.linalg.qr(r[:, None] * basis.rotation, mode="r").R for r in ratio]
+        return torch.stack([tilt.T * torch.where(tilt.diagonal() < 0, -1.0, 1.0) for tilt in tilts]).float()
 
     def learnable(self, fold: int) -> Learnable:
         """What the rows that the head of a fold is trained on say something about."""

@@ -30,13 +30,14 @@ def standard_error(losses: Tensor, weights: Tensor, groups: Tensor) -> float:
     Args:
         losses: (n,) weighted losses of held-out rows.
         weights: (n,) their weights.
-        groups: (n,) int64, the fold of each row.
+        groups: (n,) int64, the fold of each row; not every number need occur.
     """
     # Over folds where there are some: rows of one fold share a head, so their losses are not independent.
-    count = int(groups.max()) + 1
+    place = torch.unique(groups, return_inverse=True)[1]
+    count = int(place.max()) + 1
     if count == 1:
         means = losses / weights.mean()
     else:
-        one_hot = torch.nn.functional.one_hot(groups, count).double()
+        one_hot = torch.nn.functional.one_hot(place, count).double()
         means = (losses @ one_hot) / (weights @ one_hot)
     return float(means.std() / len(means) ** 0.5) if len(means) > 1 else 0.0

@@ -56,6 +56,7 @@ def linear_probe(
         parts=parts,
         dealt=dealt,
         judge=criterion if criterion.is_stated else None,
+        groups=None if groups is None else torch.from_numpy(groups),
         seed=seed,
     )
     rows, logits = held.rows.numpy(), held.logits.numpy()

@@ -304,6 +304,8 @@ def _checked_column(arrays: dict[str, tuple[str, Array]], name: str, spec: Colum
             raise BadShardError(f"column {name!r} has {len(values)} rows, not {n}")
         return values
     code, lengths = arrays.pop(name + LENGTHS)
-    if code != "I64" or lengths.shape != (n,) or (lengths < 0).any() or int(lengths.sum()) != len(values):  # type: ignore[operator]
+    # Each for itself first: sums wrap.
+    out_of_range = code != "I64" or lengths.shape != (n,) or ((lengths < 0) | (lengths > len(values))).any()  # type: ignore[operator]
+    if out_of_range or int(lengths.sum()) != len(values):
         raise BadShardError(f"the lengths of column {name!r} are malformed")
     return RaggedArray(values, lengths)  # type: ignore[arg-type]

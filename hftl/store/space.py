@@ -103,6 +103,7 @@ class Space:
         lenders: foreign spaces of the same identity that rows are read from which this one lacks; nothing of theirs is
             ever written here.
         passed_over: folders of the same space in formats that this hftl does not read; they stay as they are.
+        only_read: whether damaged shards stay where they are.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, JSON], label: str, files: FileCalls, mode: int) -> None:
@@ -114,6 +115,7 @@ class Space:
         self.columns: dict[str, ColumnSpec] = {}
         self.lenders: list[Space] = []
         self.passed_over: list[Path] = []
+        self.only_read = False
         self._files = files
         self._mode = mode
         # Threads share the index; the lock is reentrant because a read that misses refreshes it.
@@ -399,7 +401,8 @@ class Space:
             self._forget(name)
             # In a store that cannot be written the bad shard stays: remembered, it is not read at each refresh.
             self._bad[name] = signature
-            set_aside(path, self._files, self._mode)
+            if not self.only_read:
+                set_aside(path, self._files, self._mode)
             raise ShardGoneError(name, damaged=True)
         assert signature is not None  # it was opened
         self._good[name] = signature

@@ -189,6 +189,7 @@ class FeatureStore:
             why = f"it has format {other}, which this hftl does not read" if other else "its space.json is damaged"
             return MergeReport(path.name, 0, refused=why)
         space = self.space(source.identity, source.label)
+        source.only_read = True
         try:
             rows, damaged = merge(space, source)
         except DifferentCutError as error:
