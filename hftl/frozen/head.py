@@ -34,6 +34,7 @@ from hftl.export.trained import Exported, Trained, not_kept
 from hftl.frozen.features import SplitFeatures, StoredFeatures, line_columns
 from hftl.frozen.rounding import logit_slack
 from hftl.heads import baselines, fit_linear, fit_linear_folds, fit_mlp, fit_native, mlp_logits
+from hftl.heads.basis import STRENGTHS_OF_A_PATH
 from hftl.heads.nested import FOLDS_THAT_SHARE
 from hftl.heads.precision import device_with_float64
 from hftl.methods import F1, Aim, Head
@@ -42,8 +43,8 @@ from hftl.store.values import Ragged, by_row
 EVALUATION_ROWS = 1024
 # Of a network's outputs, which fine-tuning goes on with.
 LEAST_DEVIATION = 1e-6
-# Of the matrices that hold each head's own scales.
-MOST_SCALES_BYTES = 2 << 30
+# Of what heads of folds that are solved together hold: their scales, themselves at each strength, what they say.
+MOST_BYTES_OF_FOLDS = 2 << 30
 # Of which one is held out, where a head has no exact solution.
 FOLDS_OF_A_SEARCH = 5
 
@@ -130,7 +131,7 @@ def folds_share(method: Head, features: StoredFeatures, data: Data, folds: int) 
     """Whether a head without two folds serves both (`hftl.heads.nested`).
 
     It is exact and of classes, folds are neither few nor many, weights do not depend on which rows there are, rows have
-    one view each, and what each head's own scales take fits into memory.
+    one view each, and what each head's own scales take, and what it says at each strength, fits into memory.
     """
     cut, weights = features.content.cut, method.class_weight
     if method.hidden or cut.kind == "replay" or not data.task.has_classes or folds not in FOLDS_THAT_SHARE:
@@ -140,7 +141,10 @@ def folds_share(method: Head, features: StoredFeatures, data: Data, folds: int) 
     if weights is not None and (isinstance(weights, str) or min(weights) <= 0):
         return False
     width: int = line_columns(features.splits["train"].columns, cut)["features"].shape[1]
-    return folds * (folds - 1) // 2 * width**2 * 4 <= MOST_SCALES_BYTES
+    rows, outputs, pairs = len(features.splits["train"].split), len(data.label_names), folds * (folds - 1)
+    scales = pairs // 2 * width**2 * 4
+    paths = pairs * (min(width, rows) + 1) * outputs * 4 * len(method.strengths or range(STRENGTHS_OF_A_PATH))
+    return scales + paths + 2 * folds * rows * outputs * 4 <= MOST_BYTES_OF_FOLDS
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ _RANK_TOLERANCE = 1e-12
 # A feature that varies by less than this share of its mean is constant to the precision of float32.
 _CONSTANT = 1e-7
 _BLOCK_ROWS = 2048
+STRENGTHS_OF_A_PATH = 20
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,14 @@ class Basis:
         return weight, theta[-1] - weight @ self.mean if self.bias else torch.zeros_like(theta[-1])
 
 
-def default_strengths(basis: Basis, count: int = 20) -> list[float]:
+def default_strengths(basis: Basis) -> list[float]:
     """A path of L2 strengths that suits the features' total variance, from strong to weak.
 
     Logits of a head drawn from the penalty's own prior have variance ``total / strength``, where ``total`` is
     the number of features that vary, if they are standardised; the path spans standard deviations from 0.2 to 30.
     """
     total = float(basis.variance.sum()) or 1.0
-    return [total * 10 ** (1.5 - 4.5 * i / (count - 1)) for i in range(count)]
+    return [total * 10 ** (1.5 - 4.5 * i / (STRENGTHS_OF_A_PATH - 1)) for i in range(STRENGTHS_OF_A_PATH)]
 
 
 def fit_basis(features: Tensor, weights: Tensor, *, standardize: bool, bias: bool = True, least: float = 0.0) -> Basis:

@@ -12,7 +12,17 @@ import numpy as np
 
 from hftl.criterion import Criterion, as_logits
 from hftl.errors import UserError
-from hftl.intervals import LEVEL, Array, Difference, Interval, at_least_by_chance, difference, holm, resamples
+from hftl.intervals import (
+    LEVEL,
+    SPREAD_OF_HEADS,
+    Array,
+    Difference,
+    Interval,
+    at_least_by_chance,
+    difference,
+    holm,
+    resamples,
+)
 from hftl.report.alike import OpenedRun, other_data, refuse_other_labels, refuse_other_tasks, rows_in_common
 from hftl.report.changes import Change, changes_between
 from hftl.report.numbers import Predictions, said
@@ -175,6 +185,8 @@ def compare(runs: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Compari
     task = opened[0].record.data.task
     refuse_other_labels(opened, together)
     every = np.arange(len(first))
+    # As the runs' own intervals have it: folds score what is then trained on all rows.
+    spread = SPREAD_OF_HEADS if any(run.metrics.is_by_folds for run in opened) else 1.0
     criterion, said_of_metric = _criterion(opened)
     notes += said_of_metric
     scores = [
@@ -184,6 +196,7 @@ def compare(runs: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Compari
             every,
             _as_judged(criterion, rows),
             seed=seed,
+            spread=spread,
             groups=first.groups,
             label_names=first.names,
             thresholds=rows.thresholds,
@@ -191,7 +204,8 @@ def compare(runs: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Compari
         for rows in together
     ]
     gains = [
-        _ahead(task, (rows, score), (first, scores[0])) for rows, score in zip(together[1:], scores[1:], strict=True)
+        _ahead(task, (rows, score), (first, scores[0]), spread)
+        for rows, score in zip(together[1:], scores[1:], strict=True)
     ]
     adjusted = [replace(gain, p=p) for gain, p in zip(gains, holm([gain.p for gain in gains]), strict=True)]
     compared = [
@@ -207,7 +221,7 @@ def compare(runs: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Compari
         len(first),
         compared,
         changes_between([run.record for run in opened]),
-        _each_gain(task, opened[0].record.data.label_names, together, seed),
+        _each_gain(task, opened[0].record.data.label_names, together, seed, spread),
         disagreements,
         disagreeing,
         notes,
@@ -262,9 +276,9 @@ def _beside_first(
     )
 
 
-def _ahead(task: Task, one: tuple[Predictions, Score], first: tuple[Predictions, Score]) -> Difference:
+def _ahead(task: Task, one: tuple[Predictions, Score], first: tuple[Predictions, Score], spread: float) -> Difference:
     (rows, score), (first_rows, first_score) = one, first
-    gain = better_by(score, first_score)
+    gain = better_by(score, first_score, spread=spread)
     if task.of_words:
         differ = _entities_differ(rows, first_rows).any(1)
     elif rows.right is not None:
@@ -299,7 +313,9 @@ def _roundings(opened: Sequence[OpenedRun], compared: Sequence[ComparedRun], met
     ]
 
 
-def _each_gain(task: Task, names: Sequence[str], together: Sequence[Predictions], seed: int) -> list[ComparedOutput]:
+def _each_gain(
+    task: Task, names: Sequence[str], together: Sequence[Predictions], seed: int, spread: float
+) -> list[ComparedOutput]:
     """Each class, label, target or type that occurs, the one that differs most from the first run first."""
     first = together[0]
     labels = first.labels
@@ -325,7 +341,7 @@ def _each_gain(task: Task, names: Sequence[str], together: Sequence[Predictions]
         drawn = draws[1:, :, k] - draws[:1, :, k]
         # A sample without a row of the class says nothing of it.
         drawn = np.where(np.isfinite(drawn), drawn, away[:, None])
-        found = [difference(float(value), each) for value, each in zip(away, drawn, strict=True)]
+        found = [difference(float(value), each, spread=spread) for value, each in zip(away, drawn, strict=True)]
         gains.append([at_least_by_chance(gain, rows[k]) for gain, rows in zip(found, telling, strict=True)])
     adjusted = iter(holm([gain.p for of_output in gains for gain in of_output]))
     counts = _entities_of_each(first) if task.of_words else _rows_of_each(task, labels, len(names))
