@@ -30,6 +30,7 @@ from hftl.crossed import (
     write_fold,
 )
 from hftl.data import Data
+from hftl.data.division import hold_out_rows
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
 from hftl.export.proof import Evidence, prove_exports
@@ -490,11 +491,17 @@ def finetuned(
     Where the rows of the test split are trained on too, ``is_seen``, what is measured on them is told as training's.
     """
     # Brought only here: PEFT takes a second to import.
-    from hftl.finetune.train import finetune
+    from hftl.finetune.train import SET_ASIDE, finetune
 
     assert not isinstance(recipe.method, Head)
     criterion = chooses(recipe, data.task)
-    head: Trained | None = on_main(lambda: solved_head(recipe, target, features, data, say)) if features else None
+    taught, known, stays = data, features, None
+    if features and data.validation is None and recipe.method.patience is not None:
+        # The start competes with every epoch, on rows that therefore must not teach it.
+        stays, _ = hold_out_rows(data.train, data.task, SET_ASIDE, recipe.seed)
+        taught = replace(data, train=data.train.select(stays))
+        known = replace(features, splits={**features.splits, "train": taken(features.splits["train"], stays)})
+    head: Trained | None = on_main(lambda: solved_head(recipe, target, known, taught, say)) if known else None
     start = on_main(lambda: start_of(recipe, target, data, head))
     if recipe.method.init == "zero-shot":
         said = prompts_of(data.label_names[0], recipe.method.prompts or [PROMPT])[0]
@@ -525,6 +532,9 @@ def finetuned(
     )
     if head:
         trained.held_out = head.held_out
+        if stays is not None and head.held_out is not None:
+            rows = torch.from_numpy(stays)[head.held_out.rows.cpu()]
+            trained.held_out = replace(head.held_out, rows=rows)
         # What costs nothing on these features stands beside what fine-tuning made of them.
         trained.free = head.free
     if is_seen:
