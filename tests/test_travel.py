@@ -428,6 +428,17 @@ def test_foreign_features_are_used_where_they_are_named_and_only_there(
     assert "are used if --trust-features names them" in cli.err
 
 
+def test_after_the_own_space_is_cleared_a_checked_origin_is_checked_anew(
+    lab: tuple[Path, Path], cli: Cli, tmp_path: Path
+):
+    recipe, there = lab
+    cli.ok("cache", "pull", str(there))
+    run_metrics(cli, recipe, "first", "--trust-features", str(there))
+    (own,) = [space for space in FeatureStore(tmp_path / "own").spaces() if space.origin is None and space.rows == 16]
+    cli.ok("cache", "clear", own.name, "--force")
+    assert run_metrics(cli, recipe, "second", "--trust-features", str(there))["foreign"][0]["checked"] == 16
+
+
 def names_in(there: Path) -> set[bytes]:
     from safetensors.numpy import load_file
 

@@ -104,8 +104,10 @@ def lend(
         lacking = held & ~spaces[view].known(digests)
         if not lacking.any():
             continue
-        checked = check_name(each.space, digests[held])
-        if spaces[view].id != each.space.id or not broadcast(checked.exists()):
+        checked, own = check_name(each.space, digests[held]), spaces[view]
+        # What a space that was cleared recorded is gone with it: rows that are computed record it anew.
+        known = own.id == each.space.id and own.info is not None and checked.exists()
+        if not broadcast(known):
             asked = _sampled(digests, lacking)
             computed += compute(asked)
             each.checked = _compare(each, spaces[view], view, digests[asked])
