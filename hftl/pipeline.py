@@ -543,6 +543,7 @@ def evidence_of(recipe: Recipe, features: StoredFeatures | None, data: Data, tra
         PartialState().device,
         trained.storage,
         trained.slack,
+        [str(each.origin) for each in features.trusted if each.rows] if features else [],
     )
 
 
