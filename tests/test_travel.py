@@ -26,6 +26,7 @@ from test_run import write_recipe
 import hftl
 from hftl.errors import HubError, StoreError, UserError
 from hftl.frozen.augmented import names_of_views
+from hftl.frozen.trusted import trusted_spaces
 from hftl.runs.folder import RunFolder
 from hftl.store import description
 from hftl.store.description import Description
@@ -34,6 +35,7 @@ from hftl.store.foreign import Origin, foreign_folder
 from hftl.store.shard import Shard, encode, file_name
 from hftl.store.space import Space
 from hftl.store.store import ColumnSpec, FeatureStore, Ragged
+from hftl.travel.place import place_name, place_of
 from hftl.travel.pull import pull_space as pull
 from hftl.travel.push import push_space as push
 
@@ -153,7 +155,36 @@ def test_what_fsspec_reaches_is_a_place_too(tmp_path: Path):
         pull(FeatureStore(tmp_path / "yours"), "ftp://127.0.0.1:9/features")
 
 
-@pytest.mark.parametrize("wrong", ["features", "../me/x/y z", "https://a.b/c", "hf://datasets/me/x", ""])
+def test_a_name_is_found_without_reaching_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def reached(*_: Any) -> None:
+        raise AssertionError
+
+    for text in (f"file://{tmp_path}/x/", str(tmp_path / "x"), "me/x", "memory://a/b/", "~/x"):
+        assert place_name(text) == place_of(text).name
+    monkeypatch.setattr(fsspec.core, "url_to_fs", reached)
+    with pytest.raises(UserError, match="nothing of it is here; get it with: hftl cache pull sftp://host/x"):
+        trusted_spaces(FeatureStore(tmp_path), ["sftp://alice:se@cret@host/x"])
+
+
+def test_a_password_in_an_address_goes_nowhere_but_there(tmp_path: Path):
+    filled(tmp_path / "mine", range(10))
+    address = f"memory://alice:secret@{tmp_path.name}/features"
+    push(FeatureStore(tmp_path / "mine"), "org/model", address)
+    done = pull(FeatureStore(tmp_path / "yours"), address)
+    assert done.origin.name == f"memory://{tmp_path.name}/features"
+    assert FeatureStore(tmp_path / "yours").foreign(place_name(address))
+    kept = [*(tmp_path / "yours").rglob("*")]
+    assert not [path for path in kept if "secret" in path.name or (path.is_file() and b"secret" in path.read_bytes())]
+    card = fsspec.filesystem("memory").cat(f"/alice:secret@{tmp_path.name}/features/README.md")
+    assert b"secret" not in card
+    with pytest.raises(HubError) as refused:
+        pull(FeatureStore(tmp_path / "yours"), "ftp://alice:secret@127.0.0.1:9/features")
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["~nobody-there/x", "features", "../me/x/y z", "https://a.b/c", "hf://datasets/me/x", ""]
+)
 def test_what_is_no_place_is_refused(tmp_path: Path, wrong: str):
     with pytest.raises(UserError):
         pull(FeatureStore(tmp_path), wrong)

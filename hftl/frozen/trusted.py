@@ -18,7 +18,7 @@ from hftl.store.identity import canonical_json
 from hftl.store.shard import Digests
 from hftl.store.space import Space
 from hftl.store.store import FeatureStore
-from hftl.travel.place import place_of
+from hftl.travel.place import place_name
 
 SAMPLE = 16
 
@@ -62,7 +62,7 @@ def trusted_spaces(store: FeatureStore, names: Sequence[str]) -> list[Trusted]:
         UserError: one was not pulled, or not to its end.
         StoreError: one cannot be read.
     """
-    return [_trusted(store, name) for name in dict.fromkeys(place_of(name).name for name in names)]
+    return [_trusted(store, name) for name in dict.fromkeys(place_name(name) for name in names)]
 
 
 def _trusted(store: FeatureStore, name: str) -> Trusted:
