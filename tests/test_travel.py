@@ -28,6 +28,7 @@ from hftl.errors import HubError, StoreError, UserError
 from hftl.frozen.augmented import names_of_views
 from hftl.frozen.trusted import trusted_spaces
 from hftl.runs.folder import RunFolder
+from hftl.runs.record import Metrics
 from hftl.store import description
 from hftl.store.description import Description
 from hftl.store.digests import digest_bytes, digest_texts
@@ -35,9 +36,10 @@ from hftl.store.foreign import Origin, foreign_folder
 from hftl.store.shard import Shard, encode, file_name
 from hftl.store.space import Space
 from hftl.store.store import ColumnSpec, FeatureStore, Ragged
-from hftl.travel.place import place_name, place_of
+from hftl.travel.place import FolderPlace, place_name, place_of
 from hftl.travel.pull import pull_space as pull
 from hftl.travel.push import push_space as push
+from hftl.travel.push import to_hand_on
 
 TOKEN = "hf_canary_travel"
 LONG = bool(os.environ.get("HFTL_LONG"))
@@ -153,6 +155,60 @@ def test_what_fsspec_reaches_is_a_place_too(tmp_path: Path):
         pull(FeatureStore(tmp_path / "yours"), "nowhere://features")
     with pytest.raises(HubError, match="cannot be reached"):
         pull(FeatureStore(tmp_path / "yours"), "ftp://127.0.0.1:9/features")
+
+
+def test_a_pull_that_fails_at_its_first_file_leaves_the_mirror_of_use(tmp_path: Path):
+    filled(tmp_path / "mine", range(10))
+    there, yours = tmp_path / "there", tmp_path / "yours"
+    push(FeatureStore(tmp_path / "mine"), "org/model", str(there))
+    pulled(yours, str(there))
+    (there / "space.json").write_text("broken")
+    for store in (FeatureStore(yours), FeatureStore(tmp_path / "new")):
+        with pytest.raises(UserError, match="damaged"):
+            pull(store, str(there))
+    found = FeatureStore(yours).foreign(str(there))
+    assert found is not None
+    assert found[0].complete
+    assert FeatureStore(tmp_path / "new").spaces() == []
+
+
+def test_a_description_or_card_that_is_too_large_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    filled(tmp_path / "mine", range(10))
+    there = tmp_path / "there"
+    push(FeatureStore(tmp_path / "mine"), "org/model", str(there), license="cc-by-4.0")
+    with (there / "README.md").open("a") as file:
+        file.write("x" * (1 << 20))
+    push(FeatureStore(tmp_path / "mine"), "org/model", str(there))
+    assert "license: cc-by-4.0" not in (there / "README.md").read_text()
+    os.truncate(there / "space.json", description.LARGEST + 1)
+    monkeypatch.setattr(FolderPlace, "fetch", None)
+    with pytest.raises(UserError, match="larger than any that hftl writes"):
+        pull(FeatureStore(tmp_path / "yours"), str(there))
+
+
+@pytest.mark.parametrize("address", ["memory://{}/features", "{}/there"])
+def test_shards_that_are_merged_while_they_are_sent_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+):
+    filled(tmp_path / "mine", range(10), range(10, 25))
+
+    def merged(*given: Any, **named: Any) -> Any:
+        handed = to_hand_on(*given, **named)
+        assert FeatureStore(tmp_path / "mine").compact() > 0
+        return handed
+
+    monkeypatch.setattr("hftl.travel.push.to_hand_on", merged)
+    target = address.format(tmp_path if address.endswith("there") else tmp_path.name)
+    with pytest.raises(StoreError, match="org/model: shards were merged while they were sent: push again"):
+        push(FeatureStore(tmp_path / "mine"), "org/model", target)
+    monkeypatch.undo()
+    push(FeatureStore(tmp_path / "mine"), "org/model", target)
+
+
+def test_an_origin_of_which_nothing_was_read_is_not_named_as_a_source(tmp_path: Path):
+    told = {"origin": "me/x", "commit": "c0ffee", "space": "s", "checked": 0}
+    made = Metrics.model_construct(features={"foreign": [{**told, "rows": 0}, {**told, "rows": 7}]})
+    assert made.foreign == [("me/x at c0ffee", 7)]
 
 
 def test_a_name_is_found_without_reaching_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
