@@ -128,12 +128,12 @@ def prove_exports(
         each.folder.rename(rejected)
         raise HftlError(
             f"the exported model does not give the run's predictions, so it is no result: {fault}; it is kept as "
-            f"{rejected} for whoever looks into it: {_advice(evidence)}"
+            f"{rejected} for whoever looks into it: {_advice_on(evidence)}"
         )
     return list(exported)
 
 
-def _advice(evidence: Evidence) -> str:
+def _advice_on(evidence: Evidence) -> str:
     if not evidence.origins:
         return "please report this with the backbone's name"
     names = listing(evidence.origins)

@@ -111,7 +111,7 @@ def lend(
         # What a space that was cleared recorded is gone with it: rows that are computed record it anew.
         known = own.id == each.space.id and own.info is not None and checked.exists()
         sampled = not broadcast(known)
-        asked = _asked(digests, lacking, own_rows, SAMPLE if sampled else 0)
+        asked = _to_compute_of(digests, lacking, own_rows, SAMPLE if sampled else 0)
         if asked.any():
             compute(asked)
         if sampled:
@@ -133,7 +133,7 @@ def count_borrowed(trusted: Sequence[Trusted], spaces: Sequence[Space], digests:
                     each.rows += int(has.sum())
 
 
-def _asked(digests: Digests, lacking: np.ndarray, own_rows: Sequence[int], sample: int) -> np.ndarray:
+def _to_compute_of(digests: Digests, lacking: np.ndarray, own_rows: Sequence[int], sample: int) -> np.ndarray:
     """Of the rows that are to be read from elsewhere those to compute, bool (n,): nobody could know the sample."""
     _, first, copy_of = np.unique(digests, axis=0, return_index=True, return_inverse=True)
     asked = np.zeros(len(digests), dtype=bool)
