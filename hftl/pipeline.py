@@ -60,6 +60,7 @@ from hftl.runs.record import Metrics, RunRecord
 from hftl.scout.layers import layers
 from hftl.scout.zero_shot import zero_shot_start
 from hftl.terminal import Terminal
+from hftl.travel.place import without_password
 from hftl.wording import named_error, printable
 
 SKIPPED = "skipped.json"
@@ -138,7 +139,7 @@ def run(
         if folder:
             held.callback(folder.release)
         record = record_of(name, recipe, spec, target.backbone, data, criterion, cv=cv if plan else None)
-        record = record.model_copy(update={"trust_features": list(trust_features)})
+        record = record.model_copy(update={"trust_features": [without_password(name) for name in trust_features]})
         if folder:
             folder.write_record(record)
         features, bad = None, []
@@ -563,6 +564,7 @@ def evidence_of(recipe: Recipe, features: StoredFeatures | None, data: Data, tra
         PartialState().device,
         trained.storage,
         trained.slack,
+        [str(each.origin) for each in features.trusted if each.rows] if features else [],
     )
 
 

@@ -267,6 +267,15 @@ class Split:
         """Some of its rows, by position; under another name where one is given."""
         return Split(name or self.name, self.inputs.select(rows), self.labels[rows], self.marks.select(rows))
 
+    def few_rows(self, most: int = 8) -> list[int]:
+        """Positions of a few rows, the shortest and the longest text among them: those that an export is proved on."""
+        count = len(self)
+        chosen = np.linspace(0, count - 1, min(most, count)).astype(int).tolist()
+        if isinstance(self.inputs, Texts) and count:
+            lengths = self.inputs.lengths()
+            chosen[:2] = [int(lengths.argmin()), int(lengths.argmax())][: len(chosen)]
+        return sorted(set(chosen))
+
 
 @dataclass(frozen=True)
 class Data:

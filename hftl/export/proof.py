@@ -16,7 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -28,14 +27,13 @@ from hftl.backbones.precision import weights_dtype
 from hftl.backbones.protocol import Backbone, Target
 from hftl.backbones.source import Source
 from hftl.backbones.words import WordBackbone
-from hftl.data import Split, Texts
+from hftl.data import Split
 from hftl.errors import HftlError
 from hftl.export.trained import Exported
 from hftl.methods import Storage
 from hftl.tasks import Task
-from hftl.wording import named_error, plural
+from hftl.wording import listing, named_error, plural
 
-ROWS = 8
 # How far logits may be apart, as a share of the largest: by the precision that the run computed them in.
 TOLERANCES = {"no": 1e-3, "bf16": 1e-1, "fp16": 2e-2}
 # Where a head is so steep that rounding alone moves its logits further, that is no fault of the export.
@@ -58,6 +56,7 @@ class Evidence:
         device: where to compute, best the one that the run used.
         storage: what the numbers were rounded to in the store that the run computed the logits of.
         slack: as ``logits``, how far that moved each at most; None where nobody can tell.
+        origins: where features were read from that were made elsewhere.
     """
 
     test: Split
@@ -68,17 +67,12 @@ class Evidence:
     device: torch.device
     storage: Storage = "float32"
     slack: Tensor | None = None
+    origins: Sequence[str] = ()
 
     @property
     def rows(self) -> list[int]:
         """Positions of a few rows of the split, its shortest and longest text among them."""
-        count = len(self.test)
-        chosen = np.linspace(0, count - 1, min(ROWS, count)).astype(int).tolist()
-        inputs = self.test.inputs
-        if isinstance(inputs, Texts):
-            lengths = inputs.lengths()
-            chosen[:2] = [int(lengths.argmin()), int(lengths.argmax())][: len(chosen)]
-        return sorted(set(chosen))
+        return self.test.few_rows()
 
     @property
     def tolerance(self) -> float:
@@ -134,9 +128,19 @@ def prove_exports(
         each.folder.rename(rejected)
         raise HftlError(
             f"the exported model does not give the run's predictions, so it is no result: {fault}; it is kept as "
-            f"{rejected} for whoever looks into it: please report this with the backbone's name"
+            f"{rejected} for whoever looks into it: {_advice_on(evidence)}"
         )
     return list(exported)
+
+
+def _advice_on(evidence: Evidence) -> str:
+    if not evidence.origins:
+        return "please report this with the backbone's name"
+    names = listing(evidence.origins)
+    return (
+        f"rows came from {names}, which agree with this machine only roughly: leave out --trust-features, and report "
+        "this with the backbone's name if it happens again"
+    )
 
 
 def _fault(exported: Exported, target: Target, evidence: Evidence, say: Callable[[str], None]) -> str | None:

@@ -162,13 +162,14 @@ def features_of(
         quiet=quiet,
         on_bad_row=on_bad_row,
     )
+    reports: list[ExtractReport] = []
     with met_everywhere():
-        sampled = lend(
-            store, trusted, spaces, digests, lambda asked: computed_by_all(partial(share, among=asked)).computed
-        )
+        proof = _proved_on([features.split for features in splits])
+        lend(store, trusted, spaces, digests, proof, lambda asked: reports.append(_computed(share, asked)))
     with in_turn(store, (spaces | beside).values(), digests, process, quiet):
-        report = computed_by_all(share)
-    computed, undecodable, recomputed = report.computed + sampled, report.bad, 0
+        reports.append(computed_by_all(share))
+    report = _summed(reports)
+    computed, undecodable, recomputed = report.computed, report.bad, 0
     parts = [spaces[part] for part in views[0].parts]
     bad += [undecodable[row] for row in sorted(undecodable)]
     splits = _without_all(splits, undecodable)
@@ -300,11 +301,32 @@ def computed_by_all(share: Callable[[], ExtractReport]) -> ExtractReport:
         bad = [[row, e.row, e.why] for row, e in report.bad.items()]
         return {"computed": report.computed, "bad": bad, "rounding": report.rounding}
 
-    reports = on_all(work)
     # Each process met its own bad rows; all leave out all of them.
-    bad = {row: BadRowError(name, why) for report in reports for row, name, why in report["bad"]}
-    computed, rounding = sum(each["computed"] for each in reports), max(each["rounding"] for each in reports)
-    return ExtractReport(computed, bad, rounding)
+    return _summed(
+        [
+            ExtractReport(
+                each["computed"], {row: BadRowError(name, why) for row, name, why in each["bad"]}, each["rounding"]
+            )
+            for each in on_all(work)
+        ]
+    )
+
+
+def _summed(reports: Sequence[ExtractReport]) -> ExtractReport:
+    bad = {row: error for report in reports for row, error in report.bad.items()}
+    return ExtractReport(sum(each.computed for each in reports), bad, max(each.rounding for each in reports))
+
+
+def _computed(share: Callable[..., ExtractReport], asked: np.ndarray) -> ExtractReport:
+    return computed_by_all(partial(share, among=asked))
+
+
+def _proved_on(splits: Sequence[Split]) -> list[int]:
+    """Numbers of the rows that an export will be proved on: of the test split, or of training where folds score it."""
+    starts = np.cumsum([0, *(len(split) for split in splits)])
+    named = {split.name: (int(start), split) for start, split in zip(starts, splits, strict=False) if len(split)}
+    start, split = named["test"] if "test" in named else named.get("train", (0, None))
+    return [start + row for row in split.few_rows()] if split else []
 
 
 def _gather(spaces: Sequence[Space], splits: Sequence[SplitFeatures], only: Sequence[str] | None) -> None:

@@ -18,12 +18,12 @@ from hftl.store.identity import canonical_json
 from hftl.store.shard import Digests
 from hftl.store.space import Space
 from hftl.store.store import FeatureStore
-from hftl.travel.place import place_of
+from hftl.travel.place import place_name
 
 SAMPLE = 16
 
-Compute = Callable[[np.ndarray], int]
-"""Computes the chosen ones of all rows, bool (n,), and stores them; how many that were."""
+Compute = Callable[[np.ndarray], None]
+"""Computes the chosen ones of all rows, bool (n,), and stores them."""
 
 
 @dataclass
@@ -62,7 +62,7 @@ def trusted_spaces(store: FeatureStore, names: Sequence[str]) -> list[Trusted]:
         UserError: one was not pulled, or not to its end.
         StoreError: one cannot be read.
     """
-    return [_trusted(store, name) for name in dict.fromkeys(place_of(name).name for name in names)]
+    return [_trusted(store, name) for name in dict.fromkeys(place_name(name) for name in names)]
 
 
 def _trusted(store: FeatureStore, name: str) -> Trusted:
@@ -76,8 +76,13 @@ def _trusted(store: FeatureStore, name: str) -> Trusted:
 
 
 def lend(
-    store: FeatureStore, trusted: Sequence[Trusted], spaces: dict[View, Space], digests: Digests, compute: Compute
-) -> int:
+    store: FeatureStore,
+    trusted: Sequence[Trusted],
+    spaces: dict[View, Space],
+    digests: Digests,
+    own_rows: Sequence[int],
+    compute: Compute,
+) -> None:
     """Let spaces read from foreign ones what they lack, once a random sample of that was computed here and agrees.
 
     Args:
@@ -86,16 +91,14 @@ def lend(
         spaces: the spaces of the run's views. Where it turns out that rows need batches of equal length, `compute`
             exchanges one.
         digests: the rows, uint8 (n, 16).
+        own_rows: positions of rows that are computed here in any case: an export is proved on them, more closely than
+            two machines agree.
         compute: computes rows here.
-
-    Returns:
-        How many rows were computed.
 
     Raises:
         UserError: a foreign space is of other features than the run's.
         StoreError: its rows are not what the backbone gives here.
     """
-    computed = 0
     for each in trusted:
         view = next((v for v, s in spaces.items() if each.space.id in (s.id, equal_length_id(s))), None)
         if view is None:
@@ -104,15 +107,18 @@ def lend(
         lacking = held & ~spaces[view].known(digests)
         if not lacking.any():
             continue
-        checked = check_name(each.space, digests[held])
-        if spaces[view].id != each.space.id or not broadcast(checked.exists()):
-            asked = _sampled(digests, lacking)
-            computed += compute(asked)
+        checked, own = check_name(each.space, digests[held]), spaces[view]
+        # What a space that was cleared recorded is gone with it: rows that are computed record it anew.
+        known = own.id == each.space.id and own.info is not None and checked.exists()
+        sampled = not broadcast(known)
+        asked = _to_compute_of(digests, lacking, own_rows, SAMPLE if sampled else 0)
+        if asked.any():
+            compute(asked)
+        if sampled:
             each.checked = _compare(each, spaces[view], view, digests[asked])
             remember_check(checked, mode_of(store.root))
         _check_same_cut(each, spaces[view])
         spaces[view].lenders.append(each.space)
-    return computed
 
 
 def count_borrowed(trusted: Sequence[Trusted], spaces: Sequence[Space], digests: Digests) -> None:
@@ -127,12 +133,15 @@ def count_borrowed(trusted: Sequence[Trusted], spaces: Sequence[Space], digests:
                     each.rows += int(has.sum())
 
 
-def _sampled(digests: Digests, lacking: np.ndarray) -> np.ndarray:
-    """Some of the rows that are to be read from elsewhere, bool (n,), drawn so that nobody could know which."""
-    _, first = np.unique(digests, axis=0, return_index=True)
-    there = np.sort(first[lacking[first]])
-    drawn = np.random.default_rng().permutation(len(there))[:SAMPLE]
+def _to_compute_of(digests: Digests, lacking: np.ndarray, own_rows: Sequence[int], sample: int) -> np.ndarray:
+    """Of the rows that are to be read from elsewhere those to compute, bool (n,): nobody could know the sample."""
+    _, first, copy_of = np.unique(digests, axis=0, return_index=True, return_inverse=True)
     asked = np.zeros(len(digests), dtype=bool)
+    # Of copies the first one is computed.
+    asked[first[copy_of.reshape(-1)[list(own_rows)]]] = True
+    asked &= lacking
+    there = np.sort(first[(lacking & ~asked)[first]])
+    drawn = np.random.default_rng().permutation(len(there))[:sample]
     asked[there[broadcast(drawn.tolist())]] = True
     return asked
 

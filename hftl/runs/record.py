@@ -227,7 +227,8 @@ class Metrics(_Record):
         Of a folder or an address only the last name: the rest is nobody's business.
         """
         told = [(str(each["origin"]), each["commit"], int(each["rows"])) for each in self.features.get("foreign", [])]
-        return [(f"{name} at {commit}" if commit else PurePath(name).name, rows) for name, commit, rows in told]
+        named = [(f"{name} at {commit}" if commit else PurePath(name).name, rows) for name, commit, rows in told]
+        return [(name, rows) for name, rows in named if rows]
 
     def known_intervals(self) -> dict[str, Interval]:
         """The 95 % interval of each metric that has one."""

@@ -80,15 +80,55 @@ def place_of(text: str) -> Place:
     Raises:
         UserError: it is none of them.
     """
-    if re.match(r"(/|\.{1,2}([/\\]|$)|~|[A-Za-z]:[\\/])", text):
-        return FolderPlace(Path(text).expanduser().absolute())
-    if "://" in text:
-        return url_place(text)
+    if folder := _folder_of(text):
+        return FolderPlace(folder)
+    return url_place(text) if "://" in text else HubPlace(_repo_of(text))
+
+
+def place_name(text: str) -> str:
+    """The name of `place_of`; nothing is reached for it, and what would reach it need not be installed.
+
+    Raises:
+        UserError: it is no place.
+    """
+    if folder := _folder_of(text):
+        return str(folder)
+    return _url_name(text) if "://" in text else _repo_of(text)
+
+
+def without_password(text: str) -> str:
+    """Text whose addresses name nobody who signs in, and no password: what is kept, printed or published of them."""
+    return re.sub(r"(://)[^/\s]*@", r"\1", text)
+
+
+def _folder_of(text: str) -> Path | None:
+    if not re.match(r"(/|\.{1,2}([/\\]|$)|~|[A-Za-z]:[\\/])", text):
+        return None
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError(f"{text}: there is no such home folder; write the whole path") from error
+
+
+def _repo_of(text: str) -> str:
     try:
         check_repo_id(text)
     except UserError as error:
         raise UserError(f"{error}; a folder is written ./features, a bucket s3://name/features") from error
-    return HubPlace(text)
+    return text
+
+
+def _url_name(url: str) -> str:
+    shown = without_password(url)
+    if url.startswith(("hf://", "https://", "http://")):
+        raise UserError(
+            f"{shown}: a data set repository of the Hub is written user/name; other web pages are read-only"
+        )
+    if url.startswith(("file://", "local://")):
+        from fsspec.implementations.local import LocalFileSystem
+
+        return str(Path(LocalFileSystem._strip_protocol(url.rstrip("/"))))
+    return shown.rstrip("/")
 
 
 @dataclass(frozen=True)
@@ -229,7 +269,7 @@ class FilesystemPlace:
             raise
         # Each file system raises its own, of libraries that are not known here.
         except Exception as error:
-            raise HubError(f"cannot {action} {self.name}: {named_error(error)}") from error
+            raise HubError(f"cannot {action} {self.name}: {without_password(named_error(error))}") from error
 
 
 def url_place(url: str) -> Place:
@@ -240,16 +280,15 @@ def url_place(url: str) -> Place:
     """
     from fsspec.core import url_to_fs
 
-    if url.startswith(("hf://", "https://", "http://")):
-        raise UserError(f"{url}: a data set repository of the Hub is written user/name; other web pages are read-only")
+    name = _url_name(url)
     try:
         filesystem, root = url_to_fs(url.rstrip("/"))
     except Exception as error:  # a server may be asked by now, by a library that is not known here
         kind = UserError if isinstance(error, ImportError | ValueError) else HubError
-        raise kind(f"{url} cannot be reached: {named_error(error)}") from error
+        raise kind(f"{name} cannot be reached: {without_password(named_error(error))}") from error
     if "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)):
         return FolderPlace(Path(root))
-    return FilesystemPlace(url.rstrip("/"), filesystem, root.rstrip("/"))
+    return FilesystemPlace(name, filesystem, root.rstrip("/"))
 
 
 def _content_pieces(upload: Upload, sent: Callable[[int], None]) -> Iterator[bytes]:

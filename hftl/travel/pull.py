@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hftl.errors import UserError
 from hftl.progress import Progress
@@ -13,7 +14,7 @@ from hftl.store.foreign import Origin, foreign_folder, receive
 from hftl.store.space import Space
 from hftl.store.store import FeatureStore
 from hftl.store.summary import SpaceSummary, summarise
-from hftl.travel.place import Place, State, place_of
+from hftl.travel.place import place_of
 from hftl.travel.push import DESCRIPTION, SHARD, description_at
 
 LEVELS = 3
@@ -63,11 +64,15 @@ def pull_space(store: FeatureStore, source: str, *, quiet: bool = True) -> Pulle
     folder, mode = foreign_folder(store.root, place.name), mode_of(store.root)
     incoming = folder / "incoming"
     wanted = {match[1]: path for path in sorted(state.files) if (match := SHARD.fullmatch(path))}
+    # First, because where nothing arrives what is here stays of use.
+    with TemporaryDirectory() as fresh:
+        description, file = description_at(place, state, Path(fresh))
+        text = file.read_bytes()
     with store_errors("write", folder):
         make_folders(FILE_CALLS, folder, mode, levels=LEVELS)
         # Until all of it is there it is of no commit, and nothing may use it.
         Origin.now(place.name, state.commit, complete=False).write(folder, mode)
-    space = _space_there(place, state, store, folder)
+    space = _space_there(description, text, store, folder)
     there, fetched, refused = space.shard_sizes(), 0, {}
     lacking = [name for name, path in wanted.items() if there.get(name) != state.files[path]]
     with Progress("pull", sum(state.files[wanted[name]] for name in lacking), quiet=quiet, unit="bytes") as progress:
@@ -89,15 +94,13 @@ def pull_space(store: FeatureStore, source: str, *, quiet: bool = True) -> Pulle
     return Pulled(origin, summarise(folder), fetched, len(gone), refused)
 
 
-def _space_there(place: Place, state: State, store: FeatureStore, folder: Path) -> Space:
-    """The space that the folder holds, by the description that is there; of another one nothing is kept."""
-    description, file = description_at(place, state, folder / "incoming")
+def _space_there(description: Description, text: bytes, store: FeatureStore, folder: Path) -> Space:
+    """The space that the folder holds, by the description that arrived; of another one nothing is kept."""
     before = Description.read(folder / DESCRIPTION)
     with store_errors("write", folder):
         if before is not None and before.id != description.id:
             for stale in (folder / "shards", folder / "checked"):
                 if stale.exists():
                     remove_tree(stale)
-        write_atomically(FILE_CALLS, folder / DESCRIPTION, [file.read_bytes()], mode_of(store.root) & 0o666)
-        file.unlink()
+        write_atomically(FILE_CALLS, folder / DESCRIPTION, [text], mode_of(store.root) & 0o666)
     return store.at(folder, description)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from hftl.errors import StoreError, UserError
+from hftl.errors import HftlError, StoreError, UserError
 from hftl.hub.commit import Pushed, Upload
 from hftl.progress import Progress
-from hftl.store.description import FORMAT, Description, OtherFormatError
+from hftl.store.description import FORMAT, LARGEST, Description, OtherFormatError
 from hftl.store.identity import canonical_json
 from hftl.store.space import ShardGoneError, Space
 from hftl.store.store import FeatureStore
@@ -23,6 +23,7 @@ from hftl.travel.place import HubPlace, Place, State, place_of
 from hftl.wording import listing, plural
 
 DESCRIPTION, CARD = "space.json", "README.md"
+LARGEST_CARD = 1 << 20
 SHARD = re.compile(r"shards/([0-9a-f]{32}\.safetensors)")
 # What begins with the root of a file system, a drive or a home, and goes on; "/" alone is a token.
 _OF_A_MACHINE = re.compile(r"(/|~/|[A-Za-z]:[\\/]|file:)[^/\\]+[/\\]")
@@ -70,7 +71,7 @@ def push_space(
 
     Raises:
         UserError: there is no such space, or the target holds something else or cannot be written.
-        StoreError: the store cannot be read.
+        StoreError: the store cannot be read, or shards were merged meanwhile.
         HubError: the Hub cannot be reached or goes on failing.
     """
     place = place_of(target)
@@ -80,7 +81,14 @@ def push_space(
     handed = to_hand_on(store, name, place, license=license)
     size = sum(upload.size for upload in handed.uploads)
     with Progress("push", size, quiet=quiet, unit="bytes") as progress:
-        pushed = place.put(handed.uploads, public=public, sent=progress.advance)
+        try:
+            pushed = place.put(handed.uploads, public=public, sent=progress.advance)
+        except (HftlError, OSError, ValueError) as error:
+            if all(upload.content.exists() for upload in handed.uploads if isinstance(upload.content, Path)):
+                raise
+            raise StoreError(
+                f"{name}: shards were merged while they were sent: push again, what arrived stays"
+            ) from error
     return replace(pushed, notes=[*pushed.notes, *_said_of_shards(handed)])
 
 
@@ -175,8 +183,10 @@ def description_at(place: Place, state: State, folder: Path) -> tuple[Descriptio
     """What a place holds, and the file that says it, in a folder here.
 
     Raises:
-        UserError: the file is damaged, or of a format that this hftl does not read.
+        UserError: the file is damaged, too large, or of a format that this hftl does not read.
     """
+    if state.files[DESCRIPTION] > LARGEST:
+        raise UserError(f"{place.name}: its {DESCRIPTION} is larger than any that hftl writes: take another place")
     file = place.fetch(DESCRIPTION, folder, state)
     try:
         description = Description.load(file)
@@ -189,7 +199,7 @@ def description_at(place: Place, state: State, folder: Path) -> tuple[Descriptio
 
 def _license_there(place: Place, state: State) -> str | None:
     """The licence that an earlier push stated, which stays until another is stated."""
-    if CARD not in state.files:
+    if state.files.get(CARD, LARGEST_CARD + 1) > LARGEST_CARD:
         return None
     with TemporaryDirectory() as folder:
         text = place.fetch(CARD, Path(folder), state).read_text(encoding="utf-8", errors="replace")
