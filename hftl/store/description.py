@@ -139,11 +139,7 @@ def other_format(path: Path) -> str | None:
 
 
 def _column_spec(spec: Mapping[str, Any]) -> ColumnSpec:
-    shape = tuple(_typed(size, int) for size in spec["shape"])
-    if any(size < 1 for size in shape):
-        # Any number of values of no size stand in no bytes, and take as many checks.
-        raise ValueError("a column has an empty shape")
-    return ColumnSpec(spec["dtype"], shape, _typed(spec["ragged"], bool))
+    return ColumnSpec(spec["dtype"], tuple(_typed(size, int) for size in spec["shape"]), _typed(spec["ragged"], bool))
 
 
 def _typed(value: T, kind: type[T]) -> T:

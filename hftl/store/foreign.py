@@ -91,6 +91,9 @@ def receive(space: Space, path: Path, name: str) -> str | None:
     """
     with store_errors("write features to", space.path):
         try:
+            if any(size < 1 for spec in space.columns.values() for size in spec.shape):
+                # Any number of values of no size stand in no bytes, and take as much memory to look at.
+                raise BadShardError("its space has a column of no size")
             with open_shard(path) as file:
                 file.check(name)
                 shard = decode(file.map(), space.columns, space.id)
