@@ -94,17 +94,12 @@ def fit_linear(
     task = Task(task)
     if folds < 2:
         raise UserError(f"folds: expected at least 2, got {folds}")
-    check_features(features)
     if views > 1 and not task.has_classes:
         raise UserError("views are for labels: a regression's strength is chosen by leaving out single rows")
-    rows = len(features) // views
-    labels = check_labels(labels, rows, task, num_labels).to(features.device)
-    weights = loss_weights(labels, task, num_labels, class_weight)
-    path = None if strengths is None else check_strengths(strengths)
     options = LinearOptions(
         task,
         num_labels,
-        path,
+        None if strengths is None else check_strengths(strengths),
         folds,
         rule,
         standardize,
@@ -118,8 +113,8 @@ def fit_linear(
         least,
         aim,
     )
-    if validation is not None:
-        validation = _check_validation(validation, features, options)
+    rows = len(features) // views
+    labels, weights, validation = _checked_inputs(features, labels, rows, options, class_weight, validation)
 
     # A class of weight zero is as good as absent: its rows must not give the folds or the axes their shape either.
     used = (weights > 0).any(1)
@@ -203,15 +198,10 @@ def fit_linear_folds(
         UserError: as of `fit_linear`.
         ConvergenceError: as of `fit_linear`.
     """
-    task = Task(task)
-    check_features(features)
-    labels = check_labels(labels, len(features), task, num_labels).to(features.device)
-    weights = loss_weights(labels, task, num_labels, class_weight)
-    path = None if strengths is None else check_strengths(strengths)
     options = LinearOptions(
-        task,
+        Task(task),
         num_labels,
-        path,
+        None if strengths is None else check_strengths(strengths),
         int(dealt.max()) + 1,
         rule,
         standardize,
@@ -225,10 +215,26 @@ def fit_linear_folds(
         least,
         aim,
     )
-    if validation is not None:
-        validation = _check_validation(validation, features, options)
+    labels, weights, validation = _checked_inputs(features, labels, len(features), options, class_weight, validation)
     with threads_for(features, num_labels * options.folds**2 // 2):
         return fit_each_fold(features, labels, weights, dealt.to(features.device), options, validation)
+
+
+def _checked_inputs(
+    features: Tensor,
+    labels: Tensor,
+    rows: int,
+    options: LinearOptions,
+    class_weight: ClassWeight,
+    validation: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    """Labels, the weights of their losses, and validation rows, checked and on the features' device."""
+    check_features(features)
+    labels = check_labels(labels, rows, options.task, options.num_labels).to(features.device)
+    weights = loss_weights(labels, options.task, options.num_labels, class_weight)
+    if validation is not None:
+        validation = _check_validation(validation, features, options)
+    return labels, weights, validation
 
 
 def _check_validation(
