@@ -15,6 +15,7 @@ import typer
 from hftl.cli.output import answering, human_bytes, print_json, say, show
 from hftl.cli.questions import AsJson, Quiet
 from hftl.errors import StoreError, UserError
+from hftl.store.identity import is_of_views, short_storage
 from hftl.wording import plural
 
 if TYPE_CHECKING:
@@ -220,13 +221,13 @@ def _show_spaces(spaces: Sequence[SpaceSummary], *, as_json: bool) -> None:
 def _shown(space: SpaceSummary) -> dict[str, Any]:
     fields = space.to_json()
     pooling = space.identity.get("pooling") if space.blocks is None else f"{space.blocks} blocks"
-    if isinstance(view := space.identity.get("view"), dict) and "augmentation" in view:
+    if is_of_views(space.identity):
         pooling = f"{pooling}, views"
-    short = space.identity.get("storage") in ("bf16", "fp16")
+    short = short_storage(space.identity)
     return {
         **fields,
         "commit": _said_of_format(space) or (fields["commit"] or "local files")[:12],
-        "pooling": f"{pooling} in {space.identity['storage']}" if short else pooling,
+        "pooling": f"{pooling} in {short}" if short else pooling,
         "size": human_bytes(space.bytes),
         "last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(space.last_used)),
     }

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
@@ -35,6 +35,25 @@ def space_id(identity: Mapping[str, JSON]) -> str:
     """
     text = canonical_json(dict(identity))
     return hashlib.blake2b(text.encode("ascii"), digest_size=16, person=b"hftl-space").hexdigest()
+
+
+def blocks_kept(identity: Mapping[str, Any]) -> int | None:
+    """Of how many of the first blocks everything that they return is kept, which is bulky; None for features."""
+    view = identity.get("view")
+    count = view.get("blocks") if isinstance(view, dict) else None
+    return count if isinstance(count, int) else None
+
+
+def is_of_views(identity: Mapping[str, Any]) -> bool:
+    """Whether rows are augmented views of pictures, which have names of their own."""
+    view = identity.get("view")
+    return isinstance(view, dict) and "augmentation" in view
+
+
+def short_storage(identity: Mapping[str, Any]) -> str | None:
+    """The type of 16 bits that numbers were rounded to; None for those that are kept as they were computed."""
+    storage = identity.get("storage")
+    return storage if storage in ("bf16", "fp16") else None
 
 
 def _check(obj: object, where: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from hftl.store.description import Description, other_format
 from hftl.store.foreign import Origin
+from hftl.store.identity import blocks_kept
 from hftl.store.lease import in_use
 from hftl.store.shard import SUFFIX, header_rows
 
@@ -72,9 +73,7 @@ class SpaceSummary:
     @property
     def blocks(self) -> int | None:
         """Of how many of the first blocks everything that they return is kept, which is bulky; None for features."""
-        view = self.identity.get("view")
-        count = view.get("blocks") if isinstance(view, dict) else None
-        return count if isinstance(count, int) else None
+        return blocks_kept(self.identity)
 
     def answers_to(self, name: str) -> bool:
         """Whether a person who says ``name`` means this space."""

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hftl.store.description import Description
+from hftl.store.identity import blocks_kept, is_of_views, short_storage
 from hftl.wording import plural, printable
 
 PLACE = "PATH_OR_REPO_ID"
@@ -48,28 +49,23 @@ def features_card(
         place=place,
         torch=any(spec.dtype == "bfloat16" for spec in description.columns.values()),
         is_text=identity.get("modality") == "text",
-        is_changed=_is_changed(identity),
+        is_changed=is_of_views(identity),
     )
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def _kept_of_pass(identity: dict[str, Any]) -> str:
     """What is kept of a pass, in one line."""
-    view = identity.get("view")
-    if isinstance(view, dict) and "blocks" in view:
-        kept = f"what the first {view['blocks']} blocks return"
-    else:
-        kept = f"pooling `{_bare_text(identity.get('pooling'))}`"
+    blocks, short = blocks_kept(identity), short_storage(identity)
+    kept = (
+        f"pooling `{_bare_text(identity.get('pooling'))}`"
+        if blocks is None
+        else f"what the first {blocks} blocks return"
+    )
     precision = {"no": "float32"}.get(str(identity.get("precision")), _bare_text(identity.get("precision")))
-    stored = f", stored in {identity['storage']}" if identity.get("storage") in ("bf16", "fp16") else ""
-    changed = ", of changed views of pictures" if _is_changed(identity) else ""
+    stored = f", stored in {short}" if short else ""
+    changed = ", of changed views of pictures" if is_of_views(identity) else ""
     return f"{kept}, computed in {precision}{stored}{changed}"
-
-
-def _is_changed(identity: dict[str, Any]) -> bool:
-    """Whether rows are augmented views of pictures, which have names of their own."""
-    view = identity.get("view")
-    return isinstance(view, dict) and "augmentation" in view
 
 
 def _bare_text(value: object) -> str:
