@@ -280,7 +280,7 @@ def write_fold(folder: Path, trained: Trained, made_with: dict[str, Any]) -> Non
         trained: the fold's model.
         made_with: everything that it depends on; see `hftl.finetune.resume.settings`.
     """
-    kept = {name: trained.report[name] for name in ("thresholds",) if name in trained.report}
+    kept = {"thresholds": trained.report["thresholds"]} if "thresholds" in trained.report else {}
     free = {name: right.tolist() for name, right in trained.free.items()}
     content = json.dumps({"made_with": made_with, "logits": trained.logits.tolist(), "report": kept, "free": free})
     file = _fold_file(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from accelerate import PartialState
 
 from hftl.backbones.protocol import Target
 from hftl.backbones.text_tower import prompts_of
+from hftl.criterion import Criterion
 from hftl.crossed import (
     FOLD_TOLERANCE,
     FOLDS,
@@ -331,18 +332,7 @@ def train_together(
     """The models without each fold of a deal, where they are heads that are solved together."""
     if features is None or not isinstance(recipe.method, Head):
         return None
-    return train_folds(
-        recipe.method,
-        target,
-        features,
-        data,
-        dealt,
-        seed=recipe.seed,
-        device=PartialState().device,
-        criterion=chooses(recipe, data.task),
-        tolerance=FOLD_TOLERANCE,
-        aim=recipe.aim,
-    )
+    return train_folds(recipe.method, target, features, data, dealt, **_solving(recipe, data, FOLD_TOLERANCE))
 
 
 def train_part(
@@ -452,17 +442,18 @@ def solved_head(
     """The head, trained on the features; see `hftl.frozen.head.train_head`."""
     assert features is not None
     with Progress("head", quiet=say.quiet):
-        return train_head(
-            probe_of(recipe),
-            target,
-            features,
-            data,
-            seed=recipe.seed,
-            device=PartialState().device,
-            criterion=chooses(recipe, data.task),
-            tolerance=tolerance,
-            aim=recipe.aim,
-        )
+        return train_head(probe_of(recipe), target, features, data, **_solving(recipe, data, tolerance))
+
+
+def _solving(recipe: Recipe, data: Data, tolerance: float) -> dict[str, Any]:
+    """How a recipe's heads are solved, alone or those of all folds together."""
+    return {
+        "seed": recipe.seed,
+        "device": PartialState().device,
+        "criterion": chooses(recipe, data.task),
+        "tolerance": tolerance,
+        "aim": recipe.aim,
+    }
 
 
 def start_of(recipe: Recipe, target: Target, data: Data, head: Trained | None) -> dict[str, torch.Tensor] | None:
@@ -508,12 +499,8 @@ def finetuned(
         said = prompts_of(data.label_names[0], recipe.method.prompts or [PROMPT])[0]
         say.print(f"start     the text tower's embeddings of {said!r} and the other labels")
     elif head:
-        worth = ""
-        with suppress(RecipeError):
-            # A function may need, say, a class that these rows lack; nothing is decided here.
-            value = criterion.value(head.logits.numpy(), data.test.labels, label_names=data.label_names)
-            worth = f": {printable(criterion.name)} {value:.4f}"
-        say.print(f"start     the head solved on the features{'' if is_seen else worth}")
+        worth = "" if is_seen or say.quiet else _worth(head, criterion, data)
+        say.print(f"start     the head solved on the features{worth}")
     trained = finetune(
         recipe.method,
         target,
@@ -542,6 +529,16 @@ def finetuned(
         trained.report["epochs"] = [_of_training(epoch) for epoch in trained.report["epochs"]]
         trained.report["start"] = _of_training(trained.report["start"])
     return trained
+
+
+def _worth(head: Trained, criterion: Criterion, data: Data) -> str:
+    """What a solved head is worth on the test split, for a person."""
+    try:
+        value = criterion.value(head.logits.numpy(), data.test.labels, label_names=data.label_names)
+    except RecipeError:
+        # A function may need, say, a class that these rows lack; nothing is decided here.
+        return ""
+    return f": {printable(criterion.name)} {value:.4f}"
 
 
 def _of_training(measured: Mapping[str, Any]) -> dict[str, Any]:

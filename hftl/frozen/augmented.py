@@ -19,7 +19,7 @@ from hftl.data import Files, Texts
 from hftl.data.augment import Augmentation
 from hftl.errors import RecipeError
 from hftl.frozen.extract import ExtractReport, extract
-from hftl.frozen.features import Columns, StoredFeatures, computed_by_all, gathered, in_turn
+from hftl.frozen.features import Columns, StoredFeatures, computed_by_all, gathered, in_turn, summed
 from hftl.frozen.view import View, open_space
 from hftl.methods import Full, Head, Method
 from hftl.parallel import Process
@@ -158,14 +158,14 @@ def add_views(
             f"views are for a head that is solved, and that of {features.content.architecture} is more than one linear "
             "layer: leave views out, or fine-tune, which changes pictures in every epoch"
         )
-    report = ExtractReport()
+    reports: list[ExtractReport] = []
     for name, count in (("train", views.train), ("test", views.test)):
         split = features.splits[name]
         if count > 1 and len(split.split):
             rows = ViewRows(split.split.inputs, split.digests, range(1, count), views.augmentation)
             split.views, done = _columns_of(store, target, origin, rows, view, gather=gather, quiet=quiet)
-            report = ExtractReport(report.computed + done.computed, {}, max(report.rounding, done.rounding))
-    return report
+            reports.append(done)
+    return summed(reports)
 
 
 def _columns_of(

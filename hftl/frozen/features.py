@@ -168,7 +168,7 @@ def features_of(
         lend(store, trusted, spaces, digests, proof, lambda asked: reports.append(_computed(share, asked)))
     with in_turn(store, (spaces | beside).values(), digests, process, quiet):
         reports.append(computed_by_all(share))
-    report = _summed(reports)
+    report = summed(reports)
     computed, undecodable, recomputed = report.computed, report.bad, 0
     parts = [spaces[part] for part in views[0].parts]
     bad += [undecodable[row] for row in sorted(undecodable)]
@@ -302,7 +302,7 @@ def computed_by_all(share: Callable[[], ExtractReport]) -> ExtractReport:
         return {"computed": report.computed, "bad": bad, "rounding": report.rounding}
 
     # Each process met its own bad rows; all leave out all of them.
-    return _summed(
+    return summed(
         [
             ExtractReport(
                 each["computed"], {row: BadRowError(name, why) for row, name, why in each["bad"]}, each["rounding"]
@@ -312,9 +312,12 @@ def computed_by_all(share: Callable[[], ExtractReport]) -> ExtractReport:
     )
 
 
-def _summed(reports: Sequence[ExtractReport]) -> ExtractReport:
+def summed(reports: Sequence[ExtractReport]) -> ExtractReport:
+    """What several extractions did together; nothing where there was none."""
     bad = {row: error for report in reports for row, error in report.bad.items()}
-    return ExtractReport(sum(each.computed for each in reports), bad, max(each.rounding for each in reports))
+    return ExtractReport(
+        sum(each.computed for each in reports), bad, max((each.rounding for each in reports), default=0.0)
+    )
 
 
 def _computed(share: Callable[..., ExtractReport], asked: np.ndarray) -> ExtractReport:
