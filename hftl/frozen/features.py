@@ -163,9 +163,14 @@ def features_of(
         on_bad_row=on_bad_row,
     )
     reports: list[ExtractReport] = []
-    with met_everywhere():
-        proof = _proved_on([features.split for features in splits])
-        lend(store, trusted, spaces, digests, proof, lambda asked: reports.append(_computed(share, asked)))
+    if trusted:
+        with met_everywhere():
+            proof = _proved_on([features.split for features in splits], rows.starts)
+
+            def compute(asked: np.ndarray) -> None:
+                reports.append(computed_by_all(partial(share, among=asked)))
+
+            lend(store, trusted, spaces, digests, proof, compute)
     with in_turn(store, (spaces | beside).values(), digests, process, quiet):
         reports.append(computed_by_all(share))
     report = summed(reports)
@@ -197,7 +202,8 @@ def features_of(
     by_name = {features.split.name: features for features in splits}
     content = side_by_side([Content.of(space) for space in parts])
     outside = by_name.pop(OUTSIDE, None)
-    count_borrowed(trusted, parts, np.concatenate([features.digests for features in splits]))
+    if trusted:
+        count_borrowed(trusted, parts, np.concatenate([features.digests for features in splits]))
     seconds = time.monotonic() - started
     return StoredFeatures(parts, content, by_name, counts, bad, seconds, outside, report.rounding, trusted)
 
@@ -320,14 +326,9 @@ def summed(reports: Sequence[ExtractReport]) -> ExtractReport:
     )
 
 
-def _computed(share: Callable[..., ExtractReport], asked: np.ndarray) -> ExtractReport:
-    return computed_by_all(partial(share, among=asked))
-
-
-def _proved_on(splits: Sequence[Split]) -> list[int]:
+def _proved_on(splits: Sequence[Split], starts: Sequence[int]) -> list[int]:
     """Numbers of the rows that an export will be proved on: of the test split, or of training where folds score it."""
-    starts = np.cumsum([0, *(len(split) for split in splits)])
-    named = {split.name: (int(start), split) for start, split in zip(starts, splits, strict=False) if len(split)}
+    named = {split.name: (start, split) for start, split in zip(starts, splits, strict=False) if len(split)}
     start, split = named["test"] if "test" in named else named.get("train", (0, None))
     return [start + row for row in split.few_rows()] if split else []
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from hftl.data import Labels
 from hftl.errors import RecipeError
 from hftl.runs.folder import writing
-from hftl.store.files import FILE_CALLS, remove_orphans, write_atomically
+from hftl.store.files import FILE_CALLS, remove_orphans, write_atomically, write_file
 from hftl.store.shard import LARGEST_METADATA, file_header
 
 Block: TypeAlias = "npt.NDArray[np.float32]"
@@ -167,7 +167,7 @@ def _write_npy(path: Path, about: About, width: int, blocks: Iterator[Block]) ->
     facts = json.dumps({"labels": about.labels.tolist(), **_said_of_rows(about)}) + "\n"
     # The matrix is the last to appear: where it stands, what is beside it is of the same rows.
     path.unlink(missing_ok=True)
-    write_atomically(FILE_CALLS, beside, [facts.encode("ascii")], None)
+    write_file(beside, facts.encode("ascii"))
     write_atomically(FILE_CALLS, path, _chained([header.getvalue()], blocks), None)
     return [path, beside]
 

@@ -12,9 +12,9 @@ from hftl.errors import StoreError, UserError
 from hftl.frozen.recheck import AUTOCAST, OTHER_RUN, gap_between
 from hftl.frozen.view import View, equal_length_id
 from hftl.parallel import broadcast
+from hftl.store.description import same_record
 from hftl.store.files import mode_of
 from hftl.store.foreign import Origin, check_name, remember_check
-from hftl.store.identity import canonical_json
 from hftl.store.shard import Digests
 from hftl.store.space import Space
 from hftl.store.store import FeatureStore
@@ -180,8 +180,7 @@ def _check_same_cut(each: Trusted, own: Space) -> None:
     mine, theirs = (
         {name: value for name, value in (s.info or {}).items() if name != "equal_lengths"} for s in (own, each.space)
     )
-    same = canonical_json(mine) == canonical_json(theirs) and own.columns == each.space.columns
-    if own.id != each.space.id or not same:
+    if own.id != each.space.id or not same_record(mine, own.columns, theirs, each.space.columns):
         raise StoreError(f"{each.origin} is not used: it records another cut of the model than this hftl makes")
 
 

@@ -245,14 +245,14 @@ def check_repo_id(repo_id: str) -> None:
 
 def _prepare(api: HfApi, repo: Repo, public: bool, branch: str | None) -> list[str]:
     """Make the repository and the branch where they are missing; what a person should know of it."""
-    there = _info(api, repo)
+    there = repo_info(api, repo)
     if there is None:
         # Nothing there, or nothing that this token may see; the answer to this tells.
         made = partial(api.create_repo, repo.id, private=not public, repo_type=repo.type)
-        _make(made, lambda: _info(api, repo))
-    if branch is not None and _info(api, repo, branch) is None:
+        _make(made, lambda: repo_info(api, repo))
+    if branch is not None and repo_info(api, repo, branch) is None:
         branched = partial(api.create_branch, repo.id, branch=branch, repo_type=repo.type)
-        _make(branched, lambda: _info(api, repo, branch))
+        _make(branched, lambda: repo_info(api, repo, branch))
     if there is None or bool(there.private) != public:
         return []
     stays, other = ("private", "public") if there.private else ("public", "private")
@@ -276,7 +276,8 @@ def _make(make: Callable[[], object], there: Callable[[], object]) -> None:
     with_retries(make_once, races=frozenset({409}), most_races=MOST_CONFLICTS)
 
 
-def _info(api: HfApi, repo: Repo, revision: str | None = None) -> ModelInfo | DatasetInfo | None:
+def repo_info(api: HfApi, repo: Repo, revision: str | None = None) -> ModelInfo | DatasetInfo | None:
+    """What the Hub says of a repository; None where there is none that this token may see."""
     try:
         return cast(
             "ModelInfo | DatasetInfo",
@@ -286,6 +287,12 @@ def _info(api: HfApi, repo: Repo, revision: str | None = None) -> ModelInfo | Da
         if isinstance(error, GatedRepoError):
             raise
         return None
+
+
+def files_of(api: HfApi, repo: Repo, revision: str | None) -> dict[str, RepoFile]:
+    """The files of a commit, by their paths."""
+    tree = api.list_repo_tree(repo.id, revision=revision, recursive=True, repo_type=repo.type)
+    return {file.path: file for file in tree if isinstance(file, RepoFile)}
 
 
 def _commit(
@@ -303,8 +310,7 @@ def _commit(
     Safe to do again: where a commit's answer was lost, there is nothing left to change.
     """
     head = api.repo_info(repo.id, repo_type=repo.type, revision=revision).sha
-    tree = api.list_repo_tree(repo.id, revision=head, recursive=True, repo_type=repo.type)
-    there = {file.path: file for file in tree if isinstance(file, RepoFile)}
+    there = files_of(api, repo, head)
     for upload in uploads:
         if upload.new and upload.path in there and not _same(upload, there[upload.path]):
             raise HubError(f"push to {repo.id!r}: somebody else put {upload.path} there meanwhile; push again")
@@ -340,8 +346,7 @@ def _commit(
 
 def _differing(api: HfApi, repo: Repo, uploads: Sequence[Upload], commit: str) -> list[str]:
     """Files that the commit does not hold as they are here."""
-    tree = with_retries(lambda: list(api.list_repo_tree(repo.id, revision=commit, recursive=True, repo_type=repo.type)))
-    there = {file.path: file for file in tree if isinstance(file, RepoFile)}
+    there = with_retries(lambda: files_of(api, repo, commit))
     return [upload.path for upload in uploads if not _same(upload, there.get(upload.path))]
 
 

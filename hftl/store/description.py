@@ -29,20 +29,29 @@ class OtherFormatError(StoreError):
     """A space is whole, and of a format that this hftl does not read.
 
     Attributes:
-        path: its space.json.
-        format: what that says.
+        format: what its space.json says.
     """
 
     def __init__(self, path: Path, version: object) -> None:
         super().__init__(
             f"{path} has format {version}, this hftl knows {FORMAT}: update hftl or set another HFTL_CACHE folder"
         )
-        self.path = path
         self.format = version
 
 
-def _now() -> str:
+def now() -> str:
+    """ISO time, UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def same_record(
+    info: Mapping[str, Any],
+    columns: Mapping[str, ColumnSpec],
+    other_info: Mapping[str, Any],
+    other_columns: Mapping[str, ColumnSpec],
+) -> bool:
+    """Whether two spaces record the same of a model; the order of keys, which writers differ in, means nothing."""
+    return canonical_json(dict(info)) == canonical_json(dict(other_info)) and dict(columns) == dict(other_columns)
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class Description:
     label: str
     info: dict[str, Any]
     columns: dict[str, ColumnSpec]
-    created: str = field(default_factory=_now)
+    created: str = field(default_factory=now)
     hftl: str = __version__
 
     @property

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 
 from hftl.errors import StoreError
 from hftl.regular import read_bounded
+from hftl.store.description import now
 from hftl.store.files import FILE_CALLS, bring_to_disk, make_folders, mode_of, store_errors, write_atomically
 from hftl.store.shard import BadShardError, Digests, decode, finite_rows, open_shard
 from hftl.store.space import Space
@@ -48,7 +48,7 @@ class Origin:
     @classmethod
     def now(cls, name: str, commit: str | None, *, complete: bool) -> Origin:
         """That of a space that is pulled now."""
-        return cls(name, commit, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), complete)
+        return cls(name, commit, now(), complete)
 
     @classmethod
     def read(cls, folder: Path) -> Origin | None:

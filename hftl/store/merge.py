@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from hftl.errors import StoreError
+from hftl.store.description import same_record
 from hftl.store.gather import take_rows
-from hftl.store.identity import canonical_json
 from hftl.store.space import ShardGoneError, Space
 
 
@@ -29,9 +29,7 @@ def merge(space: Space, source: Space) -> tuple[int, int]:
         StoreError: rows cannot be written.
     """
     assert source.info is not None, "it was read from its description"
-    if space.info is not None and (
-        canonical_json(space.info) != canonical_json(source.info) or space.columns != source.columns
-    ):
+    if space.info is not None and not same_record(space.info, space.columns, source.info, source.columns):
         raise DifferentCutError(f"{source.path} records another cut of the model than {space.path}: left out")
     space.create(source.info, source.columns)
     taken = damaged = 0

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from hftl.errors import StoreError
 from hftl.regular import OddFileError
-from hftl.store.description import Description
+from hftl.store.description import Description, same_record
 from hftl.store.files import (
     FileCalls,
     make_folders,
@@ -38,7 +38,7 @@ from hftl.store.files import (
     write_atomically,
 )
 from hftl.store.gather import join_rows, rows_from_shards, split_rows, take_rows
-from hftl.store.identity import JSON, canonical_json, space_id
+from hftl.store.identity import JSON, space_id
 from hftl.store.lease import Lease, live_leases
 from hftl.store.lookup import RowIndex
 from hftl.store.shard import (
@@ -156,8 +156,7 @@ class Space:
                 f"{self.path / 'space.json'} is damaged and cannot be moved to quarantine: "
                 "remove the space with hftl cache clear, or set HFTL_CACHE to another folder"
             )
-        # As canonical JSON: the order of keys, which differs between writers, means nothing.
-        if canonical_json(self.info) != canonical_json(dict(info)) or self.columns != dict(columns):
+        if not same_record(self.info, self.columns, info, columns):
             raise StoreError(
                 f"{self.path} was created with other content than this program's; "
                 "remove it with hftl cache clear and run again"
@@ -255,6 +254,10 @@ class Space:
         digests = _as_digests(digests)
         if self.lenders and not (owned := self.owned(digests)).all():
             return self._gather_borrowed(digests, owned, only)
+        return self._gather_own(digests, only)
+
+    def _gather_own(self, digests: Digests, only: Sequence[str] | None) -> dict[str, Column]:
+        """Rows that this space has itself."""
         if self.info is None:
             self._load()
         self.touch()
@@ -278,7 +281,9 @@ class Space:
             has = owned[left] if space is self else space.known(digests[left])
             chosen, left = left[has], left[~has]
             if len(chosen):
-                parts.append(Shard(digests[chosen], space.gather_arrays(digests[chosen], only)))
+                asked = digests[chosen]
+                rows = space._gather_own(asked, only) if space is self else space.gather_arrays(asked, only)
+                parts.append(Shard(asked, rows))
                 places.append(chosen)
         if len(left):
             raise MissingRowsError(

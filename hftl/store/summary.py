@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hftl.store.description import Description, other_format
+from hftl.store.description import Description, OtherFormatError
 from hftl.store.foreign import Origin
 from hftl.store.identity import blocks_kept
 from hftl.store.lease import in_use
@@ -139,7 +139,12 @@ class MergeReport:
 
 def summarise(path: Path) -> SpaceSummary:
     """Look at the space in the folder ``path``."""
-    description, origin = Description.read(path / "space.json"), Origin.read(path)
+    description, unread, origin = None, None, Origin.read(path)
+    with suppress(OSError):  # a summary tells what can be seen
+        try:
+            description = Description.load(path / "space.json")
+        except OtherFormatError as error:
+            unread = str(error.format)
     shards = [file for file in _names(path / "shards") if file.name.endswith(SUFFIX)]
     return SpaceSummary(
         path=path,
@@ -156,7 +161,7 @@ def summarise(path: Path) -> SpaceSummary:
         in_use=in_use(path),
         origin=origin.name if origin else None,
         origin_commit=origin.commit if origin else None,
-        unread=other_format(path / "space.json") if description is None else None,
+        unread=unread,
     )
 
 

@@ -12,17 +12,23 @@ from hftl.store.description import Description
 from hftl.store.identity import blocks_kept, is_of_views, short_storage
 from hftl.wording import plural, printable
 
-PLACE = "PATH_OR_REPO_ID"
-
 
 def features_card(
-    description: Description, place: str, *, rows: int, shards: int, elsewhere: int, license: str | None
+    description: Description,
+    place: str,
+    *,
+    on_the_hub: bool,
+    rows: int,
+    shards: int,
+    elsewhere: int,
+    license: str | None,
 ) -> str:
     """The text of ``README.md``.
 
     Args:
         description: of the space.
         place: what a person calls the place that it goes to.
+        on_the_hub: whether that is a repository of the Hub.
         rows: distinct rows of the shards that are pushed.
         shards: how many these are.
         elsewhere: how many more shards are there.
@@ -40,12 +46,9 @@ def features_card(
         rows=plural(rows, "row"),
         shards=plural(shards, "shard"),
         elsewhere=plural(elsewhere, "more shard") if elsewhere else "",
-        columns={
-            _bare_text(name): {"dtype": spec.dtype, "shape": list(spec.shape), "ragged": spec.ragged}
-            for name, spec in description.columns.items()
-        },
+        columns={_bare_text(name): spec for name, spec in description.columns.items()},
         license=license,
-        on_the_hub="/" in place and re.fullmatch(r"[\w.-]+/[\w.-]+", place, re.ASCII),
+        on_the_hub=on_the_hub,
         place=place,
         torch=any(spec.dtype == "bfloat16" for spec in description.columns.values()),
         is_text=identity.get("modality") == "text",

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from hftl.errors import HftlError, HubError, UserError
 from hftl.hub.client import hub_api, hub_errors, with_retries
-from hftl.hub.commit import Pushed, Upload, check_can_push, check_repo_id, commit_files
+from hftl.hub.commit import Pushed, Repo, Upload, check_can_push, check_repo_id, commit_files, files_of, repo_info
 from hftl.store.files import FILE_CALLS, remove_orphans, write_atomically
 from hftl.wording import named_error
 
@@ -143,21 +143,14 @@ class HubPlace:
 
     def look(self) -> State | None:
         """The main branch as it is now."""
-        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-        from huggingface_hub.hf_api import RepoFile
-
-        api = hub_api()
+        api, repo = hub_api(), Repo(self.name, "dataset")
         with hub_errors(self.name, "features", UserError, "dataset", WITHOUT_THE_HUB):
-            try:
-                commit = with_retries(lambda: api.repo_info(self.name, repo_type="dataset")).sha
-            except RepositoryNotFoundError as error:
-                if isinstance(error, GatedRepoError):
-                    raise
+            info = repo_info(api, repo)
+            if info is None:
                 return None
-            tree = with_retries(
-                lambda: list(api.list_repo_tree(self.name, revision=commit, repo_type="dataset", recursive=True))
-            )
-        return State({file.path: file.size for file in tree if isinstance(file, RepoFile)}, commit)
+            commit = info.sha
+            files = with_retries(lambda: files_of(api, repo, commit))
+        return State({path: file.size for path, file in files.items()}, commit)
 
     def fetch(self, path: str, folder: Path, state: State) -> Path:
         """Download a file of the commit that was looked at."""
@@ -208,8 +201,7 @@ class FolderPlace:
                 remove_orphans(folder)
             for upload in uploads:
                 target = self.folder / upload.path
-                if not target.parent.is_dir():
-                    target.parent.mkdir(parents=True)
+                target.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(FILE_CALLS, target, _content_pieces(upload, sent), None)
         return Pushed(self.name, "", list(uploads), [], changed=bool(uploads))
 

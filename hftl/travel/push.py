@@ -14,8 +14,7 @@ import numpy as np
 from hftl.errors import HftlError, StoreError, UserError
 from hftl.hub.commit import Pushed, Upload
 from hftl.progress import Progress
-from hftl.store.description import FORMAT, LARGEST, Description, OtherFormatError
-from hftl.store.identity import canonical_json
+from hftl.store.description import FORMAT, LARGEST, Description, OtherFormatError, same_record
 from hftl.store.space import ShardGoneError, Space
 from hftl.store.store import FeatureStore
 from hftl.travel.card import features_card
@@ -24,6 +23,7 @@ from hftl.wording import listing, plural
 
 DESCRIPTION, CARD = "space.json", "README.md"
 LARGEST_CARD = 1 << 20
+_LICENSE = r"[a-z0-9][a-z0-9.-]*"
 SHARD = re.compile(r"shards/([0-9a-f]{32}\.safetensors)")
 # What begins with the root of a file system, a drive or a home, and goes on; "/" alone is a token.
 _OF_A_MACHINE = re.compile(r"(/|~/|[A-Za-z]:[\\/]|file:)[^/\\]+[/\\]")
@@ -35,15 +35,11 @@ class Handed:
 
     Attributes:
         uploads: the files that the place lacks, the card among them.
-        rows: distinct rows of the space's own shards.
-        shards: how many shards it has, those that are there already included.
         damaged: shards that were set aside, because their bytes were wrong.
         elsewhere: shards that are there and not here: older ones that were merged since, or somebody else's.
     """
 
     uploads: list[Upload]
-    rows: int
-    shards: int
     damaged: list[str]
     elsewhere: int
 
@@ -99,7 +95,7 @@ def to_hand_on(store: FeatureStore, name: str, place: Place, *, license: str | N
         UserError: there is no such space, the place holds something else, or the space tells of this machine.
         StoreError: the store cannot be read, or the space has no rows.
     """
-    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
+    if license is not None and not re.fullmatch(_LICENSE, license):
         raise UserError(f"--license {license!r}: write the Hub's id of a licence, such as cc-by-4.0")
     space = _space(store, name)
     description = Description.load(space.path / DESCRIPTION)
@@ -124,10 +120,16 @@ def to_hand_on(store: FeatureStore, name: str, place: Place, *, license: str | N
         uploads.append(Upload(DESCRIPTION, text, len(text), new=True))
     license = license or _license_there(place, state)
     text = features_card(
-        description, place.name, rows=rows, shards=len(shards), elsewhere=elsewhere, license=license
+        description,
+        place.name,
+        on_the_hub=isinstance(place, HubPlace),
+        rows=rows,
+        shards=len(shards),
+        elsewhere=elsewhere,
+        license=license,
     ).encode()
     uploads.append(Upload(CARD, text, len(text)))
-    return Handed(uploads, rows, len(shards), damaged, elsewhere)
+    return Handed(uploads, damaged, elsewhere)
 
 
 def _space(store: FeatureStore, name: str) -> Space:
@@ -174,7 +176,7 @@ def _check_theirs(place: Place, state: State, ours: Description) -> bool:
         theirs, _ = description_at(place, state, Path(folder))
     if theirs.id != ours.id:
         raise UserError(f"{place.name} holds another space ({theirs.label}): push each space to a place of its own")
-    if canonical_json(theirs.info) != canonical_json(ours.info) or theirs.columns != ours.columns:
+    if not same_record(theirs.info, theirs.columns, ours.info, ours.columns):
         raise UserError(f"{place.name} records another cut of the model: push to another place")
     return False
 
@@ -203,7 +205,7 @@ def _license_there(place: Place, state: State) -> str | None:
         return None
     with TemporaryDirectory() as folder:
         text = place.fetch(CARD, Path(folder), state).read_text(encoding="utf-8", errors="replace")
-    stated = re.search(r"^license: ([a-z0-9][a-z0-9.-]*)$", text.partition("\n---\n")[0], re.MULTILINE)
+    stated = re.search(rf"^license: ({_LICENSE})$", text.partition("\n---\n")[0], re.MULTILINE)
     return stated[1] if stated else None
 
 
