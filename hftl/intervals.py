@@ -197,7 +197,7 @@ def share_of_units(
     return proportion(share * rows, rows, spread=spread * wider)
 
 
-def of_draws(value: float, draws: Array, units: int, *, spread: float = 1.0) -> Interval:
+def of_draws(value: float, draws: Array, units: int, *, spread: float = 1.0, freedom: float | None = None) -> Interval:
     """Expanded percentiles of a score; where no sample changes a 0 or a 1, what a share of right rows has.
 
     Args:
@@ -205,10 +205,11 @@ def of_draws(value: float, draws: Array, units: int, *, spread: float = 1.0) -> 
         draws: on bootstrap samples.
         units: how many independent rows, or groups, there are.
         spread: as of `percentiles`.
+        freedom: as of `percentiles`.
     """
     if value in (0.0, 1.0) and not np.ptp(draws):
-        return share_of_units(value, draws, units, spread=spread)
-    return percentiles(value, draws, spread=spread, units=units)
+        return share_of_units(value, draws, units, spread=spread, freedom=freedom)
+    return percentiles(value, draws, spread=spread, units=units, freedom=freedom)
 
 
 def difference(value: float, draws: Array, *, spread: float = 1.0) -> Difference:

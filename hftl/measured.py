@@ -25,7 +25,7 @@ from hftl.recipes import Recipe
 from hftl.report.collect import lexicon_scores
 from hftl.runs.folder import RunFolder, writing
 from hftl.runs.record import Metrics
-from hftl.scored import answered_scores, intervals_of, share_of_right
+from hftl.scored import answered_scores, intervals_of, shares_of_right
 from hftl.scout.stored import split_matrix
 from hftl.scout.zero_shot import known_zero_shot
 from hftl.tasks import Task
@@ -60,7 +60,7 @@ def measure(
     if task.is_exclusive and not free:
         free = {"majority": test.labels == np.bincount(data.train.labels).argmax()}
     if free:
-        shares = {name: share_of_right(right, test.marks.groups, seed=recipe.seed) for name, right in free.items()}
+        shares = shares_of_right(free, test.marks.groups, seed=recipe.seed)
         trained.report["baselines"] = {name: each.value for name, each in shares.items()}
         trained.report["baseline_intervals"] = {name: [each.low, each.high] for name, each in shares.items()}
     if task.of_words:
@@ -87,8 +87,7 @@ def measure(
     folder.write_predictions(
         task, names, test.labels, scores, data.label_names, thresholds, abstain_below=below, groups=named
     )
-    counts: dict[str, Any] = {**features.counts, "space": features.id} if features else {**NO_FEATURES}
-    counts |= foreign_of(features) if features else {}
+    counts: dict[str, Any] = told_of(features) if features else {**NO_FEATURES}
     if features and features.content.equal_lengths:
         counts["equal_lengths"] = True
     if features and features.rounding:
@@ -181,9 +180,14 @@ def prompts_of_start(recipe: Recipe) -> list[str] | None:
     return None if isinstance(method, Head) or method.init != "zero-shot" else method.prompts or [PROMPT]
 
 
-def foreign_of(features: StoredFeatures) -> dict[str, Any]:
-    """``foreign``: of each foreign space its ``origin``, ``commit``, ``space``, the ``rows`` read and ``checked``."""
-    return {"foreign": [each.as_json() for each in features.trusted]} if features.trusted else {}
+def told_of(features: StoredFeatures) -> dict[str, Any]:
+    """What features took, and their ``space``.
+
+    Where there are some, of each ``foreign`` space its ``origin``, ``commit``, ``space``, the ``rows`` read and
+    ``checked``.
+    """
+    foreign = {"foreign": [each.as_json() for each in features.trusted]} if features.trusted else {}
+    return {**features.counts, "space": features.id, **foreign}
 
 
 def measured_scope(recipe: Recipe, trained: Trained, features: StoredFeatures | None) -> dict[str, Any] | None:

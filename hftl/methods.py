@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -322,3 +323,13 @@ def _check_stored(method: LoRA | Partial) -> None:
 
 Method = Annotated[Head | Full | LoRA | Partial, Field(discriminator="name")]
 METHODS: dict[str, type[Head | Full | LoRA | Partial]] = {"head": Head, "full": Full, "lora": LoRA, "partial": Partial}
+
+
+def with_later_fields(method: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, Any]:
+    """A method as it was written, with the fields that came later, which were what their defaults are.
+
+    Args:
+        method: by field; one of them is its ``name``.
+        without: fields that are not added.
+    """
+    return METHODS[method["name"]]().model_dump(mode="json", exclude=set(without)) | dict(method)

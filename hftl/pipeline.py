@@ -31,7 +31,6 @@ from hftl.crossed import (
     write_fold,
 )
 from hftl.data import Data
-from hftl.data.division import hold_out_rows
 from hftl.errors import BadRowError, CutError, RecipeError
 from hftl.export.card import write_card
 from hftl.export.proof import Evidence, prove_exports
@@ -43,8 +42,8 @@ from hftl.frozen.features import StoredFeatures, taken
 from hftl.frozen.head import folds_share, train_folds, train_head
 from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of, views_of
 from hftl.hub.client import staying_offline
-from hftl.measured import foreign_of, measure
-from hftl.methods import PROMPT, Head
+from hftl.measured import measure, prompts_of_start, told_of
+from hftl.methods import Head
 from hftl.parallel import broadcast, met_everywhere, on_main, start_processes
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.progress import Progress
@@ -139,8 +138,9 @@ def run(
         folder: RunFolder | None = on_main(lambda: open_folder(out, name, resume))
         if folder:
             held.callback(folder.release)
-        record = record_of(name, recipe, spec, target.backbone, data, criterion, cv=cv if plan else None)
-        record = record.model_copy(update={"trust_features": [without_password(name) for name in trust_features]})
+        told: dict[str, Any] = {"cv": cv if plan else None}
+        told["trust_features"] = [without_password(origin) for origin in trust_features]
+        record = record_of(name, recipe, spec, target.backbone, data, criterion).model_copy(update=told)
         if folder:
             folder.write_record(record)
         features, bad = None, []
@@ -150,7 +150,7 @@ def run(
         if features:
             data, bad = features.readable(data), features.bad
             if folder:
-                folder.log("features", **features.counts, space=features.id, **foreign_of(features))
+                folder.log("features", **told_of(features))
         elif on_bad_row == "skip":
             data, bad = without_bad_rows(target.backbone, data)
             print_bad_rows(say, bad, SKIPPED)
@@ -168,11 +168,11 @@ def run(
         else:
             where = folder.path if folder else None
             log = folder.log if folder else _log_nothing
-            told: dict[str, Any] = {"origin": spec.origin, "resume": resume, "track": track, "log": log}
+            how = {"origin": spec.origin, "resume": resume, "track": track, "log": log}
             is_seen = crossed is not None and crossed.is_all
             if is_seen:
-                told["log"] = partial(_log_of_training, log)
-            trained = finetuned(recipe, target, features, data, where, say, **told, is_seen=is_seen)
+                how["log"] = partial(_log_of_training, log)
+            trained = finetuned(recipe, target, features, data, where, say, **how, is_seen=is_seen)
         if folder is None or trained is None:
             return None
         trained_at = time.monotonic()
@@ -483,20 +483,20 @@ def finetuned(
     Where the rows of the test split are trained on too, ``is_seen``, what is measured on them is told as training's.
     """
     # Brought only here: PEFT takes a second to import.
-    from hftl.finetune.train import SET_ASIDE, finetune
+    from hftl.finetune.train import finetune, rows_set_aside
 
     assert not isinstance(recipe.method, Head)
     criterion = chooses(recipe, data.task)
     taught, known, stays = data, features, None
-    if features and data.validation is None and recipe.method.patience is not None:
+    if features and (parts := rows_set_aside(data, recipe.method, recipe.seed)):
         # The start competes with every epoch, on rows that therefore must not teach it.
-        stays, _ = hold_out_rows(data.train, data.task, SET_ASIDE, recipe.seed)
+        stays, _ = parts
         taught = replace(data, train=data.train.select(stays))
         known = replace(features, splits={**features.splits, "train": taken(features.splits["train"], stays)})
     head: Trained | None = on_main(lambda: solved_head(recipe, target, known, taught, say)) if known else None
     start = on_main(lambda: start_of(recipe, target, data, head))
-    if recipe.method.init == "zero-shot":
-        said = prompts_of(data.label_names[0], recipe.method.prompts or [PROMPT])[0]
+    if (templates := prompts_of_start(recipe)) is not None:
+        said = prompts_of(data.label_names[0], templates)[0]
         say.print(f"start     the text tower's embeddings of {said!r} and the other labels")
     elif head:
         worth = "" if is_seen or say.quiet else _worth(head, criterion, data)

@@ -5,7 +5,7 @@ What a probe of the scout says of a score, and what a comparison of runs says of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from hftl.intervals import (
     Jackknife,
     difference,
     left_out,
+    of_draws,
     percentiles,
     proportion,
     resamples,
@@ -226,25 +227,30 @@ def _interval(
     deviation = float(np.std(draws))
     if grouped and deviation > 0:
         draws = value + (draws - value) * max(1.0, known.error / deviation)
-    # Where no sample changes a 0 or a 1, nothing is known but how many units there are.
-    if name in _SHARES_OF_ROWS or (value in (0.0, 1.0) and not deviation):
-        return share_of_units(value, draws, units, spread=spread, freedom=known.freedom)
-    return percentiles(value, draws, spread=spread, units=units, freedom=known.freedom)
+    make = share_of_units if name in _SHARES_OF_ROWS else of_draws
+    return make(value, draws, units, spread=spread, freedom=known.freedom)
 
 
-def share_of_right(right: np.ndarray, groups: np.ndarray | None, *, seed: int) -> Interval:
-    """The share of rows that are right; of several models, or deals of folds, the mean share.
+def shares_of_right(right: Mapping[str, np.ndarray], groups: np.ndarray | None, *, seed: int) -> dict[str, Interval]:
+    """By name, the share of rows that are right; of several models, or deals of folds, the mean share.
 
     Args:
-        right: bool (n,) or (r, n).
+        right: by name bool (n,) or (r, n).
         groups: int64 (n,), as of `intervals_of`.
-        seed: of the samples of groups.
+        seed: of the samples of groups, which all are measured on.
     """
-    each = np.atleast_2d(right).mean(0)
+    rows = {name: np.atleast_2d(each).mean(0) for name, each in right.items()}
     if groups is None:
-        return proportion(float(each.sum()), len(each))
-    draws = np.concatenate([counts @ each / counts.sum(1) for counts in resamples(len(each), groups=groups, seed=seed)])
-    return share_of_units(float(each.mean()), draws, len(np.unique(groups)))
+        return {name: proportion(float(each.sum()), len(each)) for name, each in rows.items()}
+    samples = [
+        [counts @ each / counts.sum(1) for each in rows.values()]
+        for counts in resamples(len(groups), groups=groups, seed=seed)
+    ]
+    units = len(np.unique(groups))
+    return {
+        name: share_of_units(float(each.mean()), np.concatenate(draws), units)
+        for (name, each), draws in zip(rows.items(), zip(*samples, strict=True), strict=True)
+    }
 
 
 def answered_scores(

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hftl.errors import HftlError, UserError
-from hftl.methods import METHODS, Head
+from hftl.methods import Head, with_later_fields
 from hftl.parallel import broadcast, on_main, start_processes
 from hftl.pipeline import run
 from hftl.recipes import Recipe
@@ -123,9 +123,7 @@ def _state_of_seed(where: Path, made: Recipe, cv: str | None) -> str:
     if not RunFolder.is_run(where):
         return "missing"
     kept = RunFolder(where).record()
-    method = kept.recipe["method"]
-    # Fields that came later were what their defaults are.
-    record = {**kept.recipe, "method": METHODS[method["name"]]().model_dump(mode="json") | method}
+    record = {**kept.recipe, "method": with_later_fields(kept.recipe["method"])}
     wanted = {**made.model_dump(mode="json", exclude={"data", "metrics", "drop"})}
     # A record has the direction resolved, so that it is told without the function.
     wanted.pop("greater_is_better")

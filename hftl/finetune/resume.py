@@ -17,7 +17,7 @@ from hftl.errors import UserError
 from hftl.finetune.checkpoint import Checkpoint, Checkpoints, read_newest
 from hftl.frozen.extract import digest_rows
 from hftl.frozen.view import digest_weights
-from hftl.methods import METHODS, FineTune
+from hftl.methods import METHODS, FineTune, with_later_fields
 from hftl.parallel import broadcast, broadcast_tensors, on_main
 from hftl.store.shard import Digests
 from hftl.store.stat_index import StatIndex
@@ -188,8 +188,7 @@ def _with_later_fields(made_with: Mapping[str, Any]) -> Mapping[str, Any]:
     method = made_with.get("method")
     if method is None or method.get("name") not in METHODS:
         return made_with
-    defaults = json.loads(METHODS[method["name"]]().model_dump_json(exclude=set(NOT_IN_RESULT)))
-    return {**made_with, "method": defaults | method}
+    return {**made_with, "method": with_later_fields(method, NOT_IN_RESULT)}
 
 
 def split_differences(name: str, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> list[str]:

@@ -26,6 +26,7 @@ from hftl.backbones.quantized import is_quantized
 from hftl.criterion import Criterion
 from hftl.data import Data, Split
 from hftl.data.augment import Augmentation
+from hftl.data.dataset import Indices
 from hftl.data.division import hold_out_rows
 from hftl.errors import BackboneError, HftlError, UserError
 from hftl.export.model import Dense, export_pooled, finish_export
@@ -332,6 +333,13 @@ def freeze_unused(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
             parameter.requires_grad_(False)
 
 
+def rows_set_aside(data: Data, method: FineTune, seed: int) -> tuple[Indices, Indices] | None:
+    """Training rows that stay, and those that choose the epoch; None where a split does, or nothing."""
+    if data.validation is not None or method.patience is None:
+        return None
+    return hold_out_rows(data.train, data.task, SET_ASIDE, seed)
+
+
 def with_validation(
     data: Data, method: FineTune, criterion: Criterion, seed: int, say: Callable[[str], None]
 ) -> tuple[Data, bool]:
@@ -339,10 +347,11 @@ def with_validation(
     if data.validation is not None:
         say(f"epochs    the best by {criterion.name} on the validation split is kept")
         return data, True
-    if method.patience is None:
+    parts = rows_set_aside(data, method, seed)
+    if parts is None:
         say("epochs    no validation split (--patience 2 sets training rows aside for one): the last epoch is kept")
         return data, False
-    stays, drawn = hold_out_rows(data.train, data.task, SET_ASIDE, seed)
+    stays, drawn = parts
     say(f"epochs    {len(drawn):,} training rows set aside to choose the epoch by {criterion.name}, seed {seed}")
     return replace(data, train=data.train.select(stays), validation=data.train.select(drawn, "validation")), True
 

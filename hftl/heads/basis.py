@@ -106,7 +106,7 @@ def fit_basis(features: Tensor, weights: Tensor, *, standardize: bool, bias: boo
     return Basis(mean, scale, rotation, variance[kept], bias)
 
 
-def own_scales(features: Tensor, weights: Tensor, centre: Tensor, *, bias: bool, least: float) -> Tensor:
+def own_scales(features: Tensor, weights: Tensor, centre: Tensor, *, bias: bool) -> Tensor:
     """What `fit_basis` would scale features by on weighted rows, for several weightings at once; 0 for constant ones.
 
     Args:
@@ -114,7 +114,6 @@ def own_scales(features: Tensor, weights: Tensor, centre: Tensor, *, bias: bool,
         weights: (k, n) float64, non-negative.
         centre: (dim,) float64, a point among the rows, from which squares lose no digits; zeros without a bias.
         bias: as of `fit_basis`.
-        least: as of `fit_basis`.
 
     Returns:
         (k, dim) float64.
@@ -123,12 +122,13 @@ def own_scales(features: Tensor, weights: Tensor, centre: Tensor, *, bias: bool,
     mean = torch.zeros(len(weights), len(centre), dtype=torch.float64, device=weights.device)
     square = torch.zeros_like(mean)
     for rows, block in row_blocks(features, weights.device):
-        mean += weights[:, rows] @ (block - centre)
-        square += weights[:, rows] @ (block - centre).square()
+        away = block - centre
+        mean += weights[:, rows] @ away
+        square += weights[:, rows] @ away.square()
     deviation = (square - mean.square()).clamp_min(0).sqrt() if bias else square.sqrt()
     # Also what is lost to rounding beside the distance from the centre.
     noise = _CONSTANT * torch.maximum((centre + mean).abs(), 10 * square.sqrt())
-    constant = (deviation <= (noise if bias else 0)) | (deviation < least * deviation.amax(1, keepdim=True))
+    constant = deviation <= (noise if bias else 0)
     return deviation.masked_fill(constant, 0.0)
 
 

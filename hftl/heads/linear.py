@@ -119,7 +119,7 @@ def fit_linear(
     # A class of weight zero is as good as absent: its rows must not give the folds or the axes their shape either.
     used = (weights > 0).any(1)
     if not bool(used.all()):
-        features = torch.cat([each[used] for each in torch.split(features, rows)])
+        features = features[used.repeat(views)]
         labels, weights = labels[used], weights[used]
         dealt, groups = (None if each is None else each.to(used.device)[used] for each in (dealt, groups))
         options = replace(options, dealt=dealt, groups=groups)
@@ -162,7 +162,6 @@ def fit_linear_folds(
     aim: Aim = F1,
     judge: Judge | None = None,
     groups: Tensor | None = None,
-    least: float = 0.0,
     tolerance: float = 1e-5,
 ) -> list[FoldHead]:
     """What `fit_linear` without each fold in turn says of the fold's rows; all folds are solved together.
@@ -187,7 +186,6 @@ def fit_linear_folds(
         aim: as of `fit_linear`.
         judge: as of `fit_linear`.
         groups: (n,) int64, the group of each row, none of which is in two folds.
-        least: as of `fit_linear`.
         tolerance: as of `fit_linear`.
 
     Returns:
@@ -212,8 +210,7 @@ def fit_linear_folds(
         groups,
         judge,
         dealt,
-        least,
-        aim,
+        aim=aim,
     )
     labels, weights, validation = _checked_inputs(features, labels, len(features), options, class_weight, validation)
     with threads_for(features, num_labels * options.folds**2 // 2):

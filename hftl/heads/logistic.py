@@ -156,7 +156,6 @@ class _Problem:
     """What is to be solved, in the solver's coordinates and in terms of the labels that can be learnt.
 
     Attributes:
-        link: the loss.
         learnable: which labels the outputs are.
         basis: the coordinates.
         rows: all rows, in blocks; those of a validation split are fold 0.
@@ -166,7 +165,6 @@ class _Problem:
         start: (rank + 1, outputs) float64, where to start: the best constant.
     """
 
-    link: Link
     learnable: Learnable
     basis: Basis
     rows: FoldRows
@@ -174,6 +172,10 @@ class _Problem:
     folds: Tensor
     panel: Panel
     start: Tensor
+
+    @property
+    def link(self) -> Link:
+        return self.learnable.link
 
     @property
     def outputs(self) -> int:
@@ -193,7 +195,6 @@ class _Problem:
 def _pose(
     features: Tensor, labels: Tensor, weights: Tensor, options: LinearOptions, validation: tuple[Tensor, Tensor] | None
 ) -> _Problem:
-    link = options.task.link
     # Further views say nothing new of a label.
     learnable = Learnable.of(labels[: options.rows], options)
     outputs = len(learnable.index)
@@ -209,7 +210,7 @@ def _pose(
     )
     start = torch.zeros(basis.rank + 1, outputs, dtype=torch.float64, device=labels.device)
     if options.bias:
-        start[-1] = best_constant(labels, weights, link, outputs)
+        start[-1] = best_constant(labels, weights, learnable.link, outputs)
     seen: Tensor | Stacked = features
     if validation is not None:
         seen = Stacked(features, validation[0])
@@ -222,7 +223,7 @@ def _pose(
     index = torch.nonzero(judging).flatten()
     held_out = HeldOut(index, labels[index], weights[index], folds[index])
     panel = Panel(held_out, _place_of_each(folds[index]), learnable, every[index], options)
-    return _Problem(link, learnable, basis, rows, labels, folds, panel, start)
+    return _Problem(learnable, basis, rows, labels, folds, panel, start)
 
 
 def _place_of_each(folds: Tensor) -> dict[int, int]:
@@ -240,7 +241,7 @@ def _choose_strength(problem: _Problem, options: LinearOptions) -> tuple[Candida
     needless = problem.link == "softmax" and options.aim.metric != "coverage"
     if len(strengths) == 1 and not options.calibrate and needless:
         return None, {"path": [], "chosen_on": "nothing: one strength", "chosen": strengths[0]}
-    (path,) = walk(problem.rows, [problem.panel], problem.stack, strengths, calibrate=options.calibrate)
+    (path,) = walk(problem.rows, [problem.panel], problem.stack, strengths)
     chosen, told = chosen_from(path, options)
     return chosen, {**told, "chosen_on": f"{int(problem.folds.max()) + 1} folds"}
 

@@ -13,6 +13,7 @@ features that vary, which places the default strengths.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -73,32 +74,30 @@ def fit_each_fold(
     nest = _Nest.of(features, labels, weights, folds, options, validation)
     strengths = options.strengths or default_strengths(nest.basis)
     inner = nest.stack(nest.pairs)
-    panels = [nest.panel(fold) for fold in nest.own]
-    asked = [panel for panel in panels if panel is not None]
-    walked = iter(walk(nest.rows, asked, inner, strengths, calibrate=options.calibrate) if asked else ())
-    choices = [None if panel is None else chosen_from(next(walked), options) for panel in panels]
+    panels = {fold: panel for fold in nest.own if (panel := nest.panel(fold)) is not None}
+    paths = walk(nest.rows, list(panels.values()), inner, strengths) if panels else []
+    choices = {fold: chosen_from(path, options) for fold, path in zip(panels, paths, strict=True)}
 
     outer = nest.stack([(fold, *nest.never) for fold in nest.own])
     middle = strengths[len(strengths) // 2]
-    each = [middle if choice is None else choice[0].strength for choice in choices]
+    each = [choices[fold][0].strength if fold in choices else middle for fold in nest.own]
     start = outer.start.clone()
-    for fold, (panel, choice) in enumerate(zip(panels, choices, strict=True)):
-        if panel is not None and choice is not None:
-            start[fold] = _carried(choice[0].heads, list(panel.heads.values()), inner, outer, fold)
+    for fold, (candidate, _) in choices.items():
+        start[fold] = _carried(candidate.heads, list(panels[fold].heads.values()), inner, outer, fold)
     objective = outer.at(nest.rows, torch.tensor(each, dtype=torch.float64, device=folds.device))
     solution = solve(objective, start, options.tolerance)
     if not bool(torch.isfinite(solution.value).all()):
         raise ConvergenceError("a fold's objective is not finite: the features' scale is too extreme for float32")
     heads = objective.in_coordinates(solution.x).float()
     told = []
-    for fold, (panel, choice) in enumerate(zip(panels, choices, strict=True)):
+    for fold in nest.own:
         logits, report = nest.logits(heads[fold], fold), {"path": [], "chosen": middle}
-        if panel is not None and choice is not None:
-            candidate, report = choice
+        if fold in choices:
+            candidate, report = choices[fold]
             logits /= candidate.temperature
-            if panel.link == "sigmoid":
-                report |= panel.thresholds(judged_logits(candidate, panel, inner, nest.rows))
-        told.append(FoldHead(nest.learnable(fold).with_constants(logits), report))
+            if nest.every.link == "sigmoid":
+                report |= panels[fold].thresholds(judged_logits(candidate, panels[fold], inner, nest.rows))
+        told.append(FoldHead(nest.learnable[fold].with_constants(logits), report))
     return told
 
 
@@ -163,7 +162,7 @@ class _Nest:
             weights = torch.cat([weights, weights.new_ones(len(validation[1]), weights.shape[1])])
         # Of all rows: no solution depends on the coordinates, and every row is to have its place in them.
         ones = torch.ones(len(features), dtype=torch.float64, device=features.device)
-        basis = fit_basis(features, ones, standardize=options.standardize, bias=options.bias, least=options.least)
+        basis = fit_basis(features, ones, standardize=options.standardize, bias=options.bias)
         columns = len(every.index) * int(folds.max() + 1) ** 2 // 2
         rows = FoldRows(features, targets, of_targets, folds, basis, columns=columns)
         return cls(features, labels, weights, folds, judge, every, basis, rows, options)
@@ -214,20 +213,21 @@ class _Nest:
         if not options.standardize:
             return None
         weights = seen.double() * self.weights.mean(1)
-        own = own_scales(self.features, weights, basis.mean, bias=options.bias, least=options.least)
+        own = own_scales(self.features, weights, basis.mean, bias=options.bias)
         ratio = torch.where(own > 0, basis.scale / own.clamp_min(1e-300), _ABSENT)
         # By QR: to square scales that differ much would lose what Cholesky's factor is made of.
         tilts = [torch.linalg.qr(r[:, None] * basis.rotation, mode="r").R for r in ratio]
         return torch.stack([tilt.T * torch.where(tilt.diagonal() < 0, -1.0, 1.0) for tilt in tilts]).float()
 
-    def learnable(self, fold: int) -> Learnable:
-        """What the rows that the head of a fold is trained on say something about."""
-        unseen = torch.tensor([fold, *self.never], device=self.folds.device)
-        return Learnable.of(self.labels[~torch.isin(self.folds, unseen)], self.options)
+    @cached_property
+    def learnable(self) -> list[Learnable]:
+        """By fold, what the rows that its head is trained on say something about."""
+        unseen = [torch.tensor([fold, *self.never], device=self.folds.device) for fold in self.own]
+        return [Learnable.of(self.labels[~torch.isin(self.folds, each)], self.options) for each in unseen]
 
     def panel(self, fold: int) -> Panel | None:
         """The rows that choose the strength of a fold's head, and which head judges each; None where there are none."""
-        learnable, options = self.learnable(fold), self.options
+        learnable, options = self.learnable[fold], self.options
         if self.judge is not None:
             rows = torch.nonzero(self.folds == self.judge).flatten()
             folds = self.folds[rows]
@@ -250,7 +250,7 @@ class _Nest:
 
     def logits(self, head: Tensor, fold: int) -> Tensor:
         """What a head (rank + 1, outputs) says of a fold's rows, of what it could learn: (m, outputs)."""
-        head = head[:, torch.searchsorted(self.every.index, self.learnable(fold).index)].clone()
+        head = head[:, torch.searchsorted(self.every.index, self.learnable[fold].index)].clone()
         if self.every.link == "softmax":
             head[-1] -= head[-1].mean()  # softmax does not see a common shift
         return self.basis.transform(self.features[self.folds == fold]) @ head

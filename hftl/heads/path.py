@@ -82,8 +82,6 @@ def walk(
     panels: Sequence[Panel],
     stack: HeadStack,
     strengths: list[float],
-    *,
-    calibrate: bool,
 ) -> list[list[Candidate]]:
     """Solve every strength for every head of a stack, each from the solution of the stronger one before it.
 
@@ -91,14 +89,14 @@ def walk(
     value, the gradient and the curvature pairs of L-BFGS are corrected exactly and stay of use. The walk ends early
     once weaker penalties have clearly made it worse for every panel.
 
+    Where a panel's options calibrate, each strength is judged after its best temperature: what matters is how good the
+    exported, calibrated probabilities are (Berta et al., *Rethinking early stopping: refine, then calibrate*, 2025).
+
     Args:
         rows: rows in folds.
         panels: of rows that judge together.
         stack: the heads, and where the strongest strength starts.
         strengths: from strong to weak.
-        calibrate: judge each strength after its best temperature. What matters is how good the exported,
-            calibrated probabilities are (Berta et al., *Rethinking early stopping: refine, then calibrate*,
-            2025).
 
     Returns:
         For each panel the strengths that were walked.
@@ -120,7 +118,8 @@ def walk(
         theta = solution.x
         for panel, candidates, logits in zip(panels, found, held_out_logits(objective, theta, panels), strict=True):
             start = candidates[-1].temperature if candidates else 1.0
-            candidates.append(_candidate(strength, solution, logits, panel, start if calibrate else None))
+            near = start if panel.options.calibrate else None
+            candidates.append(_candidate(strength, solution, logits, panel, near))
         # A metric may still rise where the loss no longer falls, so it sees the whole path.
         if all(panel.options.judge is None and _past_the_best(each) for panel, each in zip(panels, found, strict=True)):
             break

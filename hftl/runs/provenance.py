@@ -32,8 +32,6 @@ def record_of(
     backbone: Backbone,
     data: Data,
     criterion: Criterion,
-    *,
-    cv: str | None = None,
 ) -> RunRecord:
     """Everything that a run is made of: every value, the backbone's commit, the data's identity, versions."""
     fields = {name: getattr(recipe, name) for name in Recipe.model_fields if name not in ("method", "data", "metrics")}
@@ -68,7 +66,6 @@ def record_of(
         platform=platform.platform(),
         hardware=hardware(),
         started_in=str(Path.cwd()),
-        cv=cv,
         started=datetime.now().astimezone().isoformat(timespec="seconds"),
     )
 
