@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from llm_memory import resident
 
 import hftl
 from hftl.frozen.matrix import Features
@@ -175,12 +176,6 @@ def memory(words: int) -> None:
             f"({more / size:.2f} times the features), {seconds:,.1f} s",
             flush=True,
         )
-
-
-def resident(field: str) -> int:
-    """Bytes that this process has in memory now (``VmRSS``), or had at most (``VmHWM``); Linux alone says so."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -120,10 +120,9 @@ class Head(Options):
 
     @model_validator(mode="after")
     def _views_differ(self) -> Self:
-        changes = self.flip or self.crop is not None or self.trivial_augment
-        if self.has_views and not changes:
-            raise ValueError("views differ by what changes them: add flip, crop or trivial_augment")
-        if changes and not self.has_views:
+        if self.has_views:
+            _check_views_differ(self)
+        elif _changes_pictures(self):
             raise ValueError("flip, crop and trivial_augment change views beyond the plain picture: add views=8")
         return self
 
@@ -317,8 +316,18 @@ def _check_stored(method: LoRA | Partial) -> None:
     """See that what is asked of frozen blocks in the store can be."""
     if method.storage != "float32" and method.cache_blocks == "never":
         raise ValueError("storage is of what the store keeps, and cache_blocks='never' keeps nothing: leave one out")
-    if method.views and not (method.flip or method.crop is not None or method.trivial_augment):
+    if method.views:
+        _check_views_differ(method)
+
+
+def _check_views_differ(method: Head | LoRA | Partial) -> None:
+    if not _changes_pictures(method):
         raise ValueError("views differ by what changes them: add flip, crop or trivial_augment")
+
+
+def _changes_pictures(method: Head | LoRA | Partial) -> bool:
+    """Whether anything changes pictures."""
+    return method.flip or method.crop is not None or method.trivial_augment
 
 
 Method = Annotated[Head | Full | LoRA | Partial, Field(discriminator="name")]

@@ -7,7 +7,9 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -88,7 +90,7 @@ def scored_by_views(
         augmentation: what changes the others.
     """
     waiting: list[tuple[InputRow, Tensor, BadRowError | None]] = []
-    views = (_view_of(row, number, augmentation) for row in rows for number in range(count))
+    views = (view for row in rows for view in _views_of(row, count, augmentation))
     for part in score_rows(model, views):
         errors = (part.bad.get(place) for place in range(len(part.rows)))
         waiting += zip(part.rows, part.logits, errors, strict=True)
@@ -108,12 +110,21 @@ def _one_answer(model: LoadedModel, of_rows: list[list[tuple[InputRow, Tensor, B
     return Scored([views[0][0] for views in of_rows], model.task.averaged(by_number), bad, [1] * len(of_rows))
 
 
-def _view_of(row: InputRow, number: int, augmentation: Augmentation) -> InputRow:
-    def read() -> bytes:
-        content: bytes = row.read()
-        return view_of_picture(content, row.name, digest_bytes(content), number, augmentation)
+def _views_of(row: InputRow, count: int, augmentation: Augmentation) -> Iterator[InputRow]:
+    """Views of a row, which is read and named once for all of them, by whichever thread comes first."""
+    lock = Lock()
 
-    return replace(row, read=read)
+    @cache
+    def known() -> tuple[bytes, bytes]:
+        content: bytes = row.read()
+        return content, digest_bytes(content)
+
+    def view(number: int) -> bytes:
+        with lock:
+            content, digest = known()
+        return view_of_picture(content, row.name, digest, number, augmentation)
+
+    return (replace(row, read=partial(view, number)) for number in range(count))
 
 
 def augmentation_of(model: LoadedModel) -> Augmentation:

@@ -6,16 +6,19 @@ import csv
 import json
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from hftl.cli import main
+from hftl.store.store import cache_root
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -55,9 +58,20 @@ class Cli:
         return lines[0]
 
 
+def card_code(card: str) -> str:
+    """The first example in Python of a card."""
+    return card.split("```python\n")[1].split("```")[0]
+
+
+def stored_shards() -> Iterator[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
+    """Of each shard of the store, the identity of its space, and what it holds."""
+    for file in (cache_root() / "features").glob("*/shards/*.safetensors"):
+        yield json.loads((file.parent.parent / "space.json").read_text())["identity"], load_file(file)
+
+
 def card_example(folder: Path, instead: Mapping[str, str]) -> dict[str, Any]:
     """What the first example of a model's card leaves behind, run with the model's folder in it and other inputs."""
-    code = (folder / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    code = card_code((folder / "README.md").read_text(encoding="utf-8"))
     assert "hftl" not in code
     assert len(code.strip().splitlines()) < 24
     for said, given in {"PATH_OR_REPO_ID": str(folder), **instead}.items():

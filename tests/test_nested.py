@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hftl.heads import fit_linear, fit_linear_folds
+from hftl.heads import fit_linear, fit_linear_folds, logistic
 from hftl.heads import path as path_of_strengths
 
 STRENGTHS = [10.0, 1.0]
@@ -31,7 +31,7 @@ def problem(task: dict[str, Any], rows: int = 100, width: int = 6) -> tuple[torc
 
 def close(monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths solved as far as what is exported, so that two ways to the same solution can be compared."""
-    for module in (path_of_strengths, __import__("hftl.heads.logistic", fromlist=["x"])):
+    for module in (path_of_strengths, logistic):
         monkeypatch.setattr(module, "PATH_TOLERANCE", 1e-9)
 
 

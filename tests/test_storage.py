@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import tiny
 import torch
 from finetune import small
-from runs import Cli, metrics, predictions, write_images, write_texts
+from runs import Cli, metrics, predictions, stored_shards, write_images, write_texts
 from safetensors.torch import load_file, save_file
 from test_features import load
 from test_frozen_blocks import ORIGIN, QUICK, Ran, target_of
@@ -45,10 +44,8 @@ def texts(tmp_path: Path) -> Path:
 def stored(storage: str) -> dict[str, torch.Tensor]:
     """The stored vectors of mean-pooled texts, by the hex digits of the rows' names."""
     vectors = {}
-    for file in (cache_root() / "features").glob("*/shards/*.safetensors"):
-        identity = json.loads((file.parent.parent / "space.json").read_text())["identity"]
+    for identity, read in stored_shards():
         if (identity["storage"], identity["pooling"]) == (storage, "mean"):
-            read = load_file(file)
             names = [bytes(row.tolist()).hex() for row in read["digests"]]
             vectors |= dict(zip(names, read["features"], strict=True))
     return vectors

@@ -356,7 +356,7 @@ def test_a_path_of_the_pushing_machine_stays_there(tmp_path: Path):
 
 
 def snippet(folder: Path) -> str:
-    return (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    return runs.card_code((folder / "README.md").read_text())
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -656,7 +656,7 @@ def test_the_cards_lines_read_a_repository_of_the_hub(hub: Hub, client: Client, 
     filled(tmp_path / "mine", range(10), range(10, 25))
     client(hub_client.cache_push, tmp_path / "mine", "org/model", "me/carded")
     card = hub.repos["datasets", "me/carded"].head.files["README.md"].content.decode()
-    code = card.split("```python\n")[1].split("```")[0]
+    code = runs.card_code(card)
     with Client(hub, tmp_path / "stranger", TOKEN) as stranger:
         (features,) = stranger(hub_client.execute, f"{code}\nfound = row_of('row 3')['features'].tolist()", "found")
     assert features == [3, 3.25, 3.5]

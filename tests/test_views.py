@@ -17,8 +17,7 @@ import transformers
 from accelerate import Accelerator
 from finetune import small
 from PIL import Image
-from runs import Cli, metrics, predictions, write_images, write_texts
-from safetensors.torch import load_file
+from runs import Cli, metrics, predictions, stored_shards, write_images, write_texts
 from sklearn.linear_model import LogisticRegression
 from test_frozen_blocks import QUICK, Ran, assert_the_same, both, target_of
 
@@ -28,7 +27,6 @@ from hftl.finetune.train import train_rows
 from hftl.heads import fit_linear
 from hftl.heads.folds import task_folds
 from hftl.methods import FineTune, LoRA, Partial
-from hftl.store.store import cache_root
 from hftl.tasks import Task
 
 RUN = ["run", "--backbone", "./vit", "--data", "pictures", "--no-report"]
@@ -64,10 +62,9 @@ def logits_by_hand(model: Path, images: list[Image.Image]) -> torch.Tensor:
 def stored_rows() -> dict[str, int]:
     """How many rows each kind of space has: of pictures as they are, and of views."""
     counts: dict[str, int] = {"plain": 0, "views": 0}
-    for file in (cache_root() / "features").glob("*/shards/*.safetensors"):
-        identity = json.loads((file.parent.parent / "space.json").read_text())["identity"]
+    for identity, read in stored_shards():
         if identity["pooling"] == "native":
-            counts["plain" if identity["view"] == "none" else "views"] += len(load_file(file)["digests"])
+            counts["plain" if identity["view"] == "none" else "views"] += len(read["digests"])
     return counts
 
 
@@ -115,11 +112,10 @@ def test_a_view_is_what_its_number_and_the_picture_make_of_it(pictures: Path, cl
         vectors = network(**processor(images=images, return_tensors="pt")).last_hidden_state[:, 0]
 
     found = []
-    for file in (cache_root() / "features").glob("*/shards/*.safetensors"):
-        identity = json.loads((file.parent.parent / "space.json").read_text())["identity"]
+    for identity, read in stored_shards():
         if identity["pooling"] == "native" and identity["view"] != "none":
             assert identity["view"] == {"augmentation": 1, "flip": True, "crop": 0.5, "trivial": False}
-            found.append(load_file(file)["features"])
+            found.append(read["features"])
     stored = torch.cat(found)
 
     assert len(stored) == metrics(Path("run"))["rows"]["train"]

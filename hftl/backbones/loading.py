@@ -78,7 +78,7 @@ def load_backbone(
     return backbone if depth is None else at_depth(backbone, depth)
 
 
-def in_precision(backbone: Backbone, precision: str, quantize: Bits | None, *, trains_body: bool = False) -> Backbone:
+def in_precision(backbone: Backbone, precision: str, quantize: Bits | None, *, trains_body: bool) -> Backbone:
     """The backbone with its weights read in fewer bits, where it is one of texts; else as it is.
 
     Raises:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from hftl.data.images import decode_image
+from hftl.methods import FineTune, Head
 
 ATTEMPTS = 10
 RATIOS = (3 / 4, 4 / 3)
@@ -29,6 +30,11 @@ class Augmentation:
     flip: bool = False
     crop: float | None = None
     trivial: bool = False
+
+    @classmethod
+    def of(cls, method: Head | FineTune) -> Augmentation:
+        """What a method asks for."""
+        return cls(method.flip, method.crop, method.trivial_augment)
 
     def __bool__(self) -> bool:
         return self.flip or self.crop is not None or self.trivial

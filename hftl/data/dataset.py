@@ -20,6 +20,8 @@ from hftl.errors import BadRowError
 from hftl.tasks import Task
 from hftl.wording import printable
 
+# Rows that an export is proved on.
+FEW_ROWS = 8
 Indices: TypeAlias = npt.NDArray[np.int64]
 Labels: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.float32] | npt.NDArray[np.object_]
 
@@ -267,10 +269,10 @@ class Split:
         """Some of its rows, by position; under another name where one is given."""
         return Split(name or self.name, self.inputs.select(rows), self.labels[rows], self.marks.select(rows))
 
-    def few_rows(self, most: int = 8) -> list[int]:
+    def few_rows(self) -> list[int]:
         """Positions of a few rows, the shortest and the longest text among them: those that an export is proved on."""
         count = len(self)
-        chosen = np.linspace(0, count - 1, min(most, count)).astype(int).tolist()
+        chosen = np.linspace(0, count - 1, min(FEW_ROWS, count)).astype(int).tolist()
         if isinstance(self.inputs, Texts) and count:
             lengths = self.inputs.lengths()
             chosen[:2] = [int(lengths.argmin()), int(lengths.argmax())][: len(chosen)]

@@ -50,9 +50,9 @@ AUTO_CLASSES = {
     "token-classification": ("AutoModelForTokenClassification", "AutoTokenizer", "tokenizer"),
 }
 # Libraries whose lines of Python the card knows.
+LOADED_BY = ("onnx", "peft", "sentence-transformers", "transformers")
 # What quantised weights are computed with.
 DTYPE_OF = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
-LOADED_BY = ("onnx", "peft", "sentence-transformers", "transformers")
 HOW = {
     "head": "the backbone stays as it was, and a new head was solved on its features",
     "full": "all of its parameters were fine-tuned with a new head",

@@ -28,6 +28,7 @@ from hftl.backbones.protocol import Backbone, Target
 from hftl.backbones.source import Source
 from hftl.backbones.words import WordBackbone
 from hftl.data import Split
+from hftl.data.dataset import lines_of
 from hftl.errors import HftlError
 from hftl.export.trained import Exported
 from hftl.methods import Storage
@@ -91,7 +92,7 @@ class Evidence:
     def _of_rows(self, lines: Tensor, rows: Sequence[int]) -> Tensor:
         if not self.task.of_words:
             return lines[list(rows)]
-        parts = torch.split(lines, [len(labels) for labels in self.test.labels])
+        parts = torch.split(lines, lines_of(self.test.labels))
         return torch.cat([parts[row] for row in rows])
 
 

@@ -93,13 +93,13 @@ class StoredEncoder(Encoder):
         if not len(digests):
             return []
         try:
-            stored = space.gather(digests)
+            stored = space.gather(digests, self.columns)
         except MissingRowsError as error:
             raise HftlError(
                 f"{error}: what the frozen blocks returned was removed or damaged since the run began; go on with "
                 "--resume, which computes it again"
             ) from error
-        columns = {name: by_row(value) for name, value in as_computed(stored, self.cut).items() if name in self.columns}
+        columns = {name: by_row(value) for name, value in as_computed(stored, self.cut).items()}
         return [Encoded(row) for row in rows_of_columns(columns)]
 
     def collate(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
@@ -193,7 +193,8 @@ def stored_blocks(
         def estimate() -> tuple[bool, str]:
             by_split = digests_of(store, data.splits())
             missing = missing_rows(open_space(store, target.backbone, origin, view), list(by_split.values()))
-            if views and (rows := further_views(data.train, by_split["train"], views)):
+            if views and len(data.train):
+                rows = further_views(data.train, by_split["train"], views)
                 changed = replace(view, augmentation=views.augmentation)
                 missing += missing_rows(open_space(store, target.backbone, origin, changed), [rows.digests])
             cost = cost_of_row(engine, frozen, Encoder(target.backbone, data.train), method.storage)
@@ -230,7 +231,7 @@ def views_seen(method: FineTune) -> Views | None:
     """The views of training pictures that epochs take turns with; None where there are none, or no end of them."""
     if not isinstance(method, (LoRA, Partial)) or not method.views:
         return None
-    return Views(method.views, 1, Augmentation(method.flip, method.crop, method.trivial_augment))
+    return Views(method.views, 1, Augmentation.of(method))
 
 
 def missing_rows(space: Space, digests: Sequence[Digests]) -> int:
@@ -242,7 +243,7 @@ def unfit(method: FineTune, accelerator: Accelerator, backbone: Backbone, frozen
     """Why what the blocks return cannot be kept; empty where it can."""
     if task.of_words:
         return "sentences are read in windows, and what the blocks return of those is not stored"
-    if Augmentation(method.flip, method.crop, method.trivial_augment) and not views_seen(method):
+    if Augmentation.of(method) and not views_seen(method):
         return "each epoch changes the pictures anew (flip, crop or trivial_augment; --views 8 takes turns with eight)"
     if method.cutmix or (method.mixup and backbone.wants != "text"):
         return "rows are mixed before them (mixup or cutmix), which is not the same behind them"

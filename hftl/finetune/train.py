@@ -431,7 +431,7 @@ def train_rows(method: FineTune, target: Target, data: Data, seed: int, accelera
         seed=seed,
         batch_size=batch_size,
         micro_batch=method.micro_batch if isinstance(method.micro_batch, int) else share_of_one,
-        augmentation=Augmentation(method.flip, method.crop, method.trivial_augment),
+        augmentation=Augmentation.of(method),
         mixing=Mixing(method.mixup, method.cutmix),
         views=method.views if isinstance(method, (LoRA, Partial)) else None,
     )

@@ -57,9 +57,9 @@ def digests_of(store: FeatureStore, splits: Sequence[Split]) -> dict[str, Digest
     return {split.name: digest_rows(split.inputs, store.file_digests)[0] for split in splits}
 
 
-def further_views(train: Split, digests: Digests, views: Views | None) -> ViewRows | None:
-    """The training pictures' views but the first; None where there are none."""
-    return ViewRows(train.inputs, digests, range(1, views.train), views.augmentation) if views else None
+def further_views(train: Split, digests: Digests, views: Views) -> ViewRows:
+    """The training pictures' views but the first."""
+    return ViewRows(train.inputs, digests, range(1, views.train), views.augmentation)
 
 
 def block_rows(
@@ -92,7 +92,8 @@ def block_rows(
     space, report = keep(view, ConcatRows([split.inputs for split in splits]), np.concatenate(list(digests.values())))
     cut, computed, rounding = Content.of(space).cut, report.computed, report.rounding
     changed = None
-    if views and (rows := further_views(splits[0], digests[splits[0].name], views)):
+    if views and len(splits[0]):
+        rows = further_views(splits[0], digests[splits[0].name], views)
         changed, report = keep(replace(view, augmentation=views.augmentation), rows, rows.digests)
         computed, rounding = computed + report.computed, max(rounding, report.rounding)
     return BlockRows(space, cut, digests, computed, view.storage, rounding, changed)

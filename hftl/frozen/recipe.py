@@ -132,7 +132,7 @@ def views_of(recipe: Recipe) -> Views | None:
     method = recipe.method
     if not isinstance(method, Head) or not method.has_views:
         return None
-    return Views(method.views, method.test_views, Augmentation(method.flip, method.crop, method.trivial_augment))
+    return Views(method.views, method.test_views, Augmentation.of(method))
 
 
 def stored_features(

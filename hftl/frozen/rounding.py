@@ -34,10 +34,12 @@ def rounded(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
 
     Numbers below the smallest normal one of the type are compared with that: they are off by half of its last digit.
     """
+    if dtype == values.dtype:
+        return values, 0.0
     short = values.to(dtype)
     # What is not finite itself is refused, and named, when it is to be stored.
     finite = values.isfinite()
-    if dtype == values.dtype or not bool(finite.any()):
+    if not bool(finite.any()):
         return short, 0.0
     apart = (short.float() - values).abs() / values.abs().clamp_min(torch.finfo(dtype).tiny)
     return short, float(apart[finite].max())

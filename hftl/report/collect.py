@@ -346,7 +346,8 @@ def _sample(count: int, most: int, generator: np.random.Generator) -> np.ndarray
 def _chosen_rows(part: SplitFeatures, rows: np.ndarray) -> SplitFeatures:
     if len(rows) == len(part.split) and np.array_equal(rows, np.arange(len(rows))):
         return part
-    return taken(part, rows)
+    # Under its name, because other views of them are of no use here.
+    return taken(part, rows, part.split.name)
 
 
 Part = tuple[np.ndarray, SplitFeatures, Tensor]
