@@ -6,7 +6,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -104,6 +104,38 @@ class _Clock:
         return 60 * self.minutes - (time.monotonic() - self.started)
 
 
+@dataclass
+class _Asked:
+    """What was asked within a budget, and what was not."""
+
+    clock: _Clock
+    evidence: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def ask(self, what: str, question: Callable[[], str], first: Callable[[], float] = lambda: 0.0) -> None:
+        """Ask where there is time; what cannot be answered is no end of the others.
+
+        Args:
+            what: the question's name.
+            question: its answer in one sentence.
+            first: seconds until the features are there that it is asked of.
+        """
+        more = "give more with --minutes"
+        if self.clock.left <= 0:
+            self.skipped.append(f"{what}: the {self.clock.minutes:g} minutes were over; {more}")
+            return
+        try:
+            if (needed := first()) > (left := self.clock.left):
+                why = f"its features would take about {needed:,.0f} s, and {left:,.0f} s are left"
+                self.skipped.append(f"{what}: {why}; {more}")
+                return
+            self.evidence.append(question())
+        except Interrupted:
+            raise
+        except HftlError as error:
+            self.skipped.append(f"{what}: {error}")
+
+
 def advise(
     recipe: RecipeLike,
     *,
@@ -139,39 +171,18 @@ def advise(
     """
     name = name or reference_of(recipe)
     recipe, _ = as_recipe(recipe)
-    clock = _Clock(minutes, time.monotonic())
-    evidence: list[str] = []
-    skipped: list[str] = []
+    asked = _Asked(_Clock(minutes, time.monotonic()))
     references = list(dict.fromkeys([recipe.backbone, *backbones]))
     how = {"offline": offline, "allow_pickle": allow_pickle, "on_bad_row": on_bad_row, "quiet": quiet}
 
     with reading(**how, of_words=True) as reader:  # type: ignore[arg-type]
-        subset = _affordable(recipe, references, reader, subset, clock, skipped)
+        subset = _affordable(recipe, references, reader, subset, asked)
     ranking = rank(recipe, references, subset=subset, name=name, **how)  # type: ignore[arg-type]
-    evidence.append(ranking.advice)
+    asked.evidence.append(ranking.advice)
     chosen = cheapest_of_best(ranking.backbones)
     recipe = recipe.model_copy(update={"backbone": chosen.backbone})
     with reading(**how) as reader:  # type: ignore[arg-type]
-        lacking = _Lacking.of(recipe, reader, subset)
-
-    def ask(what: str, question: Callable[[], str], rows: Callable[[], int] = lambda: 0) -> None:
-        """Ask where there is time; what cannot be answered is no end of the others."""
-        if clock.left <= 0:
-            skipped.append(f"{what}: the {minutes:g} minutes were over; give more with --minutes")
-            return
-        try:
-            if (needed := rows() / chosen.rows_per_second) > clock.left:
-                skipped.append(
-                    f"{what}: its features would take about {needed:,.0f} s, and {clock.left:,.0f} s are left; give "
-                    "more with --minutes"
-                )
-                return
-            evidence.append(question())
-        except Interrupted:
-            raise
-        except HftlError as error:
-            skipped.append(f"{what}: {error}")
-
+        lacking = _Lacking.of(recipe, reader, subset, chosen.rows_per_second)
     depth: list[int] = []
 
     def asked_layers() -> str:
@@ -182,13 +193,14 @@ def advise(
     def asked_transfer() -> str:
         return transfer(recipe, subset=subset, seeds=1, **how).advice  # type: ignore[arg-type]
 
-    ask("transfer", asked_transfer, lacking.of_twin)
+    asked.ask("transfer", asked_transfer, lacking.of_twin)
     if recipe.depth is None:
-        ask("layers", asked_layers, lacking.of_depths)
-    ask("audit", lambda: audit(recipe, **how).advice, lacking.of_all_splits)  # type: ignore[arg-type]
-    ask("curve", lambda: curve(recipe, subset=subset, **how).advice)  # type: ignore[arg-type]
+        asked.ask("layers", asked_layers, lacking.of_depths)
+    asked.ask("audit", lambda: audit(recipe, **how).advice, lacking.of_all_splits)  # type: ignore[arg-type]
+    asked.ask("curve", lambda: curve(recipe, subset=subset, **how).advice)  # type: ignore[arg-type]
 
     trials: list[Trial] = []
+    clock, skipped = asked.clock, asked.skipped
     if chosen.score.criterion.is_share and chosen.probe.value > ROOM_BELOW:
         skipped.append(f"trials: {ranking.metric} {chosen.probe.value:.3f} leaves little that fine-tuning could win")
     elif clock.left < 10:
@@ -199,7 +211,7 @@ def advise(
     sentence, flags = _conclusion(trials, depth, ranking.metric)
     command = f"hftl run {name} {shlex.join(['--backbone', chosen.backbone, *flags])}"
     took = (time.monotonic() - clock.started) / 60
-    return Advice(chosen.backbone, ranking.metric, evidence, trials, skipped, sentence, command, round(took, 2))
+    return Advice(chosen.backbone, ranking.metric, asked.evidence, trials, skipped, sentence, command, round(took, 2))
 
 
 def _affordable(
@@ -207,8 +219,7 @@ def _affordable(
     references: Sequence[str],
     reader: Reader,
     subset: int | None,
-    clock: _Clock,
-    skipped: list[str],
+    asked: _Asked,
 ) -> int | None:
     """How many training rows to use, so that computing their features leaves time for questions; None for all."""
     passes, rows, fewest = [], 0, FEWEST_ROWS
@@ -225,18 +236,18 @@ def _affordable(
             continue
         refuse_words(data)
         rows, fewest = len(part.train), max(FEWEST_ROWS, 2 * len(part.label_names) if part.task.is_exclusive else 0)
-    seconds, needed = clock.left * SHARE_OF_FIRST, sum(each.seconds for each in passes)
+    left, needed = asked.clock.left, sum(each.seconds for each in passes)
     if not needed:
         return subset
-    computed = sum(each.rows for each in passes)
-    reader.say.print(f"estimate  {plural(computed, 'row')} to compute: about {needed:,.0f} s of {clock.left:,.0f} s")
+    computed, seconds = sum(each.rows for each in passes), left * SHARE_OF_FIRST
+    reader.say.print(f"estimate  {plural(computed, 'row')} to compute: about {needed:,.0f} s of {left:,.0f} s")
     if needed <= seconds:
         return subset
     running = sum(1 / each.speed for each in passes if each.rows)
     suffices = max(fewest, int((seconds - sum(each.start for each in passes)) / running))
     if suffices >= rows:
         return subset
-    skipped.append(
+    asked.skipped.append(
         f"{rows - suffices:,} of {rows:,} training rows: computing the features of all would take about {needed:,.0f} "
         "s; give more with --minutes"
     )
@@ -245,38 +256,39 @@ def _affordable(
 
 @dataclass(frozen=True)
 class _Lacking:
-    """How many rows a question has to compute."""
+    """Seconds that the features of a question take, of rows that are not stored; of what is loaded for it nothing."""
 
     recipe: Recipe
     spec: BackboneSpec
     target: Target
     data: Data
     part: Data
+    speed: float
 
     @classmethod
-    def of(cls, recipe: Recipe, reader: Reader, subset: int | None) -> _Lacking:
+    def of(cls, recipe: Recipe, reader: Reader, subset: int | None, speed: float) -> _Lacking:
         spec, target, data = reader.silent().inputs(recipe)
-        return cls(recipe, spec, target, data, training_part(data, subset, recipe.seed))
+        return cls(recipe, spec, target, data, training_part(data, subset, recipe.seed), speed)
 
-    def of_twin(self) -> int:
+    def of_twin(self) -> float:
         """Of `transfer`: what random weights give for the rows; none of a backbone that has no such twin."""
         try:
             twin = Target(Untrained(self.target.backbone, self.recipe.seed), self.target.config)
         except BackboneError:
-            return 0
-        return self._rows(self.part, target=twin)
+            return 0.0
+        return self._seconds(self.part, target=twin)
 
-    def of_depths(self) -> int:
+    def of_depths(self) -> float:
         """Of `layers`: one pass for all depths."""
-        return self._rows(self.part, depth=1)
+        return self._seconds(self.part, depth=1)
 
-    def of_all_splits(self) -> int:
+    def of_all_splits(self) -> float:
         """Of `audit`, which reads every row."""
-        return self._rows(self.data)
+        return self._seconds(self.data)
 
-    def _rows(self, data: Data, *, target: Target | None = None, depth: int | None = None) -> int:
+    def _seconds(self, data: Data, *, target: Target | None = None, depth: int | None = None) -> float:
         view = replace(view_of(self.recipe, self.target.backbone), depth=depth)
-        return rows_to_compute(self.spec, target or self.target, data, view)
+        return rows_to_compute(self.spec, target or self.target, data, view) / self.speed
 
 
 def _trials(
