@@ -105,7 +105,7 @@ class _Clock:
 
 
 @dataclass
-class _Asked:
+class _Budgeted:
     """What was asked within a budget, and what was not."""
 
     clock: _Clock
@@ -171,7 +171,7 @@ def advise(
     """
     name = name or reference_of(recipe)
     recipe, _ = as_recipe(recipe)
-    asked = _Asked(_Clock(minutes, time.monotonic()))
+    asked = _Budgeted(_Clock(minutes, time.monotonic()))
     references = list(dict.fromkeys([recipe.backbone, *backbones]))
     how = {"offline": offline, "allow_pickle": allow_pickle, "on_bad_row": on_bad_row, "quiet": quiet}
 
@@ -219,7 +219,7 @@ def _affordable(
     references: Sequence[str],
     reader: Reader,
     subset: int | None,
-    asked: _Asked,
+    asked: _Budgeted,
 ) -> int | None:
     """How many training rows to use, so that computing their features leaves time for questions; None for all."""
     passes, rows, fewest = [], 0, FEWEST_ROWS
