@@ -213,23 +213,17 @@ def _written(place: Place) -> str:
     return f"{place.path}\0{place.offset}\0{place.size}" if isinstance(place, FilePart) else place
 
 
-def _stats(paths: Sequence[Place]) -> npt.NDArray[np.uint64]:
-    known: dict[str, tuple[int, int, int, int]] = {}
-    return np.array([_status_of(path, known) for path in paths], np.uint64).reshape(-1, 4)
+def _stats(places: Sequence[Place]) -> npt.NDArray[np.uint64]:
+    # Of all parts of a file it is asked once.
+    files = {place.path for place in places if isinstance(place, FilePart)}
+    known = {path: _status_of(path) for path in files}
+    return np.array(
+        [known[place.path] if isinstance(place, FilePart) else _status_of(place) for place in places], np.uint64
+    ).reshape(-1, 4)
 
 
-def _status_of(place: Place, known: dict[str, tuple[int, int, int, int]] | None = None) -> tuple[int, int, int, int]:
-    """Size, mtime, ctime and inode of a file, asked once for all parts of it where ``known`` is given."""
-    if not isinstance(place, FilePart):
-        return _status_of_file(place)
-    if known is None:
-        return _status_of_file(place.path)
-    if place.path not in known:
-        known[place.path] = _status_of_file(place.path)
-    return known[place.path]
-
-
-def _status_of_file(path: str) -> tuple[int, int, int, int]:
+def _status_of(place: Place) -> tuple[int, int, int, int]:
+    path = place.path if isinstance(place, FilePart) else place
     try:
         stat = os.stat(path)  # noqa: PTH116 - a Path for each of a million files is slow
     except OSError as error:
