@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,28 +21,15 @@ import transformers
 from extract_images import jpegs, write_model
 from machine import tell_machine
 
-from hftl.ahead import ahead
 from hftl.backbones import hftl_resolve_backbone
+from hftl.backbones.protocol import Encoded
 from hftl.decoding import Decoder
 from hftl.frozen.extract import DECODED_AHEAD
 from hftl.plugins.spec import BackboneOptions
 
 
-class Timed:
-    """Seconds on the clock and of a core, of this process and of those that it waited for."""
-
-    def __init__(self) -> None:
-        self.clock, self.own, self.others = -time.perf_counter(), -time.process_time(), -children()
-
-    def end(self) -> Timed:
-        self.clock, self.own = self.clock + time.perf_counter(), self.own + time.process_time()
-        self.others += children()
-        return self
-
-
-def children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def encoded_by(decoder: Decoder, picture: bytes) -> Encoded:
+    return decoder([picture], [""])[0]
 
 
 def main() -> None:
@@ -67,21 +54,21 @@ def main() -> None:
             for what in ("threads", "processes"):
                 decoder = Decoder(backbone, count if what == "processes" else 0)
                 started = time.perf_counter()
+                decoder([encoded[0]], [""])
                 while what == "processes" and not decoder.is_ready:
-                    decoder([encoded[0]], [""])
+                    time.sleep(0.05)
                 start = time.perf_counter() - started
-                timed = Timed()
-                for place, row in enumerate(
-                    ahead(lambda row: decoder([row], [""])[0], encoded, count, DECODED_AHEAD)  # noqa: B023
-                ):
+                clock, used = -time.perf_counter(), -time.process_time()
+                rows = decoder.ahead(partial(encoded_by, decoder), encoded, count, DECODED_AHEAD)
+                for place, row in enumerate(rows):
                     if place < len(expected):
                         for name, value in row.inputs.items():
                             assert torch.equal(value, expected[place].inputs[name])
-                timed.end()
-                rates[what, count] = arguments.images / timed.clock
+                clock, used = clock + time.perf_counter(), used + time.process_time()
+                rates[what, count] = arguments.images / clock
                 print(
                     f"{count:3} {what:9}  {rates[what, count]:8.1f} images/s, "
-                    f"{timed.own / arguments.images * 1e3:6.2f} ms of this process's CPU time a picture"
+                    f"{used / arguments.images * 1e3:6.2f} ms of this process's CPU time a picture"
                     + (f"; ready after {start:.1f} s" if what == "processes" else ""),
                     flush=True,
                 )

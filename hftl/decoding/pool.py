@@ -15,7 +15,7 @@ import torch
 
 from hftl.backbones.protocol import Backbone, Encoded
 from hftl.decoding.request import Request, encoded_rows
-from hftl.decoding.wire import receive, send
+from hftl.decoding.wire import receive_message, send_message
 from hftl.wording import named_error
 
 # Run before anything else in the new interpreter, which must not look for modules in the folder where it starts.
@@ -83,8 +83,8 @@ class Pool:
                 return None
             channel = self._free.pop()
         try:
-            send(channel, request)
-            answer: list[Encoded] | None = receive(channel)
+            send_message(channel, request)
+            answer: list[Encoded] | None = receive_message(channel)
         except BaseException as error:
             # An answer that nobody took must not be that of the next row.
             self._drop(channel)
@@ -146,9 +146,9 @@ class Pool:
                     )
             for each in theirs:
                 each.close()
-            send(self._control, (backbone, sample))
+            send_message(self._control, (backbone, sample))
             (expected,) = encoded_rows(backbone, sample)
-            answer = receive(self._control)
+            answer = receive_message(self._control)
         except (EOFError, ConnectionError):
             self._fail("the process that was to decode ended at its start")
         except Exception as error:

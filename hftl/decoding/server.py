@@ -21,7 +21,7 @@ import torch
 
 from hftl.backbones.protocol import Backbone, Encoded
 from hftl.decoding.request import Request, encoded_rows
-from hftl.decoding.wire import receive, send
+from hftl.decoding.wire import receive_message, send_message
 from hftl.lifetime import end_with_parent
 from hftl.wording import named_error
 
@@ -44,15 +44,15 @@ def serve(control: int, workers: list[int], parent: int) -> None:
     _warn_as_errors()
     try:
         # The row also brings in what the backbone imports late, before there are processes that would each do it.
-        backbone, sample = receive(channel)
+        backbone, sample = receive_message(channel)
         answer = encoded_rows(backbone, sample)
     except EOFError:
         return
     except Exception as error:  # classes that are not here, or settings that a plugin made only there
-        send(channel, f"its preprocessing does not work in another process ({named_error(error)[:160]})")
+        send_message(channel, f"its preprocessing does not work in another process ({named_error(error)[:160]})")
         return
     if (threads := len(list(Path("/proc/self/task").iterdir()))) > 1:
-        send(channel, f"its preprocessing starts threads ({threads - 1}), after which no process can be forked")
+        send_message(channel, f"its preprocessing starts threads ({threads - 1}), after which no process can be forked")
         return
     # Objects that are never looked at again stay in memory that all processes share.
     gc.collect()
@@ -68,7 +68,7 @@ def serve(control: int, workers: list[int], parent: int) -> None:
             _work(own, backbone, server)
     for each in sockets:
         each.close()
-    send(channel, answer)
+    send_message(channel, answer)
     while not select.select([channel], [], [], SECONDS_BETWEEN_CHECKS)[0] and os.getppid() == parent:
         pass
 
@@ -80,7 +80,7 @@ def _work(channel: socket.socket, backbone: Backbone, server: int) -> None:
         with suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(FIRST_TO_END)
         while os.getppid() == server:
-            send(channel, _answered(backbone, receive(channel)))
+            send_message(channel, _answered(backbone, receive_message(channel)))
     finally:
         # Nothing of the server's is closed or written a second time.
         os._exit(0)

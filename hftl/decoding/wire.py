@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 
-def send(channel: socket.socket, value: Any) -> None:
+def send_message(channel: socket.socket, value: Any) -> None:
     """Send one message; blocks until the other side has taken most of it.
 
     Raises:
@@ -34,7 +34,7 @@ def send(channel: socket.socket, value: Any) -> None:
         channel.sendall(part)
 
 
-def receive(channel: socket.socket) -> Any:
+def receive_message(channel: socket.socket) -> Any:
     """The next message; blocks until all of it is here.
 
     Raises:
