@@ -17,6 +17,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from machine import tell_machine
 
 import hftl
 from hftl import Head, Layers, Recipe
@@ -89,4 +90,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from machine import tell_machine
 from PIL import Image
 
 import hftl
@@ -332,4 +333,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from machine import tell_machine
 
 from hftl.criterion import Criterion
 from hftl.data import Data, Texts
@@ -225,4 +226,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

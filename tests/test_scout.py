@@ -25,7 +25,7 @@ from hftl.frozen.budget import keep_remembered
 from hftl.frozen.view import View, open_space
 from hftl.plugins.registry import find
 from hftl.plugins.spec import BackboneOptions
-from hftl.scout.cost import first_pass, rows_to_compute
+from hftl.scout.cost import count_lacking, first_pass
 from hftl.scout.curve import _measured as measured_sizes
 from hftl.scout.stored import TrainingRows, reading
 from hftl.scout.transfer import transfer
@@ -364,7 +364,7 @@ def test_what_a_first_pass_takes_is_asked_of_what_is_not_stored(recipe: Path, mo
     assert before.rows == sum(data.sizes().values())
     assert before.start < before.seconds < float("inf")
     # Nothing was stored by asking, and what was measured is remembered.
-    assert rows_to_compute(spec, target, data, View()) == before.rows
+    assert count_lacking(spec, target, data, View()) == before.rows
     assert first_pass(spec, target, data, View()).speed == pytest.approx(before.speed, abs=1e-3)
     hftl.features(made, quiet=True)
     assert first_pass(spec, target, data, View()).seconds == 0

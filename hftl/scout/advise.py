@@ -30,7 +30,7 @@ from hftl.runs.again import RecipeLike, as_recipe, reference_of
 from hftl.scored import Score, better_by, scored
 from hftl.scout.answer import Answer
 from hftl.scout.audit import audit
-from hftl.scout.cost import first_pass, rows_to_compute
+from hftl.scout.cost import count_lacking, first_pass
 from hftl.scout.curve import curve
 from hftl.scout.layers import layers
 from hftl.scout.rank import cheapest_of_best, rank
@@ -288,7 +288,7 @@ class _Lacking:
 
     def _seconds(self, data: Data, *, target: Target | None = None, depth: int | None = None) -> float:
         view = replace(view_of(self.recipe, self.target.backbone), depth=depth)
-        return rows_to_compute(self.spec, target or self.target, data, view) / self.speed
+        return count_lacking(self.spec, target or self.target, data, view) / self.speed
 
 
 def _trials(

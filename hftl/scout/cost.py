@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from hftl.ahead import ahead
 from hftl.backbones.batching import batch_groups, on_device
 from hftl.backbones.protocol import Encoded, Target
 from hftl.backbones.weights import tensor_shapes
 from hftl.data import Data, Files, Texts
+from hftl.decoding import decoder_of
 from hftl.frozen.budget import keep_remembered, ramp_for, remembered, within_budget
 from hftl.frozen.depths import Models
 from hftl.frozen.extract import device_name
@@ -86,8 +85,10 @@ def measured_speed(model: nn.Module, target: Target, rows: Files | Texts, *, wha
     memory = FeatureStore(cache_root()).root / "batches.json"
     ramp = ramp_for(device, by_tokens=by_tokens, key=f"{what} {device_name(device)}", memory=memory)
 
+    decoder = decoder_of(backbone)
+
     def encode(row: int) -> Encoded:
-        return backbone.encode([rows[row]], [rows.name(row)])[0]
+        return decoder([rows[row]], [rows.name(row)])[0]
 
     def run(batch: list[Encoded]) -> None:
         for group in batch_groups(batch, equal_lengths=equal_lengths):
@@ -102,7 +103,7 @@ def measured_speed(model: nn.Module, target: Target, rows: Files | Texts, *, wha
     with torch.inference_mode():
         run([encode(row) for row in every[:FIRST_ROWS]])
         started, total = time.monotonic(), len(rows)
-        ready = ahead(encode, every, os.cpu_count() or 1, depth=FIRST_ROWS)
+        ready = decoder.ahead(encode, every, decoder.threads, FIRST_ROWS)
         if by_tokens:
             texts = sorted(ready, key=lambda row: -row.cost)
             ready, total = iter(texts), sum(map(work_of, texts))
@@ -148,7 +149,7 @@ def first_pass(spec: BackboneSpec, target: Target, data: Data, view: View) -> Fi
         CutError: it cannot be cut exactly.
         BadRowError: a row cannot be decoded.
     """
-    rows = rows_to_compute(spec, target, data, view)
+    rows = count_lacking(spec, target, data, view)
     if not rows:
         return FirstPass(0, 0.0, math.inf)
     started = time.monotonic()
@@ -168,7 +169,7 @@ def first_pass(spec: BackboneSpec, target: Target, data: Data, view: View) -> Fi
     return FirstPass(rows, start, measured_once(f"rows/s {what}", measure))
 
 
-def rows_to_compute(spec: BackboneSpec, target: Target, data: Data, view: View) -> int:
+def count_lacking(spec: BackboneSpec, target: Target, data: Data, view: View) -> int:
     """How many rows of some data have no features in the store."""
     return len(stored_rows(FeatureStore(cache_root()), spec, target, data, view).missing)
 
