@@ -79,11 +79,13 @@ class Decoder:
         """
         request = Request(contents, names, changes)
         pool = self._pool if names else None
+        left = pool.left if pool is not None else 0
         encoded = pool(request) if pool is not None else None
         before = time.thread_time()
         if encoded is None:
             encoded = encoded_rows(self.backbone, request)
-            if pool is not None and pool.ready:
+            # Where one of the processes was ended meanwhile, none refused the rows.
+            if pool is not None and pool.ready and pool.left == left:
                 self._count_refused(pool)
         with self._lock:
             self._stretch.rows += len(encoded)
@@ -140,15 +142,13 @@ class Decoder:
             self._may_start = False
 
     def _count_refused(self, pool: Pool) -> None:
-        """Note a row that no process read and this one could."""
-        if not pool.left:
-            return
+        """Note rows that no process read and this one could."""
         with self._lock:
             self._refused += 1
             unlike = self._refused == REFUSED
         if unlike:
             pool.why_not = "other processes could not read what this one reads"
-            self.close()
+            pool.close()
 
     def _saw_waiting(self, seconds: float) -> None:
         """Learn how long a result was waited for; called by whoever takes them."""
