@@ -78,6 +78,26 @@ class Rows(Protocol):
         """What makes of that content the one to encode; None where it is that already."""
 
 
+class Extractor(Protocol):
+    """What sees to it that rows' features are stored, as `extract` does."""
+
+    def __call__(
+        self,
+        target: Target,
+        views: dict[View, Space],
+        rows: ConcatRows,
+        digests: Digests,
+        process: Process,
+        *,
+        store: FeatureStore,
+        beside: dict[View, Space] | None = None,
+        quiet: bool = False,
+        on_bad_row: str = "error",
+        among: np.ndarray | None = None,
+    ) -> ExtractReport:
+        """See `extract`."""
+
+
 class ConcatRows:
     """The rows of several splits, one after the other."""
 
@@ -90,18 +110,19 @@ class ConcatRows:
 
     def __getitem__(self, row: int) -> Any:
         """The row's content: encoded bytes, read now, or strings."""
-        part, inside = self._where(row)
+        part, inside = self.where(row)
         return part[inside]
 
     def name(self, row: int) -> str:
         """The row's name for a person."""
-        part, inside = self._where(row)
+        part, inside = self.where(row)
         return part.name(inside)
 
     def change(self, row: int) -> None:
         """Rows are encoded as they are."""
 
-    def _where(self, row: int) -> tuple[Files | Texts, int]:
+    def where(self, row: int) -> tuple[Files | Texts, int]:
+        """The part that has a row, and its place there."""
         number = int(np.searchsorted(self.starts, row, side="right")) - 1
         return self.parts[number], row - self.starts[number]
 
@@ -119,7 +140,10 @@ def digest_rows(inputs: Files | Texts, index: StatIndex) -> tuple[Digests, dict[
     for i in range(len(inputs)):
         path = inputs.path(i)
         try:
-            rows.append(path if path is not None and path.is_file() else inputs.read(i))
+            if (part := inputs.part(i)) is not None:
+                rows.append(part)
+            else:
+                rows.append(path if path is not None and path.is_file() else inputs.read(i))
         except BadRowError as error:
             bad[i] = error
             rows.append(b"")
@@ -164,18 +188,28 @@ def extract(
     """
     beside = beside or {}
     lacking = {view: ~space.known(digests) for view, space in (views | beside).items()}
-    # Copies of a row share its digest and are computed once.
-    _, first = np.unique(digests, axis=0, return_index=True)
-    wanted = np.logical_or.reduce([lacking[view] for view in views])[first]
-    if among is not None:
-        wanted &= among[first]
-    missing = np.sort(first[wanted])[process.rank :: process.world]
+    missing = rows_to_compute([lacking[view] for view in views], digests, among)[process.rank :: process.world]
     skip = on_bad_row == "skip"
     work = _Extraction(target, views, rows, digests, lacking, process.device, beside=beside, store=store, skip=skip)
     if len(missing) or any(space.info is None for space in views.values()):
         with Progress("features", len(missing), quiet=quiet or process.rank > 0) as progress:
             work.run(missing, progress)
     return work.report
+
+
+def rows_to_compute(lacking: Sequence[np.ndarray], digests: Digests, among: np.ndarray | None = None) -> np.ndarray:
+    """The rows to compute, int64, ascending: copies of a row share its digest and are computed once.
+
+    Args:
+        lacking: for each view, which rows its space lacks, bool (n,).
+        digests: the rows' names, uint8 (n, 16).
+        among: the rows to look at, bool (n,); None for all of them.
+    """
+    _, first = np.unique(digests, axis=0, return_index=True)
+    wanted = np.logical_or.reduce(lacking)[first]
+    if among is not None:
+        wanted &= among[first]
+    return np.sort(first[wanted])
 
 
 class _Extraction:
