@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import yaml
 from PIL import Image
 from runs import Cli
 from test_run import write_recipe
+from test_tar_shards import as_shards, pictures
 
 from hftl import Recipe, features
 from hftl.data import load_data
@@ -138,7 +140,7 @@ class Job:
 
     def __init__(self, recipe: Recipe, **changes: object) -> None:
         spec, backbone = backbone_of(recipe, BackboneOptions())
-        self.data = load_data(recipe.data, wants="file", suffixes=backbone.suffixes)
+        self.data = load_data(recipe.data, wants=backbone.wants, suffixes=backbone.suffixes)
         store, view = FeatureStore(cache_root()), View.of(backbone, "native", "no")
         self.space = open_space(store, backbone, spec.origin, view)
         self.rows = ConcatRows([self.data.train.inputs])
@@ -171,6 +173,26 @@ def test_a_block_may_be_done_twice(small: Recipe):
     assert (space.rows, space.shards) == (len(job.rows), 1)
 
 
+@pytest.mark.parametrize("kind", ["texts", "pairs", "shards"])
+def test_rows_of_other_kinds_are_those_of_one_process(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    if kind == "shards":
+        data, backbone = (
+            as_shards(tmp_path / "shards", pictures(tmp_path / "images")),
+            tiny.save("vit", tmp_path / "vit"),
+        )
+    else:
+        data = runs.write_texts(tmp_path / "data.csv", 40, pairs=kind == "pairs")
+        backbone = tiny.save("bert", tmp_path / "bert")
+    recipe = Recipe(backbone=str(backbone), data=str(data))
+    job = Job(recipe)
+    assert job.told() == {"bad": [], "rounding": 0.0}
+    # The training rows, all of which are stored.
+    made = job.space.gather(job.digests)["features"]
+    monkeypatch.setenv("HFTL_CACHE", str(tmp_path / "alone"))
+    alone = features(recipe, quiet=True)
+    np.testing.assert_allclose(made, alone.matrix[alone.split == "train"], atol=1e-5)
+
+
 def test_a_file_that_is_another_one_for_a_worker_is_refused(small: Recipe):
     job = Job(small, on_bad_row="skip")
     path = job.data.train.inputs.path(2)
@@ -201,6 +223,15 @@ def test_a_backbone_that_is_another_one_for_a_worker_is_refused(small: Recipe):
     assert isinstance(error, BackboneError)
     assert "is not the same on a worker of Ray: weights differ" in str(error)
     assert FeatureStore(cache_root()).spaces() == []
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once(small: Recipe, cli: Cli, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{nobody.getsockname()[1]}")
+        assert cli("features", written(small, tmp_path), "--on", "ray") == 1
+    assert re.search(r"hftl: RAY_ADDRESS=127.0.0.1:\d+: no cluster answers there: ConnectionRefusedError", cli.err)
 
 
 def test_what_ray_cannot_do_is_said_in_one_line(small: Recipe, cli: Cli, tmp_path: Path, monkeypatch):
