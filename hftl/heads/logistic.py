@@ -17,7 +17,8 @@ from hftl.heads.calibration import fit_temperature
 from hftl.heads.fit import HeadFit, HeldOutLogits, LinearOptions
 from hftl.heads.folds import folds_for, task_folds
 from hftl.heads.learnable import Learnable, best_constant
-from hftl.heads.objective import EVERY_ROW, NO_FOLD, FoldRows, Objective, Stacked
+from hftl.heads.matrix import Matrix
+from hftl.heads.objective import EVERY_ROW, NO_FOLD, FoldRows, Objective
 from hftl.heads.panel import HeldOut, Panel
 from hftl.heads.path import (
     PATH_TOLERANCE,
@@ -33,7 +34,7 @@ from hftl.tasks import Link
 
 
 def fit_logistic(
-    features: Tensor, labels: Tensor, weights: Tensor, options: LinearOptions, validation: tuple[Tensor, Tensor] | None
+    features: Matrix, labels: Tensor, weights: Tensor, options: LinearOptions, validation: tuple[Matrix, Tensor] | None
 ) -> HeadFit:
     """Solve, choose, refit and calibrate a logistic head.
 
@@ -96,7 +97,7 @@ def fit_logistic(
 
 
 def held_out_logistic(
-    features: Tensor, labels: Tensor, weights: Tensor, options: LinearOptions, parts: int
+    features: Matrix, labels: Tensor, weights: Tensor, options: LinearOptions, parts: int
 ) -> HeldOutLogits:
     """Logits of training rows by heads that have not seen them, at the strength that the folds choose.
 
@@ -125,7 +126,7 @@ def held_out_logistic(
 
 
 def _judged_in_parts(
-    training: tuple[Tensor, Tensor, Tensor],
+    training: tuple[Matrix, Tensor, Tensor],
     problem: tuple[Learnable, Basis, Tensor],
     chosen: Candidate,
     options: LinearOptions,
@@ -193,7 +194,7 @@ class _Problem:
 
 
 def _pose(
-    features: Tensor, labels: Tensor, weights: Tensor, options: LinearOptions, validation: tuple[Tensor, Tensor] | None
+    features: Matrix, labels: Tensor, weights: Tensor, options: LinearOptions, validation: tuple[Matrix, Tensor] | None
 ) -> _Problem:
     # Further views say nothing new of a label.
     learnable = Learnable.of(labels[: options.rows], options)
@@ -211,9 +212,9 @@ def _pose(
     start = torch.zeros(basis.rank + 1, outputs, dtype=torch.float64, device=labels.device)
     if options.bias:
         start[-1] = best_constant(labels, weights, learnable.link, outputs)
-    seen: Tensor | Stacked = features
+    seen = features
     if validation is not None:
-        seen = Stacked(features, validation[0])
+        seen = Matrix.stacked(features, validation[0])
         labels, weights, folds = learnable.with_validation((labels, weights, folds), validation[1], fold=0)
     columns = outputs * max(1, int(folds.max()) + 1)
     rows = FoldRows(seen, labels, weights, folds, basis, columns=columns)
