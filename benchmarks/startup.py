@@ -56,6 +56,11 @@ def install(folder: Path, count: int) -> None:
 BARE = "import torch; from transformers import AutoTokenizer, {0}; {0}"
 
 
+def installed() -> dict[str, str]:
+    """The environment of a process that reads bytecode, as where pip installed hftl; the first one writes it."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def seconds(environment: dict[str, str], *arguments: str) -> float:
     """CPU seconds of a Python process; of `hftl --help` without arguments."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -78,7 +83,7 @@ def main() -> int:
         path = os.pathsep.join([name, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         names = ",".join(f"plugin-{i}" for i in range(options.plugins))
         # The same path in both, so that only loading differs.
-        with_plugins = {**os.environ, "PYTHONPATH": path, "HFTL_PLUGINS": names}
+        with_plugins = {**installed(), "PYTHONPATH": path, "HFTL_PLUGINS": names}
         without = {**with_plugins, "HFTL_PLUGINS": ""}
         for environment in (with_plugins, without):
             seconds(environment)
@@ -97,7 +102,7 @@ def main() -> int:
 def predict(run: Path, repeats: int) -> int:
     """One text by a run, and a bare process that imports what its model needs, in turns."""
     (architecture,) = json.loads((run / "model" / "config.json").read_text())["architectures"]
-    environment = dict(os.environ)
+    environment = installed()
     bare, asked = ("-c", BARE.format(architecture)), ("-m", "hftl", "predict", str(run), "one short text")
     seconds(environment, *bare)
     seconds(environment, *asked)

@@ -196,7 +196,7 @@ def _columns_of(
         found = columns()
     except MissingRowsError:
         # A shard proved damaged only now and was set aside: its rows are computed again, once.
-        report = computed_by_all(share)
+        report = summed([report, computed_by_all(share)])
         found = columns()
     if process.rank == 0:
         for space in spaces.values():
