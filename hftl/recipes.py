@@ -141,11 +141,12 @@ class Recipe(Options):
 
         return read_row_refs(Path(drop).expanduser())
 
-    @field_validator("memory")
+    @field_validator("memory", mode="before")
     @classmethod
-    def _is_size(cls, memory: str | None) -> str | None:
-        if memory is not None:
-            size_in_bytes(memory)
+    def _is_size(cls, memory: Any) -> Any:
+        # A bare number is told which unit it lacks.
+        if isinstance(memory, (str, int, float)):
+            size_in_bytes(str(memory))
         return memory
 
     @field_validator("metrics")

@@ -13,11 +13,11 @@ from hftl.terminal import Terminal
 from hftl.wording import human_bytes
 
 # Of a row, beside its features: its name and place in the store, label, weight, fold, and what sorts them.
-_ROW_BYTES = 200
+_ROW_BYTES = 160
 # Of each label of a row: its logit by the heads of folds, and copies of that while it is judged.
-_LABEL_BYTES = 24
+_LABEL_BYTES = 16
 # What is there however few rows there are: a mapped shard, blocks, the heads of all folds and their history.
-_FIXED_BYTES = 200 << 20
+_FIXED_BYTES = 128 << 20
 # Where nobody says how much: the share of what is free that is taken at most.
 _FREE_SHARE = 0.5
 _CGROUP = Path("/sys/fs/cgroup")

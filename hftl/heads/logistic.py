@@ -82,9 +82,10 @@ def fit_logistic(
         report["classes_of_one_row"] = learnable.index[torch.unique(stay[~torch.isin(stay, held)])].tolist()
     held_out = None
     if chosen is not None:
-        judged = _held_out(problem, chosen)
-        report |= problem.panel.report(judged.logits[:, learnable.index], chosen.temperature)
-        held_out = judged if validation is None else None
+        judged = judged_logits(chosen, problem.panel, problem.stack, problem.rows)
+        report |= problem.panel.report(judged, chosen.temperature)
+        if validation is None:
+            held_out = HeldOutLogits(problem.held_out.index, learnable.with_constants(judged), chosen.strength)
     elif options.aim.metric == "coverage":
         raise DataError(
             "coverage: no class has two rows, so no row can be held out to choose a threshold on: leave it out"
@@ -116,7 +117,8 @@ def held_out_logistic(
     if chosen is None:
         raise DataError("labels: no class has two rows, so no row can be held out")
     if parts == 1:
-        return _held_out(problem, chosen)
+        judged = judged_logits(chosen, problem.panel, problem.stack, problem.rows)
+        return HeldOutLogits(problem.held_out.index, problem.learnable.with_constants(judged), chosen.strength)
     learnable, index = problem.learnable, problem.held_out.index
     labels, weights = learnable.restrict(labels, weights)
     basis, folds = problem.basis, problem.folds
@@ -245,9 +247,3 @@ def _choose_strength(problem: _Problem, options: LinearOptions) -> tuple[Candida
     (path,) = walk(problem.rows, [problem.panel], problem.stack, strengths)
     chosen, told = chosen_from(path, options)
     return chosen, {**told, "chosen_on": f"{int(problem.folds.max()) + 1} folds"}
-
-
-def _held_out(problem: _Problem, chosen: Candidate) -> HeldOutLogits:
-    """Logits of the rows in folds, after the temperature; what has no training row stands at its constant."""
-    learnt = problem.learnable.with_constants(judged_logits(chosen, problem.panel, problem.stack, problem.rows))
-    return HeldOutLogits(problem.held_out.index, learnt, chosen.strength)
