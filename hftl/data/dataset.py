@@ -85,7 +85,9 @@ class TextColumns(Sequence[tuple[str, ...]]):
 
     def take(self, rows: Indices) -> list[tuple[str, ...]]:
         """Some rows as Python has them."""
-        cells = [_cells(column, starts, rows) for column, starts in zip(self._columns, self._starts, strict=True)]
+        cells = [
+            _chosen_cells(column, starts, rows) for column, starts in zip(self._columns, self._starts, strict=True)
+        ]
         return list(zip(*cells, strict=True))
 
     def lengths(self, rows: Indices) -> Indices:
@@ -100,7 +102,7 @@ class TextColumns(Sequence[tuple[str, ...]]):
         return sum(int(column.nbytes) for column in self._columns)
 
 
-def _cells(column: pa.ChunkedArray, starts: Indices, rows: Indices) -> list[str]:
+def _chosen_cells(column: pa.ChunkedArray, starts: Indices, rows: Indices) -> list[str]:
     """Some cells of a column whose chunks begin at ``starts``."""
     # Each chunk for itself: Arrow would join all of them first, and cannot where they are larger than 2 GB together.
     chunk = np.searchsorted(starts, rows, side="right") - 1

@@ -290,10 +290,10 @@ def split_inputs(source: RawData, split: SplitName, columns: Sequence[str], want
         return Texts(
             [(_read_text(files, row),) for row in range(len(files))], [files.name(row) for row in range(len(files))]
         )
-    return Texts(TextColumns([_as_text(column) for column in cells]), part.names, rows)
+    return Texts(TextColumns([_text_column(column) for column in cells]), part.names, rows)
 
 
-def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _text_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column's values as texts, in Arrow."""
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return column

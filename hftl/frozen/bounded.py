@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,8 @@ _FIXED_BYTES = 128 << 20
 # Where nobody says how much: the share of what is free that is taken at most.
 _FREE_SHARE = 0.5
 _CGROUP = Path("/sys/fs/cgroup")
+# From malloc.h: blocks of at least so many bytes are mapped each for itself.
+_M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Memory:
         Raises:
             RecipeError: what has to be in memory is more than was stated.
         """
-        most = self.stated if self.stated is not None else int(_FREE_SHARE * free_bytes())
+        most = self.stated if self.stated is not None else int(_FREE_SHARE * free_memory())
         beside = self.held + rows * (_ROW_BYTES + self.labels * _LABEL_BYTES)
         features = 4 * cut.width * rows
         # They are copied once, centred and scaled, where nearest neighbours are looked for.
@@ -94,7 +98,20 @@ def _said(size: int) -> str:
     return f"{-(-size // 10**6)}M" if size < 10**10 else f"{-(-size // 10**9)}G"
 
 
-def free_bytes() -> int:
+def give_back_freed() -> None:
+    """Let glibc hand large blocks back to the system as soon as they are freed; nothing where the C library is another.
+
+    It keeps those of up to 32 MB for itself otherwise, in pieces that no block of another size fits into: beside
+    500 MB in use there were 200 MB of them.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+
+
+def free_memory() -> int:
     """Memory that is free here: the machine's, or what is left of the container's."""
     free = int(psutil.virtual_memory().available)
     try:

@@ -20,7 +20,7 @@ from hftl.data.limit import limited
 from hftl.data.marks import Division
 from hftl.errors import RecipeError
 from hftl.frozen.augmented import Views, add_views, check_views
-from hftl.frozen.bounded import Memory
+from hftl.frozen.bounded import Memory, give_back_freed
 from hftl.frozen.features import StoredFeatures, features_of
 from hftl.frozen.rounding import error_in_words
 from hftl.frozen.view import View
@@ -46,6 +46,8 @@ def inputs_of(
         options: of the backbone.
         set_aside: whether rows are drawn to test on where the data bring none.
     """
+    if recipe.memory is not None:
+        give_back_freed()
     if recipe.depth == "auto":
         raise RecipeError("depth='auto' is for `hftl run`, which chooses one: give a number, or leave it out")
     spec = find(recipe.backbone)

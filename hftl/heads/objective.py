@@ -76,7 +76,7 @@ class FoldRows:
         resident = len(features) * (basis.rank + 1) * 4 <= features.resident_bytes
         most = _BLOCK_ROWS[1] if resident else _CENTRED_ROWS.get(features.device.type, _BLOCK_ROWS[1])
         block_rows = min(max(logits // columns, _BLOCK_ROWS[0]), most)
-        self._parts = [(part, _spans(folds[part.rows], block_rows)) for part in features.parts]
+        self._parts = [(part, _spans_by_fold(folds[part.rows], block_rows)) for part in features.parts]
         # What float32 subtracts from float32 is the nearest number to the mean; the rest is corrected in the bias.
         self._centre = basis.mean.float()
         self._rest = (basis.mean - self._centre)[:, None]
@@ -145,7 +145,7 @@ class FoldRows:
         return torch.cat([matmul(centred[:, :-1], self._inner.float()), centred[:, -1:]], 1)
 
 
-def _spans(folds: Tensor, most: int) -> list[tuple[int, Tensor]]:
+def _spans_by_fold(folds: Tensor, most: int) -> list[tuple[int, Tensor]]:
     """Places of rows (n,) by fold, so many at most together."""
     # Stable, so that the same rows give the same blocks, and sums the same bits.
     order = torch.argsort(folds, stable=True)
