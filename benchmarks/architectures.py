@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from machine import tell_machine
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
@@ -409,4 +410,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

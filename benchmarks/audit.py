@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from machine import tell_machine
 from PIL import Image
 
 import hftl
@@ -261,4 +262,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

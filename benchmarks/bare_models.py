@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from architectures import SPECIAL, Outcome, picture_size, pictures, shrunk
+from machine import tell_machine
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -223,4 +224,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import tell_machine
 
 import hftl
 from hftl.backbones.loading import load_backbone
@@ -88,4 +89,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

@@ -11,6 +11,8 @@ import os
 import tempfile
 import time
 
+from machine import tell_machine
+
 import hftl
 from hftl import progress
 
@@ -45,4 +47,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

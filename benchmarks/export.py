@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from machine import tell_machine
 
 
 def main() -> None:
@@ -127,4 +128,5 @@ def memory() -> tuple[float, float]:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

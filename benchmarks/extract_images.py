@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import transformers
+from machine import tell_machine
 from PIL import Image, ImageFilter
 
 from hftl.ahead import ahead
@@ -119,4 +120,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

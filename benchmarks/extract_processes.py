@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv
+from machine import tell_machine
 
 RECIPE = """
 from hftl import Head, Recipe, recipe
@@ -64,4 +65,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

@@ -22,6 +22,7 @@ from pathlib import Path
 import pyarrow.csv
 import torch
 import transformers
+from machine import tell_machine
 from sentence_transformers import SentenceTransformer
 
 from hftl.backbones import hftl_resolve_backbone
@@ -97,4 +98,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

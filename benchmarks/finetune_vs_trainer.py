@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import tell_machine
 
 WARM_UP = 5
 
@@ -278,4 +279,5 @@ def micro_batches(rows: Any, epoch: int) -> list[list[int]]:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import tell_machine
 
 CASES = {"pictures": (8, 11), "text": (4, 5), "digits": (3,)}
 TARGETS = {("pictures", 8): 1.6, ("pictures", 11): 3.5, ("text", 4): 1.5, ("text", 5): 2.5}
@@ -154,4 +155,5 @@ def clocks() -> tuple[float, float]:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

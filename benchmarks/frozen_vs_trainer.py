@@ -21,6 +21,7 @@ import pyarrow.csv
 import torch
 import transformers
 from datasets import Dataset
+from machine import tell_machine
 
 from hftl import Head, Recipe, run
 
@@ -89,4 +90,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

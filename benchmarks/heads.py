@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from machine import tell_machine
 from safetensors import safe_open
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
@@ -223,4 +224,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

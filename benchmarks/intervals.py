@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import tell_machine
 from scipy.special import stdtrit
 
 from hftl.heads import fit_linear, fit_linear_folds
@@ -214,6 +215,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
+    tell_machine()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("test", "cv", "speed"))
     parser.add_argument("file", nargs="?", type=Path)

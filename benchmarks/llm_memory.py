@@ -21,6 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from machine import tell_machine
+
 WORDS = ["the", "a", "one", "two", "red", "blue", "cat", "dog", "bird", "sat", "ran", "flew", "over", "under", "mat"]
 DTYPES = {"bf16": "bfloat16", "no": "float32"}
 
@@ -127,4 +129,5 @@ def resident(field: str) -> int:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import tell_machine
 
 METHODS = ("head", "lora", "partial", "full", "full, random head")
 
@@ -134,6 +135,7 @@ def run_one(job: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     if len(sys.argv) == 2 and sys.argv[1].startswith("{"):
         run_one(json.loads(sys.argv[1]))
     else:

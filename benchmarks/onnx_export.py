@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import tell_machine
 
 import hftl
 from hftl.convert import BATCH_ROWS, data_of_run
@@ -54,5 +55,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     torch.set_grad_enabled(False)
     main()

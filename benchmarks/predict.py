@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 import transformers
+from machine import tell_machine
 from PIL import Image
 
 import hftl
@@ -176,4 +177,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

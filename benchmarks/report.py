@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+from machine import tell_machine
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -57,4 +59,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from machine import tell_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -67,4 +68,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

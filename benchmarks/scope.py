@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from machine import tell_machine
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
@@ -91,4 +92,5 @@ def _spread(name: str, values: list[float]) -> str:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import tell_machine
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageClassification
 
@@ -206,6 +207,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
+    tell_machine()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["coverage", "seconds", "memory", "threads", "noise", "agreement"])
     parser.add_argument("data", nargs="?", default="sample:digits")

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from machine import tell_machine
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -83,4 +84,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

@@ -18,6 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+from machine import tell_machine
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -82,4 +83,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

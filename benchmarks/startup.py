@@ -20,6 +20,8 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+from machine import tell_machine
+
 LIMIT = 0.15
 PLUGIN = '''
 import hftl
@@ -113,4 +115,5 @@ def predict(run: Path, repeats: int) -> int:
 
 
 if __name__ == "__main__":
+    tell_machine()
     sys.exit(main())

@@ -13,6 +13,7 @@ import argparse
 
 import numpy as np
 import torch
+from machine import tell_machine
 
 from hftl.heads import thresholds
 from hftl.heads.thresholds import best_thresholds, f1_scores
@@ -56,4 +57,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from llm_memory import resident
+from machine import tell_machine
 
 import hftl
 from hftl.frozen.matrix import Features
@@ -179,4 +180,5 @@ def memory(words: int) -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import tell_machine
 from PIL import Image
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -179,4 +180,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

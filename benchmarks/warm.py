@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import tell_machine
 from PIL import Image
 
 from hftl.store.digests import digest_texts
@@ -168,4 +169,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

@@ -19,6 +19,7 @@ from pathlib import Path
 import pyarrow.csv
 import transformers
 from extract_images import jpegs
+from machine import tell_machine
 
 from hftl import Head, Recipe, features
 
@@ -61,4 +62,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tell_machine()
     main()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from typing import Literal
 
 from hftl.backbones.bare import Bare
 from hftl.backbones.protocol import Backbone
 from hftl.backbones.sentence import POOLINGS
 from hftl.data import Data
 from hftl.errors import RecipeError
+from hftl.frozen.extract import extract
 from hftl.frozen.matrix import Features
+from hftl.frozen.on_ray import RayExtractor, check_ray
 from hftl.frozen.recipe import inputs_of, probe_of, stored_features, view_of, views_of
 from hftl.frozen.shares import Share, StoredRows, stored_rows
 from hftl.frozen.stored_matrix import StoredMatrix
@@ -36,6 +39,7 @@ def features(
     quiet: bool = False,
     on_bad_row: str = "error",
     part: str | None = None,
+    on: Literal["ray"] | None = None,
 ) -> Features:
     """Compute what is missing of a recipe's features and return all of them, without training.
 
@@ -48,6 +52,7 @@ def features(
         quiet: print nothing but errors.
         on_bad_row: ``"error"``, or ``"skip"`` to leave out rows that cannot be decoded.
         part: ``"3/64"`` for every 64th row alone, from the third on, where other machines do the others.
+        on: ``"ray"`` to compute on the workers of a Ray cluster; None for this process.
 
     Raises:
         UserError: the recipe, its data or its backbone cannot be used.
@@ -62,6 +67,7 @@ def features(
         quiet=quiet,
         on_bad_row=on_bad_row,
         part=part,
+        on=on,
     ).in_memory()
 
 
@@ -75,16 +81,26 @@ def stored_matrix(
     quiet: bool = False,
     on_bad_row: str = "error",
     part: str | None = None,
+    on: Literal["ray"] | None = None,
 ) -> StoredMatrix:
     """As `features`, of which the matrix stays in the store, however large it is."""
     recipe, _ = as_recipe(recipe)
     share = Share.parse(part) if part else None
     say = Terminal(quiet=quiet or not start_processes().is_main_process)
     recipe = _pooled_by(recipe, pooling)
+    augmented = views_of(recipe)
+    if on is not None:
+        check_ray()
+        if start_processes().num_processes > 1:
+            raise RecipeError("--on ray starts workers of its own: run it without a launcher")
+        if augmented:
+            say.print("views     left out: Ray's workers compute pictures as they are; a run computes the others")
+            augmented = None
     probe = probe_of(recipe)
+    options = BackboneOptions(recipe.max_length, offline, allow_pickle)
     with quiet_libraries(), staying_offline(offline):
         with met_everywhere():
-            spec, target, data = inputs_of(recipe, say, BackboneOptions(recipe.max_length, offline, allow_pickle))
+            spec, target, data = inputs_of(recipe, say, options)
             if share:
                 data = share.of_data(data)
                 say.print(f"part      {part}: {sum(data.sizes().values()):,} of these rows")
@@ -100,7 +116,8 @@ def stored_matrix(
             on_bad_row=on_bad_row,
             quiet=quiet,
             gather=False,
-            augmented=views_of(recipe),
+            augmented=augmented,
+            by=RayExtractor(recipe, options, data.task, data.label_names) if on else extract,
         )
     return StoredMatrix.of(stored, data)
 

@@ -79,15 +79,20 @@ def follow_launcher() -> None:
     if launcher is None and "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     parent = os.getppid()
+    # At once and by the kernel; the thread below looks once a second, and only while Python lets it.
+    end_with_parent()
+    watched = int(launcher) if launcher is not None else parent
+    threading.Thread(target=_end_with, args=(parent, watched), name="follow-launcher", daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Have Linux kill this process when the thread of its parent ends that started it; elsewhere nothing happens."""
     if sys.platform == "linux":
         # Brought only here, because every command imports this module.
         import ctypes
 
         with suppress(OSError, AttributeError):
-            # At once and by the kernel; the thread below looks once a second, and only while Python lets it.
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    watched = int(launcher) if launcher is not None else parent
-    threading.Thread(target=_end_with, args=(parent, watched), name="follow-launcher", daemon=True).start()
 
 
 def _end_with(parent: int, launcher: int) -> None:

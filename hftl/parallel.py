@@ -138,23 +138,25 @@ def on_all(work: Callable[[], Any]) -> list[Any]:
         value = work()
     except HftlError as caught:
         error = caught
-    outcomes = gather_json([value, _error_as_json(error) if error else None])
+    outcomes = gather_json([value, error_as_json(error) if error else None])
     with met_everywhere():
         if error is not None:
             raise error
         for _, problem in outcomes:
             if problem is not None:
-                raise _error_from_json(problem)
+                raise error_from_json(problem)
     return [theirs for theirs, _ in outcomes]
 
 
-def _error_as_json(error: HftlError) -> list[str]:
+def error_as_json(error: HftlError) -> list[str]:
+    """An error as JSON, for another process to raise."""
     if isinstance(error, BadRowError):
         return ["BadRowError", error.row, error.why]
     return [type(error).__name__, str(error)]
 
 
-def _error_from_json(problem: list[str]) -> HftlError:
+def error_from_json(problem: list[str]) -> HftlError:
+    """The error that another process met."""
     kind, *arguments = problem
     # Rooms have subclasses of their own with more arguments; elsewhere their nearest public class will do.
     error_class = getattr(errors, kind, HftlError)

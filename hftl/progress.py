@@ -178,6 +178,12 @@ def counted(what: str, items: Sequence[Item], *, unit: str, quiet: bool | None =
             progress.advance()
 
 
+def say_among(line: str) -> None:
+    """Print a line among whatever progress is shown; nothing where none is."""
+    if _open:
+        _open[0].say(line)
+
+
 class _Line:
     """A log file or a pipe: a plain line now and then."""
 

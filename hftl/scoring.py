@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from torch import Tensor
 from hftl.ahead import ahead
 from hftl.backbones.protocol import Encoded
 from hftl.data.augment import Augmentation
+from hftl.decoding import Decoder, decoder_of
 from hftl.errors import BackboneError, BadRowError, HftlError, UserError
 from hftl.export.loaded import LoadedModel
 from hftl.frozen.augmented import view_of_picture
@@ -248,20 +248,21 @@ def _encode_all(model: LoadedModel, rows: list[InputRow]) -> list[Encoded | BadR
     try:
         encoded = model.backbone.encode(list(read.values()), [rows[i].name for i in read])
     except BadRowError:
-        return [_encode_row(model, row) for row in rows]
+        return [_encode_row(decoder_of(model.backbone), row) for row in rows]
     for i, each in zip(read, encoded, strict=True):
         result[i] = each
     return [each for each in result if each is not None]
 
 
 def _file_windows(model: LoadedModel, rows: Iterable[InputRow], ramp: Ramp) -> Iterator[_Window]:
-    """Batches of files, decoded and preprocessed in worker threads a bounded number ahead."""
+    """Batches of files, decoded and preprocessed by threads or processes a bounded number ahead."""
 
     def encode(row: InputRow | HftlError) -> tuple[InputRow, Encoded | BadRowError] | HftlError:
-        return row if isinstance(row, HftlError) else (row, _encode_row(model, row))
+        return row if isinstance(row, HftlError) else (row, _encode_row(decoder, row))
 
     window, longest = _Window([], []), 0
-    for done in ahead(encode, _and_what_ended(rows), os.cpu_count() or 1, DECODED_AHEAD):
+    decoder = decoder_of(model.backbone)
+    for done in decoder.ahead(encode, _and_what_ended(rows), decoder.threads, DECODED_AHEAD):
         if isinstance(done, HftlError):
             window.ended = done
             break
@@ -284,8 +285,8 @@ def _and_what_ended(rows: Iterable[InputRow]) -> Iterator[InputRow | HftlError]:
         yield error
 
 
-def _encode_row(model: LoadedModel, row: InputRow) -> Encoded | BadRowError:
+def _encode_row(decoder: Decoder, row: InputRow) -> Encoded | BadRowError:
     try:
-        return model.backbone.encode([row.read()], [row.name])[0]
+        return decoder([row.read()], [row.name])[0]
     except BadRowError as error:
         return error

@@ -24,7 +24,10 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 
 
 class Cli:
-    """The command line in this process: exit status, output, and one line of error."""
+    """The command line in this process: exit status, output, and one line of error.
+
+    A page takes a third of the time of a small run, so that a run writes one only where a test says ``--report``.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.monkeypatch = monkeypatch
@@ -32,7 +35,8 @@ class Cli:
         self.out = self.err = ""
 
     def __call__(self, *arguments: str | Path) -> int:
-        self.monkeypatch.setattr(sys, "argv", ["hftl", *map(str, arguments)])
+        no_page = () if arguments[:1] != ("run",) or "--report" in arguments else ("--no-report",)
+        self.monkeypatch.setattr(sys, "argv", ["hftl", *map(str, arguments), *no_page])
         self.capsys.readouterr()
         try:
             main()

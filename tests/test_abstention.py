@@ -137,7 +137,7 @@ def test_groups_make_wider_intervals_and_nothing_answered_has_no_accuracy() -> N
 
 def test_a_run_abstains_where_it_is_asked_to_and_says_what_that_gives(cli: Cli, backbone: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "rows.csv", 240)
-    out = cli.ok("run", write_recipe(tmp_path, backbone, data), "--coverage", "0.7", "--out", "run")
+    out = cli.ok("run", write_recipe(tmp_path, backbone, data), "--coverage", "0.7", "--out", "run", "--report")
 
     found, config = metrics(Path("run")), json.loads(Path("run/model/config.json").read_text())
     below, mine = config["abstain_below"], predictions(Path("run"))
@@ -261,7 +261,7 @@ def test_a_label_out_of_scope_is_no_class_and_measures_scores(
     cli: Cli, backbone: Path, parts: Path, tmp_path: Path
 ) -> None:
     recipe = write_recipe(tmp_path, backbone, parts)
-    out = cli.ok("run", recipe, "--out-of-scope", "oos", "--coverage", "0.8", "--out", "run")
+    out = cli.ok("run", recipe, "--out-of-scope", "oos", "--coverage", "0.8", "--out", "run", "--report")
 
     found, mine = metrics(Path("run")), predictions(Path("run"))
     assert list(found["eval"]["per_class"]) == ["cat", "dog"]

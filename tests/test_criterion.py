@@ -246,7 +246,9 @@ def test_every_metric_of_a_task_has_a_direction_and_the_value_that_a_run_reports
 
 
 def test_a_run_says_what_chose_and_compare_follows_it(cli: Cli, tmp_path: Path) -> None:
-    said = cli.ok("run", RECIPES / "digits.py", "--limit", "60", "--metric", "log_loss", "--out", tmp_path / "one")
+    said = cli.ok(
+        "run", RECIPES / "digits.py", "--limit", "60", "--metric", "log_loss", "--out", tmp_path / "one", "--report"
+    )
     cli.ok("run", RECIPES / "digits.py", "--limit", "60", "--seed", "1", "--out", tmp_path / "two", "--no-report")
     assert "metric    log_loss chooses, less is better" in said
     found = json.loads((tmp_path / "one/metrics.json").read_text())

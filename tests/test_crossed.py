@@ -116,7 +116,7 @@ def test_a_run_without_a_test_split_reports_what_rows_were_scored_by_models_that
 ) -> None:
     backbone, file = save("bert", tmp_path / "bert"), write(tmp_path / "x.csv", rows_of())
     run = ("run", "--backbone", backbone, "--data", file, "--input-columns", "text", "--label-columns", "label")
-    said = cli.ok(*run, "--group", "patient", "--cv", "3x2", "--out", tmp_path / "run")
+    said = cli.ok(*run, "--group", "patient", "--cv", "3x2", "--out", tmp_path / "run", "--report")
     rows = len(rows_of())
     assert f"3 folds, dealt 2 times: 6 trainings, then one on all {rows} rows" in said
     assert "what is exported is trained on all of them, and measured on none" in " ".join(said.split())
@@ -306,7 +306,7 @@ def test_neighbouring_seeds_share_no_deal() -> None:
 
 
 def test_every_run_has_intervals_everywhere_and_accuracy_has_wilson_s(cli: Cli, tmp_path: Path) -> None:
-    said = cli.ok("run", RECIPES / "digits.py", "--limit", "60", "--out", tmp_path / "run")
+    said = cli.ok("run", RECIPES / "digits.py", "--limit", "60", "--out", tmp_path / "run", "--report")
     found = metrics(tmp_path / "run")
     accuracy = found["eval"]["accuracy"]
     expected = binomtest(round(60 * accuracy), 60).proportion_ci(method="wilson")

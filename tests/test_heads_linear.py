@@ -22,7 +22,7 @@ from torch import Tensor
 from hftl.heads import HeadFit, cross_validate, fit_linear
 from hftl.heads.calibration import fit_temperature, reliability
 from hftl.heads.folds import stratified_folds
-from hftl.heads.matrix import Matrix, Stretch
+from hftl.heads.matrix import Matrix, RowGroup
 from hftl.heads.thresholds import asked_thresholds, best_thresholds, threshold_report
 from hftl.methods import Aim
 from hftl.tasks import Task
@@ -448,7 +448,7 @@ def test_many_rows_which_are_centred_in_each_pass_give_the_head_of_few(task: str
 def in_parts(x: torch.Tensor, resident_bytes: int) -> Matrix:
     """Features that are read in parts of mixed order, as they lie in a store."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
-    parts = [Stretch(rows, partial(x.__getitem__, rows)) for rows in torch.split(order, 130)]
+    parts = [RowGroup(rows, partial(x.__getitem__, rows)) for rows in torch.split(order, 130)]
     return Matrix(parts, x.shape, x.dtype, x.device, resident_bytes)
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hftl.errors import ConvergenceError, DataError
 from hftl.heads import baselines, fit_mlp, fit_native, mlp_logits, native
 from hftl.heads.baselines import ledoit_wolf, prototype
-from hftl.heads.matrix import Matrix, Stretch
+from hftl.heads.matrix import Matrix, RowGroup
 from hftl.heads.native import _adamw, _batches, _schedule
 
 
@@ -259,7 +259,7 @@ def test_baselines_are_between_chance_and_the_truth() -> None:
 
 def test_baselines_of_features_in_blocks_are_those_of_features_in_memory() -> None:
     x, y, x_eval, y_eval = digits()
-    parts = [Stretch(rows, partial(x.__getitem__, rows)) for rows in torch.randperm(len(x)).split(100)]
+    parts = [RowGroup(rows, partial(x.__getitem__, rows)) for rows in torch.randperm(len(x)).split(100)]
     in_blocks = Matrix(parts, x.shape, x.dtype, x.device)
     known, other = (baselines(train, y, x_eval, y_eval) for train in (x, in_blocks))
     assert known.keys() == other.keys()

@@ -471,7 +471,7 @@ def test_a_hundred_pictures_weigh_less_than_two_megabytes_and_copies_are_counted
         "from hftl import Head, Recipe, recipe\n\n\n@recipe\ndef r() -> Recipe:\n"
         f"    return Recipe(backbone={str(backbone)!r}, data={str(data)!r}, method=Head(folds=2))\n"
     )
-    out = cli.ok("run", "r.py", "--out", "run")
+    out = cli.ok("run", "r.py", "--out", "run", "--report")
     assert f"report    {Path('run/report.html')}" in out.splitlines()
     page = Page(tmp_path / "run" / "report.html")
     assert page.tags.count("img") >= 100

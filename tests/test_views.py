@@ -29,7 +29,7 @@ from hftl.heads.folds import task_folds
 from hftl.methods import FineTune, LoRA, Partial
 from hftl.tasks import Task
 
-RUN = ["run", "--backbone", "./vit", "--data", "pictures", "--no-report"]
+RUN = ["run", "--backbone", "./vit", "--data", "pictures"]
 CHANGED = ["--flip", "--crop", "0.5"]
 CHANGES = Augmentation(flip=True, crop=0.5)
 SEEN: dict[str, Any] = {**QUICK, "flip": True, "crop": 0.5, "views": 3}
@@ -231,7 +231,7 @@ def test_cross_validation_and_given_splits_judge_pictures_as_they_are(pictures: 
 
 def test_predict_gives_the_mean_probabilities_that_the_run_measured(pictures: Path, cli: Cli) -> None:
     options = ["--views", "2", "--test-views", "3", *CHANGED, "--report"]
-    said = cli.ok(*[each for each in RUN if each != "--no-report"], *options, "--out", "run")
+    said = cli.ok(*RUN, *options, "--out", "run", "--report")
     told = metrics(Path("run"))["test_views"]
     named = predictions(Path("run"))
     files = [Path("pictures", name.split(" ")[0]) for name in named["row"]]

@@ -116,7 +116,7 @@ def test_it_stands_among_the_baselines_of_a_run_that_is_made_afterwards(cli: Cli
     cli.ok("run", recipe, "--out", "before", "--quiet")
     answer = hftl.zero_shot(recipe, quiet=True)
 
-    said = cli.ok("run", recipe, "--out", "after")
+    said = cli.ok("run", recipe, "--out", "after", "--report")
 
     assert "zero_shot" not in metrics(Path("before"))["head"]["baselines"]
     assert metrics(Path("after"))["head"]["baselines"]["zero_shot"] == answer.score.value

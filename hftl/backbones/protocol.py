@@ -90,7 +90,7 @@ class Backbone(Protocol):
         ...
 
     def encode(self, rows: Sequence[Any], names: Sequence[str]) -> list[Encoded]:
-        """Raw rows (bytes, or tuples of strings), made ready; called from worker threads.
+        """Raw rows (bytes, or tuples of strings), made ready; called from threads, for files in other processes too.
 
         Raises:
             BadRowError: a row cannot be decoded; ``names`` says which.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -43,6 +43,10 @@ def features(
     status: Annotated[
         bool, typer.Option("--status", help="Compute nothing; say which rows are stored. Exit status 1 if not all are.")
     ] = False,
+    on: Annotated[
+        Literal["ray"] | None,
+        typer.Option("--on", help="Where: ray for workers of a Ray cluster, or of this machine if there is none."),
+    ] = None,
     on_bad_row: OnBadRow = "error",
     allow_pickle: AllowPickle = False,
     offline: Offline = False,
@@ -56,6 +60,10 @@ def features(
     asked = asked_recipe(context, recipe, change, show=show)
     first, *also = _poolings(pooling) if pooling else (None,)
     if status:
+        if on is not None:
+            from hftl.errors import RecipeError
+
+            raise RecipeError("--status computes nothing: leave out --on")
         _say_status(asked.recipe, [first, *also], export, part=part, offline=offline, quiet=quiet, as_json=as_json)
         return
 
@@ -74,6 +82,7 @@ def features(
         quiet=quiet,
         on_bad_row=on_bad_row,
         part=part,
+        on=on,
     )
     written = stored.write(export) if export is not None and is_first_process() else []
     rows, width = len(stored.about), stored.width

@@ -41,6 +41,7 @@ LABEL_NAMES = (
     "stars",
     "rating",
     "y",
+    "cls",
 )
 TEXT_NAMES = (
     "text",
@@ -61,6 +62,7 @@ TEXT_NAMES = (
     "title",
     "headline",
     "input",
+    "txt",
 )
 PAIR_NAMES = (
     ("sentence1", "sentence2"),
@@ -98,7 +100,7 @@ FILE_NAMES = (
     "audio_file",
 )
 _ROW_NUMBER_NAMES = ("", "id", "idx", "index", "unnamed: 0", "__index_level_0__", "row", "row_id")
-_FILE_FIELDS = ({"bytes", "path"}, {"bytes"}, {"path"})
+_FILE_FIELDS = ({"bytes", "path"}, {"bytes"}, {"path"}, {"path", "offset", "size"})
 
 
 def is_list(kind: pa.DataType) -> bool:

@@ -17,6 +17,7 @@ from hftl.data.cell_paths import embedded_file, find_file
 from hftl.data.marks import NO_MARKS, Marks
 from hftl.data.opening import read_regular, why_unreadable
 from hftl.errors import BadRowError
+from hftl.store.digests import FilePart
 from hftl.tasks import Task
 from hftl.wording import printable
 
@@ -58,6 +59,22 @@ class RowNames:
     def __getitem__(self, row: int) -> str:
         at = self.source_of(row)
         return f"{self._sources[at]} row {row - self._starts[at] + 1}"
+
+
+class KeyNames(RowNames):
+    """Names of rows that have a key in their file: ``train-000.tar:n01440764/3``.
+
+    Args:
+        sources: as of `RowNames`.
+        keys: of the rows, strings.
+    """
+
+    def __init__(self, sources: Iterable[tuple[str, int]], keys: pa.ChunkedArray) -> None:
+        super().__init__(sources)
+        self._keys = keys
+
+    def __getitem__(self, row: int) -> str:
+        return f"{self._sources[self.source_of(row)]}:{_one_line(self._keys[row].as_py())}"
 
 
 class TextColumns(Sequence[tuple[str, ...]]):
@@ -179,7 +196,7 @@ class Files(Sequence[bytes]):
 
     Args:
         column: strings (paths, or the bytes in base64), binaries (the encoded bytes), or structs ``{bytes, path}`` as
-            `datasets` has them, of which one field may be missing.
+            `datasets` has them, of which one field may be missing, or structs ``{path, offset, size}``, parts of files.
         names: rows' names; ``None`` where the path itself is the best name.
         root: folder that relative paths start from.
         folders: for each source of ``names``, another folder that its relative paths may start from.
@@ -238,6 +255,13 @@ class Files(Sequence[bytes]):
             return None
         return self._located(row, path)
 
+    def part(self, row: int) -> FilePart | None:
+        """Return where in which file the row's bytes are, if it has no file of its own."""
+        value = self._value(row)
+        if not isinstance(value, dict) or value.get("offset") is None:
+            return None
+        return FilePart(str(self._root / value["path"]), value["offset"], value["size"])
+
     def _located(self, row: int, path: str) -> Path:
         # The files of a folder were listed; the cells of a table were written by somebody.
         if self._names is None:
@@ -252,6 +276,11 @@ class Files(Sequence[bytes]):
             BadRowError: the cell is empty, or its file is missing, unreadable, no regular file or outside the data's
                 own folders.
         """
+        if (part := self.part(row)) is not None:
+            try:
+                return part.read()
+            except OSError as error:
+                raise BadRowError(self.name(row), f"the file cannot be read: {why_unreadable(error)}") from error
         content, path = self._cell(row)
         if content is not None:
             return content
@@ -260,13 +289,21 @@ class Files(Sequence[bytes]):
         if (embedded := embedded_file(path)) is not None:
             return embedded
         try:
-            file = self._located(row, path)
-            if self._within and not any(file.resolve().is_relative_to(folder) for folder in self._within):
-                raise BadRowError(self.name(row), "the path leads out of the data set's folder and is not read")
-            return read_regular(file)
+            self.check_inside(row)
+            return read_regular(self._located(row, path))
         except (OSError, ValueError) as error:
             where = printable(self._root / path)
             raise BadRowError(self.name(row), f"the file cannot be read: {why_unreadable(error)} ({where})") from error
+
+    def check_inside(self, row: int) -> None:
+        """See that a row's file lies where files of these data are read.
+
+        Raises:
+            BadRowError: it lies outside the folders of the data set.
+        """
+        file = self.path(row) if self._within else None
+        if file is not None and not any(file.resolve().is_relative_to(folder) for folder in self._within):
+            raise BadRowError(self.name(row), "the path leads out of the data set's folder and is not read")
 
     @property
     def nbytes(self) -> int:
@@ -287,12 +324,15 @@ class Files(Sequence[bytes]):
 
     def _cell(self, row: int) -> tuple[bytes | None, str | None]:
         """Return the row's bytes and path, as far as the column holds them."""
+        value = self._value(row)
+        if isinstance(value, dict):
+            return (None, None) if "offset" in value else (value.get("bytes"), value.get("path"))
+        return (None, value) if isinstance(value, str) else (value, None)
+
+    def _value(self, row: int) -> Any:
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        value = self._column[int(self._index[row])].as_py()
-        if isinstance(value, dict):
-            return value.get("bytes"), value.get("path")
-        return (None, value) if isinstance(value, str) else (value, None)
+        return self._column[int(self._index[row])].as_py()
 
 
 def _one_line(path: str) -> str:

@@ -38,6 +38,11 @@ def read_json(text: str, name: str, *, lines: bool) -> tuple[dict[str, pa.Array]
     rows = _json_rows(text, name, lines)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f'{name}: expected a list of objects, one for each row, such as [{{"text": …, "label": …}}, …]')
+    return columns_of(rows, name)
+
+
+def columns_of(rows: list[dict[str, Any]], name: str) -> tuple[dict[str, pa.Array], dict[str, str]]:
+    """The columns of some objects, and of those that no column can hold the reason, as of `read_json`."""
     columns: dict[str, pa.Array] = {}
     unusable: dict[str, str] = {}
     for column in dict.fromkeys(column for row in rows for column in row):

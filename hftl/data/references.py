@@ -17,6 +17,7 @@ from hftl.data.objects import from_objects, kind_of
 from hftl.data.opening import as_path, existing_path
 from hftl.data.raw import RawData, RawSplit, SplitName
 from hftl.data.tables import TABLE_SUFFIXES, read_tables
+from hftl.data.tar_shards import SHARD_SUFFIX, read_shards, shard_files
 from hftl.errors import DataError
 from hftl.regular import open_regular
 from hftl.wording import did_you_mean, listing, one_line, plural
@@ -48,6 +49,8 @@ def open_reference(ref: Any, wants: str, suffixes: Collection[str]) -> RawData:
         )
     if ref.startswith("sample:"):
         return _open_sample(ref.removeprefix("sample:"))
+    if (shards := shard_files(ref)) is not None:
+        return read_shards(shards, suffixes)
     path = existing_path(ref)
     if path is not None and path.is_dir():
         return _open_folder(path, wants, suffixes)
@@ -148,8 +151,10 @@ def _open_folder(root: Path, wants: str, suffixes: Collection[str]) -> RawData:
             return source
     if tables:
         return read_tables(tables, root)
+    if shards := [root / file for file in files if suffix_of(file) == SHARD_SUFFIX]:
+        return read_shards(shards, suffixes)
     kinds = f"{', '.join(sorted(wanted))} files" if wanted else "files"
     raise DataError(
-        f"{root}: no {kinds} in class folders (split/class/file or class/file) and no table "
-        f"({', '.join(TABLE_SUFFIXES)}); it holds {plural(len(files), 'file')}"
+        f"{root}: no {kinds} in class folders (split/class/file or class/file), no table "
+        f"({', '.join(TABLE_SUFFIXES)}) and no {SHARD_SUFFIX} file; it holds {plural(len(files), 'file')}"
     )

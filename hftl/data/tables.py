@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def read_tables(files: Sequence[Path], root: Path, splits: Sequence[SplitName] =
         DataError: the files are of different kinds. Asked for a split: a file of it cannot be read, or its files have
             different columns.
     """
-    grouped, notes = _by_split(files, root)
+    grouped, notes = by_split(files, root)
     if splits:
         grouped, notes = {split: [file] for split, file in zip(splits, files, strict=True)}, []
     used = [file for members in grouped.values() for file in members]
@@ -57,11 +57,17 @@ def read_tables(files: Sequence[Path], root: Path, splits: Sequence[SplitName] =
         root=root,
         notes=notes,
         names=[file.name for file in files],
-        identity={"files": [{"name": f.relative_to(root).as_posix(), "bytes": _bytes_of(f)} for f in used]},
+        identity=identity_of(used, root),
     )
 
 
-def _by_split(files: Sequence[Path], root: Path) -> tuple[dict[SplitName, list[Path]], list[str]]:
+def identity_of(files: Sequence[Path], root: Path) -> dict[str, Any]:
+    """What files were, as JSON."""
+    return {"files": [{"name": f.relative_to(root).as_posix(), "bytes": _bytes_of(f)} for f in files]}
+
+
+def by_split(files: Sequence[Path], root: Path) -> tuple[dict[SplitName, list[Path]], list[str]]:
+    """The files of each split, as their names or those of folders above them say it, and what is to be said of it."""
     if len(files) == 1:
         return {"train": list(files)}, []
     grouped: dict[SplitName, list[Path]] = defaultdict(list)
@@ -87,10 +93,10 @@ def _bytes_of(file: Path) -> int | None:
 def _read_split(files: Sequence[Path], root: Path) -> RawSplit:
     names = [file.relative_to(root).as_posix() for file in files]
     read = [_read_table(file, name) for file, name in zip(files, names, strict=True)]
-    columns, unusable = _join_files(read, names)
+    columns, unusable = join_files(read, names)
     rows = [part.rows for part in read]
     return RawSplit(
-        pa.table(columns) if columns else _no_columns(sum(rows)),
+        table_of(columns, sum(rows)),
         RowNames(zip(names, rows, strict=True)),
         unusable=unusable,
         codebooks=[part.codebooks for part in read],
@@ -99,12 +105,13 @@ def _read_split(files: Sequence[Path], root: Path) -> RawSplit:
     )
 
 
-def _no_columns(rows: int) -> pa.Table:
+def table_of(columns: Mapping[str, pa.ChunkedArray], rows: int) -> pa.Table:
+    """A table of so many rows, be it that none of their columns can be used."""
     # A column whose name nobody can ask for keeps the number of rows.
-    return pa.table({"": pa.nulls(rows)})
+    return pa.table(columns or {"": pa.nulls(rows)})
 
 
-class _FileContent:
+class FileContent:
     """One file's columns, those that cannot be used with the reason, and its class names."""
 
     def __init__(
@@ -117,14 +124,14 @@ class _FileContent:
         self.rows = max((len(column) for column in columns.values()), default=0)
 
 
-def _read_table(file: Path, name: str) -> _FileContent:
+def _read_table(file: Path, name: str) -> FileContent:
     suffix = file.suffix.lower()
     try:
         if suffix == ".parquet":
             os.close(open_regular(file))  # pyarrow waits for ever for a pipe
             table = pa.parquet.read_table(file, memory_map=True, partitioning=None)
             columns, twice = _distinct(table.column_names, [plain_column(c) for c in table.columns], name)
-            return _FileContent(columns, twice, _codebooks(table.schema), ())
+            return FileContent(columns, twice, _codebooks(table.schema), ())
         text = decode_text(read_regular(file), name)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{name}: cannot be read: {why_unreadable(error)}") from error
@@ -133,11 +140,11 @@ def _read_table(file: Path, name: str) -> _FileContent:
     if suffix in (".csv", ".tsv"):
         content = read_csv(text, name, tab=suffix == ".tsv")
         columns, twice = _distinct(content.names, content.columns, name)
-        return _FileContent(columns, twice, {}, content.notes)
+        return FileContent(columns, twice, {}, content.notes)
     if suffix in (*CONLL_SUFFIXES, ".txt"):
-        return _FileContent(dict(read_conll(text, name)), {}, {}, ())
+        return FileContent(dict(read_conll(text, name)), {}, {}, ())
     arrays, unusable = read_json(text, name, lines=suffix == ".jsonl")
-    return _FileContent({key: pa.chunked_array([array]) for key, array in arrays.items()}, unusable, {}, ())
+    return FileContent({key: pa.chunked_array([array]) for key, array in arrays.items()}, unusable, {}, ())
 
 
 def _distinct(
@@ -175,9 +182,7 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _join_files(
-    read: Sequence[_FileContent], names: Sequence[str]
-) -> tuple[dict[str, pa.ChunkedArray], dict[str, str]]:
+def join_files(read: Sequence[FileContent], names: Sequence[str]) -> tuple[dict[str, pa.ChunkedArray], dict[str, str]]:
     """The columns of a split's files one after another, and those that cannot be joined with the reason."""
     columns: dict[str, pa.ChunkedArray] = {}
     unusable: dict[str, str] = {}

@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather
 from torch import Tensor, nn
 
-from hftl.ahead import ahead
 from hftl.backbones.batching import batch_logits, line_logits, on_device
 from hftl.data import Texts
 from hftl.data.dataset import lines_of
@@ -54,7 +53,7 @@ def logits_of(
     was_training = [module for module in model.modules() if module.training]
     model.eval()
     with torch.no_grad(), accelerator.autocast():
-        batches_ahead = ahead(encoder.collated, batches, encoder.workers)
+        batches_ahead = encoder.ahead(encoder.collated, batches)
         run = partial(_in_step, model) if is_spread else partial(_one_by_one, model)
         outputs = []
         with Progress("evaluate", sum(map(len, batches)), quiet=None) as progress:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hftl.ahead import ahead
 from hftl.backbones.batching import WordBatch, batch_groups
 from hftl.backbones.protocol import Backbone, Encoded
 from hftl.data import Data, Split
 from hftl.data.augment import Augmentation
+from hftl.decoding import decoder_of
 from hftl.errors import BadRowError
 from hftl.finetune.losses import Loss
 from hftl.finetune.mixing import CHANGES, PARTNER, Mixing, mixed, stream
@@ -27,6 +27,11 @@ from hftl.store.digests import digest_bytes
 
 # Encoding costs more than memory until there is none; 1 GiB is some 1,700 pictures of 224 pixels, or all texts.
 HOLD_BYTES = 1 << 30
+# Batches that are made at a time; of the finished ones twice as many wait where threads are few, and else as many.
+THREADS = 16
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # Rows of a batch, by position, and the inputs of one forward.
 Group: TypeAlias = "tuple[list[int], dict[str, Tensor]]"
@@ -83,8 +88,7 @@ class Encoder:
         self.backbone = backbone
         self.split = split
         self.equal_lengths = equal_lengths
-        # A tokenizer must not be used by two threads at once.
-        self.workers = 1 if backbone.wants == "text" else min(os.cpu_count() or 1, 8)
+        self.decoder = decoder_of(backbone)
         self._held: dict[int, Encoded] = {}
         self._bytes = 0
 
@@ -92,7 +96,7 @@ class Encoder:
         """Rows as the backbone's own preprocessing gives them."""
         missing = [row for row in dict.fromkeys(rows) if row not in self._held]
         inputs = self.split.inputs
-        made = self.backbone.encode([inputs[row] for row in missing], [inputs.name(row) for row in missing])
+        made = self.decoder([inputs[row] for row in missing], [inputs.name(row) for row in missing])
         new = dict(zip(missing, made, strict=True))
         for row, encoded in new.items():
             if self._bytes < HOLD_BYTES:
@@ -112,18 +116,27 @@ class Encoder:
 
     def views(self, rows: Sequence[int], numbers: Sequence[int], augmentation: Augmentation) -> list[Encoded]:
         """Views of rows, of each that of one number; see `hftl.frozen.augmented.view_of_picture`."""
-        made = []
-        for row, number in zip(rows, numbers, strict=True):
-            content: Any = self.split.inputs[row]
-            name = self.split.inputs.name(row)
-            view = view_of_picture(content, name, digest_bytes(content), number, augmentation)
-            made += self.backbone.encode([view], [name])
-        return made
+        contents: list[Any] = [self.split.inputs[row] for row in rows]
+        names = [self.split.inputs.name(row) for row in rows]
+        changes = [
+            partial(view_of_picture, name=name, digest=digest_bytes(content), number=number, augmentation=augmentation)
+            for content, name, number in zip(contents, names, numbers, strict=True)
+        ]
+        return self.decoder(contents, names, changes)
 
-    def changed(self, row: int, augmentation: Augmentation, random: np.random.Generator) -> Encoded:
-        """One row, augmented before preprocessing."""
-        name = self.split.inputs.name(row)
-        return self.backbone.encode([augmentation(self.split.inputs[row], name, random)], [name])[0]  # type: ignore[arg-type]
+    def changed(
+        self, rows: Sequence[int], augmentation: Augmentation, randoms: Sequence[np.random.Generator]
+    ) -> list[Encoded]:
+        """Rows, each augmented by random numbers of its own before preprocessing."""
+        names = [self.split.inputs.name(row) for row in rows]
+        changes = [partial(augmentation, name=name, random=random) for name, random in zip(names, randoms, strict=True)]
+        return self.decoder([self.split.inputs[row] for row in rows], names, changes)
+
+    def ahead(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Do work that encodes rows before its results are needed, see `hftl.ahead.ahead`."""
+        # A tokenizer must not be used by two threads at once.
+        threads = 1 if self.backbone.wants == "text" else min(self.decoder.threads, THREADS)
+        return self.decoder.ahead(work, items, threads, max(1, min(2, THREADS // threads)))
 
 
 def without_bad_rows(backbone: Backbone, data: Data) -> tuple[Data, list[BadRowError]]:
@@ -131,16 +144,16 @@ def without_bad_rows(backbone: Backbone, data: Data) -> tuple[Data, list[BadRowE
     bad: list[BadRowError] = []
 
     def readable(split: Split) -> Split:
-        encoder = Encoder(backbone, split)
+        decoder = decoder_of(backbone)
 
         def problem(row: int) -> BadRowError | None:
             try:
-                backbone.encode([split.inputs[row]], [split.inputs.name(row)])
+                decoder([split.inputs[row]], [split.inputs.name(row)])
             except BadRowError as error:
                 return error
             return None
 
-        problems = list(ahead(problem, range(len(split)), encoder.workers))
+        problems = list(decoder.ahead(problem, range(len(split)), decoder.threads))
         bad.extend(error for error in problems if error)
         good = np.array([row for row, error in enumerate(problems) if not error], dtype=np.int64)
         return split.select(good)
@@ -205,11 +218,11 @@ class TrainRows:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Step]:
-        """The steps of an epoch from the ``start``-th on, encoded ahead in worker threads."""
+        """The steps of an epoch from the ``start``-th on, encoded ahead by other threads or processes."""
         order = self.order(epoch)
         steps = [order[i : i + self.batch_size].tolist() for i in range(0, len(self), self.batch_size)][start:]
         shares = [(rows, share) for rows in steps for share in self.shares(rows)]
-        batches = ahead(lambda item: self.batch(epoch, *item[1]), shares, self.encoder.workers)
+        batches = self.encoder.ahead(lambda item: self.batch(epoch, *item[1]), shares)
         for rows in steps:
             micro_batches = [next(batches) for _ in self.shares(rows)]
             yield Step(rows, self.loss.weight(self.targets(epoch, rows)), micro_batches)
@@ -264,10 +277,8 @@ class TrainRows:
         if self.views:
             draws = [stream(self.seed, epoch, of_row, purpose) for of_row in of or rows]
             return self.encoder.views(rows, [int(draw.integers(self.views)) for draw in draws], self.augmentation)
-        return [
-            self.encoder.changed(row, self.augmentation, stream(self.seed, epoch, of_row, purpose))
-            for row, of_row in zip(rows, of or rows, strict=True)
-        ]
+        randoms = [stream(self.seed, epoch, of_row, purpose) for of_row in of or rows]
+        return self.encoder.changed(rows, self.augmentation, randoms)
 
 
 def encoded_bytes(encoded: Encoded) -> int:

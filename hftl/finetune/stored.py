@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
+from hftl.ahead import ahead
 from hftl.backbones.batching import on_device
 from hftl.backbones.cut.blocks import Padding, continued, rows_of_columns
 from hftl.backbones.cut.frontier import ReachedError
@@ -55,6 +56,9 @@ SECONDS_OF_CUT = 3.0
 WORTHWHILE, SECONDS_WORTHWHILE = 0.85, 5.0
 SHARE_OF_DISK = 0.5
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 
 class StoredEncoder(Encoder):
     """Rows of one split as the frozen blocks returned them, read from the store.
@@ -71,8 +75,6 @@ class StoredEncoder(Encoder):
         self.space, self.changed_views, self.digests = rows.space, rows.views, rows.digests[split.name]
         self.cut, self.columns = rows.cut, list(rows.cut.kept())
         self.padding = padding
-        # Reading waits for the disk, not for a processor.
-        self.workers = 2
 
     def __call__(self, rows: Sequence[int]) -> list[Encoded]:
         """What the frozen blocks returned of each row; its cost is not known again."""
@@ -101,6 +103,10 @@ class StoredEncoder(Encoder):
             ) from error
         columns = {name: by_row(value) for name, value in as_computed(stored, self.cut).items()}
         return [Encoded(row) for row in rows_of_columns(columns)]
+
+    def ahead(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Read rows before they are needed: that waits for the disk, not for a processor."""
+        return ahead(work, items, workers=2)
 
     def collate(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
         """Rows as one batch of columns, padded as the backbone pads."""

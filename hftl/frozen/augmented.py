@@ -10,13 +10,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from hftl.backbones.protocol import Target
 from hftl.data import Files, Texts
 from hftl.data.augment import Augmentation
+from hftl.decoding import Change
 from hftl.errors import RecipeError
 from hftl.frozen.extract import ExtractReport, extract
 from hftl.frozen.features import Columns, StoredFeatures, computed_by_all, gathered, in_turn, summed
@@ -78,16 +78,19 @@ class ViewRows:
         return len(self.numbers) * len(self.inputs)
 
     def __getitem__(self, place: int) -> bytes:
-        """The view's content, as an image file.
+        """The picture's file, of which `change` makes the view.
 
         Raises:
-            BadRowError: the picture cannot be decoded.
+            BadRowError: it cannot be read.
         """
+        content: bytes = self.inputs[self._where(place)[1]]  # type: ignore[assignment]
+        return content
+
+    def change(self, place: int) -> Change:
+        """What makes of a picture the view."""
         number, row = self._where(place)
-        encoded: Any = self.inputs[row]
-        return view_of_picture(
-            encoded, self.inputs.name(row), self.row_digests[row].tobytes(), number, self.augmentation
-        )
+        name, digest = self.inputs.name(row), self.row_digests[row].tobytes()
+        return partial(view_of_picture, name=name, digest=digest, number=number, augmentation=self.augmentation)
 
     def name(self, place: int) -> str:
         """The view's name for a person."""

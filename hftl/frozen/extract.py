@@ -1,15 +1,14 @@
 """Extraction, from rows to stored features: what is missing goes through the frozen part of the backbone.
 
-The order of work: digests of all rows → which the space knows → the missing ones are encoded ahead in worker threads,
-batched, run through the backbone, and committed every few seconds. Whatever is committed is never computed again, by
-any run.
+The order of work: digests of all rows → which the space knows → the missing ones are encoded ahead by other threads or
+processes, batched, run through the backbone, and committed every few seconds. Whatever is committed is never computed
+again, by any run.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hftl.ahead import ahead
 from hftl.backbones.batching import batch_groups, on_device, row_counts
 from hftl.backbones.protocol import Encoded, Target
 from hftl.data import Files, Texts
+from hftl.decoding import Change, decoder_of
 from hftl.errors import BackboneError, BadRowError, CutError, HftlError, RecipeError, StoreError
 from hftl.frozen.budget import Ramp, ramp_for, remember, within_budget
 from hftl.frozen.depths import Keeping, Models
@@ -75,6 +74,29 @@ class Rows(Protocol):
     def name(self, row: int, /) -> str:
         """The row's name for a person."""
 
+    def change(self, row: int, /) -> Change | None:
+        """What makes of that content the one to encode; None where it is that already."""
+
+
+class Extractor(Protocol):
+    """What sees to it that rows' features are stored, as `extract` does."""
+
+    def __call__(
+        self,
+        target: Target,
+        views: dict[View, Space],
+        rows: ConcatRows,
+        digests: Digests,
+        process: Process,
+        *,
+        store: FeatureStore,
+        beside: dict[View, Space] | None = None,
+        quiet: bool = False,
+        on_bad_row: str = "error",
+        among: np.ndarray | None = None,
+    ) -> ExtractReport:
+        """See `extract`."""
+
 
 class ConcatRows:
     """The rows of several splits, one after the other."""
@@ -88,15 +110,19 @@ class ConcatRows:
 
     def __getitem__(self, row: int) -> Any:
         """The row's content: encoded bytes, read now, or strings."""
-        part, inside = self._where(row)
+        part, inside = self.where(row)
         return part[inside]
 
     def name(self, row: int) -> str:
         """The row's name for a person."""
-        part, inside = self._where(row)
+        part, inside = self.where(row)
         return part.name(inside)
 
-    def _where(self, row: int) -> tuple[Files | Texts, int]:
+    def change(self, row: int) -> None:
+        """Rows are encoded as they are."""
+
+    def where(self, row: int) -> tuple[Files | Texts, int]:
+        """The part that has a row, and its place there."""
         number = int(np.searchsorted(self.starts, row, side="right")) - 1
         return self.parts[number], row - self.starts[number]
 
@@ -114,7 +140,10 @@ def digest_rows(inputs: Files | Texts, index: StatIndex) -> tuple[Digests, dict[
     for i in range(len(inputs)):
         path = inputs.path(i)
         try:
-            rows.append(path if path is not None and path.is_file() else inputs.read(i))
+            if (part := inputs.part(i)) is not None:
+                rows.append(part)
+            else:
+                rows.append(path if path is not None and path.is_file() else inputs.read(i))
         except BadRowError as error:
             bad[i] = error
             rows.append(b"")
@@ -159,18 +188,28 @@ def extract(
     """
     beside = beside or {}
     lacking = {view: ~space.known(digests) for view, space in (views | beside).items()}
-    # Copies of a row share its digest and are computed once.
-    _, first = np.unique(digests, axis=0, return_index=True)
-    wanted = np.logical_or.reduce([lacking[view] for view in views])[first]
-    if among is not None:
-        wanted &= among[first]
-    missing = np.sort(first[wanted])[process.rank :: process.world]
+    missing = rows_to_compute([lacking[view] for view in views], digests, among)[process.rank :: process.world]
     skip = on_bad_row == "skip"
     work = _Extraction(target, views, rows, digests, lacking, process.device, beside=beside, store=store, skip=skip)
     if len(missing) or any(space.info is None for space in views.values()):
         with Progress("features", len(missing), quiet=quiet or process.rank > 0) as progress:
             work.run(missing, progress)
     return work.report
+
+
+def rows_to_compute(lacking: Sequence[np.ndarray], digests: Digests, among: np.ndarray | None = None) -> np.ndarray:
+    """The rows to compute, int64, ascending: copies of a row share its digest and are computed once.
+
+    Args:
+        lacking: for each view, which rows its space lacks, bool (n,).
+        digests: the rows' names, uint8 (n, 16).
+        among: the rows to look at, bool (n,); None for all of them.
+    """
+    _, first = np.unique(digests, axis=0, return_index=True)
+    wanted = np.logical_or.reduce(lacking)[first]
+    if among is not None:
+        wanted &= among[first]
+    return np.sort(first[wanted])
 
 
 class _Extraction:
@@ -191,6 +230,7 @@ class _Extraction:
     ) -> None:
         self.target = target
         self.backbone = target.backbone
+        self.decoder = decoder_of(target.backbone)
         self.views = views
         self.beside = beside
         # What is computed: the views that were asked for, and of the others those that the same pass gives.
@@ -303,7 +343,7 @@ class _Extraction:
             # A shard may turn out to be damaged, a file to be gone; both are found out where they matter.
             with suppress(StoreError, BadRowError):
                 stored = space.gather(self.digests[row : row + 1])
-                encoded = self.backbone.encode([self.rows[row]], [self.rows.name(row)])
+                encoded = self._encoded(row)
                 tolerance = OTHER_RUN if next(iter(self.views)).autocast is None else AUTOCAST
                 for again in self._kept(capture, [row], encoded)[number : number + 1]:
                     check_again(self.backbone.name, stored, again, tolerance, f"an earlier run stored in {space.id}")
@@ -454,9 +494,9 @@ class _Extraction:
             yield _unzip(batch)
 
     def _decoded(self, missing: np.ndarray) -> Iterator[tuple[int, Encoded]]:
-        """Files decoded and preprocessed in worker threads, a bounded number ahead; bad ones raised or reported."""
+        """Files decoded and preprocessed elsewhere, a bounded number ahead; bad ones raised or reported."""
         rows = missing.tolist()
-        encoded = ahead(self._encode_file, rows, os.cpu_count() or 1, depth=DECODED_AHEAD)
+        encoded = self.decoder.ahead(self._encode_file, rows, self.decoder.threads, DECODED_AHEAD)
         for row, done in zip(rows, encoded, strict=True):
             if isinstance(done, Encoded):
                 yield row, done
@@ -467,9 +507,12 @@ class _Extraction:
 
     def _encode_file(self, row: int) -> Encoded | BadRowError:
         try:
-            return self.backbone.encode([self.rows[row]], [self.rows.name(row)])[0]
+            return self._encoded(row)[0]
         except BadRowError as error:
             return error
+
+    def _encoded(self, row: int) -> list[Encoded]:
+        return self.decoder([self.rows[row]], [self.rows.name(row)], [self.rows.change(row)])
 
 
 def device_name(device: torch.device) -> str:

@@ -23,7 +23,7 @@ from hftl.data.scope import OUTSIDE
 from hftl.errors import BadRowError
 from hftl.frozen.bounded import Memory
 from hftl.frozen.budget import keep_remembered, remembered
-from hftl.frozen.extract import ConcatRows, ExtractReport, digest_rows, extract
+from hftl.frozen.extract import ConcatRows, Extractor, ExtractReport, digest_rows, extract
 from hftl.frozen.rounding import as_computed
 from hftl.frozen.trusted import Trusted, count_borrowed, lend, trusted_spaces
 from hftl.frozen.view import Content, View, equal_length_space, open_space, side_by_side
@@ -127,6 +127,7 @@ def features_of(
     gather: bool = True,
     trust: Sequence[str] = (),
     memory: Memory | None = None,
+    by: Extractor = extract,
 ) -> StoredFeatures:
     """The features of every row of every split, computed where missing; each process computes its share.
 
@@ -142,6 +143,7 @@ def features_of(
         gather: read the features into memory; else they are left in the store, for `StoredMatrix`.
         trust: origins of foreign spaces whose rows may be used, once a sample of them was computed here and agrees.
         memory: decides whether features that are to be gathered fit; they are left in the store where they do not.
+        by: what computes missing rows: this process, or the workers of a cluster.
 
     Raises:
         UserError: nothing of an origin is here, or it holds features of something else; or what has to be in memory is
@@ -166,7 +168,7 @@ def features_of(
     rows = ConcatRows([features.split.inputs for features in splits])
     digests = np.concatenate([features.digests for features in splits])
     share = partial(
-        extract,
+        by,
         target,
         spaces,
         rows,

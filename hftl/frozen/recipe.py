@@ -21,6 +21,7 @@ from hftl.data.marks import Division
 from hftl.errors import RecipeError
 from hftl.frozen.augmented import Views, add_views, check_views
 from hftl.frozen.bounded import Memory, give_back_freed
+from hftl.frozen.extract import Extractor, extract
 from hftl.frozen.features import StoredFeatures, features_of
 from hftl.frozen.rounding import error_in_words
 from hftl.frozen.view import View
@@ -48,19 +49,8 @@ def inputs_of(
     """
     if recipe.memory is not None:
         give_back_freed()
-    if recipe.depth == "auto":
-        raise RecipeError("depth='auto' is for `hftl run`, which chooses one: give a number, or leave it out")
-    spec = find(recipe.backbone)
     probe = probe_of(recipe)
-    backbone = load_backbone(
-        spec,
-        options,
-        recipe.depth,
-        probe.pooling,
-        trains_body=not isinstance(recipe.method, Head),
-        precision=probe.mixed_precision,
-        quantize=probe.quantize,
-    )
+    spec, backbone = backbone_of(recipe, options)
     if probe.hidden and backbone.wants != "text":
         raise RecipeError("hidden: only the format of sentence-transformers has a place for it, and that is for texts")
     data = data_of(recipe, backbone, set_aside=set_aside)
@@ -87,6 +77,23 @@ def inputs_of(
     for note in backbone.notes:
         say.print(f"          {note}")
     return spec, Target(backbone, backbone.config(data.task, data.label_names)), data
+
+
+def backbone_of(recipe: Recipe, options: BackboneOptions) -> tuple[BackboneSpec, Backbone]:
+    """The backbone that a recipe names, as its method reads it, and how it is registered; no data are read."""
+    if recipe.depth == "auto":
+        raise RecipeError("depth='auto' is for `hftl run`, which chooses one: give a number, or leave it out")
+    spec, probe = find(recipe.backbone), probe_of(recipe)
+    backbone = load_backbone(
+        spec,
+        options,
+        recipe.depth,
+        probe.pooling,
+        trains_body=not isinstance(recipe.method, Head),
+        precision=probe.mixed_precision,
+        quantize=probe.quantize,
+    )
+    return spec, backbone
 
 
 def chooses(recipe: Recipe, task: Task) -> Criterion:
@@ -174,6 +181,7 @@ def stored_features(
     trust: Sequence[str] = (),
     augmented: Views | None = None,
     memory: Memory | None = None,
+    by: Extractor = extract,
 ) -> StoredFeatures:
     """The features of all rows, computed where they are missing, as `features_of` gives them.
 
@@ -190,9 +198,10 @@ def stored_features(
         trust: as of `features_of`.
         augmented: the views of training and test pictures that are to be stored, and read, as well.
         memory: as of `features_of`.
+        by: as of `features_of`.
     """
     store = FeatureStore(cache_root())
-    how: dict[str, Any] = {"on_bad_row": on_bad_row, "quiet": quiet, "trust": trust, "memory": memory}
+    how: dict[str, Any] = {"on_bad_row": on_bad_row, "quiet": quiet, "trust": trust, "memory": memory, "by": by}
     features = features_of(store, target, spec.origin, data, views, gather=gather, **how)
     print_features(say, features.counts)
     if augmented:

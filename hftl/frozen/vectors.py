@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hftl.frozen.features import SplitFeatures, StoredFeatures, gathered, line_columns
-from hftl.heads.matrix import Matrix, Stretch
+from hftl.heads.matrix import Matrix, RowGroup
 from hftl.store.shard import Digests
 from hftl.store.space import Space
 
@@ -35,7 +35,7 @@ def matrix_of(features: StoredFeatures, part: SplitFeatures, device: torch.devic
     together = min(max(memory // _READ_SHARE, _FEWEST_BYTES), _MOST_BYTES) // (4 * width)
     order = features.spaces[0].order(part.digests)
     parts = [
-        Stretch(torch.from_numpy(rows).to(device), _Read(features.spaces, part.digests, rows, device))
+        RowGroup(torch.from_numpy(rows).to(device), _Read(features.spaces, part.digests, rows, device))
         for rows in (order[at : at + together] for at in range(0, len(order), max(together, 1)))
     ]
     return Matrix(parts, torch.Size((len(order), width)), torch.float32, device, memory // _KEPT_SHARE)

@@ -13,7 +13,7 @@ RESIDENT_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
-class Stretch:
+class RowGroup:
     """Rows of a matrix that are read together.
 
     Attributes:
@@ -36,7 +36,7 @@ class Stretch:
             return self.rows[start:stop]
         return slice(self.rows.start + start, self.rows.start + stop)
 
-    def behind(self, count: int) -> Stretch:
+    def behind(self, count: int) -> RowGroup:
         """The same part of a matrix that has so many rows before it."""
         rows = self.rows
         return replace(
@@ -57,7 +57,7 @@ class Matrix:
         resident_bytes: up to how many bytes a solver may keep what it makes of all rows.
     """
 
-    parts: Sequence[Stretch]
+    parts: Sequence[RowGroup]
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
@@ -68,7 +68,7 @@ class Matrix:
         """A matrix that is in memory, as one part; what is a matrix already as it is."""
         if isinstance(features, Matrix):
             return features
-        part = Stretch(slice(0, len(features)), lambda: features)
+        part = RowGroup(slice(0, len(features)), lambda: features)
         return cls([part], features.shape, features.dtype, features.device)
 
     @classmethod
@@ -124,7 +124,7 @@ class Matrix:
             there = place[part.rows]
             stays = torch.nonzero(there >= 0).flatten()
             if len(stays):
-                parts.append(Stretch(there[stays], _SomeOf(part.read, stays)))
+                parts.append(RowGroup(there[stays], _SomeOf(part.read, stays)))
         return replace(self, parts=parts, shape=torch.Size((len(rows), self.shape[1])))
 
 

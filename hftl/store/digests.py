@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,29 @@ from hftl.store.shard import Digests
 _TEXT = b"hftl-text"
 _FILE = b"hftl-file"
 _BLOCK = 1 << 20
+
+
+class FilePart(NamedTuple):
+    """Some bytes of a file that holds many rows, such as a member of a tar file."""
+
+    path: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """The bytes.
+
+        Raises:
+            OSError: the file cannot be read, or ends before them.
+        """
+        with os.fdopen(open_regular(self.path), "rb", buffering=0) as file:
+            file.seek(self.offset)
+            data = file.read(self.size)
+            while len(data) < self.size and (more := file.read(self.size - len(data))):
+                data += more
+        if len(data) < self.size:
+            raise OSError(f"it ends {self.size - len(data):,} bytes too early")
+        return data
 
 
 def digest_texts(rows: Iterable[Sequence[str]]) -> Digests:
@@ -44,8 +68,15 @@ def digest_bytes(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16, person=_FILE).digest()
 
 
-def read_digest(path: str) -> bytes:
-    """Digest one file's content as `digest_bytes` does, without holding it in memory."""
+def read_digest(path: str | FilePart) -> bytes:
+    """Digest one file's content as `digest_bytes` does, without holding it in memory; a part of one is held."""
+    if isinstance(path, FilePart):
+        try:
+            return digest_bytes(path.read())
+        except OSError as error:
+            raise StoreError(
+                f"cannot read {path.path}: {error.strerror or error}; check that the file is whole"
+            ) from error
     state = hashlib.blake2b(digest_size=16, person=_FILE)
     try:
         with os.fdopen(open_regular(path), "rb", buffering=0) as file:

@@ -25,12 +25,14 @@ import xxhash
 
 from hftl.errors import StoreError
 from hftl.regular import open_regular
-from hftl.store.digests import digest_bytes, read_digest, stack_digests
+from hftl.store.digests import FilePart, digest_bytes, read_digest, stack_digests
 from hftl.store.files import FILE_CALLS, make_folders, mode_of, remove_orphans, write_atomically
 from hftl.store.lookup import RowIndex
 from hftl.store.shard import Digests
 
-FileRow: TypeAlias = "str | os.PathLike[str] | bytes"
+Place: TypeAlias = "str | FilePart"
+"""A file, or a part of one."""
+FileRow: TypeAlias = "str | os.PathLike[str] | FilePart | bytes"
 
 RACY_NS = 2_000_000_000
 """Longer than the mtime tick of any file system in use (FAT has 2 s)."""
@@ -95,8 +97,8 @@ class StatIndex:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
 
-    def digests(self, paths: Sequence[str]) -> Digests:
-        """The content digests of n files, reading only those that are new or changed; uint8 (n, 16).
+    def digests(self, paths: Sequence[Place]) -> Digests:
+        """The content digests of n files or parts of files, reading only those that are new or changed; uint8 (n, 16).
 
         Raises:
             StoreError: a file cannot be read.
@@ -122,7 +124,7 @@ class StatIndex:
 
     def _read(
         self,
-        paths: Sequence[str],
+        paths: Sequence[Place],
         keys: Digests,
         stats: npt.NDArray[np.uint64],
         todo: npt.NDArray[np.int64],
@@ -175,7 +177,7 @@ def digest_files(rows: Sequence[FileRow], index: StatIndex) -> Digests:
     """Digest the encoded content of n files, such as images; none is decoded.
 
     Args:
-        rows: each a path, or the file's bytes; both give the same digest.
+        rows: each a path, a part of a file, or the file's bytes; all give the same digest.
         index: remembers the digests of unchanged files.
 
     Returns:
@@ -185,7 +187,11 @@ def digest_files(rows: Sequence[FileRow], index: StatIndex) -> Digests:
         StoreError: a file cannot be read.
     """
     digests: list[bytes | None] = [digest_bytes(row) if isinstance(row, bytes) else None for row in rows]
-    paths = {i: os.fspath(row) for i, row in enumerate(rows) if not isinstance(row, bytes)}
+    paths: dict[int, Place] = {
+        i: row if isinstance(row, FilePart) else os.fspath(row)
+        for i, row in enumerate(rows)
+        if not isinstance(row, bytes)
+    }
     for i, digest in zip(paths, index.digests(list(paths.values())), strict=True):
         digests[i] = digest.tobytes()
     return stack_digests([digest for digest in digests if digest is not None])
@@ -195,18 +201,29 @@ def _now_ns() -> int:
     return time.time_ns()
 
 
-def _path_keys(paths: Sequence[str]) -> Digests:
+def _path_keys(paths: Sequence[Place]) -> Digests:
     blake2b = hashlib.blake2b
-    encoded = (os.path.abspath(path).encode("utf-8", "surrogateescape") for path in paths)  # noqa: PTH100 - speed
+    encoded = (os.path.abspath(_written(path)).encode("utf-8", "surrogateescape") for path in paths)  # noqa: PTH100
     keys = b"".join([blake2b(path, digest_size=16).digest() for path in encoded])
     return np.frombuffer(keys, np.uint8).reshape(-1, 16)
 
 
-def _stats(paths: Sequence[str]) -> npt.NDArray[np.uint64]:
-    return np.array([_status_of(path) for path in paths], np.uint64).reshape(-1, 4)
+def _written(place: Place) -> str:
+    # No path has a null character, so no file is taken for a part of another.
+    return f"{place.path}\0{place.offset}\0{place.size}" if isinstance(place, FilePart) else place
 
 
-def _status_of(path: str) -> tuple[int, int, int, int]:
+def _stats(places: Sequence[Place]) -> npt.NDArray[np.uint64]:
+    # Of all parts of a file it is asked once.
+    files = {place.path for place in places if isinstance(place, FilePart)}
+    known = {path: _status_of(path) for path in files}
+    return np.array(
+        [known[place.path] if isinstance(place, FilePart) else _status_of(place) for place in places], np.uint64
+    ).reshape(-1, 4)
+
+
+def _status_of(place: Place) -> tuple[int, int, int, int]:
+    path = place.path if isinstance(place, FilePart) else place
     try:
         stat = os.stat(path)  # noqa: PTH116 - a Path for each of a million files is slow
     except OSError as error:
@@ -214,7 +231,7 @@ def _status_of(path: str) -> tuple[int, int, int, int]:
     return stat.st_size, stat.st_mtime_ns & _U64, stat.st_ctime_ns & _U64, stat.st_ino & _U64
 
 
-def _read_at_rest(path: str, stat: npt.NDArray[np.uint64], now: int) -> tuple[bytes, bool]:
+def _read_at_rest(path: Place, stat: npt.NDArray[np.uint64], now: int) -> tuple[bytes, bool]:
     """Digest a file; also says whether ``stat``, taken after ``now``, will notice every later change."""
     before = tuple(stat.tolist())
     for _ in range(_TRIES):

@@ -20,7 +20,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
@@ -421,12 +421,13 @@ class Passing(nn.Module):
 class Numbers:
     """An encoder of rows whose logits are known."""
 
-    workers = 1
-
     def __init__(self, logits: np.ndarray) -> None:
         self.logits = logits
         self.split = type("Split", (), {"inputs": range(len(logits)), "labels": logits.argmax(1)})
         self.backbone = self
+
+    def ahead(self, work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        return map(work, items)
 
     def collated(self, rows: list[int]) -> list[tuple[list[int], dict[str, torch.Tensor]]]:
         # Every other row first, as where rows of one length run together.
