@@ -33,7 +33,7 @@ def smallest(line: str) -> str:
 
 
 def test_a_run_within_the_smallest_memory_that_is_named_says_what_a_run_in_memory_says(cli: Cli) -> None:
-    few = (*DIGITS, "--limit", "500")
+    few = (*DIGITS, "--limit", "500", "--report")
     cli.ok(*few, "--out", "plain")
     refused = cli.refused(*few, "--memory", "1M")
     said = cli.ok(*few, "--memory", smallest(refused), "--out", "bounded")
