@@ -500,7 +500,7 @@ def test_a_report_that_cannot_be_written_does_not_cost_the_run(cli: Cli, tmp_pat
     # What a run was stopped in, with a folder where the file goes.
     (tmp_path / "run" / "report.json").mkdir(parents=True)
     (tmp_path / "run" / "recipe.json").write_text("{}")
-    out = cli.ok("run", RECIPES / "digits.py", "--out", "run")
+    out = cli.ok("run", RECIPES / "digits.py", "--out", "run", "--report")
     said = [line for line in out.splitlines() if line.startswith("report ")]
     assert len(said) == 1
     assert "not written" in said[0]
@@ -541,7 +541,7 @@ def test_fine_tuning_without_features_has_a_page(cli: Cli, tmp_path: Path):
         "from hftl import Full, Recipe, recipe\n\n\n@recipe\ndef r() -> Recipe:\n"
         f"    return Recipe(backbone={str(backbone)!r}, data={str(data)!r}, method=Full(epochs=1, init='random'))\n"
     )
-    cli.ok("run", "r.py", "--out", "run")
+    cli.ok("run", "r.py", "--out", "run", "--report")
     page = Page(tmp_path / "run" / "report.html")
     assert "No map: the run computed no features" in page.text
     assert "epoch kept" in page.text
