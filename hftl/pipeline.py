@@ -146,10 +146,13 @@ def run(
         if folder:
             folder.write_record(record)
         features, bad = None, []
+        memory = memory_of(recipe, data, say, whole=CV_IN_MEMORY if plan else None)
         if needs_features(recipe):
             how: dict[str, Any] = {"on_bad_row": on_bad_row, "quiet": quiet, "trust": trust_features}
-            how["memory"] = memory_of(recipe, data, say, whole=CV_IN_MEMORY if plan else None)
+            how["memory"] = memory
             features = starting_features(recipe, spec, target, data, say, **how)
+        else:
+            memory.holds(sum(data.sizes().values()))
         if features:
             data, bad = features.readable(data), features.bad
             if folder:

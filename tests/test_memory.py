@@ -13,8 +13,9 @@ import pytest
 import torch
 from runs import Cli
 
-from hftl import Head, Recipe
+from hftl import Head, Recipe, features
 from hftl.data.dataset import RowNames, TextColumns, Texts
+from hftl.errors import RecipeError
 from hftl.extraction import stored_matrix
 from hftl.frozen.head import train_folds, train_head
 from hftl.frozen.recipe import inputs_of
@@ -78,6 +79,14 @@ def test_what_needs_all_features_at_once_is_refused_with_what_it_takes(
     cli.ok(*given, "--memory", smallest(line), "--no-report")
 
 
+def test_features_keep_the_bound_too(cli: Cli) -> None:
+    few = ("features", *DIGITS[1:], "--limit", "20")
+    line = cli.refused(*few, "--memory", "1M")
+    cli.ok(*few, "--memory", smallest(line))
+    with pytest.raises(RecipeError, match="give --memory"):
+        features(Recipe(backbone="hftl/glyph-vit-tiny", data="sample:digits", limit=20, memory="1M"), quiet=True)
+
+
 @pytest.mark.parametrize(
     ("command", "line"),
     [
@@ -101,12 +110,12 @@ def in_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_blocks_are_the_rows_that_were_stored_and_each_row_stands_in_one(in_store: Any) -> None:
-    _, features, _ = in_store
-    part = features.splits["train"]
-    whole = features.loaded(part).columns["features"]
+    _, known, _ = in_store
+    part = known.splits["train"]
+    whole = known.loaded(part).columns["features"]
     some = torch.arange(0, len(whole), 3)
 
-    matrix = matrix_of(features, part, torch.device("cpu"))
+    matrix = matrix_of(known, part, torch.device("cpu"))
 
     assert torch.equal(matrix.whole(), whole)
     assert torch.equal(matrix.take(some).whole(), whole[some])
@@ -115,8 +124,8 @@ def test_blocks_are_the_rows_that_were_stored_and_each_row_stands_in_one(in_stor
 
 
 def test_heads_without_each_fold_are_the_same_from_blocks(in_store: Any) -> None:
-    target, features, data = in_store
-    gathered = replace(features, splits={name: features.loaded(part) for name, part in features.splits.items()})
+    target, known, data = in_store
+    gathered = replace(known, splits={name: known.loaded(part) for name, part in known.splits.items()})
     how: dict[str, Any] = {"seed": 0, "device": torch.device("cpu")}
     dealt = np.arange(len(data.train)) % 5
 
@@ -124,7 +133,7 @@ def test_heads_without_each_fold_are_the_same_from_blocks(in_store: Any) -> None
         lambda of: [train_head(Head(), target, of, data, **how)],
         lambda of: train_folds(Head(), target, of, data, dealt, **how),
     ):
-        for one, other in zip(train(gathered), train(features), strict=True):
+        for one, other in zip(train(gathered), train(known), strict=True):
             torch.testing.assert_close(other.logits, one.logits, atol=2e-3, rtol=1e-3)
             assert all(np.array_equal(other.free[name], one.free[name]) for name in one.free)
 

@@ -57,32 +57,40 @@ class Memory:
             RecipeError: what has to be in memory is more than was stated.
         """
         most = self.stated if self.stated is not None else int(_FREE_SHARE * free_memory())
-        beside = self.held + rows * (_ROW_BYTES + self.labels * _LABEL_BYTES)
-        features = 4 * cut.width * rows
+        whole = self.whole or _whole(cut)
+        features, beside = 4 * cut.width * rows, self._beside(rows)
         # They are copied once, centred and scaled, where nearest neighbours are looked for.
         together = beside + 2 * features + _FIXED_BYTES
-        whole = self.whole or _whole(cut)
         if whole is None and together > most:
-            return self._blocks(most, beside, features, together, rows)
+            self.holds(rows)
+            self.say.print(
+                f"memory    {human_bytes(features)} of features are read in blocks, at every step of the solver; in "
+                f"memory they are from --memory {_said(together)} on"
+            )
+            return max(most - beside, _FIXED_BYTES)
         if self.stated is not None and (together > most or not cut.width):
             size = f", {human_bytes(features)} of {rows:,} rows" if features else ""
-            advice = f"--memory {_said(together)} or more, or leave it out" if cut.width else "leave it out"
-            raise RecipeError(f"--memory {_said(self.stated)}: {whole}{size}: give {advice}")
+            advice = f"give --memory {_said(together)} or more, or leave it out" if cut.width else "leave it out"
+            raise RecipeError(f"--memory {_said(self.stated)}: {whole}{size}: {advice}")
         return None
 
-    def _blocks(self, most: int, beside: int, features: int, together: int, rows: int) -> int:
-        least = beside + _FIXED_BYTES
-        if least > most and self.stated is not None:
+    def holds(self, rows: int) -> None:
+        """See that so many rows fit, with blocks of their features.
+
+        Raises:
+            RecipeError: they are more than was stated.
+        """
+        beside = self._beside(rows)
+        if self.stated is not None and beside + _FIXED_BYTES > self.stated:
             raise RecipeError(
                 f"--memory {_said(self.stated)}: names, labels and predictions of {rows:,} rows take "
                 f"{human_bytes(beside)}, and blocks of features {human_bytes(_FIXED_BYTES)}: give --memory "
-                f"{_said(least)} or more"
+                f"{_said(beside + _FIXED_BYTES)} or more"
             )
-        self.say.print(
-            f"memory    {human_bytes(features)} of features are read in blocks, at every step of the solver; in memory "
-            f"they are from --memory {_said(together)} on"
-        )
-        return max(most - beside, _FIXED_BYTES)
+
+    def _beside(self, rows: int) -> int:
+        """Bytes that so many rows take beside their features."""
+        return self.held + rows * (_ROW_BYTES + self.labels * _LABEL_BYTES)
 
 
 def _whole(cut: Cut) -> str | None:
