@@ -16,7 +16,7 @@ RESAMPLES = 2000
 LEVEL = 0.95
 # How much wider a cross-validated score spreads about that of the head on all rows than its rows say, and a difference
 # of two such scores about the true one. Rows that are resampled under fixed heads do not see that other training rows
-# give other heads. On simulated problems (`benchmarks/scout.py coverage`) the variance is 1.0 to 1.6 times as large,
+# give other heads. On simulated problems (`benchmarks/coverage.py rank`) the variance is 1.0 to 1.6 times as large,
 # most where rows are few beside features. Nadeau & Bengio, *Inference for the generalization error*, Machine Learning
 # 52 (2003), section 3, say 2.05 times, with which backbones that differ are called the same more often than need be.
 SPREAD_OF_HEADS = math.sqrt(1.4)
@@ -157,7 +157,8 @@ def percentiles(
     if units is not None and units > 1:
         tail = float(ndtr(math.sqrt(units / (units - 1)) * stdtrit(freedom or units - 1, tail)))
     low, high = np.quantile(value + (draws - value) * spread, [tail, 1 - tail])
-    return Interval(value, float(low), float(high))
+    # The best that a statistic can be, such as r2 of the mean on its own rows, no sample reaches.
+    return Interval(value, min(float(low), value), max(float(high), value))
 
 
 def proportion(successes: float, rows: float, *, spread: float = 1.0) -> Interval:
@@ -224,7 +225,12 @@ def difference(value: float, draws: Array, *, spread: float = 1.0) -> Difference
     scored = percentiles(value, draws, spread=spread)
     # One more sample, the data themselves, so that no p-value is 0 (Davison & Hinkley 1997, eq. 4.11).
     larger = int((np.abs(distances) >= abs(value) - 1e-12).sum())
-    return Difference(value, scored.low, scored.high, (1 + larger) / (1 + len(draws)))
+    p = (1 + larger) / (1 + len(draws))
+    if not larger:
+        # Of 2,000 samples p could not be less than 1/2001, and of 101 comparisons at once none would ever differ: what
+        # no sample reaches has the tail of the normal law with their deviation.
+        p = min(p, 2 * float(ndtr(-abs(value) / max(float(distances.std()), 1e-300))))
+    return Difference(value, scored.low, scored.high, p)
 
 
 def at_least_by_chance(difference: Difference, rows: int) -> Difference:

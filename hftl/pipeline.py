@@ -65,7 +65,6 @@ from hftl.travel.place import without_password
 from hftl.wording import named_error, printable
 
 SKIPPED = "skipped.json"
-CV_IN_MEMORY = "--cv deals all features in memory to folds"
 
 
 def run(
@@ -146,10 +145,9 @@ def run(
         if folder:
             folder.write_record(record)
         features, bad = None, []
-        memory = memory_of(recipe, data, say, whole=CV_IN_MEMORY if plan else None)
+        memory = memory_of(recipe, data, say, crossed=plan is not None)
         if needs_features(recipe):
-            how: dict[str, Any] = {"on_bad_row": on_bad_row, "quiet": quiet, "trust": trust_features}
-            how["memory"] = memory
+            how: dict[str, Any] = {"on_bad_row": on_bad_row, "quiet": quiet, "trust": trust_features, "memory": memory}
             features = starting_features(recipe, spec, target, data, say, **how)
         else:
             memory.holds(sum(data.sizes().values()))

@@ -37,9 +37,10 @@ class Recipe(Options):
 
     Attributes:
         backbone: a registered name, a Hub id ``user/name[@revision]``, or a folder.
-        data: a Hub data set ``user/name[:config][@revision]``, a folder, a file (csv, tsv, jsonl, parquet),
-            ``sample:NAME``; or what Python holds: a pandas or polars ``DataFrame``, a ``datasets.Dataset`` or
-            ``DatasetDict``, a list of pairs (input, label), a dict of splits of these.
+        data: a Hub data set ``user/name[:config][@revision]``, a folder, a file (csv, tsv, jsonl, parquet, tar shards
+            as ``train-{000..127}.tar``), an address of such files (``s3://…``), ``sample:NAME``; or what Python holds:
+            a pandas or polars ``DataFrame``, a ``datasets.Dataset`` or ``DatasetDict``, a list of pairs (input, label),
+            a dict of splits of these.
         method: how to train.
         task: ``"single_label"``, ``"multi_label"``, ``"regression"`` or ``"token_labels"``; None to infer it.
         input_columns: one column, or two for pairs of texts; None to infer.

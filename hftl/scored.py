@@ -23,6 +23,7 @@ from hftl.intervals import (
     Difference,
     Interval,
     Jackknife,
+    at_least_by_chance,
     difference,
     left_out,
     of_draws,
@@ -103,6 +104,10 @@ def scored(
     draws = np.where(np.isfinite(draws), draws, value)
     if criterion.name == "accuracy" and groups is None:
         interval = proportion(value * len(rows), len(rows), spread=spread)
+    elif criterion.is_share and value in (0.0, 1.0) and not np.ptp(draws):
+        # Where no sample changes a 0 or a 1, what a share of right rows has: such rows are no proof of certainty.
+        units = len(rows) if of_rows is None else len(np.unique(of_rows))
+        interval = share_of_units(value, draws, units, spread=spread)
     else:
         interval = percentiles(value, draws, spread=spread).within(*criterion.bounds)
     return Score(criterion, interval, draws, rows, scores)
@@ -299,6 +304,8 @@ def answered_scores(
 def better_by(one: Score, other: Score, *, spread: float = 1.0) -> Difference:
     """How much better one score is than another of the same rows: above 0 where it is, whichever way the metric runs.
 
+    Its p is no less than chance gives where the two call few rows differently; see `at_least_by_chance`.
+
     Args:
         one: the one.
         other: the other.
@@ -306,7 +313,10 @@ def better_by(one: Score, other: Score, *, spread: float = 1.0) -> Difference:
     """
     sign = one.criterion.sign
     value = sign * (one.interval.value - other.interval.value)
-    return difference(value, sign * (one.draws - other.draws), spread=spread)
+    gain = difference(value, sign * (one.draws - other.draws), spread=spread)
+    if one.criterion.task.is_exclusive and not one.criterion.needs_probabilities:
+        return at_least_by_chance(gain, int((one.scores.argmax(1) != other.scores.argmax(1)).sum()))
+    return gain
 
 
 def each_output(task: Task, scores: np.ndarray, labels: np.ndarray, counts: Array) -> Array:

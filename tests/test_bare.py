@@ -235,8 +235,9 @@ def test_texts_are_pooled_over_their_own_tokens(tmp_path: Path, side: str, name:
         ["--method", "full", "--epochs", "1"],
         ["--method", "lora", "--epochs", "1", "--pooling", "cls"],
         ["--method", "partial", "--freeze", "1", "--epochs", "1"],
+        ["--pooling", "cls+mean", "--depth", "1"],
     ],
-    ids=["mean", "cls+mean", "full", "lora cls", "partial"],
+    ids=["mean", "cls+mean", "full", "lora cls", "partial", "depth"],
 )
 def test_texts_without_a_classification_class_are_exported_for_sentence_transformers(
     cli: Cli, tmp_path: Path, flags: list[str]

@@ -16,6 +16,7 @@ from fake_plugins import Site
 from PIL import Image
 from runs import Cli
 from safetensors import safe_open
+from sentence_transformers import SentenceTransformer
 from test_bare_backbone import PLUGIN
 from torch import Tensor
 
@@ -107,6 +108,25 @@ def test_an_export_of_a_depth_is_the_class_with_fewer_layers(name: str, checkpoi
     assert len(blocks_of(whole)) == (3 if name in STAGES else 4)
     logits = logits_of(lambda **batch: model(**batch).logits, done.folder, data)
     np.testing.assert_allclose(logits.softmax(1).numpy(), scores(done.folder), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "mpnet"])
+def test_a_sentence_encoder_of_a_depth_gives_the_runs_scores(name: str, checkpoint, tmp_path: Path) -> None:
+    source, data = checkpoint(name), data_for(name, tmp_path)
+    head = FAST.model_copy(update={"pooling": "mean"})
+    done = hftl.run(
+        hftl.Recipe(backbone=str(source), data=str(data), method=head, depth=2), out=tmp_path / "run", quiet=True
+    )
+    assert done is not None
+    encoder = SentenceTransformer(str(done.folder / "model"), device="cpu")
+    assert len(blocks_of(encoder)) == 2
+    texts = [line.rsplit(",", 1)[0] for line in data.read_text().splitlines()[1:]]
+    rows = [texts[int(row.rpartition(" row ")[2]) - 1] for row in runs.predictions(done.folder)["row"]]
+    np.testing.assert_allclose(
+        torch.from_numpy(encoder.encode(rows)).softmax(1).numpy(), scores(done.folder), atol=1e-5
+    )
+    # The body is a standard checkpoint of its class, too.
+    assert len(blocks_of(transformers.AutoModel.from_pretrained(done.folder / "model"))) == 2
 
 
 def recipe(folder: Path, source: Path, data: Path) -> Path:

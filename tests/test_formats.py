@@ -46,6 +46,22 @@ def made(kind: str = "single", rows: int = ROWS) -> Features:
     return Features(rng.standard_normal((rows, WIDTH)).astype(np.float32), labels, NAMES, names, split)
 
 
+def test_parquet_is_asked_in_duckdb(tmp_path: Path):
+    duckdb = pytest.importorskip("duckdb", reason="DuckDB is not installed; the extra hftl[test] brings it")
+    features, path = made(), tmp_path / "features.parquet"
+    features.write(path)
+    asked = (
+        "select label_name, count(*), avg(features[1]) from read_parquet(?) where split = 'train' group by label_name"
+    )
+    found = {str(name): (rows, mean) for name, rows, mean in duckdb.execute(asked, [str(path)]).fetchall()}
+    train = features.split == "train"
+    for label, name in enumerate(NAMES):
+        own = train & (features.labels == label)
+        assert found[name] == (own.sum(), pytest.approx(features.matrix[own, 0].mean(), abs=1e-6))
+    nearest = "select row from read_parquet(?) order by list_distance(features, ?) limit 1"
+    assert duckdb.execute(nearest, [str(path), features.matrix[7].tolist()]).fetchall() == [(features.row_names[7],)]
+
+
 @pytest.mark.parametrize("kind", ["single", "several"])
 def test_parquet_is_read_by_arrow_polars_and_datasets(kind: str, tmp_path: Path):
     features = made(kind)

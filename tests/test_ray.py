@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -201,6 +202,15 @@ def test_a_backbone_that_is_another_one_for_a_worker_is_refused(small: Recipe):
     assert isinstance(error, BackboneError)
     assert "is not the same on a worker of Ray: weights differ" in str(error)
     assert FeatureStore(cache_root()).spaces() == []
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once(small: Recipe, cli: Cli, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{nobody.getsockname()[1]}")
+        assert cli("features", written(small, tmp_path), "--on", "ray") == 1
+    assert re.search(r"hftl: RAY_ADDRESS=127.0.0.1:\d+: no cluster answers there: ConnectionRefusedError", cli.err)
 
 
 def test_what_ray_cannot_do_is_said_in_one_line(small: Recipe, cli: Cli, tmp_path: Path, monkeypatch):

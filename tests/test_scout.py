@@ -15,13 +15,21 @@ from runs import RECIPES, Cli, write_texts
 from safetensors.torch import load_file, save_file
 
 import hftl
+from hftl.backbones.loading import load_backbone
 from hftl.criterion import Criterion
 from hftl.data import Data, Texts
 from hftl.data.dataset import Split
 from hftl.data.marks import Marks
+from hftl.extraction import missing_features
+from hftl.frozen.budget import keep_remembered
+from hftl.frozen.view import View, open_space
+from hftl.plugins.registry import find
+from hftl.plugins.spec import BackboneOptions
+from hftl.scout.cost import count_lacking, first_pass
 from hftl.scout.curve import _measured as measured_sizes
-from hftl.scout.stored import TrainingRows
+from hftl.scout.stored import TrainingRows, reading
 from hftl.scout.transfer import transfer
+from hftl.store.store import FeatureStore, cache_root
 from hftl.tasks import Task
 
 DIGITS = RECIPES / "digits.py"
@@ -324,6 +332,42 @@ def test_advice_within_seconds_still_ends_with_a_command(cli: Cli, recipe: Path)
     answer = json.loads(cli.ok("advise", recipe, "--minutes", "0.1", "--json"))
     assert answer["evidence"]
     assert answer["command"].startswith("hftl run")
+
+
+def remember_speed(recipe: hftl.Recipe, speed: float) -> None:
+    """Leave in the store what a slow machine measured of a backbone."""
+    backbone = load_backbone(find(recipe.backbone), BackboneOptions())
+    space = open_space(FeatureStore(cache_root()), backbone, find(recipe.backbone).origin, View())
+    keep_remembered(FeatureStore(cache_root()).root / "speeds.json", f"rows/s {space.id} cpu", speed)
+
+
+def test_a_budget_that_first_features_would_not_keep_is_kept_by_fewer_rows(
+    cli: Cli, recipe: Path, models: Path
+) -> None:
+    made = hftl.Recipe(backbone=str(models / "bert"), data=str(recipe.parent / "texts.csv"))
+    remember_speed(made, 2.0)
+    answer = json.loads(cli.ok("advise", recipe, "--minutes", "0.5", "--json"))
+    # 128 rows would take 64 s, and half of 30 s suffice for fewer than the 64 that a question is asked of at least.
+    assert "estimate  128 rows to compute: about " in cli.err
+    assert any(why.startswith("64 of 128 training rows: ") for why in answer["skipped"])
+    # What random weights give for them would take longer than all that there was.
+    said = ("transfer: its features would take about 32 s", "transfer: the 0.5 minutes were over")
+    assert any(why.startswith(said) for why in answer["skipped"])
+    assert missing_features(made, quiet=True).missing
+
+
+def test_what_a_first_pass_takes_is_asked_of_what_is_not_stored(recipe: Path, models: Path) -> None:
+    made = hftl.Recipe(backbone=str(models / "roberta"), data=str(recipe.parent / "texts.csv"))
+    with reading(offline=True, allow_pickle=False, on_bad_row="error", quiet=True) as reader:
+        spec, target, data = reader.inputs(made)
+    before = first_pass(spec, target, data, View())
+    assert before.rows == sum(data.sizes().values())
+    assert before.start < before.seconds < float("inf")
+    # Nothing was stored by asking, and what was measured is remembered.
+    assert count_lacking(spec, target, data, View()) == before.rows
+    assert first_pass(spec, target, data, View()).speed == pytest.approx(before.speed, abs=1e-3)
+    hftl.features(made, quiet=True)
+    assert first_pass(spec, target, data, View()).seconds == 0
 
 
 def test_answers_are_python_too(recipe: Path, models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -52,9 +52,10 @@ def load_data(
 
     Args:
         ref: ``user/name``, ``user/name:config`` or ``user/name@revision`` (Hub); a folder (``split/class/file``,
-            ``class/split/file`` or ``class/file``); a ``.csv .tsv .jsonl .json .parquet .conll .bio .iob`` file or a
-            folder of them; a folder that `datasets` saved; ``sample:NAME``; a `datasets.Dataset` or ``DatasetDict``; a
-            pandas or polars ``DataFrame``; a list of pairs (input, label); or a dict of splits of these, or of files.
+            ``class/split/file`` or ``class/file``); a ``.csv .tsv .jsonl .json .parquet .conll .bio .iob`` file, tar
+            shards of WebDataset by a pattern, or a folder of them, also at an address that fsspec reaches; a folder
+            that `datasets` saved; ``sample:NAME``; a `datasets.Dataset` or ``DatasetDict``; a pandas or polars
+            ``DataFrame``; a list of pairs (input, label); or a dict of splits of these, or of files.
         wants: what the backbone takes: ``text``, or ``file`` for images and sounds.
         suffixes: suffixes of the files wanted in class folders, such as ``.jpg``; any if empty.
         input_columns: the input column, or two for a pair of texts; inferred if not given.

@@ -16,6 +16,7 @@ from hftl.data.folders import list_files, read_class_folders, suffix_of
 from hftl.data.objects import from_objects, kind_of
 from hftl.data.opening import as_path, existing_path
 from hftl.data.raw import RawData, RawSplit, SplitName
+from hftl.data.remote import is_address, open_address
 from hftl.data.tables import TABLE_SUFFIXES, read_tables
 from hftl.data.tar_shards import SHARD_SUFFIX, read_shards, shard_files
 from hftl.errors import DataError
@@ -49,6 +50,8 @@ def open_reference(ref: Any, wants: str, suffixes: Collection[str]) -> RawData:
         )
     if ref.startswith("sample:"):
         return _open_sample(ref.removeprefix("sample:"))
+    if is_address(ref):
+        return open_address(ref, suffixes)
     if (shards := shard_files(ref)) is not None:
         return read_shards(shards, suffixes)
     path = existing_path(ref)

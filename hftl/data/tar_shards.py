@@ -59,7 +59,7 @@ def shard_files(ref: str) -> list[Path] | None:
         whole = as_path(ref)
         if whole.is_file():
             return [whole]
-        named = list(_expanded(str(whole)))
+        named = list(expanded(str(whole)))
         files = [Path(file) for name in named for file in (_matching(name) if glob.has_magic(name) else [name])]
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{ref}: no file can be looked for there: {why_unreadable(error)}") from error
@@ -75,7 +75,7 @@ def _matching(pattern: str) -> list[str]:
     return glob.glob(pattern, recursive=True)  # noqa: PTH207 - a Path's own takes no pattern from the root
 
 
-def _expanded(text: str) -> Iterator[str]:
+def expanded(text: str) -> Iterator[str]:
     """A text for each choice of its braces: ``{000..127}`` counts with as many digits, ``{a,b}`` names."""
     found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", text)
     if found is None:
@@ -89,7 +89,7 @@ def _expanded(text: str) -> Iterator[str]:
     else:
         choices = names.split(",")
     for choice in choices:
-        yield from _expanded(text[: found.start()] + choice + text[found.end() :])
+        yield from expanded(text[: found.start()] + choice + text[found.end() :])
 
 
 def read_shards(files: Sequence[Path], suffixes: Collection[str]) -> RawData:
@@ -200,14 +200,15 @@ class _Shard:
     def _take(self, member: tarfile.TarInfo, file: BinaryIO, suffixes: Collection[str], seen: set[str]) -> None:
         folder, _, last = member.name.rpartition("/")
         base, dot, ending = last.partition(".")
-        said = f"{self.name}:{printable(member.name)}"
+        said = f"{self.name}:{member.name}"
         if member.isdir():
             return
         if not member.isreg() or member.sparse is not None or not dot or not base or base.startswith("__"):
             self.skipped += 1
             return
         if not member.name.isprintable() or ".." in folder.split("/") or member.name.startswith("/"):
-            raise DataError(f"{said}: an unsafe name (it leads out of the archive, or is not printable): rename it")
+            why = "an unsafe name (it leads out of the archive, or is not printable): rename it"
+            raise DataError(f"{printable(said)}: {why}")
         key, ending = f"{folder}/{base}" if folder else base, ending.lower()
         if not self.keys or self.keys[-1] != key:
             if key in seen:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -53,6 +55,7 @@ FEWEST_ROWS = 64
 # Blocks for each worker, so that none waits long for the last one.
 BLOCKS_EACH = 4
 MOST_CPUS_EACH = 4
+SECONDS_TO_ANSWER = 10
 # What the driver says of a file: where it is, in which part of what is there, or its bytes, or why it is none.
 PLACE = {
     "path": pa.string(),
@@ -200,6 +203,7 @@ def _started() -> Iterator[None]:
 
     own = not ray.is_initialized()
     if own:
+        _check_address(os.environ.get("RAY_ADDRESS", ""))
         in_main_thread = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGTERM)
         try:
@@ -220,6 +224,21 @@ def _started() -> Iterator[None]:
         context.enable_progress_bars, context.print_on_execution_start = before
         if own:
             ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """See that a cluster answers at an address: Ray itself would try for minutes, without a word.
+
+    Raises:
+        HftlError: nothing answers.
+    """
+    written = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address)
+    if written is None:
+        return
+    try:
+        socket.create_connection((written[1], int(written[2])), SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise HftlError(f"RAY_ADDRESS={address}: no cluster answers there: {named_error(error)}") from error
 
 
 @contextmanager

@@ -146,18 +146,18 @@ def views_of(recipe: Recipe) -> Views | None:
     return Views(method.views, method.test_views, Augmentation.of(method))
 
 
-def memory_of(recipe: Recipe, data: Data, say: Terminal, *, whole: str | None = None) -> Memory:
+def memory_of(recipe: Recipe, data: Data, say: Terminal, *, crossed: bool = False) -> Memory:
     """What rows may take, by a recipe.
 
     Args:
         recipe: says how much.
         data: the rows.
         say: where it is said that features are read in blocks.
-        whole: why what is done with the features needs all of them in memory; None where it does not.
+        crossed: whether rows are dealt to folds that score them.
     """
     method = probe_of(recipe)
     reasons = [
-        (whole is not None, whole),
+        (crossed, "--cv deals all features in memory to folds"),
         (method.hidden is not None, "a head with a hidden layer is trained on all features in memory"),
         (views_of(recipe) is not None, "heads on several views of a picture are solved on all features in memory"),
         (recipe.out_of_scope is not None, "rows out of scope are compared with all features in memory"),

@@ -6,7 +6,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,30 +14,37 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from hftl.backbones.protocol import Target
+from hftl.backbones.untrained import Untrained
 from hftl.criterion import Criterion
 from hftl.data import Data
 from hftl.data.division import hold_out_rows
-from hftl.errors import HftlError, Interrupted
+from hftl.errors import BackboneError, HftlError, Interrupted
 from hftl.frozen.head import train_head
 from hftl.frozen.recipe import chooses, probe_of, stored_features, view_of
 from hftl.intervals import LEVEL, Difference, Interval
 from hftl.methods import Full, Head, LoRA, Partial
+from hftl.plugins.spec import BackboneSpec
 from hftl.recipes import Recipe
 from hftl.runs.again import RecipeLike, as_recipe, reference_of
 from hftl.scored import Score, better_by, scored
 from hftl.scout.answer import Answer
 from hftl.scout.audit import audit
+from hftl.scout.cost import count_lacking, first_pass
 from hftl.scout.curve import curve
 from hftl.scout.layers import layers
 from hftl.scout.rank import cheapest_of_best, rank
-from hftl.scout.stored import Reader, reading, training_part
+from hftl.scout.stored import Reader, reading, refuse_words, training_part
 from hftl.scout.transfer import transfer
+from hftl.wording import plural
 
 # A probe above this has little room that fine-tuning could win.
 ROOM_BELOW = 0.98
 # A step of training costs about three forwards; a trial shorter than so many rows says nothing.
 STEP_COST, EPOCHS, FEWEST_ROWS = 3.0, 2, 64
 HELD_OUT = 0.3
+# How much of the budget the first features may take.
+SHARE_OF_FIRST = 0.5
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,38 @@ class _Clock:
         return 60 * self.minutes - (time.monotonic() - self.started)
 
 
+@dataclass
+class _Budgeted:
+    """What was asked within a budget, and what was not."""
+
+    clock: _Clock
+    evidence: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def ask(self, what: str, question: Callable[[], str], first: Callable[[], float] = lambda: 0.0) -> None:
+        """Ask where there is time; what cannot be answered is no end of the others.
+
+        Args:
+            what: the question's name.
+            question: its answer in one sentence.
+            first: seconds until the features are there that it is asked of.
+        """
+        more = "give more with --minutes"
+        if self.clock.left <= 0:
+            self.skipped.append(f"{what}: the {self.clock.minutes:g} minutes were over; {more}")
+            return
+        try:
+            if (needed := first()) > (left := self.clock.left):
+                why = f"its features would take about {needed:,.0f} s, and {left:,.0f} s are left"
+                self.skipped.append(f"{what}: {why}; {more}")
+                return
+            self.evidence.append(question())
+        except Interrupted:
+            raise
+        except HftlError as error:
+            self.skipped.append(f"{what}: {error}")
+
+
 def advise(
     recipe: RecipeLike,
     *,
@@ -111,8 +150,10 @@ def advise(
 ) -> Advice:
     """Rank, transfer, layers, audit and curve in this order, then short trials, as far as the time suffices.
 
-    A question that has begun is finished, so the first extraction may take longer than the budget; a trial is made as
-    small as the time that is left. All questions are asked of training rows (the audit looks for leaks as well).
+    What a first extraction will take is measured on a few rows before it begins. Where features of all rows would take
+    more than half of the budget, so many rows are used as that suffices for; what would not end in what is left then is
+    not asked. A trial is made as small as the time that is left. All questions are asked of training rows (the audit
+    looks for leaks as well).
 
     Args:
         recipe: the data and a backbone; as of `hftl.run`.
@@ -130,28 +171,18 @@ def advise(
     """
     name = name or reference_of(recipe)
     recipe, _ = as_recipe(recipe)
-    clock = _Clock(minutes, time.monotonic())
-    evidence: list[str] = []
-    skipped: list[str] = []
+    asked = _Budgeted(_Clock(minutes, time.monotonic()))
+    references = list(dict.fromkeys([recipe.backbone, *backbones]))
     how = {"offline": offline, "allow_pickle": allow_pickle, "on_bad_row": on_bad_row, "quiet": quiet}
 
-    ranking = rank(recipe, [recipe.backbone, *backbones], subset=subset, name=name, **how)  # type: ignore[arg-type]
-    evidence.append(ranking.advice)
+    with reading(**how, of_words=True) as reader:  # type: ignore[arg-type]
+        subset = _affordable(recipe, references, reader, subset, asked)
+    ranking = rank(recipe, references, subset=subset, name=name, **how)  # type: ignore[arg-type]
+    asked.evidence.append(ranking.advice)
     chosen = cheapest_of_best(ranking.backbones)
     recipe = recipe.model_copy(update={"backbone": chosen.backbone})
-
-    def ask(what: str, question: Callable[[], str]) -> None:
-        """Ask where there is time; what cannot be answered is no end of the others."""
-        if clock.left <= 0:
-            skipped.append(f"{what}: the {minutes:g} minutes were over; give more with --minutes")
-            return
-        try:
-            evidence.append(question())
-        except Interrupted:
-            raise
-        except HftlError as error:
-            skipped.append(f"{what}: {error}")
-
+    with reading(**how) as reader:  # type: ignore[arg-type]
+        lacking = _Lacking.of(recipe, reader, subset, chosen.rows_per_second)
     depth: list[int] = []
 
     def asked_layers() -> str:
@@ -159,24 +190,105 @@ def advise(
         depth.extend([answer.chosen, len(answer.depths)])
         return answer.advice
 
-    ask("transfer", lambda: transfer(recipe, subset=subset, seeds=1, **how).advice)  # type: ignore[arg-type]
+    def asked_transfer() -> str:
+        return transfer(recipe, subset=subset, seeds=1, **how).advice  # type: ignore[arg-type]
+
+    asked.ask("transfer", asked_transfer, lacking.of_twin)
     if recipe.depth is None:
-        ask("layers", asked_layers)
-    ask("audit", lambda: audit(recipe, **how).advice)  # type: ignore[arg-type]
-    ask("curve", lambda: curve(recipe, subset=subset, **how).advice)  # type: ignore[arg-type]
+        asked.ask("layers", asked_layers, lacking.of_depths)
+    asked.ask("audit", lambda: audit(recipe, **how).advice, lacking.of_all_splits)  # type: ignore[arg-type]
+    asked.ask("curve", lambda: curve(recipe, subset=subset, **how).advice)  # type: ignore[arg-type]
 
     trials: list[Trial] = []
+    clock, skipped = asked.clock, asked.skipped
     if chosen.score.criterion.is_share and chosen.probe.value > ROOM_BELOW:
         skipped.append(f"trials: {ranking.metric} {chosen.probe.value:.3f} leaves little that fine-tuning could win")
     elif clock.left < 10:
         skipped.append("trials: no time was left; give more with --minutes")
     else:
-        with reading(offline=offline, allow_pickle=allow_pickle, on_bad_row=on_bad_row, quiet=quiet) as reader:
+        with reading(**how) as reader:  # type: ignore[arg-type]
             trials = _trials(recipe, reader, clock, chosen.rows_per_second, subset, skipped)
     sentence, flags = _conclusion(trials, depth, ranking.metric)
     command = f"hftl run {name} {shlex.join(['--backbone', chosen.backbone, *flags])}"
     took = (time.monotonic() - clock.started) / 60
-    return Advice(chosen.backbone, ranking.metric, evidence, trials, skipped, sentence, command, round(took, 2))
+    return Advice(chosen.backbone, ranking.metric, asked.evidence, trials, skipped, sentence, command, round(took, 2))
+
+
+def _affordable(
+    recipe: Recipe,
+    references: Sequence[str],
+    reader: Reader,
+    subset: int | None,
+    asked: _Budgeted,
+) -> int | None:
+    """How many training rows to use, so that computing their features leaves time for questions; None for all."""
+    passes, rows, fewest = [], 0, FEWEST_ROWS
+    silent = reader.silent()
+    for reference in references:
+        made = recipe.model_copy(update={"backbone": reference})
+        try:
+            spec, target, data = silent.inputs(made)
+            part = training_part(data, subset, recipe.seed)
+            passes.append(first_pass(spec, target, part, view_of(made, target.backbone)))
+        except Interrupted:
+            raise
+        except (Exception, SystemExit):  # whatever a backbone's own code raises; `rank` says what it was
+            continue
+        refuse_words(data)
+        rows, fewest = len(part.train), max(FEWEST_ROWS, 2 * len(part.label_names) if part.task.is_exclusive else 0)
+    left, needed = asked.clock.left, sum(each.seconds for each in passes)
+    if not needed:
+        return subset
+    computed, seconds = sum(each.rows for each in passes), left * SHARE_OF_FIRST
+    reader.say.print(f"estimate  {plural(computed, 'row')} to compute: about {needed:,.0f} s of {left:,.0f} s")
+    if needed <= seconds:
+        return subset
+    running = sum(1 / each.speed for each in passes if each.rows)
+    suffices = max(fewest, int((seconds - sum(each.start for each in passes)) / running))
+    if suffices >= rows:
+        return subset
+    asked.skipped.append(
+        f"{rows - suffices:,} of {rows:,} training rows: computing the features of all would take about {needed:,.0f} "
+        "s; give more with --minutes"
+    )
+    return suffices
+
+
+@dataclass(frozen=True)
+class _Lacking:
+    """Seconds that the features of a question take, of rows that are not stored; of what is loaded for it nothing."""
+
+    recipe: Recipe
+    spec: BackboneSpec
+    target: Target
+    data: Data
+    part: Data
+    speed: float
+
+    @classmethod
+    def of(cls, recipe: Recipe, reader: Reader, subset: int | None, speed: float) -> _Lacking:
+        spec, target, data = reader.silent().inputs(recipe)
+        return cls(recipe, spec, target, data, training_part(data, subset, recipe.seed), speed)
+
+    def of_twin(self) -> float:
+        """Of `transfer`: what random weights give for the rows; none of a backbone that has no such twin."""
+        try:
+            twin = Target(Untrained(self.target.backbone, self.recipe.seed), self.target.config)
+        except BackboneError:
+            return 0.0
+        return self._seconds(self.part, target=twin)
+
+    def of_depths(self) -> float:
+        """Of `layers`: one pass for all depths."""
+        return self._seconds(self.part, depth=1)
+
+    def of_all_splits(self) -> float:
+        """Of `audit`, which reads every row."""
+        return self._seconds(self.data)
+
+    def _seconds(self, data: Data, *, target: Target | None = None, depth: int | None = None) -> float:
+        view = replace(view_of(self.recipe, self.target.backbone), depth=depth)
+        return count_lacking(self.spec, target or self.target, data, view) / self.speed
 
 
 def _trials(

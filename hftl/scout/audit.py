@@ -353,6 +353,9 @@ def _judge_labels(rows: _Rows, recipe: Recipe, copies: Copies) -> _Judged:
     marked = [split.marks.groups for split in rows.splits if split.marks.groups is not None]
     if len(marked) == len(rows.splits):
         groups = joined_groups(groups, np.concatenate(marked))
+    # A head of numbers is chosen by leaving out one group more.
+    if (apart := len(np.unique(groups))) < (2 if task.has_classes else 3):
+        raise DataError(f"{apart:,} rows or groups are left where copies and near copies are one, too few to hold out")
     held = cross_validate(
         rows.features,
         torch.from_numpy(rows.labels),

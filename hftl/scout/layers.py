@@ -20,7 +20,7 @@ from hftl.errors import RecipeError
 from hftl.frozen.depths import stack_of
 from hftl.frozen.recipe import probe_of, stored_features, view_of
 from hftl.frozen.view import View
-from hftl.intervals import LEVEL, Difference, Interval
+from hftl.intervals import Difference, Interval
 from hftl.methods import Pooling
 from hftl.onednn import speed_up
 from hftl.plugins.spec import BackboneSpec
@@ -30,9 +30,8 @@ from hftl.runs.again import RecipeLike, as_recipe, reference_of
 from hftl.scored import Score
 from hftl.scout.answer import Answer
 from hftl.scout.cost import measured_once
-from hftl.scout.probe import ahead_by, probe_rows
+from hftl.scout.probe import ahead_by, probe_rows, tied_groups
 from hftl.scout.stored import Reader, TrainingRows, reading, training_part
-from hftl.terminal import Terminal
 
 # Noise may hide a loss that nobody would give away: the chosen depth's probe is at most so far below the best one's.
 MOST_LOST = 0.005
@@ -48,7 +47,7 @@ class DepthScore:
         depth: how many blocks.
         probe: the exact linear head on held-out rows, on what the recipe's own head would read.
         parameters: numbers in the model that a run at this depth exports.
-        same: whether the probe is the same within noise as the best depth's.
+        same: whether the probe is the same within noise as the best depth's, all pairs of depths compared together.
         score: the probe with its bootstrap draws.
     """
 
@@ -125,8 +124,8 @@ def layers(
 ) -> Layers:
     """Probe every depth of a recipe's backbone on its training rows; one pass of the backbone serves all depths.
 
-    Each depth is compared with the best one on the same rows by a paired bootstrap. The features of all rows stay in
-    the store, so that a run at any depth computes none of them again.
+    All pairs of depths are compared on the same rows by a paired bootstrap with Holm's correction. The features of all
+    rows stay in the store, so that a run at any depth computes none of them again.
 
     Args:
         recipe: the backbone, the data, and what its head reads; its own depth does not matter; as of `hftl.run`.
@@ -159,19 +158,23 @@ def layers(
         every = [replace(view, depth=depth) for depth in reversed(depths) for view in views]
         stored_features(spec, target, kept, every, reader.say, on_bad_row=on_bad_row, quiet=reader.quiet)
         asked = _Asked(recipe, spec, target, training_part(data, subset, recipe.seed), reader)
-        known = {depth: asked.rows(own, depth) for depth in depths}
-        folds = fold_count(known[depths[-1]].split, folds)
-        probed = counted("layers", list(known.items()), unit="depths", quiet=reader.quiet)
-        scores = {depth: probe_rows(rows, folds) for depth, rows in probed}
-        best = max(depths, key=lambda depth: (scores[depth].merit, -depth))
-        same = {depth: ahead_by(scores[best], scores[depth]).p >= 1 - LEVEL for depth in depths}
+        whole = asked.rows(own, depths[-1])
+        folds = fold_count(whole.split, folds)
+        # The features of one depth at a time: of all together there are as many times as many.
+        scores = {
+            depth: probe_rows(asked.rows(own, depth), folds)
+            for depth in counted("layers", depths, unit="depths", quiet=reader.quiet)
+        }
+        order = sorted(depths, key=lambda depth: (-scores[depth].merit, depth))
+        best, groups = order[0], tied_groups([scores[depth] for depth in order])
+        same = {depth: group == 1 for depth, group in zip(order, groups, strict=True)}
         enough = scores[best].merit - _most_lost(scores[best])
         chosen = min(depth for depth in depths if same[depth] and scores[depth].merit >= enough)
         curve = [
             DepthScore(
                 depth,
                 scores[depth].interval,
-                sum(value.numel() for value in known[depth].target.skeleton().parameters()),
+                sum(value.numel() for value in target.at_depth(depth).skeleton().parameters()),
                 same[depth],
                 scores[depth],
             )
@@ -180,11 +183,11 @@ def layers(
         pooled: dict[str, Interval] = {
             view.pooling: probe_rows(asked.rows(view, chosen), folds).interval for view in views[1:]
         }
-        side_by_side = _together(known, sorted(set(together)), scores[best], folds) if together else None
-        whole = known[depths[-1]]
+        beside = {depth: asked.rows(own, depth) for depth in sorted(set(together))}
+        side_by_side = _together(beside, scores[best], folds) if beside else None
         speedup = 1.0
         if chosen < depths[-1]:
-            short = known[chosen]
+            short = asked.rows(own, chosen)
             what = f"{short.stored.id} {whole.stored.id}"
             speedup = measured_once(what, lambda: times_as_fast(short, whole))
     metric = whole.criterion.name
@@ -212,8 +215,7 @@ class _Asked:
         head = probe_of(self.recipe).model_copy(update={"pooling": view.pooling})
         made = self.recipe.model_copy(update={"method": head})
         # What was computed and reused was said once.
-        silent = replace(self.reader, say=Terminal(quiet=True), quiet=True)
-        return silent.rows(made, self.spec, self.target.at_depth(depth), self.data)
+        return self.reader.silent().rows(made, self.spec, self.target.at_depth(depth), self.data)
 
 
 def _most_lost(best: Score) -> float:
@@ -221,11 +223,10 @@ def _most_lost(best: Score) -> float:
     return MOST_LOST * (1.0 if best.criterion.is_share else abs(best.interval.value))
 
 
-def _together(known: Mapping[int, TrainingRows], depths: Sequence[int], best: Score, folds: int) -> Together:
-    rows = known[depths[0]]
-    features = torch.cat([known[depth].features for depth in depths], 1)
-    score = probe_rows(replace(rows, features=features), folds)
-    return Together(list(depths), score.interval, ahead_by(score, best))
+def _together(beside: Mapping[int, TrainingRows], best: Score, folds: int) -> Together:
+    features = torch.cat([rows.features for rows in beside.values()], 1)
+    score = probe_rows(replace(next(iter(beside.values())), features=features), folds)
+    return Together(list(beside), score.interval, ahead_by(score, best))
 
 
 def times_as_fast(short: TrainingRows, whole: TrainingRows) -> float:
@@ -262,10 +263,11 @@ def _forward_seconds(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) 
 def _sentence(curve: Sequence[DepthScore], best: int, chosen: int, metric: str, speedup: float) -> str:
     scores: Mapping[int, Interval] = {each.depth: each.probe for each in curve}
     if chosen == len(curve):
-        lost = "more than half a point" if curve[0].score.criterion.is_share else "more than half a hundredth"
-        return f"All {chosen} blocks are needed: {metric} {scores[chosen]}, and fewer lose {lost}."
+        lost = "half a point" if curve[0].score.criterion.is_share else "half a hundredth"
+        return f"All {chosen} blocks are needed: {metric} {scores[chosen]}, and fewer lose more than noise or {lost}."
+    first = "the first block" if chosen == 1 else f"the first {chosen} blocks"
     same = f"is the same within noise as depth {best}, {metric} {scores[best]}" if chosen != best else "is the best"
     return (
         f"Depth {chosen} of {len(curve)} {same}: {metric} {scores[chosen]}, {speedup:.1f} times as fast; where the "
-        f"others are fine-tuned, the first {chosen} blocks can stay frozen."
+        f"others are fine-tuned, {first} can stay frozen."
     )

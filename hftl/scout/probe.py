@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from hftl.scout.stored import TrainingRows
 # Of each fold. With five folds, heads that judge have seen 95 % of the rows, and score hardly less than the head on all
 # of them, which is the one that a run exports.
 PARTS = 4
+# What is less is not shown, and no reason to prefer anything.
+NOTHING = 0.0005 - 1e-9
 
 
 def linear_probe(
@@ -171,8 +174,16 @@ def neighbour_probe(
 
 
 def ahead_by(one: Score, other: Score) -> Difference:
-    """How much better one cross-validated head is than another on the same rows."""
-    return better_by(one, other, spread=SPREAD_OF_HEADS)
+    """How much better one cross-validated head is than another on the same rows; see `unless_nothing`."""
+    return unless_nothing(one.criterion, better_by(one, other, spread=SPREAD_OF_HEADS))
+
+
+def unless_nothing(criterion: Criterion, gain: Difference) -> Difference:
+    """The difference, of which p is 1 where it is a share's and three digits of it show nothing.
+
+    Two regressions that predict every target alike differ in the seventh digit, and that beyond noise.
+    """
+    return replace(gain, p=1.0) if criterion.is_share and abs(gain.value) < NOTHING else gain
 
 
 def tied_groups(scores: Sequence[Score]) -> list[int]:

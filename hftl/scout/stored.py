@@ -139,16 +139,20 @@ class Reader:
         if recipe.memory is not None:
             raise UserError(
                 "memory: questions, depth='auto' among them, are answered from all features in memory, which no bound "
-                "is kept for: leave it out (--memory none), and give --subset N where there are many rows"
+                "is kept for: leave it out, and give --subset N where there are many rows"
             )
         spec, target, data = inputs_of(
             recipe, self.say, BackboneOptions(recipe.max_length, self.offline, self.allow_pickle)
         )
         if views_of(recipe):
             self.say.print("views     left out: this question is asked of pictures as they are")
-        if data.task.of_words and not self.of_words:
-            raise UserError(f"{data.ref}: each word has a label, and this question is answered for whole rows only")
+        if not self.of_words:
+            refuse_words(data)
         return spec, target, data
+
+    def silent(self) -> Reader:
+        """The same, for what is read once more and was said before."""
+        return replace(self, say=Terminal(quiet=True), quiet=True)
 
     def training(self, recipe: Recipe, subset: int | None = None) -> TrainingRows:
         """The features of a recipe's training rows, computed where they are missing.
@@ -191,6 +195,16 @@ def reading(
     quiet = quiet or not start_processes().is_main_process
     with quiet_libraries(), staying_offline(offline):
         yield Reader(Terminal(quiet=quiet, file=sys.stderr), offline, allow_pickle, on_bad_row, quiet, of_words)
+
+
+def refuse_words(data: Data) -> None:
+    """Refuse sentences whose words have labels.
+
+    Raises:
+        UserError: they are such.
+    """
+    if data.task.of_words:
+        raise UserError(f"{data.ref}: each word has a label, and this question is answered for whole rows only")
 
 
 def training_part(data: Data, subset: int | None, seed: int) -> Data:

@@ -32,7 +32,7 @@ from hftl.runs.again import RecipeLike, as_recipe
 from hftl.scored import Score, each_output, scored, telling_rows
 from hftl.scout.answer import Answer
 from hftl.scout.plain import image_features, text_scores
-from hftl.scout.probe import probe_rows
+from hftl.scout.probe import probe_rows, unless_nothing
 from hftl.scout.stored import TrainingRows, reading, training_part
 from hftl.tasks import Task
 
@@ -247,7 +247,7 @@ def _gain(pretrained: Score, rivals: Sequence[Score]) -> Difference:
     sign = pretrained.criterion.sign
     value = pretrained.interval.value - float(np.mean([rival.interval.value for rival in rivals]))
     draws = pretrained.draws - np.mean([rival.draws for rival in rivals], axis=0)
-    return difference(sign * value, sign * draws, spread=SPREAD_OF_HEADS)
+    return unless_nothing(pretrained.criterion, difference(sign * value, sign * draws, spread=SPREAD_OF_HEADS))
 
 
 def _by_output(known: TrainingRows, pretrained: Score, rivals: Sequence[Score]) -> list[OutputTransfer]:
@@ -273,7 +273,8 @@ def _by_output(known: TrainingRows, pretrained: Score, rivals: Sequence[Score]) 
         value = float(ours[k] - theirs[k])
         # A sample without a row of the class says nothing of it.
         drawn_gains = np.where(np.isfinite(draws[:, k]), draws[:, k], value)
-        gains[k] = at_least_by_chance(difference(value, drawn_gains, spread=SPREAD_OF_HEADS), telling[k])
+        gain = at_least_by_chance(difference(value, drawn_gains, spread=SPREAD_OF_HEADS), telling[k])
+        gains[k] = unless_nothing(known.criterion, gain)
     adjusted = dict(zip(occurring, holm([gains[k].p for k in occurring]), strict=True))
     names, blind = known.data.label_names, _blind(known.task, labels, len(ours))
     outputs = [

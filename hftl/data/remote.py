@@ -1,0 +1,179 @@
+"""Data at an address (``s3://``, ``hf://`` and what else fsspec reaches): files are brought here once, and read as any.
+
+    <cache>/remote/<32 hex digits>/NAME              a file that lies below an address; the folder is the address's
+    <cache>/remote/<32 hex digits>/.brought/…        what the file's own file system says it was: size, date, ETag
+
+A file whose file system says something else by now is brought again.
+"""
+
+from __future__ import annotations
+
+import glob
+import posixpath
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from hftl.data.raw import RawData, digest
+from hftl.data.tables import TABLE_SUFFIXES, read_tables
+from hftl.data.tar_shards import SHARD_SUFFIX, expanded, read_shards
+from hftl.errors import DataError, HubError
+from hftl.hub.client import offline
+from hftl.progress import Progress
+from hftl.regular import read_bounded
+from hftl.store.files import FILE_CALLS, make_folders, mode_of, remove_orphans, write_atomically
+from hftl.store.store import cache_root
+from hftl.travel.place import without_password
+from hftl.wording import named_error, one_line
+
+PIECE = 4 << 20
+STAMPS = ".brought"
+KINDS = (*TABLE_SUFFIXES, SHARD_SUFFIX)
+_STAMP_BYTES = 1 << 10
+
+
+def is_address(ref: str) -> bool:
+    """Whether a reference is an address that fsspec is asked about."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", ref) is not None and not ref.startswith("file://")
+
+
+def open_address(url: str, suffixes: Collection[str]) -> RawData:
+    """Bring the files at an address here, where they are not, and open them.
+
+    Args:
+        url: of a table or a tar file, or of a folder of such files; braces and patterns stand for several, as in
+            `hftl.data.tar_shards.shard_files`.
+        suffixes: as of `read_shards`.
+
+    Raises:
+        DataError: nothing that is read is there.
+        HubError: it cannot be reached, or broke off.
+    """
+    shown = without_password(url)
+    if shown != url:
+        # It would stand in the record of every run.
+        raise DataError(f"{shown}: leave the name and the password out: fsspec reads them from its configuration")
+    root = cache_root() / "remote" / digest(url.encode())
+    if offline():
+        names = sorted(_stamps(root))
+        notes = ["from the cache, because this is offline"]
+    else:
+        files = _files_at(url, shown)
+        notes = []
+        for name, file in files.items():
+            _bring(file, root, name, shown)
+        for gone in _stamps(root).keys() - files.keys():
+            (root / STAMPS / gone).unlink(missing_ok=True)
+            (root / gone).unlink(missing_ok=True)
+        names = sorted(files)
+    kinds = {_kind(name) for name in names}
+    if not kinds or len(kinds) > 1:
+        found = "tables and tar files side by side" if kinds else "nothing that is read is there"
+        missing = "; it was not brought here while there was a network" if offline() and not kinds else ""
+        raise DataError(
+            f"{shown}: {found}{missing}; give a file that ends in {', '.join(KINDS)}, several by a pattern, or a "
+            "folder of one kind; pictures are packed into tar files or a parquet file"
+        )
+    paths = [root / name for name in names]
+    read = read_shards(paths, suffixes) if kinds == {SHARD_SUFFIX} else read_tables(paths, root)
+    # What stands in somebody else's table must not make us read this machine's files.
+    return replace(read, foreign=True, within=(root.resolve(),), notes=[*notes, *read.notes])
+
+
+def _kind(name: str) -> str:
+    return SHARD_SUFFIX if name.endswith(SHARD_SUFFIX) else "table"
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """A file at an address.
+
+    Attributes:
+        filesystem: fsspec's.
+        path: of the file in it.
+    """
+
+    filesystem: Any
+    path: str
+
+
+def _files_at(url: str, shown: str) -> Mapping[str, _Remote]:
+    """The files that an address stands for, by their names below what all of them have in common."""
+    from fsspec.core import url_to_fs
+
+    found: list[_Remote] = []
+    with _Reaching(shown):
+        for each in expanded(url):
+            filesystem, path = url_to_fs(each.rstrip("/"))
+            if glob.has_magic(path):
+                paths = sorted(filesystem.glob(path))
+            elif filesystem.isdir(path):
+                paths = sorted(filesystem.find(path))
+            else:
+                paths = [path]
+            found += [_Remote(filesystem, path) for path in paths if PurePosixPath(path).suffix.lower() in KINDS]
+    folders = {posixpath.dirname(file.path) for file in found}
+    above = posixpath.commonpath(folders) if folders else ""
+    names = {posixpath.relpath(file.path, above or "."): file for file in found}
+    if odd := [
+        name for name in names if ".." in name.split("/") or not name.isprintable() or name.startswith(("/", "."))
+    ]:
+        raise DataError(f"{shown}: a file has a name that is none here: {odd[0]!r}: rename it")
+    return names
+
+
+class _Reaching:
+    """Tells in one line what could not be reached: each file system raises errors of its own."""
+
+    def __init__(self, shown: str) -> None:
+        self.shown = shown
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, DataError | HubError):
+            return
+        why = one_line(without_password(named_error(error)), 300)
+        # A package that is missing, an address that is none, a file that is not there: others would be asked in vain.
+        known = isinstance(error, ImportError | ValueError | FileNotFoundError | PermissionError)
+        raise (DataError if known else HubError)(f"{self.shown}: cannot be read: {why}") from error
+
+
+def _bring(file: _Remote, root: Path, name: str, shown: str) -> None:
+    """Copy a file here, unless it is here as its file system says that it is."""
+    target, stamp = root / name, root / STAMPS / name
+    with _Reaching(shown):
+        # Size, date and tag: whatever this file system tells of a file.
+        said = digest(str(file.filesystem.ukey(file.path)).encode())
+        if _stamps(root).get(name) == said and target.is_file():
+            return
+        size = int(file.filesystem.size(file.path))
+        mode = mode_of(cache_root())
+        for folder in (target.parent, stamp.parent):
+            make_folders(FILE_CALLS, folder, mode)
+            remove_orphans(folder)
+        stamp.unlink(missing_ok=True)
+        with file.filesystem.open(file.path, "rb") as source, Progress(name, size, unit="bytes") as progress:
+            write_atomically(FILE_CALLS, target, _arriving(source, progress, size), mode & 0o666)
+        write_atomically(FILE_CALLS, stamp, [said.encode()], mode & 0o666)
+
+
+def _arriving(source: Any, progress: Progress, size: int) -> Iterator[bytes]:
+    while piece := source.read(PIECE):
+        progress.advance(len(piece))
+        yield piece
+    if progress.done != size:
+        raise ConnectionError(f"it broke off at {progress.done:,} of {size:,} bytes: run the same command again")
+
+
+def _stamps(root: Path) -> dict[str, str]:
+    """What the files were that are here, by their names."""
+    folder = root / STAMPS
+    files: Sequence[Path] = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".tmp-")]
+    return {
+        path.relative_to(folder).as_posix(): read_bounded(path, _STAMP_BYTES).decode("ascii", "replace")
+        for path in files
+    }
