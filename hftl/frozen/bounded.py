@@ -59,8 +59,8 @@ class Memory:
         most = self.stated if self.stated is not None else int(_FREE_SHARE * free_memory())
         whole = self.whole or _whole(cut)
         features, beside = 4 * cut.width * rows, self._beside(rows)
-        # They are copied once, centred and scaled, where nearest neighbours are looked for.
-        together = beside + 2 * features + _FIXED_BYTES
+        # They are copied once in float64, where what costs nothing is set beside the result.
+        together = beside + 3 * features + _FIXED_BYTES
         if whole is None and together > most:
             self.holds(rows)
             self.say.print(

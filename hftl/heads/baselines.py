@@ -76,12 +76,18 @@ def prototype(train_features: Tensor | Matrix, train_labels: Tensor, eval_featur
     classes, index = torch.unique(train_labels, return_inverse=True)
     count, dim = train.shape
     zeros = torch.zeros(dim, dtype=torch.float64, device=device)
-    mean = sum((block.sum(0) for _, block in row_blocks(train, device)), zeros) / count
-    deviation = (sum(((block - mean).square().sum(0) for _, block in row_blocks(train, device)), zeros) / count).sqrt()
+    if train.in_memory:
+        whole = train.whole().to(device).double()
+        mean, deviation = whole.mean(0), whole.std(0, correction=0)
+        del whole
+    else:
+        mean = sum((block.sum(0) for _, block in row_blocks(train, device)), zeros) / count
+        squares = sum(((block - mean).square().sum(0) for _, block in row_blocks(train, device)), zeros)
+        deviation = (squares / count).sqrt()
     scale = torch.where(deviation > 1e-7 * mean.abs(), deviation, 1.0)
     means = zeros.expand(len(classes), -1).clone()
     for rows, block in row_blocks(train, device):
-        means.index_add_(0, index[rows], (block - mean) / scale)
+        means += torch.nn.functional.one_hot(index[rows], len(classes)).double().T @ ((block - mean) / scale)
     means /= torch.bincount(index)[:, None]
     covariance, fourth = zeros.expand(dim, -1).clone(), zeros[:1].clone()
     for rows, block in row_blocks(train, device):
