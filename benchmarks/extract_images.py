@@ -23,10 +23,10 @@ import transformers
 from machine import tell_machine
 from PIL import Image, ImageFilter
 
-from hftl.ahead import ahead
 from hftl.backbones import hftl_resolve_backbone
 from hftl.backbones.protocol import Target
 from hftl.data import Files
+from hftl.decoding import Decoder
 from hftl.frozen.extract import DECODED_AHEAD, ConcatRows, extract
 from hftl.frozen.view import View, open_space
 from hftl.parallel import Process
@@ -82,10 +82,15 @@ def main() -> None:
         config = backbone.config("single_label", ["a", "b"])
         rows = Files(pa.chunked_array([pa.array(encoded)]))
 
+        # On an accelerator the slower half is decoding, and processes are what decodes fastest on many cores.
+        decoder = Decoder(backbone, 0 if device.type == "cpu" else os.cpu_count())
+        decoder([encoded[0]], [""])
+        while device.type != "cpu" and not decoder.is_ready and decoder.refusal is None:
+            time.sleep(0.05)
         started = time.perf_counter()
-        workers = os.cpu_count() or 1
-        ready = list(ahead(lambda row: backbone.encode([row], [""])[0], encoded, workers, DECODED_AHEAD))
+        ready = list(decoder.ahead(lambda row: decoder([row], [""])[0], encoded, os.cpu_count() or 1, DECODED_AHEAD))
         decode = time.perf_counter() - started
+        decoder.close()
 
         model, _ = backbone.build(config)
         model.to(device)
@@ -101,22 +106,31 @@ def main() -> None:
             print(f"forward alone, batch {size}: {len(encoded) / seconds:,.1f} images/s", flush=True)
             best = min(best, seconds)
 
-        store, view = FeatureStore(Path(folder)), View("native", arguments.precision)
-        space = open_space(store, backbone, {"name": "hftl"}, view)
-        started = time.perf_counter()
-        digests = digest_files(encoded, store.file_digests)
-        extract(
-            Target(backbone, config), {view: space}, ConcatRows([rows]), digests, Process(device),
-            store=store, quiet=True,
-        )  # fmt: skip
-        whole = time.perf_counter() - started
+        def extracted(files: Files, contents: list[bytes], cache: Path) -> float:
+            store, view = FeatureStore(cache), View("native", arguments.precision)
+            space = open_space(store, backbone, {"name": "hftl"}, view)
+            started = time.perf_counter()
+            digests = digest_files(contents, store.file_digests)
+            extract(
+                Target(backbone, config), {view: space}, ConcatRows([files]), digests, Process(device),
+                store=store, quiet=True,
+            )  # fmt: skip
+            return time.perf_counter() - started
+
+        # Of one picture: what is done once, whether there are a hundred or a million.
+        start = extracted(rows[:1], encoded[:1], Path(folder) / "one")
+        whole = extracted(rows, encoded, Path(folder) / "all")
     print(f"decode and preprocess alone   {decode:7.2f} s  {len(encoded) / decode:8.1f} images/s")
     print(f"forward alone, best batch     {best:7.2f} s  {len(encoded) / best:8.1f} images/s")
-    print(f"the whole extraction          {whole:7.2f} s  {len(encoded) / whole:8.1f} images/s (loading, proof)")
+    print(f"the whole extraction          {whole:7.2f} s  {len(encoded) / whole:8.1f} images/s")
+    print(f"of it loading and proof       {start:7.2f} s  once for each model; the rest below is without")
     if device.type == "cpu":
-        print(f"whole / sum of the halves     {whole / (decode + best):.3f}  (target 1.05)")
+        both = decode + best
+        print(f"whole / sum of the halves     {whole / both:.3f}, the rest {(whole - start) / both:.3f}  (target 1.05)")
     else:
-        print(f"rate / slower half's rate     {max(decode, best) / whole:.3f}  (target 0.85)")
+        slower = max(decode, best)
+        rest = slower / (whole - start)
+        print(f"rate / slower half's rate     {slower / whole:.3f}, the rest {rest:.3f}  (target 0.85)")
 
 
 if __name__ == "__main__":

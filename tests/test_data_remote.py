@@ -116,6 +116,7 @@ def test_what_cannot_be_reached_is_one_line_without_a_password(bucket, cli: Cli,
         f"memory:/{root}/none.csv": "FileNotFoundError",
         f"memory:/{root}/*.csv": "nothing that is read is there",
         "nothing://x/a.csv": "nothing",
+        "https://example.org/a.csv": "fetch the file, and give that",
         "memory://user:secret@host/a.csv": "leave the name and the password out",
     }.items():
         said = cli.refused("features", "--backbone", backbone, "--data", ref)

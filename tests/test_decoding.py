@@ -250,6 +250,28 @@ def test_what_this_process_alone_can_read_or_warns_of_is_read_here(monkeypatch: 
 # ── processes that end ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_a_fork_does_not_share_the_processes(two: Decoder) -> None:
+    content = picture(20, 20)
+    expected = two([content], [""])
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        child = os.fork()
+    if child == 0:
+        told = b"no"
+        try:
+            # Its sockets would get the answers of the other.
+            told = b"same" if same(two([content], [""]), expected) and not two.is_ready else b"other"
+        finally:
+            os.write(writing, told)
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reading, 10) == b"same"
+    os.close(reading)
+    os.close(writing)
+    assert same(two([content], [""]), expected)
+
+
 def test_processes_that_are_killed_cost_no_row(vit: ImageBackbone, two: Decoder) -> None:
     contents = pictures() * 6
     expected = vit.encode(contents, [""] * len(contents))
@@ -315,28 +337,6 @@ def test_processes_end_with_a_script_that_has_no_guard_and_leave_nothing(
         time.sleep(0.02)
     assert not [each for each in started if is_running(each)]
     assert set(Path("/dev/shm").iterdir()) <= before
-
-
-def test_a_fork_does_not_share_the_processes(two: Decoder) -> None:
-    content = picture(20, 20)
-    expected = two([content], [""])
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        child = os.fork()
-    if child == 0:
-        told = b"no"
-        try:
-            # Its sockets would get the answers of the other.
-            told = b"same" if same(two([content], [""]), expected) and not two.is_ready else b"other"
-        finally:
-            os.write(writing, told)
-            os._exit(0)
-    os.waitpid(child, 0)
-    assert os.read(reading, 10) == b"same"
-    os.close(reading)
-    os.close(writing)
-    assert same(two([content], [""]), expected)
 
 
 # ── the choice ───────────────────────────────────────────────────────────────────────────────────────────────────────

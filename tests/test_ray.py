@@ -22,6 +22,7 @@ import yaml
 from PIL import Image
 from runs import Cli
 from test_run import write_recipe
+from test_tar_shards import as_shards, pictures
 
 from hftl import Recipe, features
 from hftl.data import load_data
@@ -139,7 +140,7 @@ class Job:
 
     def __init__(self, recipe: Recipe, **changes: object) -> None:
         spec, backbone = backbone_of(recipe, BackboneOptions())
-        self.data = load_data(recipe.data, wants="file", suffixes=backbone.suffixes)
+        self.data = load_data(recipe.data, wants=backbone.wants, suffixes=backbone.suffixes)
         store, view = FeatureStore(cache_root()), View.of(backbone, "native", "no")
         self.space = open_space(store, backbone, spec.origin, view)
         self.rows = ConcatRows([self.data.train.inputs])
@@ -170,6 +171,26 @@ def test_a_block_may_be_done_twice(small: Recipe):
     assert job.told() == job.told() == {"bad": [], "rounding": 0.0}
     (space,) = FeatureStore(cache_root()).spaces()
     assert (space.rows, space.shards) == (len(job.rows), 1)
+
+
+@pytest.mark.parametrize("kind", ["texts", "pairs", "shards"])
+def test_rows_of_other_kinds_are_those_of_one_process(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    if kind == "shards":
+        data, backbone = (
+            as_shards(tmp_path / "shards", pictures(tmp_path / "images")),
+            tiny.save("vit", tmp_path / "vit"),
+        )
+    else:
+        data = runs.write_texts(tmp_path / "data.csv", 40, pairs=kind == "pairs")
+        backbone = tiny.save("bert", tmp_path / "bert")
+    recipe = Recipe(backbone=str(backbone), data=str(data))
+    job = Job(recipe)
+    assert job.told() == {"bad": [], "rounding": 0.0}
+    # The training rows, all of which are stored.
+    made = job.space.gather(job.digests)["features"]
+    monkeypatch.setenv("HFTL_CACHE", str(tmp_path / "alone"))
+    alone = features(recipe, quiet=True)
+    np.testing.assert_allclose(made, alone.matrix[alone.split == "train"], atol=1e-5)
 
 
 def test_a_file_that_is_another_one_for_a_worker_is_refused(small: Recipe):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import glob
 import posixpath
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -55,6 +56,9 @@ def open_address(url: str, suffixes: Collection[str]) -> RawData:
     if shown != url:
         # It would stand in the record of every run.
         raise DataError(f"{shown}: leave the name and the password out: fsspec reads them from its configuration")
+    if url.lower().startswith(("http://", "https://")):
+        # fsspec takes them for files that never change.
+        raise DataError(f"{shown}: nothing says reliably when a web page changes: fetch the file, and give that")
     root = cache_root() / "remote" / digest(url.encode())
     if offline():
         names = sorted(_stamps(root))
@@ -62,9 +66,10 @@ def open_address(url: str, suffixes: Collection[str]) -> RawData:
     else:
         files = _files_at(url, shown)
         notes = []
+        known = _stamps(root)
         for name, file in files.items():
-            _bring(file, root, name, shown)
-        for gone in _stamps(root).keys() - files.keys():
+            _bring(file, root, name, known.get(name), shown)
+        for gone in known.keys() - files.keys():
             (root / STAMPS / gone).unlink(missing_ok=True)
             (root / gone).unlink(missing_ok=True)
         names = sorted(files)
@@ -142,13 +147,13 @@ class _Reaching:
         raise (DataError if known else HubError)(f"{self.shown}: cannot be read: {why}") from error
 
 
-def _bring(file: _Remote, root: Path, name: str, shown: str) -> None:
-    """Copy a file here, unless it is here as its file system says that it is."""
+def _bring(file: _Remote, root: Path, name: str, known: str | None, shown: str) -> None:
+    """Copy a file here, unless it is ``known`` to be here as its file system says that it is."""
     target, stamp = root / name, root / STAMPS / name
     with _Reaching(shown):
         # Size, date and tag: whatever this file system tells of a file.
         said = digest(str(file.filesystem.ukey(file.path)).encode())
-        if _stamps(root).get(name) == said and target.is_file():
+        if known == said and target.is_file():
             return
         size = int(file.filesystem.size(file.path))
         mode = mode_of(cache_root())
@@ -156,7 +161,12 @@ def _bring(file: _Remote, root: Path, name: str, shown: str) -> None:
             make_folders(FILE_CALLS, folder, mode)
             remove_orphans(folder)
         stamp.unlink(missing_ok=True)
-        with file.filesystem.open(file.path, "rb") as source, Progress(name, size, unit="bytes") as progress:
+        # As the Hub's own downloads are shown.
+        quiet = not sys.stderr.isatty()
+        with (
+            file.filesystem.open(file.path, "rb") as source,
+            Progress(name, size, unit="bytes", quiet=quiet) as progress,
+        ):
             write_atomically(FILE_CALLS, target, _arriving(source, progress, size), mode & 0o666)
         write_atomically(FILE_CALLS, stamp, [said.encode()], mode & 0o666)
 

@@ -79,11 +79,13 @@ class Decoder:
         """
         request = Request(contents, names, changes)
         pool = self._pool if names else None
+        left = pool.left if pool is not None else 0
         encoded = pool(request) if pool is not None else None
         before = time.thread_time()
         if encoded is None:
             encoded = encoded_rows(self.backbone, request)
-            if pool is not None and pool.ready:
+            # Where one of the processes was ended meanwhile, none refused the rows.
+            if pool is not None and pool.ready and pool.left == left:
                 self._count_refused(pool)
         with self._lock:
             self._stretch.rows += len(encoded)
@@ -136,19 +138,20 @@ class Decoder:
         self._left = count
         try:
             self._pool = Pool(self.backbone, self._sample, count)
-        except OSError:  # no more files may be open
+        except OSError as error:  # no more files may be open
             self._may_start = False
+            say_among(
+                f"threads of one process decode alone, because {count} others cannot be reached: {error.strerror}"
+            )
 
     def _count_refused(self, pool: Pool) -> None:
-        """Note a row that no process read and this one could."""
-        if not pool.left:
-            return
+        """Note rows that no process read and this one could."""
         with self._lock:
             self._refused += 1
             unlike = self._refused == REFUSED
         if unlike:
             pool.why_not = "other processes could not read what this one reads"
-            self.close()
+            pool.close()
 
     def _saw_waiting(self, seconds: float) -> None:
         """Learn how long a result was waited for; called by whoever takes them."""
@@ -211,13 +214,15 @@ def decoder_of(backbone: Backbone) -> Decoder:
     """The decoder of a backbone. There is one at a time: that of another backbone ends its processes.
 
     Raises:
-        RecipeError: the number of processes that is stated is none.
+        RecipeError: the number of processes that is stated is none, or there can be none here.
     """
     global _latest
     if _latest is None or _latest.backbone is not backbone:
         stated = os.environ.get(STATED, "").strip()
         if stated and not (stated.isascii() and stated.isdecimal()):
             raise RecipeError(f"{STATED}={stated!r}: give the number of processes that decode, or 0 for threads alone")
+        if stated and int(stated) and sys.platform != "linux":
+            raise RecipeError(f"{STATED}={stated}: processes decode on Linux alone; leave it out, and threads do")
         if _latest is not None:
             _latest.close()
         _latest = Decoder(backbone, int(stated) if stated else None)

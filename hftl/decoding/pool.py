@@ -54,7 +54,13 @@ class Pool:
         self._free: list[socket.socket] = []
         self._closed = False
         self._server: subprocess.Popen[bytes] | None = None
-        pairs = [socket.socketpair() for _ in range(count + 1)]
+        pairs: list[tuple[socket.socket, socket.socket]] = []
+        try:
+            pairs += (socket.socketpair() for _ in range(count + 1))
+        except OSError:
+            for each in (side for pair in pairs for side in pair):
+                each.close()
+            raise
         self._control, *ours = [pair[0] for pair in pairs]
         self._live = set(ours)
         atexit.register(self.close)
