@@ -11,10 +11,11 @@ from hftl.backbones.protocol import Backbone
 from hftl.backbones.sentence import POOLINGS
 from hftl.data import Data
 from hftl.errors import RecipeError
+from hftl.frozen.bounded import Memory
 from hftl.frozen.extract import extract
 from hftl.frozen.matrix import Features
 from hftl.frozen.on_ray import RayExtractor, check_ray
-from hftl.frozen.recipe import inputs_of, probe_of, stored_features, view_of, views_of
+from hftl.frozen.recipe import inputs_of, memory_of, probe_of, stored_features, view_of, views_of
 from hftl.frozen.shares import Share, StoredRows, stored_rows
 from hftl.frozen.stored_matrix import StoredMatrix
 from hftl.frozen.view import View
@@ -27,6 +28,7 @@ from hftl.runs.again import RecipeLike, as_recipe
 from hftl.runs.console import quiet_libraries
 from hftl.store.store import FeatureStore, cache_root
 from hftl.terminal import Terminal
+from hftl.wording import size_in_bytes
 
 
 def features(
@@ -58,7 +60,8 @@ def features(
         UserError: the recipe, its data or its backbone cannot be used.
         StoreError: features cannot be stored.
     """
-    return stored_matrix(
+    recipe, _ = as_recipe(recipe)
+    stored = stored_matrix(
         recipe,
         pooling=pooling,
         also=also,
@@ -68,7 +71,12 @@ def features(
         on_bad_row=on_bad_row,
         part=part,
         on=on,
-    ).in_memory()
+    )
+    if recipe.memory is not None:
+        rows = len(stored.about)
+        bound = Memory(size_in_bytes(recipe.memory), 0, 0, "hftl.features returns all features", Terminal(quiet=True))
+        bound.in_blocks(stored.features.content.cut, rows)
+    return stored.in_memory()
 
 
 def stored_matrix(
@@ -107,6 +115,7 @@ def stored_matrix(
         check_beside(target.backbone, data, probe.pooling, also)
         asked = (probe.pooling, *also)
         views = [View.of(target.backbone, each, probe.mixed_precision, probe.storage) for each in asked]
+        memory_of(recipe, data, say).holds(sum(data.sizes().values()))
         stored = stored_features(
             spec,
             target,

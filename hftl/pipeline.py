@@ -38,9 +38,10 @@ from hftl.export.trained import Exported, Trained, not_kept
 from hftl.finetune.resume import settings
 from hftl.finetune.rows import without_bad_rows
 from hftl.finished import Run
+from hftl.frozen.bounded import Memory
 from hftl.frozen.features import StoredFeatures, taken
 from hftl.frozen.head import folds_share, train_folds, train_head
-from hftl.frozen.recipe import chooses, inputs_of, probe_of, stored_features, view_of, views_of
+from hftl.frozen.recipe import chooses, inputs_of, memory_of, probe_of, stored_features, view_of, views_of
 from hftl.hub.client import staying_offline
 from hftl.measured import measure, prompts_of_start, told_of
 from hftl.methods import Head
@@ -144,9 +145,12 @@ def run(
         if folder:
             folder.write_record(record)
         features, bad = None, []
+        memory = memory_of(recipe, data, say, crossed=plan is not None)
         if needs_features(recipe):
-            how: dict[str, Any] = {"on_bad_row": on_bad_row, "quiet": quiet, "trust": trust_features}
+            how: dict[str, Any] = {"on_bad_row": on_bad_row, "quiet": quiet, "trust": trust_features, "memory": memory}
             features = starting_features(recipe, spec, target, data, say, **how)
+        else:
+            memory.holds(sum(data.sizes().values()))
         if features:
             data, bad = features.readable(data), features.bad
             if folder:
@@ -402,7 +406,8 @@ def starting_features(
     *,
     on_bad_row: str,
     quiet: bool,
-    trust: Sequence[str] = (),
+    trust: Sequence[str],
+    memory: Memory,
 ) -> StoredFeatures | None:
     """The features that the head is solved on; None where fine-tuning has to do without, which is said.
 
@@ -421,6 +426,7 @@ def starting_features(
             listed=SKIPPED,
             augmented=views_of(recipe),
             trust=trust,
+            memory=memory,
         )
     except CutError as error:
         if isinstance(recipe.method, Head):

@@ -24,7 +24,7 @@ from hftl.metric_functions import MetricLike, check_metrics
 from hftl.plugins.manager import plugins
 from hftl.rowrefs import RowRef
 from hftl.tasks import Task
-from hftl.wording import close_matches, did_you_mean, named_error, suggest
+from hftl.wording import close_matches, did_you_mean, named_error, size_in_bytes, suggest
 
 P = ParamSpec("P")
 
@@ -74,6 +74,8 @@ class Recipe(Options):
             measure scores for "none of these"; None where every label is a class.
         limit: rows of each split at most, for a quick try: drawn by the seed, of every class its share; None for all.
         seed: of every random choice.
+        memory: what rows, their labels and features may take of the memory, such as ``"4G"``, beside libraries and the
+            model's weights: where features do not fit, they are read in blocks; None for half of what is free.
         drop: rows to leave out: a csv file of them, as ``hftl audit --export`` writes it, which is read at once, so
             that a run's record names the rows themselves.
         metrics: functions that are computed beside hftl's own metrics, on the test split: ``function(y_true, y_pred)``
@@ -107,6 +109,7 @@ class Recipe(Options):
     out_of_scope: str | None = Field(default=None, min_length=1)
     limit: int | None = Field(default=None, ge=2)
     seed: int = Field(default=0, ge=0, lt=2**32)
+    memory: str | None = None
     drop: tuple[RowRef, ...] = ()
     metrics: tuple[MetricLike, ...] = ()
     metric: str | None = Field(default=None, min_length=1)
@@ -138,6 +141,14 @@ class Recipe(Options):
         from hftl.data.drop import read_row_refs
 
         return read_row_refs(Path(drop).expanduser())
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _is_size(cls, memory: Any) -> Any:
+        # A bare number is told which unit it lacks.
+        if isinstance(memory, (str, int, float)):
+            size_in_bytes(str(memory))
+        return memory
 
     @field_validator("metrics")
     @classmethod

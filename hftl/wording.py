@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+from hftl.errors import UserError
+
 # Joiners that emoji and scripts are written with; everything else that cannot be seen is no part of a name.
 JOINERS = "\u200c\u200d"
 # What a person still reads of a message that another library wrote.
@@ -26,6 +28,8 @@ NOT_FOR_PEOPLE = (
 
 # Where the command line says that nothing is to be silent.
 DEBUG = "HFTL_DEBUG"
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def is_debugging() -> bool:
@@ -96,3 +100,27 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def suggest(names: Sequence[str]) -> str:
     """`` (did you mean 'x' or 'y'?)`` with these names, or nothing."""
     return f" (did you mean {' or '.join(map(repr, names))}?)" if names else ""
+
+
+def human_bytes(count: float) -> str:
+    """Bytes for a person: ``1.5 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def size_in_bytes(text: str) -> int:
+    """The bytes of a size such as ``20G``; a bare ``20`` is 20 bytes to a program and 20 GB to a person.
+
+    Raises:
+        UserError: it is no size, or has no unit.
+    """
+    given = text.strip().upper()
+    size = re.fullmatch(r"(\d{1,15}(?:\.\d*)?) ?(?:([KMGT])B?|B)", given, re.ASCII)
+    if size is None and re.fullmatch(r"\d{1,15}(\.\d*)?", given, re.ASCII):
+        raise UserError(f"{text!r} has no unit; write {given}G, or {given}B if bytes are meant")
+    if size is None:
+        raise UserError(f"{text!r} is no size; write a number and its unit, such as 500M or 20G")
+    return int(float(size[1]) * UNITS[size[2] or ""])

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from hftl.heads import HeadFit, cross_validate, fit_linear
-from hftl.heads import objective as objective_module
 from hftl.heads.calibration import fit_temperature, reliability
 from hftl.heads.folds import stratified_folds
+from hftl.heads.matrix import Matrix, RowGroup
 from hftl.heads.thresholds import asked_thresholds, best_thresholds, threshold_report
 from hftl.methods import Aim
 from hftl.tasks import Task
@@ -424,9 +426,7 @@ def test_same_seed_same_bits_and_another_seed_other_folds() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("task", ["single_label", "multi_label"])
-def test_many_rows_which_are_centred_in_each_pass_give_the_head_of_few(
-    monkeypatch: pytest.MonkeyPatch, task: str, bias: bool
-) -> None:
+def test_many_rows_which_are_centred_in_each_pass_give_the_head_of_few(task: str, bias: bool) -> None:
     x, y, _, _ = digits()
     # Means far from zero, which float32 does not hold to the last digit of what varies.
     x = x + 100 * torch.randn(64, generator=torch.Generator().manual_seed(0)) if bias else x
@@ -434,15 +434,47 @@ def test_many_rows_which_are_centred_in_each_pass_give_the_head_of_few(
     options: dict[str, Any] = {"task": task, "num_labels": 10, "strengths": [10.0, 1.0], "bias": bias}
     kept = fit_linear(x, labels, **options)
     held = fit_linear(x[300:], labels[300:], validation=(x[:300], labels[:300]), **options)
-    monkeypatch.setattr(objective_module, "RESIDENT_BYTES", 0)
-    centred = fit_linear(x, labels, **options)
-    centred_held = fit_linear(x[300:], labels[300:], validation=(x[:300], labels[:300]), **options)
+    whole, first, last = (replace(Matrix.of(rows), resident_bytes=0) for rows in (x, x[:300], x[300:]))
+    centred = fit_linear(whole, labels, **options)
+    centred_held = fit_linear(last, labels[300:], validation=(first, labels[:300]), **options)
     for one, other in ((kept, centred), (held, centred_held)):
         assert other.report["converged"]
         assert other.report["chosen"] == one.report["chosen"]
         assert other.report["objective"] == pytest.approx(one.report["objective"], rel=1e-6)
         torch.testing.assert_close(other.logits(x), one.logits(x), atol=2e-3, rtol=1e-3)
-    assert torch.equal(fit_linear(x, labels, **options).weight, centred.weight)
+    assert torch.equal(fit_linear(whole, labels, **options).weight, centred.weight)
+
+
+def in_parts(x: torch.Tensor, resident_bytes: int) -> Matrix:
+    """Features that are read in parts of mixed order, as they lie in a store."""
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
+    parts = [RowGroup(rows, partial(x.__getitem__, rows)) for rows in torch.split(order, 130)]
+    return Matrix(parts, x.shape, x.dtype, x.device, resident_bytes)
+
+
+@pytest.mark.parametrize("resident_bytes", [0, 1 << 30])
+@pytest.mark.parametrize("judged", ["folds", "validation"])
+@pytest.mark.parametrize("task", ["single_label", "multi_label", "regression"])
+def test_features_that_are_read_in_blocks_give_the_head_of_those_in_memory(
+    task: str, judged: str, resident_bytes: int
+) -> None:
+    x, y, _, _ = digits()
+    one_hot = torch.nn.functional.one_hot(y, 10)
+    labels = {"single_label": y, "multi_label": one_hot.float(), "regression": x[:, :2].double() + one_hot[:, :2]}[task]
+    x = x[:, 3:] if task == "regression" else x
+    rows = 300 if judged == "validation" else 0
+    options: dict[str, Any] = {"task": task, "num_labels": 2 if task == "regression" else 10}
+    plain = [x[rows:], x[:rows]]
+    in_memory, in_blocks = (
+        fit_linear(known, labels[rows:], validation=(held, labels[:rows]) if rows else None, **options)
+        for known, held in (plain, [in_parts(side, resident_bytes) for side in plain])
+    )
+    assert in_blocks.report["chosen"] == pytest.approx(in_memory.report["chosen"], rel=1e-9)
+    if task != "regression":
+        assert in_blocks.report["objective"] == pytest.approx(in_memory.report["objective"], rel=1e-6)
+    one, other = ([step["validation"] for step in fit.report["path"]] for fit in (in_memory, in_blocks))
+    assert other == pytest.approx(one, rel=1e-3)
+    torch.testing.assert_close(in_blocks.logits(x), in_memory.logits(x), atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")

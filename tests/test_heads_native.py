@@ -1,6 +1,7 @@
 """Trained heads, and the baselines that cost nothing."""
 
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from hftl.errors import ConvergenceError, DataError
 from hftl.heads import baselines, fit_mlp, fit_native, mlp_logits, native
 from hftl.heads.baselines import ledoit_wolf, prototype
+from hftl.heads.matrix import Matrix, RowGroup
 from hftl.heads.native import _adamw, _batches, _schedule
 
 
@@ -233,7 +235,7 @@ def test_the_perceptron_works_on_raw_features() -> None:
 def test_prototype_equals_discriminant_analysis_with_ledoit_wolf() -> None:
     x, y, x_eval, _ = digits()
     residual = (x - torch.stack([x[y == c].mean(0) for c in range(10)])[y]).double()
-    shrinkage = ledoit_wolf(residual, residual.T @ residual / len(x))
+    shrinkage = ledoit_wolf(residual.square().sum(1).square().mean(), residual.T @ residual / len(x), len(x))
     assert shrinkage == pytest.approx(ledoit_wolf_shrinkage(residual.numpy(), assume_centered=True), rel=1e-9)
     scale = x.std(0, correction=0).clamp_min(1e-6)
     kept = x.std(0) > 0
@@ -253,3 +255,12 @@ def test_baselines_are_between_chance_and_the_truth() -> None:
     assert scores["knn"] > 0.95
     with pytest.raises(DataError, match="eval features"):
         baselines(x, y, x_eval * torch.nan, y_eval)
+
+
+def test_baselines_of_features_in_blocks_are_those_of_features_in_memory() -> None:
+    x, y, x_eval, y_eval = digits()
+    parts = [RowGroup(rows, partial(x.__getitem__, rows)) for rows in torch.randperm(len(x)).split(100)]
+    in_blocks = Matrix(parts, x.shape, x.dtype, x.device)
+    known, other = (baselines(train, y, x_eval, y_eval) for train in (x, in_blocks))
+    assert known.keys() == other.keys()
+    assert all(torch.equal(known[name], other[name]) for name in known)

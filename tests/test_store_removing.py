@@ -16,10 +16,10 @@ import tiny
 from runs import Cli
 from test_run import write_recipe
 
-from hftl.cli.cache import _size
 from hftl.errors import UserError
 from hftl.store.space import Space
 from hftl.store.store import ColumnSpec, FeatureStore
+from hftl.wording import size_in_bytes
 
 
 @pytest.fixture
@@ -46,13 +46,13 @@ def fill(store: FeatureStore, name: str, rows: int, used: float) -> Space:
     [("20G", 20 * 10**9), ("1.5 kb", 1500), ("500MB", 5 * 10**8), ("2t", 2 * 10**12), ("0B", 0), (" 7B ", 7)],
 )
 def test_a_size_is_a_number_and_its_unit(text: str, size: int):
-    assert _size(text) == size
+    assert size_in_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["20", "20.5", "0", "1e3G", "-1G", "nanG", "infG", "G", "", "20GG", "2_0G", "٢G"])
 def test_what_is_no_size_with_a_unit_is_refused(text: str):
     with pytest.raises(UserError, match="unit"):
-        _size(text)
+        size_in_bytes(text)
 
 
 def test_a_bare_number_removes_nothing_and_the_advice_works(store: FeatureStore, cli: Cli):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hftl.cli.output import answering, human_bytes, print_json, say, show
+from hftl.cli.output import answering, print_json, say, show
 from hftl.cli.questions import AsJson, Quiet
 from hftl.errors import StoreError, UserError
 from hftl.store.identity import is_of_views, short_storage
-from hftl.wording import plural
+from hftl.wording import human_bytes, plural, size_in_bytes
 
 if TYPE_CHECKING:
     from hftl.store.store import FeatureStore
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look after the stored features.", no_args_is_help=True)
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before most of what is stored is removed.")]
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 # Days of computing may be in it, so removing a larger share of the store is asked for twice.
 ASKED_ABOVE = 0.5
 
@@ -78,7 +76,7 @@ def gc(
 
     One in use stays.
     """
-    store, most = _store(), _size(max_size)
+    store, most = _store(), size_in_bytes(max_size)
     if not yes:
         _ask_before_removing(store, store.surplus(most))
     _show_spaces(store.gc(most), as_json=as_json)
@@ -240,14 +238,3 @@ def _said_of_format(space: SpaceSummary) -> str | None:
 
 def _human(name: str, value: Any) -> str:
     return human_bytes(value) if name == "bytes" else str(value)
-
-
-def _size(text: str) -> int:
-    """The bytes of a size such as ``20G``; a bare ``20`` is 20 bytes to a program and 20 GB to a person."""
-    given = text.strip().upper()
-    size = re.fullmatch(r"(\d{1,15}(?:\.\d*)?) ?(?:([KMGT])B?|B)", given, re.ASCII)
-    if size is None and re.fullmatch(r"\d{1,15}(\.\d*)?", given, re.ASCII):
-        raise UserError(f"{text!r} has no unit; write {given}G, or {given}B if bytes are meant")
-    if size is None:
-        raise UserError(f"{text!r} is no size; write a number and its unit, such as 500M or 20G")
-    return int(float(size[1]) * UNITS[size[2] or ""])

@@ -8,8 +8,9 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from hftl.cli.output import human_bytes, show
+from hftl.cli.output import show
 from hftl.cli.questions import AsJson, Quiet
+from hftl.wording import human_bytes
 
 
 def doctor(as_json: AsJson = False, _quiet: Quiet = False) -> None:

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from hftl.cli.output import answering, human_bytes, print_json, say
+from hftl.cli.output import answering, print_json, say
 from hftl.cli.questions import AsJson, Offline, Quiet
 from hftl.errors import UserError
+from hftl.wording import human_bytes
 
 
 def export(

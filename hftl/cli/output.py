@@ -109,12 +109,3 @@ def print_json(value: Any) -> None:
 def say(line: str, *, error: bool = False) -> None:
     """Print one line, on standard error if it is about something that went wrong."""
     print(plain(line), file=sys.stderr if error else sys.stdout)
-
-
-def human_bytes(count: float) -> str:
-    """Bytes for a person: ``1.5 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

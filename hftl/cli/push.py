@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hftl.cli.complete import run_folders
-from hftl.cli.output import answering, human_bytes, print_json, say, show
+from hftl.cli.output import answering, print_json, say, show
 from hftl.cli.questions import AsJson, Quiet
+from hftl.wording import human_bytes
 
 if TYPE_CHECKING:
     from hftl.hub.commit import Pushed

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hftl.cli.output import human_bytes
 from hftl.cli.questions import (
     AllowPickle,
     AsJson,
@@ -21,6 +20,7 @@ from hftl.cli.questions import (
     asked_recipe,
     print_answer,
 )
+from hftl.wording import human_bytes
 
 if TYPE_CHECKING:
     from hftl.scout.rank import Ranking

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, overload
@@ -23,6 +23,10 @@ from hftl.wording import printable
 
 # Rows that an export is proved on.
 FEW_ROWS = 8
+# Rows that are made Python objects at a time where all are gone through.
+_TOGETHER = 8192
+# A tuple of one string, beside its characters.
+_OBJECT_BYTES = 120
 Indices: TypeAlias = npt.NDArray[np.int64]
 Labels: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.float32] | npt.NDArray[np.object_]
 
@@ -73,29 +77,91 @@ class KeyNames(RowNames):
         return f"{self._sources[self.source_of(row)]}:{_one_line(self._keys[row].as_py())}"
 
 
+class TextColumns(Sequence[tuple[str, ...]]):
+    """Rows of one text or two that stay in Arrow columns, where a text takes its bytes and no Python object.
+
+    Args:
+        columns: strings, n each; a missing one is an empty text.
+    """
+
+    def __init__(self, columns: Sequence[pa.ChunkedArray]) -> None:
+        self._columns = columns
+        self._starts = [np.cumsum([0, *map(len, column.chunks)]) for column in columns]
+
+    def __len__(self) -> int:
+        return len(self._columns[0])
+
+    @overload
+    def __getitem__(self, row: int) -> tuple[str, ...]: ...
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[tuple[str, ...]]: ...
+    def __getitem__(self, row: int | slice) -> tuple[str, ...] | Sequence[tuple[str, ...]]:
+        if isinstance(row, slice):
+            return self.take(np.arange(len(self))[row])
+        return tuple(column[row].as_py() or "" for column in self._columns)
+
+    def take(self, rows: Indices) -> list[tuple[str, ...]]:
+        """Some rows as Python has them."""
+        cells = [
+            _chosen_cells(column, starts, rows) for column, starts in zip(self._columns, self._starts, strict=True)
+        ]
+        return list(zip(*cells, strict=True))
+
+    def lengths(self, rows: Indices) -> Indices:
+        """Characters of some rows, int64 (n,)."""
+        each = [pc.fill_null(pc.utf8_length(column), 0).to_numpy() for column in self._columns]
+        characters: Indices = np.stack(each)[:, rows].sum(0, dtype=np.int64)
+        return characters
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the columns."""
+        return sum(int(column.nbytes) for column in self._columns)
+
+
+def _chosen_cells(column: pa.ChunkedArray, starts: Indices, rows: Indices) -> list[str]:
+    """Some cells of a column whose chunks begin at ``starts``."""
+    # Each chunk for itself: Arrow would join all of them first, and cannot where they are larger than 2 GB together.
+    chunk = np.searchsorted(starts, rows, side="right") - 1
+    found = np.empty(len(rows), dtype=object)
+    for number in np.unique(chunk).tolist():
+        here = np.flatnonzero(chunk == number)
+        found[here] = column.chunk(number).take(pa.array(rows[here] - starts[number])).to_pylist()
+    return [text or "" for text in found.tolist()]
+
+
 class Texts(Sequence[tuple[str, ...]]):
     """Rows of one string (a text) or two (a pair), or of a sentence's words.
 
-    Attributes:
-        values: the strings; ``values[i]`` is row ``i``.
+    Args:
+        values: the strings of each row, of which these texts are some.
+        names: rows' names, as many.
+        index: rows of ``values`` that these texts are, in order; all by default.
     """
 
     def __init__(
-        self, values: list[tuple[str, ...]], names: RowNames | Sequence[str], index: Indices | None = None
+        self,
+        values: Sequence[tuple[str, ...]],
+        names: RowNames | Sequence[str],
+        index: Indices | None = None,
     ) -> None:
-        self.values = values
+        self._values = values
         self._names = names
         self._index = np.arange(len(values)) if index is None else index
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self._index)
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        for start in range(0, len(self), _TOGETHER):
+            yield from self._taken(self._index[start : start + _TOGETHER])
 
     @overload
     def __getitem__(self, row: int) -> tuple[str, ...]: ...
     @overload
     def __getitem__(self, row: slice) -> Texts: ...
     def __getitem__(self, row: int | slice) -> tuple[str, ...] | Texts:
-        return self.select(np.arange(len(self))[row]) if isinstance(row, slice) else self.values[row]
+        return self.select(np.arange(len(self))[row]) if isinstance(row, slice) else self._values[int(self._index[row])]
 
     def name(self, row: int) -> str:
         """Return the row's name for a person, such as ``train.csv row 17`` (the header not counted)."""
@@ -103,12 +169,26 @@ class Texts(Sequence[tuple[str, ...]]):
 
     def lengths(self) -> Indices:
         """Characters of each row, int64 (n,): near enough to tokens to batch by, and known without a tokenizer."""
-        return np.array([sum(map(len, texts)) for texts in self.values], dtype=np.int64)
+        if isinstance(self._values, TextColumns):
+            return self._values.lengths(self._index)
+        return np.array([sum(map(len, texts)) for texts in self], dtype=np.int64)
 
     def select(self, indices: Sequence[int] | Indices) -> Texts:
-        """Return the rows at ``indices``, in that order."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        return Texts([self.values[i] for i in chosen], self._names, self._index[chosen])
+        """Return the rows at ``indices``, in that order; no text is copied."""
+        return Texts(self._values, self._names, self._index[np.asarray(indices, dtype=np.int64)])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the rows take, about."""
+        if isinstance(self._values, TextColumns):
+            share = len(self) / max(len(self._values), 1)
+            return self._index.nbytes + int(share * self._values.nbytes)
+        return int(self.lengths().sum()) + _OBJECT_BYTES * len(self)
+
+    def _taken(self, rows: Indices) -> list[tuple[str, ...]]:
+        if isinstance(self._values, TextColumns):
+            return self._values.take(rows)
+        return [self._values[row] for row in rows.tolist()]
 
 
 class Files(Sequence[bytes]):
@@ -224,6 +304,12 @@ class Files(Sequence[bytes]):
         file = self.path(row) if self._within else None
         if file is not None and not any(file.resolve().is_relative_to(folder) for folder in self._within):
             raise BadRowError(self.name(row), "the path leads out of the data set's folder and is not read")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that what is known of the files takes."""
+        share = len(self) / max(len(self._column), 1)
+        return self._index.nbytes + int(share * self._column.nbytes)
 
     @property
     def nbytes_in_memory(self) -> int | None:

@@ -14,14 +14,18 @@ _SMALL_ENOUGH_TO_COMPARE = 256 << 20  # bytes of files held in memory, up to whi
 
 def shared_rows(train: Split, test: Split) -> list[str]:
     """Count test rows whose content training holds too; files on disk are not read for it."""
-    known = set(_contents(train.inputs))
-    shared = sum(row in known for row in _contents(test.inputs))
+    ours, theirs = _contents(train.inputs), _contents(test.inputs)
+    # By their hashes first: a set of all rows would be many times as large as they are.
+    hashes = [np.fromiter(map(hash, each), np.int64, len(each)) for each in (ours, theirs)]
+    alike = [np.flatnonzero(np.isin(own, other)).tolist() for own, other in (hashes, hashes[::-1])]
+    known = {ours[row] for row in alike[0]}
+    shared = sum(theirs[row] in known for row in alike[1])
     return [f"{shared:,} of {plural(len(test), 'test row')} stand in the training split too"] if shared else []
 
 
 def _contents(inputs: Texts | Files) -> Sequence[object]:
     if isinstance(inputs, Texts):
-        return inputs.values
+        return inputs
     size = inputs.nbytes_in_memory
     return [] if size is None or size > _SMALL_ENOUGH_TO_COMPARE else list(inputs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from array import array
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -144,14 +145,19 @@ def _encode_classes(
     splits: Mapping[SplitName, RawLabels], column_names: Sequence[str], class_names: Sequence[str] | None
 ) -> EncodedLabels:
     keys = {split: class_keys(raw, column_names) for split, raw in splits.items()}
-    classes = ordered_classes({split: [[key] for key in values] for split, values in keys.items()}, splits, class_names)
+    # One object for each class, not for each row; 1 and True are equal, and of two kinds.
+    alone = {(type(key), key): (key,) for values in keys.values() for key in values}
+    rows = {split: [alone[type(key), key] for key in values] for split, values in keys.items()}
+    classes = ordered_classes(rows, splits, class_names)
+    del rows
     if len(classes.names) < 2:
         raise DataError(
             f"training has a single class, {listing(classes.names)}, in label column "
             f"{listing(column_names)}: a classifier needs two or more"
         )
     numbers: dict[SplitName, Labels] = {
-        split: np.array([classes.index[key] for key in values], dtype=np.int64) for split, values in keys.items()
+        split: np.fromiter((classes.index[key] for key in values), np.int64, len(values))
+        for split, values in keys.items()
     }
     notes = [*classes.notes, *_look_like_several(splits["train"].values, column_names)]
     return EncodedLabels(Task.SINGLE_LABEL, classes.names, numbers, notes)
@@ -197,7 +203,11 @@ def ordered_classes(
 
 
 def _refuse_unseen(split: SplitName, rows: Sequence[Sequence[Hashable]], raw: RawLabels, seen: set[Hashable]) -> None:
-    unseen = {key: at for at, row in reversed(list(enumerate(rows))) for key in row if key not in seen}
+    unseen: dict[Hashable, int] = {}
+    for at, row in enumerate(rows):
+        for key in row:
+            if key not in seen:
+                unseen.setdefault(key, at)
     if unseen:
         names = sorted(map(str, unseen))
         raise DataError(
@@ -407,7 +417,7 @@ def target_matrix(raw: RawLabels, length: int, column_names: Sequence[str]) -> L
     Raises:
         DataError: a row has another number of targets, or one that is no number or too large for a float32.
     """
-    rows: list[list[Any]] = []
+    numbers = array("f")
     for at, value in enumerate(raw.values):
         targets = [_as_target(target) for target in (value if isinstance(value, list) else [value])]
         if len(targets) != length or None in targets:
@@ -417,8 +427,8 @@ def target_matrix(raw: RawLabels, length: int, column_names: Sequence[str]) -> L
             )
         if any(abs(target) > _LARGEST_TARGET for target in targets if target is not None):
             raise DataError(f"{raw.name(at)}: {value!r} in column {listing(column_names)} is too large for a target")
-        rows.append(targets)
-    return np.array(rows, dtype=np.float32).reshape(len(rows), length)
+        numbers.extend(targets)  # type: ignore[arg-type]
+    return np.array(numbers, dtype=np.float32).reshape(-1, length)
 
 
 def _as_target(value: Any) -> int | float | None:

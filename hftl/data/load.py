@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from hftl.data.cells import Cells
 from hftl.data.columns import choose_columns
-from hftl.data.dataset import Data, Files, Indices, Split, Texts, labels_as_bytes
+from hftl.data.dataset import Data, Files, Indices, Split, TextColumns, Texts, labels_as_bytes
 from hftl.data.holdout import shared_rows
 from hftl.data.labels import EncodedLabels, encode_labels, infer_task
 from hftl.data.mark_columns import read_marks
@@ -164,7 +164,7 @@ def _inputs_digest(splits: Iterable[Split]) -> str:
     for split in splits:
         inputs = split.inputs
         if isinstance(inputs, Texts):
-            parts.append(digest_texts(inputs.values).tobytes())
+            parts.append(digest_texts(inputs).tobytes())
         else:
             parts += [digest(_named_content(inputs, row)).encode() for row in range(len(inputs))]
     return digest(*parts)
@@ -291,7 +291,16 @@ def split_inputs(source: RawData, split: SplitName, columns: Sequence[str], want
         return Texts(
             [(_read_text(files, row),) for row in range(len(files))], [files.name(row) for row in range(len(files))]
         )
-    return Texts(list(zip(*(strings_of(column.take(rows)) for column in cells), strict=True)), part.names, rows)
+    return Texts(TextColumns([_text_column(column) for column in cells]), part.names, rows)
+
+
+def _text_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column's values as texts, in Arrow."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return column
+    return pa.chunked_array(
+        [pa.array(strings_of(pa.chunked_array([chunk])), pa.string()) for chunk in column.chunks], pa.string()
+    )
 
 
 def strings_of(column: pa.ChunkedArray) -> list[str]:

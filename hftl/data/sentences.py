@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 
 from hftl.data.columns import is_list, is_text
-from hftl.data.dataset import Indices, Labels, Texts
+from hftl.data.dataset import Indices, Labels, RowNames, Texts
 from hftl.data.labels import EncodedLabels, ordered_classes
 from hftl.data.raw import RawData, RawSplit, SplitName
 from hftl.data.raw_labels import RawLabels, label_text
@@ -113,7 +114,20 @@ def sentences_of(source: RawData, split: SplitName, column: str, rows: Indices) 
                 f"{part.name(row)}: word {words.index(None) + 1} in column {column!r} is missing; remove the row"
             )
     names = part.names if part.names is not None else [part.name(row) for row in range(part.table.num_rows)]
-    return Texts([tuple(words) for words in values], names, rows)
+    return Texts([tuple(words) for words in values], _Picked(names, rows))
+
+
+class _Picked(Sequence[str]):
+    """Names of some rows."""
+
+    def __init__(self, names: RowNames | Sequence[str], rows: Indices) -> None:
+        self._names, self._rows = names, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self._names[int(self._rows[row])]
 
 
 def encode_tags(
@@ -156,7 +170,7 @@ def tag_keys(raw: RawLabels, words: Texts, columns: tuple[str, str]) -> list[lis
         DataError: there are more or fewer, or one is neither text nor whole number.
     """
     keys: list[list[Hashable]] = []
-    for at, (tags, row) in enumerate(zip(raw.values, words.values, strict=True)):
+    for at, (tags, row) in enumerate(zip(raw.values, words, strict=True)):
         if not isinstance(tags, list):
             raise DataError(f"{raw.name(at)}: column {columns[1]!r} holds no list of tags")
         if len(tags) != len(row):

@@ -134,7 +134,7 @@ def digest_rows(inputs: Files | Texts, index: StatIndex) -> tuple[Digests, dict[
         uint8 (n, 16), zeros where a row cannot be read; and those rows, by position.
     """
     if isinstance(inputs, Texts):
-        return digest_texts(inputs.values), {}
+        return digest_texts(inputs), {}
     bad: dict[int, BadRowError] = {}
     rows: list[Any] = []
     for i in range(len(inputs)):

@@ -21,6 +21,7 @@ from hftl.backbones.protocol import Target
 from hftl.data import Data, Files, Split, Texts
 from hftl.data.scope import OUTSIDE
 from hftl.errors import BadRowError
+from hftl.frozen.bounded import Memory
 from hftl.frozen.budget import keep_remembered, remembered
 from hftl.frozen.extract import ConcatRows, Extractor, ExtractReport, digest_rows, extract
 from hftl.frozen.rounding import as_computed
@@ -69,6 +70,8 @@ class StoredFeatures:
         outside: of rows that are out of scope, where there are some.
         rounding: the largest relative error of a number that was rounded for the store now.
         trusted: foreign spaces that rows were read from.
+        memory: bytes that features may take where they were left in the store, and are read in blocks; None where they
+            are in memory.
     """
 
     spaces: list[Space]
@@ -80,6 +83,7 @@ class StoredFeatures:
     outside: SplitFeatures | None = None
     rounding: float = 0.0
     trusted: list[Trusted] = field(default_factory=list)
+    memory: int | None = None
 
     @property
     def id(self) -> str:
@@ -90,6 +94,14 @@ class StoredFeatures:
     def digests(self) -> dict[str, Digests]:
         """The names (n, 16) of each split's rows."""
         return {name: split.digests for name, split in self.splits.items()}
+
+    def loaded(self, part: SplitFeatures) -> SplitFeatures:
+        """A split, or some rows of one, with its columns in memory.
+
+        Raises:
+            MissingRowsError: rows are not in the store any more.
+        """
+        return part if part.columns else replace(part, columns=gathered(self.spaces, part.digests))
 
     def readable(self, data: Data) -> Data:
         """The data without the rows that could not be decoded."""
@@ -114,6 +126,7 @@ def features_of(
     quiet: bool = False,
     gather: bool = True,
     trust: Sequence[str] = (),
+    memory: Memory | None = None,
     by: Extractor = extract,
 ) -> StoredFeatures:
     """The features of every row of every split, computed where missing; each process computes its share.
@@ -129,10 +142,12 @@ def features_of(
         quiet: print no progress.
         gather: read the features into memory; else they are left in the store, for `StoredMatrix`.
         trust: origins of foreign spaces whose rows may be used, once a sample of them was computed here and agrees.
+        memory: decides whether features that are to be gathered fit; they are left in the store where they do not.
         by: what computes missing rows: this process, or the workers of a cluster.
 
     Raises:
-        UserError: nothing of an origin is here, or it holds features of something else.
+        UserError: nothing of an origin is here, or it holds features of something else; or what has to be in memory is
+            more than may be.
         BadRowError: a row cannot be decoded and ``on_bad_row`` is ``"error"``.
         CutError: the backbone cannot be cut exactly.
         StoreError: features cannot be stored.
@@ -180,7 +195,9 @@ def features_of(
     parts = [spaces[part] for part in views[0].parts]
     bad += [undecodable[row] for row in sorted(undecodable)]
     splits = _without_all(splits, undecodable)
-    columns = None if gather else ["truncated"]
+    content = side_by_side([Content.of(space) for space in parts])
+    kept_out = memory.in_blocks(content.cut, sum(len(each.digests) for each in splits)) if memory and gather else None
+    columns = None if gather and kept_out is None else ["truncated"]
     try:
         _gather(parts, splits, columns)
     except MissingRowsError:
@@ -202,12 +219,11 @@ def features_of(
     longer = "windowed" if data.task.of_words else "truncated"
     counts = {"rows": total, "computed": computed, "reused": total - computed, longer: truncated}
     by_name = {features.split.name: features for features in splits}
-    content = side_by_side([Content.of(space) for space in parts])
     outside = by_name.pop(OUTSIDE, None)
     if trusted:
         count_borrowed(trusted, parts, np.concatenate([features.digests for features in splits]))
     seconds = time.monotonic() - started
-    return StoredFeatures(parts, content, by_name, counts, bad, seconds, outside, report.rounding, trusted)
+    return StoredFeatures(parts, content, by_name, counts, bad, seconds, outside, report.rounding, trusted, kept_out)
 
 
 def settle(store: FeatureStore, target: Target, spaces: dict[View, Space]) -> None:

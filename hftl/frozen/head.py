@@ -33,8 +33,10 @@ from hftl.export.model import Dense, export_model, export_pooled, fold
 from hftl.export.trained import Exported, Trained, not_kept
 from hftl.frozen.features import SplitFeatures, StoredFeatures, line_columns
 from hftl.frozen.rounding import logit_slack
+from hftl.frozen.vectors import matrix_of
 from hftl.heads import baselines, fit_linear, fit_linear_folds, fit_mlp, fit_native, mlp_logits
 from hftl.heads.basis import STRENGTHS_OF_A_PATH
+from hftl.heads.matrix import Matrix
 from hftl.heads.nested import FOLDS_THAT_SHARE
 from hftl.heads.precision import device_with_float64
 from hftl.methods import F1, Aim, Head
@@ -140,8 +142,8 @@ def folds_share(method: Head, features: StoredFeatures, data: Data, folds: int) 
         return False
     if weights is not None and (isinstance(weights, str) or min(weights) <= 0):
         return False
-    width: int = line_columns(features.splits["train"].columns, cut)["features"].shape[1]
-    rows, outputs, pairs = len(features.splits["train"].split), len(data.label_names), folds * (folds - 1)
+    width, outputs, pairs = cut.width, len(data.label_names), folds * (folds - 1)
+    rows = len(features.splits["train"].split)
     scales = pairs // 2 * width**2 * 4
     paths = pairs * (min(width, rows) + 1) * outputs * 4 * len(method.strengths or range(STRENGTHS_OF_A_PATH))
     return scales + paths + 2 * folds * rows * outputs * 4 <= MOST_BYTES_OF_FOLDS
@@ -171,7 +173,7 @@ class _Job:
         vectors, labels = self._vectors(), self._labels()
         views = [columns["features"].to(self.device) for columns in self.features.splits["train"].views]
         fit = fit_linear(
-            torch.cat([vectors["train"], *views]) if views else vectors["train"],
+            torch.cat([vectors["train"].whole(), *views]) if views else vectors["train"],
             labels["train"],
             task=self.data.task.unit,
             num_labels=len(self.data.label_names),
@@ -200,17 +202,17 @@ class _Job:
             free = _right(vectors["train"], labels["train"], vectors["test"], labels["test"])
         # What heads say of held-out words is of no use to whom sentences are rows.
         held_out = None if self.data.task.of_words else fit.held_out
-        logits = fit.logits(vectors["test"]).cpu()
+        logits = vectors["test"].made(fit.logits, len(fit.bias)).cpu()
         storage = method.storage
         stored: dict[str, Any] = {
             "free": free,
             "storage": storage,
-            "slack": logit_slack(vectors["test"].cpu(), weight, storage),
+            "slack": logit_slack(vectors["test"], weight, storage),
         }
         if others := self.features.splits["test"].views:
             each = [logits, *(fit.logits(columns["features"].to(self.device)).cpu() for columns in others)]
             stored["by_views"] = self.data.task.averaged(torch.stack(each))
-        outside = fit.logits(vectors[OUTSIDE]).cpu() if OUTSIDE in vectors else None
+        outside = vectors[OUTSIDE].made(fit.logits, len(fit.bias)).cpu() if OUTSIDE in vectors else None
         if cut.kind == "pooled":
             # The class that is to be fine-tuned has a place for it.
             own = {f"{HEAD}.weight": weight, f"{HEAD}.bias": bias} if isinstance(self.target.backbone, Bare) else {}
@@ -246,14 +248,15 @@ class _Job:
             free: dict[str, np.ndarray] = {}
             if self.data.task.is_exclusive and len(fit.logits):
                 own = (dealt == number).to(self.device)
-                parts = [(vectors["train"][rows], labels["train"][rows]) for rows in (~own, own)]
+                parts = [(vectors["train"].take(rows), labels["train"][rows]) for rows in (~own, own)]
                 free = _right(*parts[0], *parts[1])
             found.append(Trained(fit.logits.cpu(), "head", fit.report, not_kept, free=free))
         return found
 
     def perceptron(self, hidden: int) -> Trained:
         """One hidden layer on pooled tokens, trained with AdamW."""
-        vectors, labels = self._vectors(), self._labels()
+        vectors = {name: matrix.whole() for name, matrix in self._vectors().items()}
+        labels = self._labels()
         held = ({"features": vectors["validation"]}, labels["validation"]) if "validation" in vectors else None
         fit = fit_mlp(
             vectors["train"],
@@ -345,9 +348,8 @@ class _Job:
         sentences = self._sentences()
         return torch.from_numpy(dealt) if sentences is None else torch.from_numpy(dealt)[sentences.cpu()]
 
-    def _vectors(self) -> dict[str, Tensor]:
-        parts = self._parts()
-        return {name: line_columns(p.columns, self.cut)["features"].to(self.device) for name, p in parts.items()}
+    def _vectors(self) -> dict[str, Matrix]:
+        return {name: matrix_of(self.features, part, self.device) for name, part in self._parts().items()}
 
     def _parts(self) -> dict[str, SplitFeatures]:
         """The splits, and the rows that are out of scope where there are some."""
@@ -386,7 +388,7 @@ class _Job:
         return partial(export_pooled, self.target, Pooled(self.cut.pooling or ""), layers, rule)
 
 
-def _right(known: Tensor, labels: Tensor, asked: Tensor, truth: Tensor) -> dict[str, np.ndarray]:
+def _right(known: Matrix, labels: Tensor, asked: Matrix, truth: Tensor) -> dict[str, np.ndarray]:
     """Which rows what costs nothing gets right; see `hftl.heads.baselines`."""
     return {name: right.numpy() for name, right in baselines(known, labels, asked, truth).items()}
 

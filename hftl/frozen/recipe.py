@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from hftl.backbones.loading import for_words, load_backbone
 from hftl.backbones.matching import data_for
@@ -19,6 +20,7 @@ from hftl.data.limit import limited
 from hftl.data.marks import Division
 from hftl.errors import RecipeError
 from hftl.frozen.augmented import Views, add_views, check_views
+from hftl.frozen.bounded import Memory, give_back_freed
 from hftl.frozen.extract import Extractor, extract
 from hftl.frozen.features import StoredFeatures, features_of
 from hftl.frozen.rounding import error_in_words
@@ -31,7 +33,7 @@ from hftl.runs.console import print_bad_rows, print_features, print_inputs
 from hftl.store.store import FeatureStore, cache_root
 from hftl.tasks import Task
 from hftl.terminal import Terminal
-from hftl.wording import plural, printable
+from hftl.wording import plural, printable, size_in_bytes
 
 
 def inputs_of(
@@ -45,6 +47,8 @@ def inputs_of(
         options: of the backbone.
         set_aside: whether rows are drawn to test on where the data bring none.
     """
+    if recipe.memory is not None:
+        give_back_freed()
     probe = probe_of(recipe)
     spec, backbone = backbone_of(recipe, options)
     if probe.hidden and backbone.wants != "text":
@@ -142,6 +146,27 @@ def views_of(recipe: Recipe) -> Views | None:
     return Views(method.views, method.test_views, Augmentation.of(method))
 
 
+def memory_of(recipe: Recipe, data: Data, say: Terminal, *, crossed: bool = False) -> Memory:
+    """What rows may take, by a recipe.
+
+    Args:
+        recipe: says how much.
+        data: the rows.
+        say: where it is said that features are read in blocks.
+        crossed: whether rows are dealt to folds that score them.
+    """
+    method = probe_of(recipe)
+    reasons = [
+        (crossed, "--cv deals all features in memory to folds"),
+        (method.hidden is not None, "a head with a hidden layer is trained on all features in memory"),
+        (views_of(recipe) is not None, "heads on several views of a picture are solved on all features in memory"),
+        (recipe.out_of_scope is not None, "rows out of scope are compared with all features in memory"),
+    ]
+    why = next((reason for applies, reason in reasons if applies), None)
+    stated = None if recipe.memory is None else size_in_bytes(recipe.memory)
+    return Memory(stated, len(data.label_names), sum(split.inputs.nbytes for split in data.splits()), why, say)
+
+
 def stored_features(
     spec: BackboneSpec,
     target: Target,
@@ -155,6 +180,7 @@ def stored_features(
     gather: bool = True,
     trust: Sequence[str] = (),
     augmented: Views | None = None,
+    memory: Memory | None = None,
     by: Extractor = extract,
 ) -> StoredFeatures:
     """The features of all rows, computed where they are missing, as `features_of` gives them.
@@ -171,12 +197,12 @@ def stored_features(
         gather: as of `features_of`.
         trust: as of `features_of`.
         augmented: the views of training and test pictures that are to be stored, and read, as well.
+        memory: as of `features_of`.
         by: as of `features_of`.
     """
     store = FeatureStore(cache_root())
-    features = features_of(
-        store, target, spec.origin, data, views, on_bad_row=on_bad_row, quiet=quiet, gather=gather, trust=trust, by=by
-    )
+    how: dict[str, Any] = {"on_bad_row": on_bad_row, "quiet": quiet, "trust": trust, "memory": memory, "by": by}
+    features = features_of(store, target, spec.origin, data, views, gather=gather, **how)
     print_features(say, features.counts)
     if augmented:
         started = time.monotonic()

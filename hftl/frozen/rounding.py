@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hftl.backbones.cut.cut import Cut
 from hftl.backbones.precision import DTYPES, dtype_name
+from hftl.heads.matrix import Matrix
 from hftl.methods import Storage
 from hftl.store.values import Ragged
 
@@ -55,8 +56,8 @@ def _as_type(value: Any, dtype: torch.dtype) -> Any:
     return Ragged(value.values.to(dtype), value.lengths) if isinstance(value, Ragged) else value.to(dtype)
 
 
-def logit_slack(vectors: Tensor, weight: Tensor, storage: Storage) -> Tensor | None:
-    """How far rounding may have moved each logit of a linear head at most, (n, C); None where nothing was rounded.
+def logit_slack(vectors: Tensor | Matrix, weight: Tensor, storage: Storage) -> Tensor | None:
+    """How far rounding may have moved each logit of a linear head at most, (n, C) on the CPU; None where nothing was.
 
     Args:
         vectors: (n, d) of rows, as the store holds them.
@@ -66,6 +67,6 @@ def logit_slack(vectors: Tensor, weight: Tensor, storage: Storage) -> Tensor | N
     if storage == "float32":
         return None
     unit = half_ulp(storage)
-    smallest = torch.finfo(DTYPES[storage]).tiny
-    slack: Tensor = (unit / (1 - unit) * vectors.abs().clamp_min(smallest)) @ weight.abs().T
-    return slack
+    smallest, matrix = torch.finfo(DTYPES[storage]).tiny, Matrix.of(vectors)
+    most = weight.abs().T.to(matrix.device)
+    return matrix.made(lambda rows: (unit / (1 - unit) * rows.abs().clamp_min(smallest)) @ most, len(weight)).cpu()

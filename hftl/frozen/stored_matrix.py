@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ import torch
 
 from hftl.backbones.cut.cut import Cut
 from hftl.data import Data
+from hftl.data.dataset import rows_of_lines
 from hftl.errors import RecipeError
+from hftl.frozen.extract import ConcatRows
 from hftl.frozen.features import StoredFeatures, gathered, line_columns
 from hftl.frozen.formats import BLOCK_BYTES, About, Block, write_blocks
 from hftl.frozen.matrix import NO_MATRIX, Features, flatten_columns
@@ -68,10 +70,13 @@ class StoredMatrix:
             RecipeError: rows have features of different lengths.
             MissingRowsError: rows are not in the store any more.
         """
-        spaces, cut = self.features.spaces, self.features.content.cut
-        parts = [_as_matrix(gathered(spaces, part.digests), cut) for part in self.features.splits.values()]
         about = self.about
-        return Features(torch.cat(parts).numpy(), about.labels, about.label_names, list(about.row_names), about.split)
+        if self.width is None:
+            raise RecipeError(NO_MATRIX)
+        matrix, at = np.empty((len(about), self.width), dtype=np.float32), 0
+        for block in self.blocks():
+            matrix[at : (at := at + len(block))] = block
+        return Features(matrix, about.labels, about.label_names, list(about.row_names), about.split)
 
     def write(self, path: Path) -> list[Path]:
         """Write it to a file; as `hftl.Features.write`, with a block in memory at a time."""
@@ -83,18 +88,30 @@ class StoredMatrix:
 def _about_lines(features: StoredFeatures, data: Data) -> About:
     """What the lines of all splits are: rows, or words of sentences."""
     words, parts = features.content.cut.words, features.splits
-    lines = {name: [len(row) if words else 1 for row in part.split.labels] for name, part in parts.items()}
+    of_lines = [rows_of_lines(part.split.labels) if words else np.arange(len(part.split)) for part in parts.values()]
+    counts = [len(each) for each in of_lines]
     return About(
         labels=np.concatenate([data.task.by_line(part.split.labels) for part in parts.values()]),
         label_names=data.label_names,
-        row_names=[
-            part.split.inputs.name(row)
-            for name, part in parts.items()
-            for row, count in enumerate(lines[name])
-            for _ in range(count)
-        ],
-        split=np.repeat(np.array(list(parts)), [sum(each) for each in lines.values()]),
+        row_names=_NamesOfLines(ConcatRows([part.split.inputs for part in parts.values()]), of_lines),
+        split=np.repeat(np.array(list(parts)), counts),
     )
+
+
+class _NamesOfLines(Sequence[str]):
+    """The name of each line's row, made when it is asked for: those of millions would be most of what is held."""
+
+    def __init__(self, rows: ConcatRows, of_lines: Sequence[np.ndarray]) -> None:
+        self._rows = rows
+        self._of_lines = np.concatenate([each + start for each, start in zip(of_lines, rows.starts, strict=False)])
+
+    def __len__(self) -> int:
+        return len(self._of_lines)
+
+    def __getitem__(self, line: Any) -> Any:
+        if isinstance(line, slice):
+            return [self._rows.name(row) for row in self._of_lines[line].tolist()]
+        return self._rows.name(int(self._of_lines[line]))
 
 
 def _as_matrix(columns: Mapping[str, Any], cut: Cut) -> torch.Tensor:

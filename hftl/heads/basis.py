@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hftl.heads.matrix import Matrix
+
 # Directions with less than this share of the largest variance are rounding noise of float32 features.
 _RANK_TOLERANCE = 1e-12
 # A feature that varies by less than this share of its mean is constant to the precision of float32.
@@ -65,11 +67,11 @@ def default_strengths(basis: Basis) -> list[float]:
     return [total * 10 ** (1.5 - 4.5 * i / (STRENGTHS_OF_A_PATH - 1)) for i in range(STRENGTHS_OF_A_PATH)]
 
 
-def fit_basis(features: Tensor, weights: Tensor, *, standardize: bool, bias: bool = True, least: float = 0.0) -> Basis:
+def fit_basis(features: Matrix, weights: Tensor, *, standardize: bool, bias: bool = True, least: float = 0.0) -> Basis:
     """Find the centre, the scales and the principal axes of weighted rows, in float64 and in blocks of rows.
 
     Args:
-        features: (n, dim) float32, on any device.
+        features: (n, dim) float32.
         weights: (n,) float64, non-negative, on the device where to compute.
         standardize: divide each feature by its standard deviation.
         bias: whether heads have a free bias; without one nothing is centred, and features are scaled by their root mean
@@ -91,7 +93,7 @@ def fit_basis(features: Tensor, weights: Tensor, *, standardize: bool, bias: boo
 
     # The smaller of the two problems, with the same axes: rows x rows, or features x features.
     if len(features) < dim:
-        centred = ((features.to(device).double() - mean) / scale).masked_fill(constant, 0.0)
+        centred = ((features.whole().to(device).double() - mean) / scale).masked_fill(constant, 0.0)
         _, singular, axes = torch.linalg.svd(weights.sqrt()[:, None] * centred, full_matrices=False)
         variance, rotation = singular.square(), axes.T
     else:
@@ -106,7 +108,7 @@ def fit_basis(features: Tensor, weights: Tensor, *, standardize: bool, bias: boo
     return Basis(mean, scale, rotation, variance[kept], bias)
 
 
-def own_scales(features: Tensor, weights: Tensor, centre: Tensor, *, bias: bool) -> Tensor:
+def own_scales(features: Matrix, weights: Tensor, centre: Tensor, *, bias: bool) -> Tensor:
     """What `fit_basis` would scale features by on weighted rows, for several weightings at once; 0 for constant ones.
 
     Args:
@@ -132,8 +134,7 @@ def own_scales(features: Tensor, weights: Tensor, centre: Tensor, *, bias: bool)
     return deviation.masked_fill(constant, 0.0)
 
 
-def row_blocks(features: Tensor, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+def row_blocks(features: Tensor | Matrix, device: torch.device) -> Iterator[tuple[slice | Tensor, Tensor]]:
     """The rows in float64 on a device, a block at a time: all of them at once would take twice the features' memory."""
-    for start in range(0, len(features), _BLOCK_ROWS):
-        rows = slice(start, min(start + _BLOCK_ROWS, len(features)))
-        yield rows, features[rows].to(device).double()
+    for rows, block in Matrix.of(features).blocks(_BLOCK_ROWS):
+        yield rows, block.to(device).double()

@@ -16,7 +16,7 @@ _BINS = 15
 _NEWTON_STEPS = 50
 _HOTTEST = 20.0
 # What is made of logits is many times as large, and of millions of rows would outgrow their features.
-_BLOCK_ROWS = 1 << 15
+BLOCK_ROWS = 1 << 15
 
 
 def fit_temperature(logits: Tensor, targets: Tensor, weights: Tensor, loss: Link, *, start: float = 1.0) -> float:
@@ -59,7 +59,7 @@ def _slope_and_curvature(
     logits: Tensor, targets: Tensor, weights: Tensor, beta: float, loss: Link
 ) -> tuple[float, float]:
     """Derivatives of the summed log-loss of ``beta * logits`` by ``beta``."""
-    blocks = zip(*(torch.split(each, _BLOCK_ROWS) for each in (logits, targets, weights)), strict=True)
+    blocks = zip(*(torch.split(each, BLOCK_ROWS) for each in (logits, targets, weights)), strict=True)
     sums = [_slope_and_curvature_of(x, y, w, beta, loss) for x, y, w in blocks]
     return sum(slope for slope, _ in sums), sum(curvature for _, curvature in sums)
 
@@ -107,7 +107,7 @@ def _scores(
     """Expected calibration error, Brier score and log-loss of ``logits / temperature``, and the table behind them."""
     parts = [
         _scores_of(block.double() / temperature, truth, loss)
-        for block, truth in zip(torch.split(logits, _BLOCK_ROWS), torch.split(targets, _BLOCK_ROWS), strict=True)
+        for block, truth in zip(torch.split(logits, BLOCK_ROWS), torch.split(targets, BLOCK_ROWS), strict=True)
     ]
     confidence, correct, brier, log_loss = (torch.cat(each) for each in zip(*parts, strict=True))
     ece, table = reliability(confidence.flatten(), correct.flatten())

@@ -6,23 +6,27 @@ import torch
 from torch import Tensor
 
 from hftl.errors import DataError, UserError
+from hftl.heads.matrix import Matrix
 from hftl.tasks import ClassWeight, Task
 
 _BLOCK_ROWS = 8192
 
 
-def check_features(features: Tensor, name: str = "features") -> None:
-    """Raise ``DataError`` unless ``features`` is a finite, non-empty floating-point matrix."""
-    if features.ndim != 2 or not features.is_floating_point():
+def check_features(features: Tensor | Matrix, name: str = "features") -> Matrix:
+    """Return features as a matrix, or raise ``DataError`` unless they are a finite, non-empty floating-point one."""
+    if len(features.shape) != 2 or not features.dtype.is_floating_point:
         given = f"{tuple(features.shape)} {features.dtype}"
         raise DataError(f"{name}: expected a floating-point matrix (rows, dim), got {given}")
     if 0 in features.shape:
         raise DataError(f"{name}: the matrix of shape {tuple(features.shape)} is empty; give rows and columns")
-    for start in range(0, len(features), _BLOCK_ROWS):
-        bad = ~torch.isfinite(features[start : start + _BLOCK_ROWS])
+    matrix = Matrix.of(features)
+    for rows, block in matrix.blocks(_BLOCK_ROWS):
+        bad = ~torch.isfinite(block)
         if bool(bad.any()):
-            row, column = (int(i) for i in torch.nonzero(bad)[0])
-            raise DataError(f"{name}: row {start + row}, column {column} is NaN or Inf; recompute or drop that row")
+            place, column = (int(i) for i in torch.nonzero(bad)[0])
+            row = int(rows[place]) if isinstance(rows, Tensor) else rows.start + place
+            raise DataError(f"{name}: row {row}, column {column} is NaN or Inf; recompute or drop that row")
+    return matrix
 
 
 def check_labels(labels: Tensor, rows: int, task: Task, num_labels: int, name: str = "labels") -> Tensor:

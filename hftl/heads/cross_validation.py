@@ -12,6 +12,7 @@ from hftl.heads.fit import HeldOutLogits, LinearOptions
 from hftl.heads.folds import folds_for
 from hftl.heads.judging import Judge
 from hftl.heads.logistic import held_out_logistic
+from hftl.heads.matrix import Matrix
 from hftl.heads.ridge import fit_ridge, left_out_predictions
 from hftl.heads.threads import threads_for
 from hftl.tasks import ClassWeight, Task
@@ -62,20 +63,20 @@ def cross_validate(
     Raises:
         DataError: features or labels are malformed, have one class only, or no two rows of any class.
     """
-    check_features(features)
+    matrix = check_features(features)
     labels = check_labels(labels, len(features), task, num_labels).to(features.device)
     weights = loss_weights(labels, task, num_labels, class_weight)
     path = None if strengths is None else sorted(map(float, strengths), reverse=True)
     options = LinearOptions(
         task, num_labels, path, folds, "best", True, bias, True, 1e-10, seed, groups, judge, dealt, least
     )
-    with threads_for(features, num_labels * folds):
+    with threads_for(matrix, num_labels * folds):
         if task.has_classes:
-            return held_out_logistic(features, labels, weights, options, parts if dealt is None else 1)
-        return _ridge(features, labels, options)
+            return held_out_logistic(matrix, labels, weights, options, parts if dealt is None else 1)
+        return _ridge(matrix, labels, options)
 
 
-def _ridge(features: Tensor, targets: Tensor, options: LinearOptions) -> HeldOutLogits:
+def _ridge(features: Matrix, targets: Tensor, options: LinearOptions) -> HeldOutLogits:
     """Each row by a ridge regression of all others; each fold of groups by one of the others, of its own strength."""
     if len(features) < 3:
         raise DataError("regression needs at least three training rows to hold one out")
@@ -88,6 +89,6 @@ def _ridge(features: Tensor, targets: Tensor, options: LinearOptions) -> HeldOut
         held = dealt == fold
         # The other folds choose the strength: what they keep together must not be parted by leave-one-out.
         inner = replace(options, calibrate=False, dealt=None if options.dealt is None else dealt[~held])
-        head = fit_ridge(features[~held], targets[~held], inner, None)
-        predicted[held] = head.logits(features[held]).float()
+        head = fit_ridge(features.take(~held), targets[~held], inner, None)
+        predicted[held] = features.take(held).made(head.logits, options.num_labels).float()
     return HeldOutLogits(torch.arange(len(targets), device=features.device), predicted, None)

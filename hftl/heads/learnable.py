@@ -57,6 +57,8 @@ class Learnable:
 
     def with_constants(self, learnt: Tensor) -> Tensor:
         """Logits (m, num_labels) of what can be learnt, and the constants of what cannot."""
+        if len(self.index) == len(self.bias):
+            return learnt
         logits = self.bias.float().repeat(len(learnt), 1)
         logits[:, self.index] = learnt
         return logits
@@ -92,6 +94,6 @@ class Learnable:
 def best_constant(labels: Tensor, weights: Tensor, link: Link, outputs: int) -> Tensor:
     """The bias (outputs,) float64 that is optimal where all weights are zero; infinite of what does not vary."""
     if link == "softmax":
-        truth = torch.nn.functional.one_hot(labels, outputs).double()
-        return (weights.T @ truth / weights.sum())[0].log()
+        of_class = torch.zeros(outputs, dtype=torch.float64, device=labels.device).index_add_(0, labels, weights[:, 0])
+        return (of_class / weights.sum()).log()
     return ((weights * labels).sum(0) / weights.expand(-1, outputs).sum(0)).logit()

@@ -12,6 +12,7 @@ from hftl.heads.fit import HeadFit, LinearOptions
 from hftl.heads.folds import folds_for
 from hftl.heads.judging import Judge
 from hftl.heads.logistic import fit_logistic
+from hftl.heads.matrix import Matrix
 from hftl.heads.nested import FoldHead, fit_each_fold
 from hftl.heads.ridge import fit_ridge
 from hftl.heads.selection import Rule
@@ -21,7 +22,7 @@ from hftl.tasks import ClassWeight, Task
 
 
 def fit_linear(
-    features: Tensor,
+    features: Tensor | Matrix,
     labels: Tensor,
     *,
     task: Task | str,
@@ -33,7 +34,7 @@ def fit_linear(
     standardize: bool = True,
     bias: bool = True,
     calibrate: bool = True,
-    validation: tuple[Tensor, Tensor] | None = None,
+    validation: tuple[Tensor | Matrix, Tensor] | None = None,
     aim: Aim = F1,
     judge: Judge | None = None,
     dealt: Tensor | None = None,
@@ -57,7 +58,7 @@ def fit_linear(
     The same inputs and seed give the same bits on the same device and number of threads.
 
     Args:
-        features: (n, dim) floating point, on the device where to compute.
+        features: (n, dim) floating point, on the device where to compute; a `Matrix` is read a part at a time.
         labels: (n,) int64 class indices for ``single_label``, (n, num_labels) zeros and ones for
             ``multi_label``, (n, num_labels) or (n,) numbers for ``regression``.
         task: what the labels mean.
@@ -114,12 +115,12 @@ def fit_linear(
         aim,
     )
     rows = len(features) // views
-    labels, weights, validation = _checked_inputs(features, labels, rows, options, class_weight, validation)
+    matrix, labels, weights, judging = _checked_inputs(features, labels, rows, options, class_weight, validation)
 
     # A class of weight zero is as good as absent: its rows must not give the folds or the axes their shape either.
     used = (weights > 0).any(1)
     if not bool(used.all()):
-        features = features[used.repeat(views)]
+        matrix = matrix.take(used.repeat(views))
         labels, weights = labels[used], weights[used]
         dealt, groups = (None if each is None else each.to(used.device)[used] for each in (dealt, groups))
         options = replace(options, dealt=dealt, groups=groups)
@@ -128,11 +129,11 @@ def fit_linear(
             options = replace(options, dealt=folds_for(labels, options).repeat(views), groups=None)
         options = replace(options, rows=len(labels))
         labels, weights = (torch.cat([each] * views) for each in (labels, weights / views))
-    with threads_for(features, num_labels * folds):
+    with threads_for(matrix, num_labels * folds):
         if task.has_classes:
-            head = fit_logistic(features, labels, weights, options, validation)
+            head = fit_logistic(matrix, labels, weights, options, judging)
         else:
-            head = fit_ridge(features, labels, options, validation)
+            head = fit_ridge(matrix, labels, options, judging)
     if not bool(torch.isfinite(head.weight).all() and torch.isfinite(head.bias).all()):
         raise ConvergenceError(
             "the head's weights are not finite in float32; rescale the features, or set standardize=True"
@@ -146,7 +147,7 @@ def fit_linear(
 
 
 def fit_linear_folds(
-    features: Tensor,
+    features: Tensor | Matrix,
     labels: Tensor,
     dealt: Tensor,
     *,
@@ -158,7 +159,7 @@ def fit_linear_folds(
     standardize: bool = True,
     bias: bool = True,
     calibrate: bool = True,
-    validation: tuple[Tensor, Tensor] | None = None,
+    validation: tuple[Tensor | Matrix, Tensor] | None = None,
     aim: Aim = F1,
     judge: Judge | None = None,
     groups: Tensor | None = None,
@@ -212,34 +213,36 @@ def fit_linear_folds(
         dealt,
         aim=aim,
     )
-    labels, weights, validation = _checked_inputs(features, labels, len(features), options, class_weight, validation)
-    with threads_for(features, num_labels * options.folds**2 // 2):
-        return fit_each_fold(features, labels, weights, dealt.to(features.device), options, validation)
+    rows = len(features)
+    matrix, labels, weights, judging = _checked_inputs(features, labels, rows, options, class_weight, validation)
+    with threads_for(matrix, num_labels * options.folds**2 // 2):
+        return fit_each_fold(matrix, labels, weights, dealt.to(matrix.device), options, judging)
 
 
 def _checked_inputs(
-    features: Tensor,
+    features: Tensor | Matrix,
     labels: Tensor,
     rows: int,
     options: LinearOptions,
     class_weight: ClassWeight,
-    validation: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-    """Labels, the weights of their losses, and validation rows, checked and on the features' device."""
-    check_features(features)
-    labels = check_labels(labels, rows, options.task, options.num_labels).to(features.device)
+    validation: tuple[Tensor | Matrix, Tensor] | None,
+) -> tuple[Matrix, Tensor, Tensor, tuple[Matrix, Tensor] | None]:
+    """Features, labels, the weights of their losses, and validation rows, checked and on the features' device."""
+    matrix = check_features(features)
+    labels = check_labels(labels, rows, options.task, options.num_labels).to(matrix.device)
     weights = loss_weights(labels, options.task, options.num_labels, class_weight)
-    if validation is not None:
-        validation = _check_validation(validation, features, options)
-    return labels, weights, validation
+    judging = None if validation is None else _check_validation(validation, matrix, options)
+    return matrix, labels, weights, judging
 
 
 def _check_validation(
-    validation: tuple[Tensor, Tensor], training: Tensor, options: LinearOptions
-) -> tuple[Tensor, Tensor]:
+    validation: tuple[Tensor | Matrix, Tensor], training: Matrix, options: LinearOptions
+) -> tuple[Matrix, Tensor]:
     (features, labels), dim = validation, training.shape[1]
-    check_features(features, "validation features")
-    if features.shape[1] != dim:
-        raise UserError(f"validation features: expected {dim} columns as in training, got {features.shape[1]}")
-    labels = check_labels(labels, len(features), options.task, options.num_labels, "validation labels")
-    return features.to(training.device), labels.to(training.device)
+    if isinstance(features, Tensor):
+        features = features.to(training.device)
+    matrix = check_features(features, "validation features")
+    if matrix.shape[1] != dim:
+        raise UserError(f"validation features: expected {dim} columns as in training, got {matrix.shape[1]}")
+    labels = check_labels(labels, len(matrix), options.task, options.num_labels, "validation labels")
+    return matrix, labels.to(training.device)

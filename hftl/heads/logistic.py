@@ -17,7 +17,8 @@ from hftl.heads.calibration import fit_temperature
 from hftl.heads.fit import HeadFit, HeldOutLogits, LinearOptions
 from hftl.heads.folds import folds_for, task_folds
 from hftl.heads.learnable import Learnable, best_constant
-from hftl.heads.objective import EVERY_ROW, NO_FOLD, FoldRows, Objective, Stacked
+from hftl.heads.matrix import Matrix
+from hftl.heads.objective import EVERY_ROW, NO_FOLD, FoldRows, Objective
 from hftl.heads.panel import HeldOut, Panel
 from hftl.heads.path import (
     PATH_TOLERANCE,
@@ -33,7 +34,7 @@ from hftl.tasks import Link
 
 
 def fit_logistic(
-    features: Tensor, labels: Tensor, weights: Tensor, options: LinearOptions, validation: tuple[Tensor, Tensor] | None
+    features: Matrix, labels: Tensor, weights: Tensor, options: LinearOptions, validation: tuple[Matrix, Tensor] | None
 ) -> HeadFit:
     """Solve, choose, refit and calibrate a logistic head.
 
@@ -81,9 +82,10 @@ def fit_logistic(
         report["classes_of_one_row"] = learnable.index[torch.unique(stay[~torch.isin(stay, held)])].tolist()
     held_out = None
     if chosen is not None:
-        judged = _held_out(problem, chosen)
-        report |= problem.panel.report(judged.logits[:, learnable.index], chosen.temperature)
-        held_out = judged if validation is None else None
+        judged = judged_logits(chosen, problem.panel, problem.stack, problem.rows)
+        report |= problem.panel.report(judged, chosen.temperature)
+        if validation is None:
+            held_out = HeldOutLogits(problem.held_out.index, learnable.with_constants(judged), chosen.strength)
     elif options.aim.metric == "coverage":
         raise DataError(
             "coverage: no class has two rows, so no row can be held out to choose a threshold on: leave it out"
@@ -96,7 +98,7 @@ def fit_logistic(
 
 
 def held_out_logistic(
-    features: Tensor, labels: Tensor, weights: Tensor, options: LinearOptions, parts: int
+    features: Matrix, labels: Tensor, weights: Tensor, options: LinearOptions, parts: int
 ) -> HeldOutLogits:
     """Logits of training rows by heads that have not seen them, at the strength that the folds choose.
 
@@ -115,7 +117,8 @@ def held_out_logistic(
     if chosen is None:
         raise DataError("labels: no class has two rows, so no row can be held out")
     if parts == 1:
-        return _held_out(problem, chosen)
+        judged = judged_logits(chosen, problem.panel, problem.stack, problem.rows)
+        return HeldOutLogits(problem.held_out.index, problem.learnable.with_constants(judged), chosen.strength)
     learnable, index = problem.learnable, problem.held_out.index
     labels, weights = learnable.restrict(labels, weights)
     basis, folds = problem.basis, problem.folds
@@ -125,7 +128,7 @@ def held_out_logistic(
 
 
 def _judged_in_parts(
-    training: tuple[Tensor, Tensor, Tensor],
+    training: tuple[Matrix, Tensor, Tensor],
     problem: tuple[Learnable, Basis, Tensor],
     chosen: Candidate,
     options: LinearOptions,
@@ -193,7 +196,7 @@ class _Problem:
 
 
 def _pose(
-    features: Tensor, labels: Tensor, weights: Tensor, options: LinearOptions, validation: tuple[Tensor, Tensor] | None
+    features: Matrix, labels: Tensor, weights: Tensor, options: LinearOptions, validation: tuple[Matrix, Tensor] | None
 ) -> _Problem:
     # Further views say nothing new of a label.
     learnable = Learnable.of(labels[: options.rows], options)
@@ -211,9 +214,9 @@ def _pose(
     start = torch.zeros(basis.rank + 1, outputs, dtype=torch.float64, device=labels.device)
     if options.bias:
         start[-1] = best_constant(labels, weights, learnable.link, outputs)
-    seen: Tensor | Stacked = features
+    seen = features
     if validation is not None:
-        seen = Stacked(features, validation[0])
+        seen = Matrix.stacked(features, validation[0])
         labels, weights, folds = learnable.with_validation((labels, weights, folds), validation[1], fold=0)
     columns = outputs * max(1, int(folds.max()) + 1)
     rows = FoldRows(seen, labels, weights, folds, basis, columns=columns)
@@ -244,9 +247,3 @@ def _choose_strength(problem: _Problem, options: LinearOptions) -> tuple[Candida
     (path,) = walk(problem.rows, [problem.panel], problem.stack, strengths)
     chosen, told = chosen_from(path, options)
     return chosen, {**told, "chosen_on": f"{int(problem.folds.max()) + 1} folds"}
-
-
-def _held_out(problem: _Problem, chosen: Candidate) -> HeldOutLogits:
-    """Logits of the rows in folds, after the temperature; what has no training row stands at its constant."""
-    learnt = problem.learnable.with_constants(judged_logits(chosen, problem.panel, problem.stack, problem.rows))
-    return HeldOutLogits(problem.held_out.index, learnt, chosen.strength)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from hftl.heads.basis import fit_basis
 from hftl.heads.checks import check_features
 from hftl.heads.judging import Judge
+from hftl.heads.matrix import Matrix
 from hftl.heads.native import Features, NativeFit, Params, fit_native
 from hftl.methods import F1, Aim
 from hftl.tasks import ClassWeight, Task
@@ -100,5 +101,5 @@ def fit_mlp(
 def _standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and scale (dim,) float32 of the rows; constant features keep the scale one."""
     ones = torch.ones(len(features), dtype=torch.float64, device=features.device)
-    basis = fit_basis(features, ones, standardize=True)
+    basis = fit_basis(Matrix.of(features), ones, standardize=True)
     return basis.mean.float(), basis.scale.float()

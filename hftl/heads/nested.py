@@ -25,6 +25,7 @@ from hftl.heads.basis import Basis, default_strengths, fit_basis, own_scales
 from hftl.heads.fit import LinearOptions
 from hftl.heads.folds import with_every_class_in_sight
 from hftl.heads.learnable import NEVER, Learnable, best_constant
+from hftl.heads.matrix import Matrix
 from hftl.heads.objective import NO_FOLD, FoldRows
 from hftl.heads.panel import HeldOut, Panel
 from hftl.heads.path import HeadStack, chosen_from, judged_logits, solve, walk
@@ -50,12 +51,12 @@ class FoldHead:
 
 
 def fit_each_fold(
-    features: Tensor,
+    features: Matrix,
     labels: Tensor,
     weights: Tensor,
     folds: Tensor,
     options: LinearOptions,
-    validation: tuple[Tensor, Tensor] | None,
+    validation: tuple[Matrix, Tensor] | None,
 ) -> list[FoldHead]:
     """The heads of all folds, each solved on the rows of the others.
 
@@ -132,7 +133,7 @@ class _Nest:
         options: what is to be solved.
     """
 
-    features: Tensor
+    features: Matrix
     labels: Tensor
     weights: Tensor
     folds: Tensor
@@ -145,12 +146,12 @@ class _Nest:
     @classmethod
     def of(
         cls,
-        features: Tensor,
+        features: Matrix,
         labels: Tensor,
         weights: Tensor,
         folds: Tensor,
         options: LinearOptions,
-        validation: tuple[Tensor, Tensor] | None,
+        validation: tuple[Matrix, Tensor] | None,
     ) -> "_Nest":
         """See `fit_each_fold`."""
         every, judge = Learnable.of(labels, options), None
@@ -158,10 +159,10 @@ class _Nest:
         if validation is not None:
             judge = int(folds.max()) + 1
             targets, of_targets, folds = every.with_validation((targets, of_targets, folds), validation[1], judge)
-            features, labels = torch.cat([features, validation[0]]), torch.cat([labels, validation[1]])
+            features, labels = Matrix.stacked(features, validation[0]), torch.cat([labels, validation[1]])
             weights = torch.cat([weights, weights.new_ones(len(validation[1]), weights.shape[1])])
         # Of all rows: no solution depends on the coordinates, and every row is to have its place in them.
-        ones = torch.ones(len(features), dtype=torch.float64, device=features.device)
+        ones = torch.ones(len(labels), dtype=torch.float64, device=labels.device)
         basis = fit_basis(features, ones, standardize=options.standardize, bias=options.bias)
         columns = len(every.index) * int(folds.max() + 1) ** 2 // 2
         rows = FoldRows(features, targets, of_targets, folds, basis, columns=columns)
@@ -253,4 +254,5 @@ class _Nest:
         head = head[:, torch.searchsorted(self.every.index, self.learnable[fold].index)].clone()
         if self.every.link == "softmax":
             head[-1] -= head[-1].mean()  # softmax does not see a common shift
-        return self.basis.transform(self.features[self.folds == fold]) @ head
+        own = self.features.take(self.folds == fold)
+        return own.made(lambda rows: self.basis.transform(rows) @ head, head.shape[1])

@@ -3,8 +3,8 @@
     F(W, b) = sum_i w_i loss(W z_i + b, y_i) / sum_i w_i  +  strength / (2 sum_i w_i) ||W||^2
 
 which is scikit-learn's ``LogisticRegression(C=1/strength)`` divided by a constant. The problems of a stack
-differ in the fold of rows that is held out from each. Rows are sorted by fold, so that a block of rows is
-multiplied with the weights of exactly those problems that train on it: one matrix product for all of them.
+differ in the fold of rows that is held out from each. Rows that are read together are sorted by fold, so that a block
+of rows is multiplied with the weights of exactly those problems that train on it: one matrix product for all of them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from hftl.heads.basis import Basis
 from hftl.heads.lbfgs import Solution
+from hftl.heads.matrix import Matrix
 from hftl.onednn import matmul
 from hftl.tasks import Link
 
@@ -30,8 +31,6 @@ _NEARLY = 0.25
 # Rows that are centred in each pass are still in the cache of a CPU when they are multiplied.
 _CENTRED_ROWS = {"cpu": 2048}
 _LANES = 16  # float32 numbers of a vector register: matrix products are fastest in multiples of it
-# Transformed features are kept up to this size. Beyond it they would take as much memory as the features themselves.
-RESIDENT_BYTES = 128 << 20
 
 
 @dataclass
@@ -45,54 +44,16 @@ class Block:
     weights: Tensor
 
 
-@dataclass(frozen=True)
-class Stacked:
-    """Two matrices as one, without a copy of either; rows that are asked for together lie in one of them.
-
-    Attributes:
-        first: (n, dim).
-        second: (m, dim).
-    """
-
-    first: Tensor
-    second: Tensor
-
-    def __len__(self) -> int:
-        return len(self.first) + len(self.second)
-
-    def index_select(self, dim: int, rows: Tensor, *, out: Tensor | None = None) -> Tensor:
-        """As of a tensor, for ``dim`` 0."""
-        count = len(self.first)
-        of_first = not len(rows) or int(rows[0]) < count
-        part, rows = (self.first, rows) if of_first else (self.second, rows - count)
-        return torch.index_select(part, dim, rows, out=out)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of both."""
-        return self.first.dtype
-
-    @property
-    def shape(self) -> torch.Size:
-        """(n + m, dim)."""
-        return torch.Size((len(self), self.first.shape[1]))
-
-    @property
-    def device(self) -> torch.device:
-        """Where they are."""
-        return self.first.device
-
-
 class FoldRows:
     """The training rows in blocks that lie within one fold, ready for the solver.
 
-    Rows that take up to `RESIDENT_BYTES` are kept in the solver's coordinates. Of more rows each pass reads the
-    features and centres them block by block; scales and axes are multiplied into what the rows are multiplied with. So
-    no second copy of the features is ever there, and the numbers agree to the rounding of float32.
+    Rows that take up to the features' ``resident_bytes`` are kept in the solver's coordinates. Of more rows each pass
+    reads the features, a part at a time, and centres them block by block; scales and axes are multiplied into what the
+    rows are multiplied with. So no second copy of the features is ever there, and the numbers agree to the rounding of
+    float32.
 
     Args:
-        features: (n, dim) floating point, raw, on the device where the solver runs, as all the rest; of `Stacked` ones
-            no fold lies in both.
+        features: (n, dim) floating point, raw, on the device where the solver runs, as all the rest.
         targets: (n,) int64 classes or (n, outputs) float32.
         weights: (n, 1) or (n, outputs) float64.
         folds: (n,) int64, the fold of each row or ``NO_FOLD``.
@@ -102,7 +63,7 @@ class FoldRows:
 
     def __init__(
         self,
-        features: Tensor | Stacked,
+        features: Matrix,
         targets: Tensor,
         weights: Tensor,
         folds: Tensor,
@@ -110,22 +71,17 @@ class FoldRows:
         *,
         columns: int,
     ) -> None:
-        self._features, self._targets, self._weights, self._basis = features, targets, weights, basis
-        # Stable, so that the same rows give the same blocks, and sums the same bits.
-        order = torch.argsort(folds, stable=True)
+        self._targets, self._weights, self._basis = targets, weights, basis
         logits = _BLOCK_LOGITS.get(features.device.type, _BLOCK_LOGITS_ELSEWHERE)
-        resident = len(features) * (basis.rank + 1) * 4 <= RESIDENT_BYTES
+        resident = len(features) * (basis.rank + 1) * 4 <= features.resident_bytes
         most = _BLOCK_ROWS[1] if resident else _CENTRED_ROWS.get(features.device.type, _BLOCK_ROWS[1])
         block_rows = min(max(logits // columns, _BLOCK_ROWS[0]), most)
-        self._spans: list[tuple[int, Tensor]] = []
-        for fold in torch.unique(folds).tolist():
-            members = order[folds[order] == fold]
-            self._spans += [(fold, rows) for rows in torch.split(members, block_rows)]
+        self._parts = [(part, _spans_by_fold(folds[part.rows], block_rows)) for part in features.parts]
         # What float32 subtracts from float32 is the nearest number to the mean; the rest is corrected in the bias.
         self._centre = basis.mean.float()
         self._rest = (basis.mean - self._centre)[:, None]
         self._inner = basis.rotation / basis.scale[:, None]
-        self._resident = [self._load(*span, self._transformed) for span in self._spans] if resident else None
+        self._resident = list(self._blocks(self._transformed)) if resident else None
         rows, dim = 0 if resident else block_rows, features.shape[1]
         self._rooms = (
             torch.empty(rows, dim, dtype=features.dtype, device=features.device),
@@ -135,21 +91,21 @@ class FoldRows:
         self.count, self.rank = len(features), basis.rank
         self.width = (basis.rank if resident else dim) + 1
         self.total_weight = float(row_weights.sum())
-        self.weight_of_fold = {fold: float(row_weights[folds == fold].sum()) for fold, _ in self._spans}
+        self.weight_of_fold = {fold: float(row_weights[folds == fold].sum()) for fold in torch.unique(folds).tolist()}
 
     def __iter__(self) -> Iterator[Block]:
         """The blocks, whose features are to be multiplied with `columns_of` parameters."""
         if self._resident is not None:
             yield from self._resident
         else:
-            yield from (self._load(*span, self._centred) for span in self._spans)
+            yield from self._blocks(self._centred)
 
     def in_axes(self) -> Iterator[Block]:
         """The blocks, whose features are in the solver's coordinates, to the rounding of float32."""
         if self._resident is not None:
             yield from self._resident
         else:
-            yield from (self._load(*span, self._rotated) for span in self._spans)
+            yield from self._blocks(self._rotated)
 
     def columns_of(self, parameters: Tensor) -> Tensor:
         """Parameters (rank + 1, m) float64 as what a block's features are multiplied with: (width, m) float32."""
@@ -166,26 +122,37 @@ class FoldRows:
         inner = products[:, :-1] - products[:, -1:] * self._rest.T
         return torch.cat([inner @ self._inner, products[:, -1:]], 1)
 
-    def _load(self, fold: int, rows: Tensor, made: Callable[[Tensor], Tensor]) -> Block:
-        return Block(fold, rows, made(rows), self._targets[rows], self._weights[rows].float())
+    def _blocks(self, made: Callable[[Tensor, Tensor], Tensor]) -> Iterator[Block]:
+        for part, spans in self._parts:
+            read = part.read()
+            for fold, places in spans:
+                rows = part.numbers(places)
+                yield Block(fold, rows, made(read, places), self._targets[rows], self._weights[rows].float())
 
-    def _transformed(self, rows: Tensor) -> Tensor:
-        return self._basis.transform(self._features.index_select(0, rows))
+    def _transformed(self, read: Tensor, places: Tensor) -> Tensor:
+        return self._basis.transform(read.index_select(0, places))
 
-    def _centred(self, rows: Tensor) -> Tensor:
+    def _centred(self, read: Tensor, places: Tensor) -> Tensor:
         """Features without their means, and the bias's column, (n, dim + 1) float32; the next call writes over them."""
-        picked, made = (room[: len(rows)] for room in self._rooms)
-        if isinstance(self._features, Stacked):
-            self._features.index_select(0, rows, out=picked)
-        else:
-            torch.index_select(self._features, 0, rows, out=picked)
+        picked, made = (room[: len(places)] for room in self._rooms)
+        torch.index_select(read, 0, places, out=picked)
         torch.sub(picked, self._centre, out=made[:, :-1])
         return made
 
-    def _rotated(self, rows: Tensor) -> Tensor:
+    def _rotated(self, read: Tensor, places: Tensor) -> Tensor:
         """Features in the solver's coordinates but for a constant that rounding leaves of their means."""
-        centred = self._centred(rows)
+        centred = self._centred(read, places)
         return torch.cat([matmul(centred[:, :-1], self._inner.float()), centred[:, -1:]], 1)
+
+
+def _spans_by_fold(folds: Tensor, most: int) -> list[tuple[int, Tensor]]:
+    """Places of rows (n,) by fold, so many at most together."""
+    # Stable, so that the same rows give the same blocks, and sums the same bits.
+    order = torch.argsort(folds, stable=True)
+    ordered, spans = folds[order], []
+    for fold in torch.unique(folds).tolist():
+        spans += [(fold, places) for places in torch.split(order[ordered == fold], most)]
+    return spans
 
 
 class Objective:

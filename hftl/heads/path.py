@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hftl.heads.calibration import fit_temperature
+from hftl.heads.calibration import BLOCK_ROWS, fit_temperature
 from hftl.heads.fit import LinearOptions
 from hftl.heads.judging import MetricSays, chosen_of, entry_of
 from hftl.heads.lbfgs import MEMORY, Solution, minimize
 from hftl.heads.objective import FoldRows, Objective
-from hftl.heads.panel import Panel
+from hftl.heads.panel import HeldOut, Panel
 from hftl.heads.selection import standard_error
 from hftl.heads.thresholds import f1_scores
 from hftl.onednn import matmul
@@ -209,7 +209,11 @@ def held_out_logits(objective: Objective, theta: Tensor, panels: Sequence[Panel]
             products = torch.split(matmul(block.features, flat), objective.outputs, dim=1)
             for (each, _), product in zip(asked, products, strict=True):
                 each[block.rows] = product
-    picked = [each[panel.held_out.index] for each, panel in zip(logits, panels, strict=True)]
+    picked = [
+        # Without a copy where all rows are held out by one head or another.
+        each if len(panel.held_out.index) == len(each) else each[panel.held_out.index]
+        for each, panel in zip(logits, panels, strict=True)
+    ]
     return [
         each if panel.outputs is None else each[:, panel.outputs] for each, panel in zip(picked, panels, strict=True)
     ]
@@ -221,7 +225,7 @@ def judged_logits(candidate: Candidate, panel: Panel, stack: HeadStack, rows: Fo
     tilt = None if stack.tilt is None else stack.tilt[places]
     objective = Objective(rows, stack.link, stack.outputs, candidate.strength, stack.hidden[places], tilt)
     own = replace(panel, heads={fold: place for place, fold in enumerate(panel.heads)})
-    return held_out_logits(objective, candidate.heads, [own])[0] / candidate.temperature
+    return held_out_logits(objective, candidate.heads, [own])[0].div_(candidate.temperature)
 
 
 def _candidate(
@@ -234,8 +238,7 @@ def _candidate(
     else:
         # One temperature for all folds, as the exported head will have one.
         temperature = fit_temperature(logits, held_out.targets, held_out.weights, loss, start=temperature)
-    judged = logits / temperature
-    losses = _weighted_losses(judged, held_out.targets, held_out.weights, loss)
+    losses = _weighted_losses(logits, temperature, held_out, loss)
     weights = held_out.weights.mean(1)
     score = float(losses.sum() / weights.sum())
     error = standard_error(losses, weights, held_out.folds)
@@ -252,12 +255,17 @@ def _candidate(
         entry["accuracy"] = float((logits.argmax(1) == held_out.targets).double().mean())
     else:
         entry["f1_macro"] = float(f1_scores(logits > 0, held_out.targets).mean())
-    says = panel.says(judged)
+    says = None if panel.options.judge is None else panel.says(logits / temperature)
     return Candidate(strength, solution.x[heads].float(), score, error, temperature, entry, says)
 
 
-def _weighted_losses(logits: Tensor, targets: Tensor, weights: Tensor, loss: Link) -> Tensor:
-    """The weighted loss of each row (m,) float64, summed over labels."""
+def _weighted_losses(logits: Tensor, temperature: float, rows: HeldOut, loss: Link) -> Tensor:
+    """The weighted loss of each row (m,) float64 by logits over a temperature, summed over labels."""
+    blocks = zip(*(torch.split(each, BLOCK_ROWS) for each in (logits, rows.targets, rows.weights)), strict=True)
+    return torch.cat([_losses_of(x / temperature, y, w, loss) for x, y, w in blocks])
+
+
+def _losses_of(logits: Tensor, targets: Tensor, weights: Tensor, loss: Link) -> Tensor:
     if loss == "softmax":
         losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")[:, None]
     else:

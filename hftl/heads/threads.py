@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+
+from hftl.heads.matrix import Matrix
 
 # Multiplications of one pass over the rows below which threads wait for one another longer than they work. On a machine
 # that others use, a thread that is not running holds up all others at every product.
@@ -14,7 +15,7 @@ WORTH_THREADS = 1 << 28
 
 
 @contextmanager
-def threads_for(features: Tensor, columns: int) -> Iterator[None]:
+def threads_for(features: Matrix, columns: int) -> Iterator[None]:
     """One thread of the CPU where products of the features (n, dim) with so many columns are small; else all of them.
 
     Sums may differ in the last bits, as they do from one number of threads to another.

@@ -60,6 +60,8 @@ MOST_POINTS = 1500
 # Training rows among which the nearest ones are looked for, and products of numbers that this may take for copies.
 MOST_REFERENCE = 50_000
 MOST_PRODUCTS = 30_000_000_000
+# Of these rows, what is in memory at once.
+_COPIES = 8
 # Pairs of a test row and its nearest training row that are compared in full: pictures are decoded for it.
 MOST_COMPARED = 200
 SIDE = 112
@@ -146,7 +148,7 @@ def lexicon_scores(data: Data) -> np.ndarray:
     train, test = data.train, data.test
     assert isinstance(train.inputs, Texts)
     assert isinstance(test.inputs, Texts)
-    said = lexicon(train.inputs.values, train.labels, test.inputs.values)
+    said = lexicon(train.inputs, train.labels, test.inputs)
     scores: np.ndarray = np.eye(len(data.label_names), dtype=np.float32)[said]
     return scores
 
@@ -312,12 +314,12 @@ def _from_features(gathered: _Gathering, features: StoredFeatures, worst: Sequen
     generator = np.random.default_rng(gathered.seed)
     shelf, cut = gathered.shelf, features.content.cut
     train, test = features.splits["train"], features.splits["test"]
-    reference = _sample(len(train.split), MOST_REFERENCE, generator)
-    known = _chosen_rows(train, reference)
+    reference = _sample(len(train.split), _most_reference(features), generator)
+    known = _chosen_rows(features, train, reference)
     matrix = split_matrix(known, cut)[0]
     near: list[list[NearRow]] = [[] for _ in worst]
     if worst:
-        cosine, index = nearest_rows(split_matrix(_chosen_rows(test, np.array(worst)), cut)[0], matrix, NEAR)
+        cosine, index = nearest_rows(split_matrix(_chosen_rows(features, test, np.array(worst)), cut)[0], matrix, NEAR)
         near = [
             [
                 NearRow(shown=shelf.put("train", int(reference[i])), cosine=round(c, 4))
@@ -326,7 +328,7 @@ def _from_features(gathered: _Gathering, features: StoredFeatures, worst: Sequen
             for row in zip(cosine.tolist(), index.tolist(), strict=True)
         ]
     looked_at = _sample(len(test.split), max(1, int(MOST_PRODUCTS / max(matrix.numel(), 1))), generator)
-    asked = _chosen_rows(test, looked_at)
+    asked = _chosen_rows(features, test, looked_at)
     queries = split_matrix(asked, cut)[0]
     drawn = np.sort(generator.permutation(len(looked_at))[:MOST_POINTS])
     return _Found(
@@ -343,11 +345,19 @@ def _sample(count: int, most: int, generator: np.random.Generator) -> np.ndarray
     return np.arange(count) if count <= most else np.sort(generator.choice(count, most, replace=False))
 
 
-def _chosen_rows(part: SplitFeatures, rows: np.ndarray) -> SplitFeatures:
+def _most_reference(features: StoredFeatures) -> int:
+    """Training rows that are compared with at most: fewer where features have to be read for it."""
+    if features.memory is None:
+        return MOST_REFERENCE
+    # As they are, centred, normalised, and as much again for the test rows.
+    return max(1, min(MOST_REFERENCE, features.memory // (_COPIES * 4 * features.content.cut.width)))
+
+
+def _chosen_rows(features: StoredFeatures, part: SplitFeatures, rows: np.ndarray) -> SplitFeatures:
     if len(rows) == len(part.split) and np.array_equal(rows, np.arange(len(rows))):
-        return part
+        return features.loaded(part)
     # Under its name, because other views of them are of no use here.
-    return taken(part, rows, part.split.name)
+    return features.loaded(taken(part, rows, part.split.name))
 
 
 Part = tuple[np.ndarray, SplitFeatures, Tensor]

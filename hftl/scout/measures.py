@@ -116,7 +116,7 @@ def h_score(features: Tensor, labels: Tensor, *, permutations: int = PERMUTATION
     covariance = torch.zeros(centred.shape[1], centred.shape[1], dtype=torch.float64, device=features.device)
     for _, block in row_blocks(centred, features.device):
         covariance += block.T @ block / len(centred)
-    shrinkage = ledoit_wolf(centred, covariance)
+    shrinkage = ledoit_wolf(centred.square().sum(1).square().mean(), covariance, len(centred))
     level = covariance.diagonal().mean()
     identity = torch.eye(len(covariance), dtype=torch.float64, device=features.device)
     shrunk = (1 - shrinkage) * covariance + max(shrinkage, _RANK_TOLERANCE) * level.clamp_min(1e-300) * identity

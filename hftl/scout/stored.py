@@ -134,8 +134,13 @@ class Reader:
 
         Raises:
             UserError: one of them cannot be used, or rows are sentences whose words have labels, and the question is
-                not for these.
+                not for these; or memory is bounded.
         """
+        if recipe.memory is not None:
+            raise UserError(
+                "memory: questions, depth='auto' among them, are answered from all features in memory, which no bound "
+                "is kept for: leave it out, and give --subset N where there are many rows"
+            )
         spec, target, data = inputs_of(
             recipe, self.say, BackboneOptions(recipe.max_length, self.offline, self.allow_pickle)
         )

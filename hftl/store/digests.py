@@ -53,14 +53,14 @@ def digest_texts(rows: Iterable[Sequence[str]]) -> Digests:
         uint8 (n, 16).
     """
     blake2b = hashlib.blake2b
-    digests = []
+    digests = bytearray()
     for row in rows:
         data = b""
         for text in row:
             encoded = text.encode("utf-8", "surrogatepass")
             data += len(encoded).to_bytes(8, "little") + encoded
-        digests.append(blake2b(data, digest_size=16, person=_TEXT).digest())
-    return stack_digests(digests)
+        digests += blake2b(data, digest_size=16, person=_TEXT).digest()
+    return np.frombuffer(digests, np.uint8).reshape(-1, 16)
 
 
 def digest_bytes(data: bytes) -> bytes:

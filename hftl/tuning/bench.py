@@ -15,7 +15,7 @@ from hftl.data import Data
 from hftl.errors import ConvergenceError, RecipeError, UserError
 from hftl.export.trained import Trained
 from hftl.frozen.features import StoredFeatures
-from hftl.frozen.recipe import chooses, inputs_of, probe_of, views_of
+from hftl.frozen.recipe import chooses, inputs_of, memory_of, probe_of, views_of
 from hftl.methods import Head
 from hftl.pipeline import check_aim, check_method, needs_features, solved_head, start_of, starting_features
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
@@ -152,9 +152,9 @@ class Bench:
         data = replace(data, test=replace(data.validation, name="test"), outside=None)
         features = None
         if needs_features(recipe):
-            features = starting_features(
-                recipe, spec, target, data, say, on_bad_row=self.on_bad_row, quiet=self.say.quiet
-            )
+            how: dict[str, Any] = {"on_bad_row": self.on_bad_row, "quiet": self.say.quiet, "trust": ()}
+            how["memory"] = memory_of(recipe, data, say)
+            features = starting_features(recipe, spec, target, data, say, **how)
         elif self.on_bad_row == "skip":
             # Brought only here, as PEFT is.
             from hftl.finetune.rows import without_bad_rows
