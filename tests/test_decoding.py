@@ -26,6 +26,7 @@ from PIL import Image, ImageFile
 from pixels import Odd, Pixels, Scaled, WithThreads
 from runs import Cli, metrics, write_images
 
+from hftl import Recipe, features
 from hftl.ahead import ahead
 from hftl.backbones.protocol import Encoded, Target
 from hftl.backbones.source import local_source
@@ -242,6 +243,19 @@ def test_a_command_gives_the_same_with_processes(cli: Cli, tmp_path: Path, monke
     assert kept[0] == kept[1]
 
 
+def test_after_a_bad_row_nothing_decodes_on(tmp_path: Path) -> None:
+    model, data = tiny.save("vit", tmp_path / "model"), write_images(tmp_path / "data", per_class=20)
+    for broken in (data / "class0").iterdir():
+        broken.write_bytes(b"no picture")
+    recipe = Recipe(backbone=str(model), data=str(data))
+    before = set(threading.enumerate())
+    with pytest.raises(BadRowError) as caught:
+        features(recipe, quiet=True)
+    # While the error is still in somebody's hands, as in a notebook.
+    assert caught.value.row
+    assert set(threading.enumerate()) <= before
+
+
 # ── what other processes cannot do ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -268,6 +282,7 @@ def test_what_this_process_alone_can_read_or_warns_of_is_read_here(monkeypatch: 
     # Waiting is taken to cost enough at once.
     monkeypatch.setattr("hftl.decoding.choice.SECONDS_TO_START", 0.0)
     monkeypatch.setattr("hftl.decoding.decoder.WINDOW", 0.0)
+    before = set(processes_of(os.getpid()))
     backbone = Odd()
     decoder = decoder_of(backbone)
     small_ones = [picture(12, 12) for _ in range(5)]
@@ -293,7 +308,7 @@ def test_what_this_process_alone_can_read_or_warns_of_is_read_here(monkeypatch: 
     assert same(decoder(small_ones, [""] * 5), expected)
 
     # Where all of them are killed, none of them refused anything.
-    for each in workers_of(os.getpid()):
+    for each in set(workers_of(os.getpid())) - before:
         os.kill(each, signal.SIGKILL)
     for _ in range(12):
         assert same(decoder(small_ones[:1], [""]), expected[:1])
@@ -302,7 +317,7 @@ def test_what_this_process_alone_can_read_or_warns_of_is_read_here(monkeypatch: 
 
     # Another backbone ends what is left of them; work that goes on with this one starts others.
     decoder_of(Pixels())
-    assert not processes_of(os.getpid())
+    assert set(processes_of(os.getpid())) <= before
     assert same(worked(), expected)
     assert same(decoder(small_ones, [""] * 5), expected)
 
@@ -348,7 +363,7 @@ def test_processes_that_are_killed_cost_no_row_and_idle_ones_end(
 ) -> None:
     contents = pictures() * 6
     expected = vit.encode(contents, [""] * len(contents))
-    killed = []
+    killed: list[int] = []
     rows: list[Encoded] = []
     for row in ahead(lambda content: two([content], [""])[0], contents, 3):
         rows.append(row)

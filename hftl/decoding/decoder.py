@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TypeVar
 
 from hftl.ahead import ahead
@@ -99,7 +99,9 @@ class Decoder:
                     self._start(self._stated)
         return encoded
 
-    def ahead(self, work: Callable[[T], R], items: Iterable[T], threads: int, depth: int = 2) -> Iterator[R]:
+    def ahead(
+        self, work: Callable[[T], R], items: Iterable[T], threads: int, depth: int = 2
+    ) -> Generator[R, None, None]:
         """`hftl.ahead.ahead`, watched: where whoever takes the results waits for them, processes may be started.
 
         Args:

@@ -175,7 +175,7 @@ class Pool:
             send_message(self._control, (backbone, sample))
             (expected,) = encoded_rows(backbone, sample)
             answer = receive_message(self._control)
-            why_not = answer if isinstance(answer, str) else _difference(answer[0], expected)
+            why_not = answer if isinstance(answer, str) else _unlike(answer[0], expected)
         except (EOFError, ConnectionError):
             self._fail("the process that was to decode ended at its start")
         except Exception as error:
@@ -198,7 +198,7 @@ class Pool:
         self.close()
 
 
-def _difference(one: Encoded, other: Encoded) -> str | None:
+def _unlike(one: Encoded, other: Encoded) -> str | None:
     """What of a row is other where another process reads it; None where it is the same to the bit."""
     shown = (type(one), one.inputs.keys(), one.cost, one.truncated)
     if shown != (type(other), other.inputs.keys(), other.cost, other.truncated):
