@@ -496,8 +496,8 @@ class _Extraction:
     def _decoded(self, missing: np.ndarray) -> Iterator[tuple[int, Encoded]]:
         """Files decoded and preprocessed elsewhere, a bounded number ahead; bad ones raised or reported."""
         rows = missing.tolist()
-        # Closed here: an error keeps the threads until some thread collects garbage, and one of them cannot wait for its
-        # own end.
+        # Closed here: an error would keep the threads until some thread collects garbage, and none of them can wait for
+        # its own end.
         with closing(self.decoder.ahead(self._encode_file, rows, self.decoder.threads, DECODED_AHEAD)) as encoded:
             for row, done in zip(rows, encoded, strict=True):
                 if isinstance(done, Encoded):

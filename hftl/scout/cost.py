@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,7 +105,7 @@ def measured_speed(model: nn.Module, target: Target, rows: Files | Texts, *, wha
     with torch.inference_mode():
         run([encode(row) for row in every[:FIRST_ROWS]])
         started, total = time.monotonic(), len(rows)
-        ready = decoder.ahead(encode, every, decoder.threads, FIRST_ROWS)
+        ready: Iterator[Encoded] = decoder.ahead(encode, every, decoder.threads, FIRST_ROWS)
         if by_tokens:
             texts = sorted(ready, key=lambda row: -row.cost)
             ready, total = iter(texts), sum(map(work_of, texts))
