@@ -30,7 +30,7 @@ _AXES_BYTES = 48
 # Of each parameter of a head: itself, its gradient, its curvature and where they go, in float64.
 _PARAMETER_BYTES = 160
 # Of each probability of a block of rows that is judged, and of each cut between two of them.
-_JUDGED_BYTES, _CUT_BYTES = 48, 160
+_JUDGED_BYTES, _CUT_BYTES = 64, 160
 # Where nobody says how much: the share of what is free that is taken at most.
 _FREE_SHARE = 0.5
 # Control groups of Linux, of both versions: the limit, what is used, and what of it is given back where it is short.
@@ -216,7 +216,7 @@ def give_back_freed() -> None:
 def free_memory() -> int:
     """Memory that is free here: the machine's, or what is left of the control group's and of those that it is in."""
     free = int(psutil.virtual_memory().available)
-    for folder, (limit, used, kept) in _groups():
+    for folder, (limit, used, kept) in _groups_of_this_process():
         try:
             most, taken = (int((folder / name).read_text()) for name in (limit, used))
             told = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
@@ -227,7 +227,7 @@ def free_memory() -> int:
     return free
 
 
-def _groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
+def _groups_of_this_process() -> Iterator[tuple[Path, tuple[str, str, str]]]:
     """The folders of the control groups that bound this process's memory, and what the files in them are called."""
     try:
         lines = _OWN_GROUPS.read_text().splitlines()
