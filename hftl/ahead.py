@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ def ahead(
     workers: int,
     depth: int = 2,
     waited: Callable[[float], None] | None = None,
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """Do ``work`` on each item in worker threads; results in the items' order.
 
     Args:

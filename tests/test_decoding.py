@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,24 +23,31 @@ import tiny
 import torch
 from finetune import small
 from PIL import Image, ImageFile
-from pixels import Pixels, Scaled, Warns, WithThreads
+from pixels import Odd, Pixels, Scaled, WithThreads
 from runs import Cli, metrics, write_images
 
+from hftl import Recipe, features
 from hftl.ahead import ahead
-from hftl.backbones.protocol import Encoded
+from hftl.backbones.protocol import Encoded, Target
+from hftl.backbones.source import local_source
+from hftl.backbones.text import TextBackbone
 from hftl.backbones.vision import ImageBackbone
 from hftl.data import Files
 from hftl.data.augment import Augmentation
-from hftl.decoding import Decoder, decoder_of
+from hftl.decoding import Decoder, cores, decoder_of
 from hftl.decoding.choice import SECONDS_TO_START, Choice, Stretch
 from hftl.errors import BadRowError
 from hftl.finetune.losses import Loss
-from hftl.finetune.rows import Encoder, TrainRows
+from hftl.finetune.rows import Encoder, TrainRows, without_bad_rows
 from hftl.frozen.augmented import ViewRows
 from hftl.lifetime import is_running
 from hftl.parallel import Process
+from hftl.scout.cost import measured_speed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes decode on Linux alone")
+
+# Each start of an interpreter costs seconds; HFTL_LONG=1 starts some more.
+only_long = pytest.mark.skipif(not os.environ.get("HFTL_LONG"), reason="takes seconds; HFTL_LONG=1 runs it")
 
 RNG = np.random.default_rng(5)
 
@@ -85,6 +93,8 @@ def refusal_of(backbone: Any) -> str:
         assert not decoder.is_ready
         time.sleep(0.1)
     decoder.close()
+    # They are not tried again.
+    assert len(decoder([picture(8, 8)], ["sample"])) == 1
     return decoder.refusal
 
 
@@ -94,11 +104,16 @@ def same(one: Sequence[Encoded], other: Sequence[Encoded]) -> bool:
         a.cost == b.cost
         and a.inputs.keys() == b.inputs.keys()
         and all(
-            torch.equal(value, b.inputs[name]) and value.stride() == b.inputs[name].stride()
+            type(value) is type(b.inputs[name]) and same_numbers(np.asarray(value), np.asarray(b.inputs[name]))
             for name, value in a.inputs.items()
         )
         for a, b in zip(one, other, strict=True)
     )
+
+
+def same_numbers(one: np.ndarray, other: np.ndarray) -> bool:
+    layout = one.dtype, one.shape, one.strides
+    return layout == (other.dtype, other.shape, other.strides) and one.tobytes() == other.tobytes()
 
 
 def processes_of(parent: int) -> list[int]:
@@ -112,6 +127,20 @@ def processes_of(parent: int) -> list[int]:
         if int(fields[1]) == parent and fields[0] not in "ZX":
             found += [int(status.parent.name), *processes_of(int(status.parent.name))]
     return found
+
+
+def workers_of(parent: int) -> list[int]:
+    """Of these the ones that decode, which started none themselves."""
+    return [each for each in processes_of(parent) if not processes_of(each)]
+
+
+@pytest.fixture
+def eight_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine of eight cores, without a quota; where one would stand."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setattr(cores, "CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr(cores, "_share", None)
+    return tmp_path / "cpu.max"
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +220,15 @@ def test_training_sees_the_same_batches(vit: ImageBackbone, two: Decoder) -> Non
     assert two.is_ready
 
 
+def test_a_number_of_processes_that_is_none_is_refused(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model, data = tiny.save("vit", tmp_path / "model"), write_images(tmp_path / "data", per_class=2)
+    monkeypatch.setenv("HFTL_DECODE_PROCESSES", "many")
+    assert "HFTL_DECODE_PROCESSES='many': give the number" in cli.refused(
+        "run", "--backbone", model, "--data", data, "--out", tmp_path / "no"
+    )
+
+
+@only_long
 def test_a_command_gives_the_same_with_processes(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = tiny.save("vit", tmp_path / "model"), write_images(tmp_path / "data", per_class=5)
     (data / "class0" / "broken.png").write_bytes(b"no picture")
@@ -203,10 +241,19 @@ def test_a_command_gives_the_same_with_processes(cli: Cli, tmp_path: Path, monke
         cli.ok("run", "--backbone", model, "--data", data, "--on-bad-row", "skip", "--out", out)
         kept.append([metrics(out)[what] for what in ("eval", "features", "skipped_rows") if what in metrics(out)])
     assert kept[0] == kept[1]
-    monkeypatch.setenv("HFTL_DECODE_PROCESSES", "many")
-    assert "HFTL_DECODE_PROCESSES='many': give the number" in cli.refused(
-        "run", "--backbone", model, "--data", data, "--out", tmp_path / "no"
-    )
+
+
+def test_after_a_bad_row_nothing_decodes_on(tmp_path: Path) -> None:
+    model, data = tiny.save("vit", tmp_path / "model"), write_images(tmp_path / "data", per_class=20)
+    for broken in (data / "class0").iterdir():
+        broken.write_bytes(b"no picture")
+    recipe = Recipe(backbone=str(model), data=str(data))
+    before = set(threading.enumerate())
+    with pytest.raises(BadRowError) as caught:
+        features(recipe, quiet=True)
+    # While the error is still in somebody's hands, as in a notebook.
+    assert caught.value.row
+    assert set(threading.enumerate()) <= before
 
 
 # ── what other processes cannot do ───────────────────────────────────────────────────────────────────────────────────
@@ -218,33 +265,72 @@ def test_a_backbone_that_cannot_leave_its_process_is_read_by_threads(monkeypatch
 
     assert "cannot be handed to another process" in refusal_of(Here())
     monkeypatch.setattr(Scaled, "scale", 0.5)
-    assert "gives other numbers" in refusal_of(Scaled())
-    assert "starts threads" in refusal_of(WithThreads())
+    assert "its 'pixels' is not the same in another process" in refusal_of(Scaled())
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert "ended at its start" in refusal_of(Pixels())
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert "cannot be handed to another process" in refusal_of(Pixels())
 
 
+@only_long
+def test_a_backbone_that_starts_threads_is_read_by_threads() -> None:
+    assert "starts threads" in refusal_of(WithThreads())
+
+
+@pytest.mark.usefixtures("eight_cores")
 def test_what_this_process_alone_can_read_or_warns_of_is_read_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    large, small_ones = picture(60, 60), [picture(12, 12) for _ in range(5)]
-    with until_ready(Decoder(Warns(), 1)) as decoder:
-        rows = decoder(small_ones, [""] * 5)
-        assert same(rows, Pixels().encode(small_ones, [""] * 5))
-        # What is not contiguous in memory arrives as it was.
-        assert not rows[0].inputs["pixels"].is_contiguous()
+    # Waiting is taken to cost enough at once.
+    monkeypatch.setattr("hftl.decoding.choice.SECONDS_TO_START", 0.0)
+    monkeypatch.setattr("hftl.decoding.decoder.WINDOW", 0.0)
+    before = set(processes_of(os.getpid()))
+    backbone = Odd()
+    decoder = decoder_of(backbone)
+    small_ones = [picture(12, 12) for _ in range(5)]
+
+    def worked() -> list[Encoded]:
+        rows = list(decoder.ahead(lambda content: decoder([content], [""])[0], small_ones, 2))
+        until_ready(decoder)
+        return rows
+
+    # In whatever way numbers lie in memory, they arrive as they were.
+    expected = backbone.encode(small_ones, [""] * 5)
+    assert same(worked(), expected)
+    assert same(decoder(small_ones, [""] * 5), expected)
+    large = picture(60, 60)
+    for _ in range(12):
         with pytest.warns(UserWarning, match="holiday is large"):
             rows = decoder([large], ["holiday"])
-        assert same(rows, Pixels().encode([large], ["holiday"]))
-        cut = picture(40, 40, "JPEG")[:-100]
-        with pytest.raises(BadRowError):
-            decoder([cut], ["cut"])
-        monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-        for _ in range(10):
-            assert same(decoder([cut], ["cut"]), Pixels().encode([cut], ["cut"]))
-        # Processes that cannot read what this one reads are not asked for ever.
-        assert not decoder.is_ready
-        assert "could not read" in (decoder.refusal or "")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert same(rows, backbone.encode([large], ["holiday"]))
+    # That a row warns is no reason to ask no more.
+    assert decoder.is_ready
+    assert same(decoder(small_ones, [""] * 5), expected)
+
+    # Where all of them are killed, none of them refused anything.
+    for each in set(workers_of(os.getpid())) - before:
+        os.kill(each, signal.SIGKILL)
+    for _ in range(12):
+        assert same(decoder(small_ones[:1], [""]), expected[:1])
+    assert not decoder.is_ready
+    assert decoder.refusal is None
+
+    # Another backbone ends what is left of them; work that goes on with this one starts others.
+    decoder_of(Pixels())
+    assert set(processes_of(os.getpid())) <= before
+    assert same(worked(), expected)
+    assert same(decoder(small_ones, [""] * 5), expected)
+
+    # Processes that cannot read what this one reads are not asked for ever.
+    cut = picture(24, 24, "JPEG")[:-100]
+    with pytest.raises(BadRowError):
+        decoder([cut], ["cut"])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    for _ in range(10):
+        assert same(decoder([cut], ["cut"]), backbone.encode([cut], ["cut"]))
+    assert not decoder.is_ready
+    assert "could not read" in (decoder.refusal or "")
+    decoder.close()
 
 
 # ── processes that end ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -272,20 +358,30 @@ def test_a_fork_does_not_share_the_processes(two: Decoder) -> None:
     assert same(two([content], [""]), expected)
 
 
-def test_processes_that_are_killed_cost_no_row(vit: ImageBackbone, two: Decoder) -> None:
+def test_processes_that_are_killed_cost_no_row_and_idle_ones_end(
+    vit: ImageBackbone, two: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     contents = pictures() * 6
     expected = vit.encode(contents, [""] * len(contents))
-    workers = [each for each in processes_of(os.getpid()) if not processes_of(each) and is_running(each)]
-    killed = 0
+    killed: list[int] = []
     rows: list[Encoded] = []
     for row in ahead(lambda content: two([content], [""])[0], contents, 3):
         rows.append(row)
-        if len(rows) in (5, 20) and killed < len(workers):
-            os.kill(workers[killed], signal.SIGKILL)
-            killed += 1
-    assert killed == 2
+        if len(rows) == 5:
+            killed = workers_of(os.getpid())[:1]
+            os.kill(killed[0], signal.SIGKILL)
+    assert killed
     assert same(rows, expected)
+    assert two.is_ready
     assert same(two(contents[:9], [""] * 9), expected[:9])
+
+    # In a notebook they would outlive the run.
+    monkeypatch.setattr("hftl.decoding.pool.IDLE_SECONDS", 0.0)
+    while two.is_ready or processes_of(os.getpid()):
+        time.sleep(0.1)
+    assert two.refusal is None
+    assert same(two(contents[:9], [""] * 9), expected[:9])
+    two.close()
 
 
 HOLDER = """
@@ -307,7 +403,7 @@ while time.monotonic() < deadline:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=only_long)])
 def test_processes_end_with_a_script_that_has_no_guard_and_leave_nothing(
     tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -337,6 +433,48 @@ def test_processes_end_with_a_script_that_has_no_guard_and_leave_nothing(
         time.sleep(0.02)
     assert not [each for each in started if is_running(each)]
     assert set(Path("/dev/shm").iterdir()) <= before
+
+
+# ── how many ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_no_more_cores_are_used_than_a_process_may(eight_cores: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cores.usable_cores() == 8
+    for quota, allowed in {"max 100000": 8, "350000 100000": 3, "50000 100000": 1, "1600000 100000": 8}.items():
+        eight_cores.write_text(f"{quota}\n")
+        assert cores.usable_cores() == allowed
+    eight_cores.write_text("600000 100000\n")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert cores.usable_cores() == 3
+    for share, allowed in {8: 3, 2: 2}.items():
+        cores.take_share(share)
+        assert cores.usable_cores() == Decoder(Pixels()).threads == allowed
+
+
+class Taken(TextBackbone):
+    """Fails where two threads tokenise at once, as fast tokenizers do now and then."""
+
+    taken = threading.Lock()
+
+    def encode(self, rows: Sequence[Any], names: Sequence[str]) -> list[Encoded]:
+        if not self.taken.acquire(blocking=False):
+            raise RuntimeError("Already borrowed")
+        try:
+            time.sleep(0.001)
+            return super().encode(rows, names)
+        finally:
+            self.taken.release()
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_texts_are_tokenised_by_one_thread_at_a_time(tmp_path: Path) -> None:
+    backbone = Taken(local_source(tiny.save("bert", tmp_path / "bert")), None)
+    data = small.vectors_data(["a few words"] * 40, [0, 1] * 20, ["a", "b"])
+    left, bad = without_bad_rows(backbone, data)
+    assert (len(left.train), bad) == (40, [])
+    target = Target(backbone, backbone.config("single_label", ["a", "b"]))
+    model, _ = target.build()
+    assert measured_speed(model, target, data.train.inputs, what="these", equal_lengths=False) > 0
 
 
 # ── the choice ───────────────────────────────────────────────────────────────────────────────────────────────────────

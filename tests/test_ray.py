@@ -26,9 +26,11 @@ from test_tar_shards import as_shards, pictures
 
 from hftl import Recipe, features
 from hftl.data import load_data
+from hftl.decoding import cores
 from hftl.errors import BackboneError, BadRowError, DataError, HftlError
 from hftl.extraction import missing_features
 from hftl.frozen import on_ray
+from hftl.frozen.deal import Deal
 from hftl.frozen.extract import ConcatRows, digest_rows
 from hftl.frozen.recipe import backbone_of
 from hftl.frozen.view import View, open_space
@@ -38,6 +40,12 @@ from hftl.store.store import FeatureStore, cache_root
 pytest.importorskip("ray", reason="the extra hftl[ray] is not installed")
 # Ray reads options of its own that it has deprecated.
 on_workers = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def without_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker is dealt out holds for its whole process, which here is that of the tests."""
+    monkeypatch.setattr(cores, "_share", None)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +159,7 @@ class Job:
 
     def told(self) -> dict[str, object]:
         block = on_ray._as_block(self.rows, self.digests, np.arange(len(self.rows)))
-        made = on_ray.Worker(self.work)(block)
+        made = on_ray.Worker(self.work, cores=1)(block)
         assert made["rows"].to_pylist() == [len(self.rows)]
         return on_ray.json.loads(made["told"][0].as_py())
 
@@ -164,6 +172,15 @@ def error_of(told: dict[str, object]) -> HftlError:
 def small(tmp_path: Path) -> Recipe:
     data = runs.write_images(tmp_path / "images", per_class=4)
     return Recipe(backbone=str(tiny.save("vit", tmp_path / "vit")), data=str(data))
+
+
+def test_a_worker_decodes_on_what_ray_deals_it_out(small: Recipe):
+    # Two machines of eight CPUs: two workers each. Beside a GPU a worker has its part of all cores.
+    assert Deal.of([{"CPU": 8.0}, {"CPU": 8.0}, {"memory": 1.0}]) == Deal(workers=4, gpus=0, cpus=4, cores=4)
+    assert Deal.of([{"CPU": 2.0}, {}]) == Deal(workers=2, gpus=0, cpus=1, cores=1)
+    assert Deal.of([{"CPU": 64.0, "GPU": 4.0}, {"CPU": 8.0}]) == Deal(workers=4, gpus=1, cpus=1, cores=16)
+    Job(small).told()
+    assert cores.usable_cores() == 1
 
 
 def test_a_block_may_be_done_twice(small: Recipe):

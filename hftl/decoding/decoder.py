@@ -3,7 +3,8 @@
 Threads share Python's lock, which the many small steps of preprocessing hand to and fro: on sixteen cores they decode
 little more than on two. Work begins in threads always, so nothing waits for processes to start. Each thread then hands
 its rows to a process and waits; whatever a process does not answer, for whatever reason, the thread does itself, so
-errors, warnings and what is read of a damaged file are those of this process.
+errors, warnings and what is read of a damaged file are those of this process. Processes that nobody asks for a minute
+end; work that goes on later begins in threads again.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TypeVar
 
 from hftl.ahead import ahead
 from hftl.backbones.protocol import Backbone, Encoded
 from hftl.decoding.choice import Choice, Stretch
+from hftl.decoding.cores import usable_cores
 from hftl.decoding.pool import Pool
-from hftl.decoding.request import Change, Request, encoded_rows
+from hftl.decoding.request import Change, Request, Unread, encoded_rows
 from hftl.errors import RecipeError
 from hftl.progress import say_among
 
@@ -31,7 +33,7 @@ STATED = "HFTL_DECODE_PROCESSES"
 WINDOW = 1.0
 # How long processes are tried, and how much faster than threads they have to be.
 TRIAL, GAIN = 3.0, 1.1
-# Rows that no process read and this one could: after so many the processes are not like it.
+# Rows that a process could not read and this one could: after so many the processes are not like it.
 REFUSED = 8
 
 
@@ -44,25 +46,29 @@ class Decoder:
 
     Attributes:
         backbone: who encodes.
-        threads: how many may ask at a time.
+        threads: how many may ask at a time; one for texts, because a tokenizer must not be used by two at once.
     """
 
     def __init__(self, backbone: Backbone, processes: int | None = None) -> None:
         self.backbone = backbone
-        cores = usable_cores()
-        self.threads = max(cores, processes or 0)
+        self._cores = usable_cores()
+        of_files = backbone.wants == "file"
+        self.threads = max(self._cores, processes or 0) if of_files else 1
         # A tokenizer uses threads of its own; and only Linux forks an interpreter safely that has imported torch.
-        self._may_start = backbone.wants == "file" and sys.platform == "linux" and processes != 0
+        self._may_start = of_files and sys.platform == "linux" and processes != 0
         self._stated = processes
-        # What threads did, and what processes do; the latter from when they are ready.
-        self._by_threads, self._by_processes = Choice(cores), Choice(cores)
         self._stretch = Stretch()
-        self._pool: Pool | None = None
-        self._left = 0
-        self._refused = 0
-        self._seen_ready = self._settled = False
         self._sample: Request | None = None
         self._lock = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Know nothing yet of threads and processes."""
+        self._pool: Pool | None = None
+        # What threads did, and what processes do; the latter from when they are ready.
+        self._by_threads, self._by_processes = Choice(self._cores), Choice(self._cores)
+        self._seen_ready = self._settled = False
+        self._lost = self._refused = 0
 
     def __call__(
         self, contents: Sequence[Any], names: Sequence[str], changes: Sequence[Change | None] | None = None
@@ -79,24 +85,23 @@ class Decoder:
         """
         request = Request(contents, names, changes)
         pool = self._pool if names else None
-        left = pool.left if pool is not None else 0
-        encoded = pool(request) if pool is not None else None
+        answer = pool(request) if pool is not None else None
         before = time.thread_time()
-        if encoded is None:
-            encoded = encoded_rows(self.backbone, request)
-            # Where one of the processes was ended meanwhile, none refused the rows.
-            if pool is not None and pool.ready and pool.left == left:
-                self._count_refused(pool)
+        encoded = answer if isinstance(answer, list) else encoded_rows(self.backbone, request)
+        if pool is not None and answer is Unread.REFUSED:
+            self._count_refused(pool)
         with self._lock:
             self._stretch.rows += len(encoded)
             self._stretch.decoding += time.thread_time() - before
-            if self._sample is None and encoded and self._may_start:
-                self._sample = Request(contents[:1], names[:1])
+            if encoded and self._may_start and self._pool is None:
+                self._sample = self._sample or Request(contents[:1], names[:1])
                 if self._stated:
                     self._start(self._stated)
         return encoded
 
-    def ahead(self, work: Callable[[T], R], items: Iterable[T], threads: int, depth: int = 2) -> Iterator[R]:
+    def ahead(
+        self, work: Callable[[T], R], items: Iterable[T], threads: int, depth: int = 2
+    ) -> Generator[R, None, None]:
         """`hftl.ahead.ahead`, watched: where whoever takes the results waits for them, processes may be started.
 
         Args:
@@ -126,18 +131,27 @@ class Decoder:
         self.close()
 
     def close(self) -> None:
-        """End the processes; rows are decoded in threads from here on."""
+        """End the processes; rows that are asked for later are decoded as if they were the first."""
+        pool = self._pool
+        if pool is None:
+            return
+        pool.close()
+        with self._lock:
+            # Processes that cannot be used, or do not pay, are not tried again.
+            if self._may_start and pool.why_not is None and self._pool is pool:
+                self._begin()
+
+    def _give_up(self) -> None:
+        """Leave rows to threads from here on."""
         self._may_start = False
-        if self._pool is not None:
-            self._pool.close()
+        self.close()
 
     # ── the choice ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _start(self, count: int) -> None:
         assert self._sample is not None
-        self._left = count
         try:
-            self._pool = Pool(self.backbone, self._sample, count)
+            self._pool = Pool(self.backbone, self._sample, count, idle=self.close)
         except OSError as error:  # no more files may be open
             self._may_start = False
             say_among(
@@ -145,7 +159,7 @@ class Decoder:
             )
 
     def _count_refused(self, pool: Pool) -> None:
-        """Note rows that no process read and this one could."""
+        """Note rows that a process could not read and this one could."""
         with self._lock:
             self._refused += 1
             unlike = self._refused == REFUSED
@@ -165,21 +179,22 @@ class Decoder:
                 if self._by_threads.pays and self._sample:
                     self._start(self._by_threads.count)
                 return
-        self._look_after(self._pool, stretch)
+            pool = self._pool
+        self._look_after(pool, stretch)
 
     def _look_after(self, pool: Pool, stretch: Stretch) -> None:
         """Keep processes while they are there and faster than threads; say what becomes of them."""
         if pool.why_not is not None:
             say_among(f"{self.backbone.name}: threads of one process decode alone, because {pool.why_not}")
-            self.close()
+            self._give_up()
+        elif pool.lost > self._lost:
+            self._lost = pool.lost
+            rest = f"the other {pool.left} go on" if pool.left else "threads go on"
+            say_among(f"a process that decodes was ended, perhaps because memory is short: {rest}")
+            if not pool.left:
+                self._give_up()
         elif not pool.ready:
             return
-        elif pool.left < self._left:
-            self._left = pool.left
-            rest = f"the other {self._left} go on" if self._left else "threads go on"
-            say_among(f"a process that decodes was ended, perhaps because memory is short: {rest}")
-            if not self._left:
-                self.close()
         elif not self._seen_ready:
             # They were not for the whole of this stretch.
             self._seen_ready = True
@@ -195,44 +210,46 @@ class Decoder:
         if self._stated:
             return
         if now < GAIN * before:
-            self.close()
+            self._give_up()
             return
         say_among(f"{pool.left} processes decode from here on: {now:,.0f} rows/s, {before:,.0f} by threads")
 
 
-def usable_cores() -> int:
-    """Cores that this process may use, shared with those that a launcher started beside it on this machine."""
-    known = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return max(1, known // max(1, int(beside) if beside.isdecimal() else 1))
-
-
 _latest: Decoder | None = None
+_latest_lock = threading.Lock()
 
 
 def decoder_of(backbone: Backbone) -> Decoder:
-    """The decoder of a backbone. There is one at a time: that of another backbone ends its processes.
+    """The decoder of a backbone: the latest, where it is that of this one.
+
+    Asking for another ends the processes of the latest; whoever still works with that one may start them again.
 
     Raises:
         RecipeError: the number of processes that is stated is none, or there can be none here.
     """
     global _latest
-    if _latest is None or _latest.backbone is not backbone:
-        stated = os.environ.get(STATED, "").strip()
-        if stated and not (stated.isascii() and stated.isdecimal()):
-            raise RecipeError(f"{STATED}={stated!r}: give the number of processes that decode, or 0 for threads alone")
-        if stated and int(stated) and sys.platform != "linux":
-            raise RecipeError(f"{STATED}={stated}: processes decode on Linux alone; leave it out, and threads do")
-        if _latest is not None:
-            _latest.close()
-        _latest = Decoder(backbone, int(stated) if stated else None)
-    return _latest
+    with _latest_lock:
+        if _latest is None or _latest.backbone is not backbone:
+            stated = _stated_processes()
+            if _latest is not None:
+                _latest.close()
+            _latest = Decoder(backbone, stated)
+        return _latest
+
+
+def _stated_processes() -> int | None:
+    stated = os.environ.get(STATED, "").strip()
+    if stated and not (stated.isascii() and stated.isdecimal()):
+        raise RecipeError(f"{STATED}={stated!r}: give the number of processes that decode, or 0 for threads alone")
+    if stated and int(stated) and sys.platform != "linux":
+        raise RecipeError(f"{STATED}={stated}: processes decode on Linux alone; leave it out, and threads do")
+    return int(stated) if stated else None
 
 
 def _forget() -> None:
     """In a process that was forked of this one: the sockets are the other's, and its threads' locks stay locked."""
-    global _latest
-    _latest = None
+    global _latest, _latest_lock
+    _latest, _latest_lock = None, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -8,14 +8,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
-
-import torch
 
 from hftl.backbones.protocol import Backbone, Encoded
-from hftl.decoding.request import Request, encoded_rows
-from hftl.decoding.wire import receive_message, send_message
+from hftl.decoding.request import Request, Unread, encoded_rows
+from hftl.decoding.wire import receive_message, same_message, send_message
+from hftl.lifetime import SECONDS_BETWEEN_LOOKS
 from hftl.wording import named_error
 
 # Run before anything else in the new interpreter, which must not look for modules in the folder where it starts.
@@ -25,6 +25,8 @@ SERVE = "from hftl.decoding.server import serve; serve({control}, {workers}, {pa
 ALONE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
 ALONE["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+# In a notebook or a server the run is over long before this process is; between two epochs less time passes.
+IDLE_SECONDS = 60.0
 
 
 class Pool:
@@ -40,19 +42,23 @@ class Pool:
         backbone: who encodes.
         sample: a row that was encoded here; processes that make anything else of it are not used.
         count: of processes.
+        idle: called when no row was asked for in a minute.
 
     Attributes:
         why_not: why the processes cannot be used, once that is known.
+        lost: how many ended without being asked to.
     """
 
-    def __init__(self, backbone: Backbone, sample: Request, count: int) -> None:
+    def __init__(self, backbone: Backbone, sample: Request, count: int, idle: Callable[[], None]) -> None:
         self._ready = False
         self.why_not: str | None = None
-        self.count = count
+        self.lost = 0
+        self._idle = idle
+        self._asked = time.monotonic()
+        self._ended = threading.Event()
         self._owner = os.getpid()
         self._state = threading.Condition()
         self._free: list[socket.socket] = []
-        self._closed = False
         self._server: subprocess.Popen[bytes] | None = None
         pairs: list[tuple[socket.socket, socket.socket]] = []
         try:
@@ -65,21 +71,21 @@ class Pool:
         self._live = set(ours)
         atexit.register(self.close)
         arguments = (backbone, sample, [pair[1] for pair in pairs])
-        threading.Thread(target=self._start, args=arguments, name="decoders", daemon=True).start()
+        threading.Thread(target=self._run, args=arguments, name="decoders", daemon=True).start()
 
     @property
     def ready(self) -> bool:
         """Whether rows are taken."""
         # A process that the user forked has the same sockets, and answers would go to whoever reads first.
-        return self._ready and os.getpid() == self._owner
+        return self._ready and bool(self._live) and os.getpid() == self._owner
 
     @property
     def left(self) -> int:
         """Processes that can be asked."""
         return len(self._live)
 
-    def __call__(self, request: Request) -> list[Encoded] | None:
-        """Rows as the model reads them; None where this process has to read them itself."""
+    def __call__(self, request: Request) -> list[Encoded] | Unread | None:
+        """Rows as the model reads them, or why this process is to read them; None where no process answers."""
         if not self.ready:
             return None
         with self._state:
@@ -88,9 +94,10 @@ class Pool:
             if not self._live:
                 return None
             channel = self._free.pop()
+            self._asked = time.monotonic()
         try:
             send_message(channel, request)
-            answer: list[Encoded] | None = receive_message(channel)
+            answer: list[Encoded] | Unread = receive_message(channel)
         except BaseException as error:
             # An answer that nobody took must not be that of the next row.
             self._drop(channel)
@@ -100,6 +107,7 @@ class Pool:
         with self._state:
             if channel in self._live:
                 self._free.append(channel)
+                self._asked = time.monotonic()
                 self._state.notify()
                 return answer
         channel.close()
@@ -114,7 +122,8 @@ class Pool:
             # Those that are asked are closed by the threads that wait for their answers.
             unasked = [*self._free, self._control] if self._ready else list(self._live)
             asked = self._live.difference(unasked)
-            self._ready, self._closed = False, True
+            self._ready = False
+            self._ended.set()
             self._live, self._free = set(), []
             self._state.notify_all()
         for channel in (*unasked, *asked, self._control):
@@ -129,9 +138,20 @@ class Pool:
 
     def _drop(self, channel: socket.socket) -> None:
         with self._state:
-            self._live.discard(channel)
+            if channel in self._live:
+                self._live.remove(channel)
+                self.lost += 1
             self._state.notify_all()
         channel.close()
+
+    def _run(self, backbone: Backbone, sample: Request, theirs: list[socket.socket]) -> None:
+        """Start the processes, and say when nobody asks them any more."""
+        self._start(backbone, sample, theirs)
+        while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
+            with self._state:
+                unasked = len(self._free) == len(self._live) and time.monotonic() - self._asked > IDLE_SECONDS
+            if unasked:
+                self._idle()
 
     def _start(self, backbone: Backbone, sample: Request, theirs: list[socket.socket]) -> None:
         """Start the processes and see that they read a row as this one does."""
@@ -141,7 +161,7 @@ class Pool:
                 control=numbers[0], workers=numbers[1:], parent=os.getpid()
             )
             with self._state:
-                if not self._closed:
+                if not self._ended.is_set():
                     self._server = subprocess.Popen(
                         [sys.executable, *(["-B"] if sys.dont_write_bytecode else []), "-c", command],
                         stdin=subprocess.DEVNULL,
@@ -155,19 +175,18 @@ class Pool:
             send_message(self._control, (backbone, sample))
             (expected,) = encoded_rows(backbone, sample)
             answer = receive_message(self._control)
+            why_not = answer if isinstance(answer, str) else _unlike(answer[0], expected)
         except (EOFError, ConnectionError):
             self._fail("the process that was to decode ended at its start")
         except Exception as error:
             self._fail(f"its preprocessing cannot be handed to another process ({named_error(error)[:160]})")
         else:
-            if isinstance(answer, str):
-                self._fail(answer)
-            elif not _alike(answer[0], expected):
-                self._fail("its preprocessing gives other numbers in another process")
-            else:
-                with self._state:
-                    self._free = list(self._live)
-                    self._ready = not self._closed
+            if why_not is not None:
+                self._fail(why_not)
+            with self._state:
+                self._free = list(self._live)
+                self._ready = not self._ended.is_set()
+                self._asked = time.monotonic()
         finally:
             for each in theirs:
                 each.close()
@@ -179,16 +198,13 @@ class Pool:
         self.close()
 
 
-def _alike(one: Encoded, other: Encoded) -> bool:
-    """Whether two encoded rows are equal to the bit."""
-    if type(one) is not type(other) or one.inputs.keys() != other.inputs.keys():
-        return False
-    if (one.cost, one.truncated) != (other.cost, other.truncated):
-        return False
-    return all(_alike_value(value, other.inputs[name]) for name, value in one.inputs.items())
-
-
-def _alike_value(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.dtype == other.dtype and one.stride() == other.stride() and torch.equal(one, other)
-    return type(one) is type(other) and bool(one == other)
+def _unlike(one: Encoded, other: Encoded) -> str | None:
+    """What of a row is other where another process reads it; None where it is the same to the bit."""
+    shown = (type(one), one.inputs.keys(), one.cost, one.truncated)
+    if shown != (type(other), other.inputs.keys(), other.cost, other.truncated):
+        return "its preprocessing gives other inputs in another process"
+    # One by one: pickles of more than one value depend on which of their parts are the same object.
+    for name, value in one.inputs.items():
+        if not same_message(value, other.inputs[name]):
+            return f"its {name!r} is not the same in another process (the bytes, or how they lie in memory)"
+    return None

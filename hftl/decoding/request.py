@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import Any, NamedTuple, TypeAlias
 
 from hftl.backbones.protocol import Backbone, Encoded
@@ -23,6 +24,15 @@ class Request(NamedTuple):
     contents: Sequence[Any]
     names: Sequence[str]
     changes: Sequence[Change | None] | None = None
+
+
+class Unread(Enum):
+    """Why a process that was asked hands rows back, for this one to read."""
+
+    WARNED = "warned"
+    """They can be read, and a warning of it is to be seen here."""
+    REFUSED = "refused"
+    """They cannot be read there."""
 
 
 def encoded_rows(backbone: Backbone, request: Request) -> list[Encoded]:

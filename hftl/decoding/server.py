@@ -15,12 +15,11 @@ import socket
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hftl.backbones.protocol import Backbone, Encoded
-from hftl.decoding.request import Request, encoded_rows
+from hftl.decoding.request import Request, Unread, encoded_rows
 from hftl.decoding.wire import receive_message, send_message
 from hftl.lifetime import end_with_parent
 from hftl.wording import named_error
@@ -28,6 +27,8 @@ from hftl.wording import named_error
 # Where memory is short, the system is to end a process that decodes, whose work is done elsewhere, not the run.
 FIRST_TO_END = "500"
 SECONDS_BETWEEN_CHECKS = 1.0
+# Warnings that Python does not show a person.
+UNSEEN: list[type[Warning]] = [DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning]
 
 
 def serve(control: int, workers: list[int], parent: int) -> None:
@@ -41,7 +42,6 @@ def serve(control: int, workers: list[int], parent: int) -> None:
     channel = socket.socket(fileno=control)
     sockets = [socket.socket(fileno=number) for number in workers]
     torch.set_num_threads(1)
-    _warn_as_errors()
     try:
         # The row also brings in what the backbone imports late, before there are processes that would each do it.
         backbone, sample = receive_message(channel)
@@ -86,17 +86,14 @@ def _work(channel: socket.socket, backbone: Backbone, server: int) -> None:
         os._exit(0)
 
 
-def _answered(backbone: Backbone, request: Request) -> list[Encoded] | None:
-    """Rows as the model reads them; None where anything is odd, which the process that asks then meets itself."""
-    try:
-        return encoded_rows(backbone, request)
-    except Exception:
-        return None
-
-
-def _warn_as_errors() -> None:
-    """Make of every warning that a person would see an error: the row is read again where it can be seen."""
-    warnings.simplefilter("error")
-    hidden: list[Any] = [DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning]
-    for category in hidden:
-        warnings.simplefilter("ignore", category)
+def _answered(backbone: Backbone, request: Request) -> list[Encoded] | Unread:
+    """Rows as the model reads them; where anything is odd, the process that asks is to meet it itself."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for category in UNSEEN:
+            warnings.simplefilter("ignore", category)
+        try:
+            rows = encoded_rows(backbone, request)
+        except Exception:
+            return Unread.REFUSED
+    return Unread.WARNED if seen else rows

@@ -24,14 +24,20 @@ def send_message(channel: socket.socket, value: Any) -> None:
         OSError: the other side is gone.
         Exception: the value cannot be pickled; then nothing was sent.
     """
-    body = io.BytesIO()
-    buffers: list[pickle.PickleBuffer] = []
-    _Pickler(body, protocol=5, buffer_callback=buffers.append).dump(value)
-    parts = [body.getbuffer(), *(buffer.raw() for buffer in buffers)]
+    parts = _message(value)
     sizes = [part.nbytes for part in parts]
     channel.sendall(struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes))
     for part in parts:
         channel.sendall(part)
+
+
+def same_message(one: Any, other: Any) -> bool:
+    """Whether two values are the same to the bit as messages: NaN is then NaN, and how tensors lie in memory counts.
+
+    Raises:
+        Exception: one of them cannot be pickled.
+    """
+    return _message(one) == _message(other)
 
 
 def receive_message(channel: socket.socket) -> Any:
@@ -45,6 +51,13 @@ def receive_message(channel: socket.socket) -> Any:
     sizes = struct.unpack(f"<{count}Q", _exactly(channel, 8 * count))
     body, *buffers = [_exactly(channel, size) for size in sizes]
     return pickle.loads(body, buffers=buffers)
+
+
+def _message(value: Any) -> list[memoryview]:
+    body = io.BytesIO()
+    buffers: list[pickle.PickleBuffer] = []
+    _Pickler(body, protocol=5, buffer_callback=buffers.append).dump(value)
+    return [body.getbuffer(), *(buffer.raw() for buffer in buffers)]
 
 
 def _exactly(channel: socket.socket, size: int) -> bytearray:
@@ -65,17 +78,15 @@ class _Pickler(pickle.Pickler):
         # Exactly a tensor: a subclass may have more to it.
         if type(value) is not Tensor or value.device.type != "cpu" or value.layout != torch.strided:
             return NotImplemented
-        # The order of the dimensions in memory is kept, because kernels may choose by it how they sum.
-        strides = value.stride()
-        order = sorted(range(value.dim()), key=lambda axis: -strides[axis])
-        packed = value.detach().permute(order)
-        if not packed.is_contiguous():
-            order, packed = list(range(value.dim())), value.detach().contiguous()
-        content: Any = packed.reshape(-1).view(torch.uint8).numpy()
-        return _tensor, (pickle.PickleBuffer(content), value.dtype, tuple(packed.shape), order)
+        # From the first of its numbers to the last, with what lies between: how it lies in memory is kept, because
+        # kernels may choose by it how they sum.
+        shape, strides = tuple(value.shape), value.stride()
+        span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) if value.numel() else 0
+        content: Any = value.detach().as_strided((span,), (1,)).view(torch.uint8).numpy()
+        return _tensor, (pickle.PickleBuffer(content), value.dtype, shape, strides)
 
 
-def _tensor(content: Any, dtype: torch.dtype, shape: tuple[int, ...], order: list[int]) -> Tensor:
+def _tensor(content: Any, dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
     # No tensor can be made of a buffer of no bytes.
-    packed = torch.frombuffer(content, dtype=dtype).reshape(shape) if len(content) else torch.empty(shape, dtype=dtype)
-    return packed.permute([order.index(axis) for axis in range(len(order))])
+    numbers = torch.frombuffer(content, dtype=dtype) if len(content) else torch.empty(0, dtype=dtype)
+    return numbers.as_strided(shape, strides)

@@ -134,8 +134,7 @@ class Encoder:
 
     def ahead(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Do work that encodes rows before its results are needed, see `hftl.ahead.ahead`."""
-        # A tokenizer must not be used by two threads at once.
-        threads = 1 if self.backbone.wants == "text" else min(self.decoder.threads, THREADS)
+        threads = min(self.decoder.threads, THREADS)
         return self.decoder.ahead(work, items, threads, max(1, min(2, THREADS // threads)))
 
 

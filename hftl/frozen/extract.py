@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -496,14 +496,16 @@ class _Extraction:
     def _decoded(self, missing: np.ndarray) -> Iterator[tuple[int, Encoded]]:
         """Files decoded and preprocessed elsewhere, a bounded number ahead; bad ones raised or reported."""
         rows = missing.tolist()
-        encoded = self.decoder.ahead(self._encode_file, rows, self.decoder.threads, DECODED_AHEAD)
-        for row, done in zip(rows, encoded, strict=True):
-            if isinstance(done, Encoded):
-                yield row, done
-            elif self.skip:
-                self.report.bad[row] = done
-            else:
-                raise done
+        # Closed here: an error would keep the threads until some thread collects garbage, and none of them can wait for
+        # its own end.
+        with closing(self.decoder.ahead(self._encode_file, rows, self.decoder.threads, DECODED_AHEAD)) as encoded:
+            for row, done in zip(rows, encoded, strict=True):
+                if isinstance(done, Encoded):
+                    yield row, done
+                elif self.skip:
+                    self.report.bad[row] = done
+                else:
+                    raise done
 
     def _encode_file(self, row: int) -> Encoded | BadRowError:
         try:

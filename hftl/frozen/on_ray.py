@@ -30,7 +30,9 @@ from hftl.backbones.loading import for_words
 from hftl.backbones.protocol import Target
 from hftl.data import Files, Texts
 from hftl.data.opening import read_regular, why_unreadable
+from hftl.decoding.cores import take_share
 from hftl.errors import BackboneError, BadRowError, DataError, HftlError, StoreError, UserError
+from hftl.frozen.deal import Deal
 from hftl.frozen.extract import ConcatRows, ExtractReport, extract, rows_to_compute
 from hftl.frozen.features import spaces_beside
 from hftl.frozen.recipe import backbone_of
@@ -54,7 +56,6 @@ MOST_TEXTS, MOST_FILES = 8192, 1024
 FEWEST_ROWS = 64
 # Blocks for each worker, so that none waits long for the last one.
 BLOCKS_EACH = 4
-MOST_CPUS_EACH = 4
 SECONDS_TO_ANSWER = 10
 # What the driver says of a file: where it is, in which part of what is there, or its bytes, or why it is none.
 PLACE = {
@@ -297,26 +298,24 @@ def _results(
     """For each block of missing rows how many they were, and what a worker told of them, as they are done."""
     import ray
 
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    cpus_each = 1 if gpus else min(max(min(filter(None, cpus), default=1) // 2, 1), MOST_CPUS_EACH)
-    workers = gpus or max(sum(count // cpus_each for count in cpus), 1)
+    deal = Deal.of([node["Resources"] for node in ray.nodes() if node["Alive"]])
+    workers = deal.workers
     most = MOST_TEXTS if isinstance(rows.parts[0], Texts) else MOST_FILES
     block = min(most, -(-len(missing) // (BLOCKS_EACH * workers * FEWEST_ROWS)) * FEWEST_ROWS)
     starts = range(0, len(missing), block)
     workers = min(workers, len(starts))
-    kind = "each with a GPU" if gpus else f"each with {plural(cpus_each, 'CPU')}"
+    kind = "each with a GPU" if deal.gpus else f"each with {plural(deal.cpus, 'CPU')}"
     progress.say(f"ray       {plural(workers, 'worker')}, {kind}; {plural(len(starts), 'block')} of rows")
     # Put one by one: where the rows' bytes stand in a table, Ray's store holds them, and spills what is too much.
     blocks = [ray.put(_as_block(rows, digests, missing[start : start + block])) for start in starts]
     told = ray.data.from_arrow_refs(blocks).map_batches(
         Worker,
-        fn_constructor_args=[work],
+        fn_constructor_args=[work, deal.cores],
         batch_size=block,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
-        num_cpus=cpus_each,
-        num_gpus=1 if gpus else None,
+        num_cpus=deal.cpus,
+        num_gpus=deal.gpus or None,
     )
     for batch in told.iter_batches(batch_size=None, batch_format="pyarrow"):
         for count, text in zip(*(batch[name].to_pylist() for name in ("rows", "told")), strict=True):
@@ -413,9 +412,11 @@ class Worker:
 
     Args:
         work: what to do.
+        cores: that it may decode on; Ray binds nobody to the CPUs that it deals out.
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, cores: int) -> None:
+        take_share(cores)
         self.work = work
         self.store = FeatureStore(work.root)
         self.blocks = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +42,8 @@ def parameters(target: Target) -> int:
 def rows_per_second(known: TrainingRows) -> float:
     """How many rows a second this backbone reads on this machine, decoding and tokenising included.
 
-    Measured once for a feature space and a device, on a few of the rows, and remembered in the store.
+    Measured once for a feature space and a device, on a few of the rows, and remembered in the store; see
+    `measured_speed`.
     """
 
     def measure() -> float:
@@ -69,8 +70,9 @@ def measured_once(what: str, measure: Callable[[], float]) -> float:
 def measured_speed(model: nn.Module, target: Target, rows: Files | Texts, *, what: str, equal_lengths: bool) -> float:
     """Rows a second of preprocessing and forward, in batches as an extraction fills them.
 
-    Texts are tokenised at once and run longest first; pictures are decoded ahead in threads. What is left after a few
-    seconds is taken to cost what the rest did.
+    Texts are tokenised at once and run longest first; pictures are decoded ahead. What is left after a few seconds is
+    taken to cost what the rest did. So short a work is decoded in threads: where a long one waits for these on idle
+    cores, and other processes take over, it is faster than this.
 
     Args:
         model: the backbone's, in eval mode.
@@ -103,7 +105,7 @@ def measured_speed(model: nn.Module, target: Target, rows: Files | Texts, *, wha
     with torch.inference_mode():
         run([encode(row) for row in every[:FIRST_ROWS]])
         started, total = time.monotonic(), len(rows)
-        ready = decoder.ahead(encode, every, decoder.threads, FIRST_ROWS)
+        ready: Iterator[Encoded] = decoder.ahead(encode, every, decoder.threads, FIRST_ROWS)
         if by_tokens:
             texts = sorted(ready, key=lambda row: -row.cost)
             ready, total = iter(texts), sum(map(work_of, texts))
@@ -122,7 +124,7 @@ class FirstPass:
     Attributes:
         rows: that are not stored.
         start: seconds until the first of them runs: the weights are read, and a new cut is proved.
-        speed: rows a second.
+        speed: rows a second, at least; see `measured_speed`.
     """
 
     rows: int
