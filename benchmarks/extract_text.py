@@ -47,7 +47,7 @@ def timed_hftl(folder: Path, texts: list[str]) -> tuple[float, torch.Tensor]:
         target = Target(backbone, backbone.config(Task.SINGLE_LABEL, ["a", "b"]))
         started = time.perf_counter()
         rows = Texts([(text,) for text in texts], RowNames([("texts", len(texts))]))
-        digests = digest_texts(rows.values)
+        digests = digest_texts(rows)
         view = View("mean")
         store, process = FeatureStore(Path(cache)), Process(torch.device("cpu"))
         space = open_space(store, backbone, {"name": "hftl"}, view)

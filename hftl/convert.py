@@ -218,7 +218,7 @@ def _side_by_side(
         ]
     )
     # A sample may leave the metric undefined; it says nothing.
-    change = difference(after - before, np.where(np.isfinite(draws), draws, after - before))
+    change = difference(after - before, np.where(np.isfinite(draws), draws, after - before), len(rows))
     files = (*folder.glob(f"{ONNX}*"),)
     weights = (*run.model.rglob("*.safetensors"),)
     values = evaluate_predictions(task, found.numpy(), labels, model.label_names, model.thresholds)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr, stdtrit  # type: ignore[import-untyped]
+from scipy.special import ndtr, ndtri, stdtr, stdtrit  # type: ignore[import-untyped]
 
 Array = npt.NDArray[np.float64]
 
@@ -213,24 +213,32 @@ def of_draws(value: float, draws: Array, units: int, *, spread: float = 1.0, fre
     return percentiles(value, draws, spread=spread, units=units, freedom=freedom)
 
 
-def difference(value: float, draws: Array, *, spread: float = 1.0) -> Difference:
+def difference(value: float, draws: Array, units: int, *, spread: float = 1.0) -> Difference:
     """A difference of two scores of the same rows, from draws on the same bootstrap samples.
+
+    Interval and p-value are expanded by the same t, as `percentiles` says; and p is no less than chance gives where so
+    many units all speak for the same one.
 
     Args:
         value: the difference.
         draws: (samples,), the difference on each sample.
+        units: how many independent rows, or groups, were drawn from.
         spread: what the draws' distances from the value are multiplied with; see `SPREAD_OF_HEADS`.
     """
     distances = (draws - value) * spread
-    scored = percentiles(value, draws, spread=spread)
+    scored = percentiles(value, draws, spread=spread, units=units)
     # One more sample, the data themselves, so that no p-value is 0 (Davison & Hinkley 1997, eq. 4.11).
     larger = int((np.abs(distances) >= abs(value) - 1e-12).sum())
-    p = (1 + larger) / (1 + len(draws))
-    if not larger:
+    normal = float(ndtri((1 + larger) / (1 + len(draws)) / 2))
+    deviation = float(distances.std())
+    if not larger and deviation > 0:
         # Of 2,000 samples p could not be less than 1/2001, and of 101 comparisons at once none would ever differ: what
         # no sample reaches has the tail of the normal law with their deviation.
-        p = min(p, 2 * float(ndtr(-abs(value) / max(float(distances.std()), 1e-300))))
-    return Difference(value, scored.low, scored.high, p)
+        normal = min(normal, -abs(value) / deviation)
+    if units < 2:
+        return Difference(value, scored.low, scored.high, 1.0)
+    p = 2 * float(stdtr(units - 1, math.sqrt((units - 1) / units) * normal))
+    return at_least_by_chance(Difference(value, scored.low, scored.high, p), units)
 
 
 def at_least_by_chance(difference: Difference, rows: int) -> Difference:

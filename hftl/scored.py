@@ -47,6 +47,7 @@ class Score:
         draws: (samples,) float64, the metric on bootstrap samples of the rows: the same samples for the same rows.
         rows: (m,) int64, the rows that were held out.
         scores: (m, C) float32, what was predicted for them; of sentences for all their words, (words, C).
+        units: how many of the rows, or of their groups, are independent.
     """
 
     criterion: Criterion
@@ -54,6 +55,7 @@ class Score:
     draws: Array = field(repr=False)
     rows: np.ndarray = field(repr=False)
     scores: np.ndarray = field(repr=False)
+    units: int
 
     @property
     def merit(self) -> float:
@@ -102,15 +104,15 @@ def scored(
     draws = np.concatenate([measured(times) for times in samples])
     # A sample may leave the metric undefined; it says nothing.
     draws = np.where(np.isfinite(draws), draws, value)
+    units = len(rows) if of_rows is None else len(np.unique(of_rows))
     if criterion.name == "accuracy" and groups is None:
         interval = proportion(value * len(rows), len(rows), spread=spread)
     elif criterion.is_share and value in (0.0, 1.0) and not np.ptp(draws):
         # Where no sample changes a 0 or a 1, what a share of right rows has: such rows are no proof of certainty.
-        units = len(rows) if of_rows is None else len(np.unique(of_rows))
         interval = share_of_units(value, draws, units, spread=spread)
     else:
         interval = percentiles(value, draws, spread=spread).within(*criterion.bounds)
-    return Score(criterion, interval, draws, rows, scores)
+    return Score(criterion, interval, draws, rows, scores, units)
 
 
 def _on_samples(
@@ -313,7 +315,7 @@ def better_by(one: Score, other: Score, *, spread: float = 1.0) -> Difference:
     """
     sign = one.criterion.sign
     value = sign * (one.interval.value - other.interval.value)
-    gain = difference(value, sign * (one.draws - other.draws), spread=spread)
+    gain = difference(value, sign * (one.draws - other.draws), one.units, spread=spread)
     if one.criterion.task.is_exclusive and not one.criterion.needs_probabilities:
         return at_least_by_chance(gain, int((one.scores.argmax(1) != other.scores.argmax(1)).sum()))
     return gain

@@ -61,7 +61,7 @@ def test_joined_groups_part_neither() -> None:
 def copies_of(texts: list[str], splits: list[int]):
     rows = Texts([(text,) for text in texts], RowNames([("t.csv", len(texts))]))
     nobody = Neighbours(np.zeros((len(texts), 1), dtype=np.int64), np.full((len(texts), 1), -1, dtype=np.float32))
-    found = find_copies([rows], digest_texts(rows.values), nobody)
+    found = find_copies([rows], digest_texts(rows), nobody)
     return copies_by_split(found, np.array(splits))
 
 
@@ -99,7 +99,7 @@ def test_a_word_that_changes_the_class_carries_the_meaning_and_copies_of_copies_
     ]
     rows = Texts([(text,) for text in texts], RowNames([("t.csv", len(texts))]))
     nobody = Neighbours(np.zeros((5, 1), dtype=np.int64), np.full((5, 1), -1, dtype=np.float32))
-    found = find_copies([rows], digest_texts(rows.values), nobody, np.array([0, 1, 0, 2, 0]))
+    found = find_copies([rows], digest_texts(rows), nobody, np.array([0, 1, 0, 2, 0]))
     assert found.first[found.pairs].tolist() == [[0, 2], [0, 3]]
     group = groups_of_copies(found)
     assert group[0] == group[2] == group[3]

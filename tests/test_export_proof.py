@@ -50,7 +50,7 @@ def evidence(run: Path, data: Path, backbone) -> Evidence:
     read = load_data(str(data), wants=backbone.wants, suffixes=backbone.suffixes)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(run / "model").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(run / "model")
-    batch = tokenizer([row[0] for row in read.test.inputs.values], padding=True, truncation=True, return_tensors="pt")
+    batch = tokenizer([row[0] for row in read.test.inputs], padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
         logits = model(**batch).logits
     return Evidence(read.test, read.task, logits, "no", False, torch.device("cpu"))
@@ -250,7 +250,7 @@ def test_a_proof_takes_few_rows(tmp_path: Path) -> None:
     source, data = tiny.save("bert", tmp_path / "bert"), texts(tmp_path, rows=200)
     read = load_data(str(data), wants="text", suffixes=frozenset())
     given = Evidence(read.test, read.task, torch.zeros(len(read.test), 3), "no", False, torch.device("cpu"))
-    sizes = [len(text[0]) for text in read.test.inputs.values]
+    sizes = [len(text[0]) for text in read.test.inputs]
     assert len(given.rows) <= 8
     assert sizes.index(max(sizes)) in given.rows
     assert sizes.index(min(sizes)) in given.rows

@@ -65,22 +65,43 @@ def test_the_bootstrap_of_a_mean_is_what_the_normal_law_says() -> None:
     assert found.high == pytest.approx(values.mean() + half, abs=0.1 * half)
 
 
+MANY = 10**9
+
+
 def test_a_difference_of_nothing_is_no_difference_and_a_large_one_is_certain() -> None:
     draws = np.random.default_rng(0).normal(size=2000)
-    assert intervals.difference(0.0, draws).p == 1.0
-    assert intervals.difference(0.0, np.zeros(2000)).p == 1.0
-    sure = intervals.difference(10.0, draws + 10)
+    assert intervals.difference(0.0, draws, MANY).p == 1.0
+    assert intervals.difference(0.0, np.zeros(2000), MANY).p == 1.0
+    sure = intervals.difference(10.0, draws + 10, MANY)
     # Where no sample is as far, the tail of the normal law: else many comparisons at once could find nothing.
     assert sure.p == pytest.approx(2 * stats.norm.sf(10 / draws.std()), rel=1e-6)
-    assert intervals.difference(4.2, draws + 4.2).p <= 1 / 2001
+    assert intervals.difference(4.2, draws + 4.2, MANY).p <= 1 / 2001
     assert min(intervals.holm([sure.p, *[0.5] * 300])) < 0.05
     assert sure.low > 7
     two_sided = 2 * stats.norm.sf(1.5)
-    assert intervals.difference(1.5, draws + 1.5).p == pytest.approx(two_sided, abs=0.02)
+    assert intervals.difference(1.5, draws + 1.5, MANY).p == pytest.approx(two_sided, abs=0.02)
     # A wider spread moves the interval's ends and the p-value together.
-    wide = intervals.difference(1.5, draws + 1.5, spread=2.0)
+    wide = intervals.difference(1.5, draws + 1.5, MANY, spread=2.0)
     assert wide.p == pytest.approx(2 * stats.norm.sf(0.75), abs=0.03)
     assert wide.high - wide.low == pytest.approx(2 * (sure.high - sure.low), rel=1e-6)
+
+
+@pytest.mark.parametrize("units", [2, 3, 5, 10, 40])
+def test_what_is_equal_is_seldom_called_different_however_few_groups_tell(units: int) -> None:
+    random, called, problems = np.random.default_rng(units), 0, 400
+    for seed in range(problems):
+        # What one model is better by in each group, of which the mean is nothing.
+        gains = random.normal(size=units)
+        draws = np.concatenate([times @ gains / times.sum(1) for times in intervals.resamples(units, seed=seed)])
+        called += intervals.difference(float(gains.mean()), draws, units).p < 0.05
+    # The binomial law of 400 problems reaches 8 % once in a hundred times.
+    assert called <= 0.08 * problems
+
+
+def test_groups_that_all_speak_for_one_model_are_told_from_chance_only_where_they_are_many() -> None:
+    for units, p in ((1, 1.0), (2, 0.5), (4, 0.125)):
+        assert intervals.difference(0.3, np.full(2000, 0.3), units).p >= p
+    assert intervals.difference(0.3, np.full(2000, 0.3), 40).p < 0.01
 
 
 def test_a_wider_spread_widens_every_interval() -> None:

@@ -326,8 +326,9 @@ def _each_gain(
     measured = _types_measured(together) if task.of_words else _outputs_measured(task, together)
     values = measured(np.ones((1, len(labels))))[:, 0]
     draws = np.concatenate(
-        [measured(times) for times in resamples(len(labels), groups=together[0].groups, seed=seed)], axis=1
+        [measured(times) for times in resamples(len(labels), groups=first.groups, seed=seed)], axis=1
     )
+    units = len(labels) if first.groups is None else len(np.unique(first.groups))
     occurring = [k for k in range(len(names)) if np.isfinite(values[:, k]).all()]
     telling = [
         _entities_differ(rows, first).sum(0).tolist()
@@ -341,7 +342,7 @@ def _each_gain(
         drawn = draws[1:, :, k] - draws[:1, :, k]
         # A sample without a row of the class says nothing of it.
         drawn = np.where(np.isfinite(drawn), drawn, away[:, None])
-        found = [difference(float(value), each, spread=spread) for value, each in zip(away, drawn, strict=True)]
+        found = [difference(float(value), each, units, spread=spread) for value, each in zip(away, drawn, strict=True)]
         gains.append([at_least_by_chance(gain, rows[k]) for gain, rows in zip(found, telling, strict=True)])
     adjusted = iter(holm([gain.p for of_output in gains for gain in of_output]))
     counts = _entities_of_each(first) if task.of_words else _rows_of_each(task, labels, len(names))

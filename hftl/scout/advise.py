@@ -36,7 +36,7 @@ from hftl.scout.layers import layers
 from hftl.scout.rank import cheapest_of_best, rank
 from hftl.scout.stored import Reader, reading, refuse_words, training_part
 from hftl.scout.transfer import transfer
-from hftl.wording import plural
+from hftl.wording import named_error, plural
 
 # A probe above this has little room that fine-tuning could win.
 ROOM_BELOW = 0.98
@@ -232,7 +232,8 @@ def _affordable(
             passes.append(first_pass(spec, target, part, view_of(made, target.backbone)))
         except Interrupted:
             raise
-        except (Exception, SystemExit):  # whatever a backbone's own code raises; `rank` says what it was
+        except (Exception, SystemExit) as error:  # whatever a backbone's own code raises
+            asked.skipped.append(f"an estimate of what {reference} takes: {named_error(error)[:160]}")
             continue
         refuse_words(data)
         rows, fewest = len(part.train), max(FEWEST_ROWS, 2 * len(part.label_names) if part.task.is_exclusive else 0)
@@ -263,12 +264,13 @@ class _Lacking:
     target: Target
     data: Data
     part: Data
+    subset: int | None
     speed: float
 
     @classmethod
     def of(cls, recipe: Recipe, reader: Reader, subset: int | None, speed: float) -> _Lacking:
         spec, target, data = reader.silent().inputs(recipe)
-        return cls(recipe, spec, target, data, training_part(data, subset, recipe.seed), speed)
+        return cls(recipe, spec, target, data, training_part(data, subset, recipe.seed), subset, speed)
 
     def of_twin(self) -> float:
         """Of `transfer`: what random weights give for the rows; none of a backbone that has no such twin."""
@@ -279,8 +281,8 @@ class _Lacking:
         return self._seconds(self.part, target=twin)
 
     def of_depths(self) -> float:
-        """Of `layers`: one pass for all depths."""
-        return self._seconds(self.part, depth=1)
+        """Of `layers`: one pass for all depths, of all splits unless some training rows were chosen."""
+        return self._seconds(self.data if self.subset is None else self.part, depth=1)
 
     def of_all_splits(self) -> float:
         """Of `audit`, which reads every row."""

@@ -304,7 +304,7 @@ def _leak_effect(rows: _Rows, recipe: Recipe, copies: dict[int, dict[int, CopyOf
     rest = scored(criterion, labels, unseen, scores[unseen], seed=recipe.seed)
     # The same samples of test rows, with and without those that were seen.
     gains = everything.draws - _draws_without(criterion, scores, labels, seen, recipe.seed, rest.interval.value)
-    gain = difference(everything.interval.value - rest.interval.value, gains)
+    gain = difference(everything.interval.value - rest.interval.value, gains, everything.units)
     return LeakEffect(int(seen.sum()), criterion.name, everything.interval, rest.interval, gain)
 
 

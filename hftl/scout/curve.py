@@ -219,7 +219,7 @@ def _answer(known: TrainingRows, sizes: list[int], scores: list[list[Score]]) ->
     limit, gained, predicted, why_not = None, None, None, ""
     fitted: list[CurvePoint] = []
     sign = criterion.sign
-    rise = difference(sign * float(means[-1] - means[0]), sign * (draws[-1] - draws[0]))
+    rise = difference(sign * float(means[-1] - means[0]), sign * (draws[-1] - draws[0]), scores[0][0].units)
     if len(sizes) < FEWEST_SIZES:
         why_not = f"{len(sizes)} sizes of training sets are too few for a curve"
     elif rise.value <= 0 or rise.p > 1 - LEVEL:

@@ -47,7 +47,7 @@ class DepthScore:
         depth: how many blocks.
         probe: the exact linear head on held-out rows, on what the recipe's own head would read.
         parameters: numbers in the model that a run at this depth exports.
-        same: whether the probe is the same within noise as the best depth's, all pairs of depths compared together.
+        same: whether the depth is of the first group of `tied_groups`, in which nothing better differs from the best.
         score: the probe with its bootstrap draws.
     """
 
@@ -156,11 +156,11 @@ def layers(
         kept = data if subset is None else training_part(data, subset, recipe.seed)
         # The deepest first: by it the store remembers how many rows the device takes at once.
         every = [replace(view, depth=depth) for depth in reversed(depths) for view in views]
-        stored_features(spec, target, kept, every, reader.say, on_bad_row=on_bad_row, quiet=reader.quiet)
+        stored_features(spec, target, kept, every, reader.say, on_bad_row=on_bad_row, quiet=reader.quiet, gather=False)
         asked = _Asked(recipe, spec, target, training_part(data, subset, recipe.seed), reader)
         whole = asked.rows(own, depths[-1])
         folds = fold_count(whole.split, folds)
-        # The features of one depth at a time: of all together there are as many times as many.
+        # The features of one depth at a time beside the whole's: of all together there are as many times as many.
         scores = {
             depth: probe_rows(asked.rows(own, depth), folds)
             for depth in counted("layers", depths, unit="depths", quiet=reader.quiet)

@@ -247,7 +247,8 @@ def _gain(pretrained: Score, rivals: Sequence[Score]) -> Difference:
     sign = pretrained.criterion.sign
     value = pretrained.interval.value - float(np.mean([rival.interval.value for rival in rivals]))
     draws = pretrained.draws - np.mean([rival.draws for rival in rivals], axis=0)
-    return unless_nothing(pretrained.criterion, difference(sign * value, sign * draws, spread=SPREAD_OF_HEADS))
+    gain = difference(sign * value, sign * draws, pretrained.units, spread=SPREAD_OF_HEADS)
+    return unless_nothing(pretrained.criterion, gain)
 
 
 def _by_output(known: TrainingRows, pretrained: Score, rivals: Sequence[Score]) -> list[OutputTransfer]:
@@ -273,7 +274,8 @@ def _by_output(known: TrainingRows, pretrained: Score, rivals: Sequence[Score]) 
         value = float(ours[k] - theirs[k])
         # A sample without a row of the class says nothing of it.
         drawn_gains = np.where(np.isfinite(draws[:, k]), draws[:, k], value)
-        gain = at_least_by_chance(difference(value, drawn_gains, spread=SPREAD_OF_HEADS), telling[k])
+        whole = difference(value, drawn_gains, pretrained.units, spread=SPREAD_OF_HEADS)
+        gain = at_least_by_chance(whole, telling[k])
         gains[k] = unless_nothing(known.criterion, gain)
     adjusted = dict(zip(occurring, holm([gains[k].p for k in occurring]), strict=True))
     names, blind = known.data.label_names, _blind(known.task, labels, len(ours))
