@@ -11,7 +11,7 @@ from hftl.backbones.protocol import Backbone
 from hftl.backbones.sentence import POOLINGS
 from hftl.data import Data
 from hftl.errors import RecipeError
-from hftl.frozen.bounded import Memory
+from hftl.frozen.bounded import NOTHING_SOLVED, Memory
 from hftl.frozen.extract import extract
 from hftl.frozen.matrix import Features
 from hftl.frozen.on_ray import RayExtractor, check_ray
@@ -74,7 +74,8 @@ def features(
     )
     if recipe.memory is not None:
         rows = len(stored.about)
-        bound = Memory(size_in_bytes(recipe.memory), 0, 0, "hftl.features returns all features", Terminal(quiet=True))
+        why = "hftl.features returns all features"
+        bound = Memory(size_in_bytes(recipe.memory), NOTHING_SOLVED, 0, why, Terminal(quiet=True))
         bound.in_blocks(stored.features.content.cut, rows)
     return stored.in_memory()
 

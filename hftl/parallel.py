@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,13 @@ class Process:
         """This process, as the launcher started it."""
         state = PartialState()
         return cls(state.device, state.process_index, state.num_processes)
+
+
+def processes_here() -> int:
+    """How many processes of the launcher run on this machine; all of them where it does not say."""
+    world: int = PartialState().num_processes
+    said = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return min(world, int(said)) if said.isdecimal() and int(said) else world
 
 
 def start_processes() -> PartialState:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, ParamSpec, get_args, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic_core import to_jsonable_python
 from typing_extensions import Self
 
-from hftl.errors import HftlError, RecipeError
-from hftl.methods import F1, METHODS, Aim, Head, Method, Options
+from hftl.errors import HftlError, RecipeError, UserError
+from hftl.methods import F1, METHODS, Aim, Head, Method, Options, with_later_fields
 from hftl.metric_functions import MetricLike, check_metrics
 from hftl.plugins.manager import plugins
 from hftl.rowrefs import RowRef
@@ -27,6 +28,8 @@ from hftl.tasks import Task
 from hftl.wording import close_matches, did_you_mean, named_error, size_in_bytes, suggest
 
 P = ParamSpec("P")
+# Fields of a recipe that say nothing of what comes out.
+OF_THE_MACHINE = frozenset({"memory"})
 
 # Names of the modules that recipe files become begin with this.
 OF_A_FILE = "hftl_recipe_"
@@ -146,8 +149,14 @@ class Recipe(Options):
     @classmethod
     def _is_size(cls, memory: Any) -> Any:
         # A bare number is told which unit it lacks.
-        if isinstance(memory, (str, int, float)):
-            size_in_bytes(str(memory))
+        if isinstance(memory, (str, int, float)) and not isinstance(memory, bool):
+            try:
+                size = size_in_bytes(str(memory))
+            except UserError as error:
+                # Told with the field's name.
+                raise ValueError(str(error)) from error
+            if not size:
+                raise ValueError(f"{memory!r} is no memory; write a number and its unit, such as 500M or 20G")
         return memory
 
     @field_validator("metrics")
@@ -171,6 +180,22 @@ class Recipe(Options):
         """The fields; of data that are no reference only what they are, because all of them fill a screen."""
         for name, value in super().__repr_args__():
             yield name, _Unquoted(type(value).__name__) if name == "data" and not isinstance(value, str) else value
+
+
+def fields_of_result(written: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe as it was written says of its result, to be compared with another.
+
+    Fields that came later are what their defaults are; those that only say how much a machine may take are left out.
+
+    Args:
+        written: the fields as a record has them.
+    """
+    optional = {name: field for name, field in Recipe.model_fields.items() if not field.is_required()}
+    defaults = {name: to_jsonable_python(field.get_default()) for name, field in optional.items() if name != "method"}
+    known = defaults | dict(written)
+    if "method" in known and known["method"].get("name") in METHODS:
+        known["method"] = with_later_fields(known["method"])
+    return {name: value for name, value in known.items() if name not in OF_THE_MACHINE}
 
 
 class _Unquoted(str):

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from hftl.errors import HftlError, UserError
-from hftl.methods import Head, with_later_fields
+from hftl.methods import Head
 from hftl.parallel import broadcast, on_main, start_processes
 from hftl.pipeline import run
-from hftl.recipes import Recipe
+from hftl.recipes import Recipe, fields_of_result
 from hftl.runs.folder import RunFolder, writing
 from hftl.store.files import write_file
 from hftl.terminal import Terminal
@@ -123,10 +123,11 @@ def _state_of_seed(where: Path, made: Recipe, cv: str | None) -> str:
     if not RunFolder.is_run(where):
         return "missing"
     kept = RunFolder(where).record()
-    record = {**kept.recipe, "method": with_later_fields(kept.recipe["method"])}
-    wanted = {**made.model_dump(mode="json", exclude={"data", "metrics", "drop"})}
+    record = fields_of_result(kept.recipe)
+    wanted = fields_of_result(made.model_dump(mode="json", exclude={"data", "metrics", "drop"}))
     # A record has the direction resolved, so that it is told without the function.
-    wanted.pop("greater_is_better")
+    for name in ("metrics", "drop", "greater_is_better"):
+        wanted.pop(name)
     if made.depth == "auto":
         # A record has the depth that was chosen.
         wanted.pop("depth")

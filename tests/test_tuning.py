@@ -189,6 +189,8 @@ def test_a_study_goes_on_only_with_what_it_began_with(texts: Path, cli: Cli) -> 
 
     assert "2 trials are there already" in again
     assert json.loads((texts / "study" / "tune.json").read_text()) == before
+    with_bound = cli.ok(*tuning(texts, "--search", "depth=1,2", "--repeats", "0", "--memory", "4G"))
+    assert "2 trials are there already" in with_bound
     assert "what is searched" in cli.refused(*tuning(texts, "--search", "depth=1..2", "--repeats", "0"))
     assert "the recipe" in cli.refused(*tuning(texts, "--search", "depth=1,2", "--seed", "3"))
     (texts / "study" / "study.db").write_bytes(b"no database" * 1000)

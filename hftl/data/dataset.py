@@ -114,9 +114,9 @@ class TextColumns(Sequence[tuple[str, ...]]):
         return characters
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the columns."""
-        return sum(int(column.nbytes) for column in self._columns)
+    def columns(self) -> Sequence[pa.ChunkedArray]:
+        """The columns."""
+        return self._columns
 
 
 def _chosen_cells(column: pa.ChunkedArray, starts: Indices, rows: Indices) -> list[str]:
@@ -178,12 +178,16 @@ class Texts(Sequence[tuple[str, ...]]):
         return Texts(self._values, self._names, self._index[np.asarray(indices, dtype=np.int64)])
 
     @property
+    def columns(self) -> Sequence[pa.ChunkedArray]:
+        """The Arrow columns that the texts are some rows of; none where they are Python objects."""
+        return self._values.columns if isinstance(self._values, TextColumns) else ()
+
+    @property
     def nbytes(self) -> int:
-        """Bytes that the rows take, about."""
+        """Bytes that the rows take beside `columns`, about."""
         if isinstance(self._values, TextColumns):
-            share = len(self) / max(len(self._values), 1)
-            return self._index.nbytes + int(share * self._values.nbytes)
-        return int(self.lengths().sum()) + _OBJECT_BYTES * len(self)
+            return self._index.nbytes
+        return self._index.nbytes + int(self.lengths().sum()) + _OBJECT_BYTES * len(self)
 
     def _taken(self, rows: Indices) -> list[tuple[str, ...]]:
         if isinstance(self._values, TextColumns):
@@ -308,10 +312,14 @@ class Files(Sequence[bytes]):
             raise BadRowError(self.name(row), "the path leads out of the data set's folder and is not read")
 
     @property
+    def columns(self) -> Sequence[pa.ChunkedArray]:
+        """The Arrow column that the files are some rows of."""
+        return (self._column,)
+
+    @property
     def nbytes(self) -> int:
-        """Bytes that what is known of the files takes."""
-        share = len(self) / max(len(self._column), 1)
-        return self._index.nbytes + int(share * self._column.nbytes)
+        """Bytes that the rows take beside `columns`."""
+        return self._index.nbytes
 
     @property
     def nbytes_in_memory(self) -> int | None:
@@ -335,6 +343,16 @@ class Files(Sequence[bytes]):
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         return self._column[int(self._index[row])].as_py()
+
+
+def bytes_of(parts: Iterable[Texts | Files]) -> int:
+    """Bytes that rows take in memory, about: a column whole, however few of its rows there are, and once.
+
+    What Arrow has mapped from files is none of them.
+    """
+    parts = list(parts)
+    columns = {id(column): int(column.nbytes) for part in parts for column in part.columns}
+    return min(sum(columns.values()), int(pa.total_allocated_bytes())) + sum(part.nbytes for part in parts)
 
 
 def _one_line(path: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from hftl.data.cells import Cells
 from hftl.data.columns import choose_columns
@@ -332,5 +333,7 @@ def _null_texts(source: RawData, raw: Mapping[SplitName, RawLabels], columns: Se
     """Count null texts, which were read as empty ones."""
     if wants == "file":
         return []
-    nulls = sum(source.parts[split].columns[name].take(raw[split].rows).null_count for split in raw for name in columns)
+    # Not of the texts that are taken: Arrow would join all of them, and cannot beyond 2 GB.
+    missing = [source.parts[split].columns[name].is_null().take(raw[split].rows) for split in raw for name in columns]
+    nulls = sum(pc.sum(each).as_py() or 0 for each in missing)
     return [f"{plural(nulls, 'null text')} read as empty"] if nulls else []

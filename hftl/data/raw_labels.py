@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from hftl.data.cells import Cells
 from hftl.data.dataset import Indices
@@ -156,16 +157,14 @@ def _plain_values(column: pa.ChunkedArray, part: RawSplit) -> Values:
         column = column.take(part.rows)
     if pa.types.is_string(column.type):
         # One object for each class, not for each row.
-        return [name for chunk in column.dictionary_encode().chunks for name in _shared(chunk)]
+        distinct = column.unique()
+        names = distinct.to_pylist()
+        places = pc.index_in(column, value_set=distinct)
+        return [names[place] for chunk in places.chunks for place in chunk.to_pylist()]
     values: Values = column.to_pylist()
     if pa.types.is_decimal(column.type):
         return [float(value) if isinstance(value, Decimal) else value for value in values]
     return values
-
-
-def _shared(chunk: pa.DictionaryArray) -> Values:
-    names, places = chunk.dictionary.to_pylist(), chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    return [None if place < 0 else names[place] for place in places.tolist()]
 
 
 def has_codebook(source: RawData, column: str) -> bool:

@@ -159,6 +159,8 @@ def features_of(
     settle(store, target, spaces)
     beside = spaces_beside(store, target, origin, views[0], spaces)
     process = Process.current()
+    if memory:
+        _see_that_it_fits(memory, [spaces[part] for part in views[0].parts], target, data)
     bad: list[BadRowError] = []
     splits = []
     for split in (*data.splits(), *([data.outside] if data.outside else [])):
@@ -224,6 +226,20 @@ def features_of(
         count_borrowed(trusted, parts, np.concatenate([features.digests for features in splits]))
     seconds = time.monotonic() - started
     return StoredFeatures(parts, content, by_name, counts, bad, seconds, outside, report.rounding, trusted, kept_out)
+
+
+def _see_that_it_fits(memory: Memory, parts: Sequence[Space], target: Target, data: Data) -> None:
+    """Refuse a bound before anything is computed, as far as is known by then.
+
+    Raises:
+        RecipeError: it does not hold the rows.
+    """
+    rows = sum(data.sizes().values())
+    if all(space.info is not None for space in parts):
+        memory.check(side_by_side([Content.of(space) for space in parts]).cut, rows)
+    else:
+        # How wide features are the cut will tell; most models say it themselves.
+        memory.holds(rows, likely=len(parts) * int(getattr(target.config, "hidden_size", None) or 0))
 
 
 def settle(store: FeatureStore, target: Target, spaces: dict[View, Space]) -> None:

@@ -35,6 +35,7 @@ from hftl.frozen.features import SplitFeatures, StoredFeatures, line_columns
 from hftl.frozen.rounding import logit_slack
 from hftl.frozen.vectors import matrix_of
 from hftl.heads import baselines, fit_linear, fit_linear_folds, fit_mlp, fit_native, mlp_logits
+from hftl.heads.baselines import neighbours_among
 from hftl.heads.basis import STRENGTHS_OF_A_PATH
 from hftl.heads.matrix import Matrix
 from hftl.heads.nested import FOLDS_THAT_SHARE
@@ -200,6 +201,8 @@ class _Job:
         free: dict[str, np.ndarray] = {}
         if self.data.task.is_exclusive:
             free = _right(vectors["train"], labels["train"], vectors["test"], labels["test"])
+            if (among := neighbours_among(vectors["train"])) < len(vectors["train"]):
+                fit.report["neighbours_among"] = among
         # What heads say of held-out words is of no use to whom sentences are rows.
         held_out = None if self.data.task.of_words else fit.held_out
         logits = vectors["test"].made(fit.logits, len(fit.bias)).cpu()

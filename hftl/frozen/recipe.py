@@ -15,17 +15,21 @@ from hftl.backbones.protocol import Backbone, Target
 from hftl.criterion import Criterion, criterion_of
 from hftl.data import Data
 from hftl.data.augment import Augmentation
+from hftl.data.dataset import bytes_of
+from hftl.data.division import fold_count
 from hftl.data.drop import without_rows
 from hftl.data.limit import limited
 from hftl.data.marks import Division
 from hftl.errors import RecipeError
 from hftl.frozen.augmented import Views, add_views, check_views
-from hftl.frozen.bounded import Memory, give_back_freed
+from hftl.frozen.bounded import Memory, Solved, give_back_freed
 from hftl.frozen.extract import Extractor, extract
 from hftl.frozen.features import StoredFeatures, features_of
 from hftl.frozen.rounding import error_in_words
 from hftl.frozen.view import View
+from hftl.heads.basis import STRENGTHS_OF_A_PATH
 from hftl.methods import Head
+from hftl.parallel import processes_here
 from hftl.plugins.registry import find
 from hftl.plugins.spec import BackboneOptions, BackboneSpec
 from hftl.recipes import Recipe
@@ -34,6 +38,10 @@ from hftl.store.store import FeatureStore, cache_root
 from hftl.tasks import Task
 from hftl.terminal import Terminal
 from hftl.wording import plural, printable, size_in_bytes
+
+# What is kept of each row and output, beside features: of a class its logit by the heads of folds, and copies of that
+# while it is judged; of a label the same in float64, with what calibration asks of it; of a target its errors.
+_CLASS_BYTES, _LABEL_BYTES, _TARGET_BYTES = 16, 160, 48
 
 
 def inputs_of(
@@ -163,8 +171,31 @@ def memory_of(recipe: Recipe, data: Data, say: Terminal, *, crossed: bool = Fals
         (recipe.out_of_scope is not None, "rows out of scope are compared with all features in memory"),
     ]
     why = next((reason for applies, reason in reasons if applies), None)
-    stated = None if recipe.memory is None else size_in_bytes(recipe.memory)
-    return Memory(stated, len(data.label_names), sum(split.inputs.nbytes for split in data.splits()), why, say)
+    views = views_of(recipe)
+    return Memory(
+        None if recipe.memory is None else size_in_bytes(recipe.memory),
+        _solved_of(recipe, data),
+        bytes_of([split.inputs for split in data.splits()]),
+        why,
+        say,
+        views=(views.train - 1) * len(data.train) + (views.test - 1) * len(data.test) if views else 0,
+        processes=processes_here(),
+    )
+
+
+def _solved_of(recipe: Recipe, data: Data) -> Solved:
+    """What decides how much the head of a recipe takes while it is solved."""
+    probe, task = probe_of(recipe), data.task
+    strengths = len(probe.strengths) if probe.strengths else STRENGTHS_OF_A_PATH
+    judged = 4 * strengths if chooses(recipe, task).is_stated else 0
+    each = task.case(
+        single_label=_CLASS_BYTES,
+        multi_label=_LABEL_BYTES,
+        regression=_TARGET_BYTES + judged,
+        token_labels=_CLASS_BYTES,
+    )
+    heads = 1 if data.validation is not None else fold_count(data.train, probe.folds)
+    return Solved(len(data.label_names), each, task.link == "sigmoid", heads, strengths)
 
 
 def stored_features(

@@ -120,13 +120,20 @@ def ledoit_wolf(fourth: Tensor, covariance: Tensor, rows: int) -> float:
     return float((noise / spread).clamp(0, 1)) if spread > 0 else 1.0
 
 
+def neighbours_among(train: Matrix) -> int:
+    """Among how many rows neighbours are looked for.
+
+    To compare each row with each would take hours where rows do not fit into memory.
+    """
+    return len(train) if train.in_memory else min(len(train), NEIGHBOURS_AMONG)
+
+
 def knn(train_features: Tensor | Matrix, train_labels: Tensor, eval_features: Tensor | Matrix) -> Tensor:
     """The class (m,) with most weight among the nearest rows; see `neighbour_scores`."""
     train, asked = Matrix.of(train_features), Matrix.of(eval_features)
     classes, index = torch.unique(train_labels, return_inverse=True)
-    if not train.in_memory and len(train) > NEIGHBOURS_AMONG:
-        # To compare each row with each would take hours where rows do not fit into memory.
-        drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:NEIGHBOURS_AMONG].sort().values
+    if (among := neighbours_among(train)) < len(train):
+        drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:among].sort().values
         train, index = train.take(drawn.to(index.device)), index[drawn.to(index.device)]
     one_hot = torch.nn.functional.one_hot(index, len(classes)).float()
     known = train.whole()

@@ -110,6 +110,7 @@ def _scores(
         for block, truth in zip(torch.split(logits, BLOCK_ROWS), torch.split(targets, BLOCK_ROWS), strict=True)
     ]
     confidence, correct, brier, log_loss = (torch.cat(each) for each in zip(*parts, strict=True))
+    del parts  # of several labels they are as large again
     ece, table = reliability(confidence.flatten(), correct.flatten())
     return {"ece": ece, "brier": float(brier.mean()), "log_loss": float(log_loss.mean())}, table
 

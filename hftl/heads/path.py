@@ -161,7 +161,7 @@ def solve(
     curvature = objective.curvature(start) if curvature is None else curvature
     inverse = 1 / torch.maximum(curvature, _CURVATURE_FLOOR * curvature.amax(1, keepdim=True))
     # Each problem keeps its last steps and gradients; with thousands of classes all folds at once would not fit.
-    together = max(1, _HISTORY_BYTES // (2 * MEMORY * start[0].nbytes))
+    together = heads_together(start.shape[1])
     parts = [
         minimize(
             partial(_evaluate, objective, problems),
@@ -174,6 +174,11 @@ def solve(
         for problems in torch.split(torch.arange(len(start), device=start.device), together)
     ]
     return parts[0] if len(parts) == 1 else _concatenate(parts)
+
+
+def heads_together(size: int) -> int:
+    """How many heads of so many parameters are solved side by side at most."""
+    return max(1, _HISTORY_BYTES // max(2 * MEMORY * 8 * size, 1))
 
 
 def _concatenate(parts: list[Solution]) -> Solution:

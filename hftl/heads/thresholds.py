@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from hftl.methods import F1, Aim
 # How many standard errors a cut may lie below the best one and still count as good as it; see `best_thresholds`. A
 # tenth more than one, because a difference that a single row makes is hardly more than one.
 WITHIN = 1.1
+# Probabilities whose cuts are looked at together: some twenty numbers of float64 stand for each.
+CUTS_TOGETHER = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,23 @@ def best_thresholds(probabilities: Tensor, targets: Tensor) -> Tensor:
     Returns:
         (labels,) float64; 0.5 for a label without a positive row.
     """
+    return _by_label(_best_of, probabilities, targets)
+
+
+def _by_label(choose: Callable[[Tensor, Tensor], Tensor], probabilities: Tensor, targets: Tensor) -> Tensor:
+    """What is chosen for each label, (labels, …), of a few labels at a time: cuts outweigh probabilities by far."""
+    return torch.cat([choose(probabilities[:, some], targets[:, some]) for some in _few_labels(probabilities)])
+
+
+def _few_labels(of: Tensor) -> Iterator[slice]:
+    """Labels of (n, labels) that are looked at together."""
+    together = max(1, CUTS_TOGETHER // max(len(of), 1))
+    for start in range(0, max(of.shape[1], 1), together):
+        yield slice(start, start + together)
+
+
+def _best_of(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """See `best_thresholds`."""
     cuts = _Cuts.of(probabilities, targets)
     f1 = cuts.f1.masked_fill(~cuts.possible, -1.0)
     largest, best = f1.max(0)
@@ -133,6 +154,12 @@ def asked_thresholds(probabilities: Tensor, targets: Tensor, aim: Aim) -> tuple[
         (labels,) float64 thresholds, and (labels,) whether the label reaches it; where it does not, and where it has no
         positive row, the threshold is that of `best_thresholds`.
     """
+    found = _by_label(partial(_asked_of, aim=aim), probabilities, targets)
+    return found[:, 0], found[:, 1] > 0
+
+
+def _asked_of(probabilities: Tensor, targets: Tensor, aim: Aim) -> Tensor:
+    """See `asked_thresholds`: (labels, 2) float64, the threshold and whether it is reached."""
     cuts = _Cuts.of(probabilities, targets)
     if aim.metric == "precision":
         enough, merit = cuts.hits / cuts.said >= aim.least, cuts.hits
@@ -141,7 +168,8 @@ def asked_thresholds(probabilities: Tensor, targets: Tensor, aim: Aim) -> tuple[
     allowed = enough & cuts.possible & (cuts.hits > 0)
     reached = allowed.any(0)
     chosen = merit.masked_fill(~allowed, -torch.inf).max(0).indices
-    return torch.where(reached, _of_each(cuts.middle, chosen), best_thresholds(probabilities, targets)), reached
+    thresholds = torch.where(reached, _of_each(cuts.middle, chosen), _best_of(probabilities, targets))
+    return torch.stack([thresholds, reached.double()], 1)
 
 
 def threshold_report(
@@ -169,7 +197,8 @@ def threshold_report(
         thresholds, reached = asked_thresholds(probabilities, targets, aim)
         unknown = set(range(num_labels)) - set(numbers.tolist())
         asked = {"not_reached": sorted({*numbers[~reached].tolist(), *unknown})}
-    at_thresholds = f1_scores(probabilities.double() > thresholds, targets)
+    above = torch.cat([probabilities[:, some].double() > thresholds[some] for some in _few_labels(targets)], 1)
+    at_thresholds = f1_scores(above, targets)
     if index is not None:
         every = torch.full((num_labels,), 0.5, dtype=thresholds.dtype, device=thresholds.device)
         every[index] = thresholds
@@ -185,5 +214,10 @@ def threshold_report(
 
 def f1_scores(predicted: Tensor, targets: Tensor) -> Tensor:
     """F1 of each label (labels,) for boolean predictions (n, labels); zero where there is no positive."""
+    return torch.cat([_f1_of(predicted[:, some], targets[:, some]) for some in _few_labels(targets)])
+
+
+def _f1_of(predicted: Tensor, targets: Tensor) -> Tensor:
+    """See `f1_scores`."""
     hits = (predicted * targets).double().sum(0)
     return 2 * hits / (predicted.double().sum(0) + targets.double().sum(0)).clamp_min(1.0)

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from hftl.methods import METHODS
+from hftl.recipes import fields_of_result
 from hftl.runs.record import RunRecord
 
 # Shown for a field that a run's method does not have.
@@ -53,7 +54,7 @@ def changes_between(records: Sequence[RunRecord]) -> list[Change]:
 
 
 def _fields_of(record: RunRecord) -> dict[str, Any]:
-    recipe = {name: value for name, value in record.recipe.items() if name != "method"}
+    recipe = {name: value for name, value in fields_of_result(record.recipe).items() if name != "method"}
     method = {f"method.{name}": value for name, value in record.method.items() if name != "name"}
     identity = {name: value for name, value in record.data.identity.items() if name not in ("ref", "columns")}
     return {

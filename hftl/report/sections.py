@@ -37,7 +37,7 @@ from hftl.report.sentences import table_of_types, worst_cards
 from hftl.report.spans import JudgedEntities, judged_rows
 from hftl.report.svg import SERIES
 from hftl.runs.folder import CARD, EVENTS, RunFolder
-from hftl.runs.judgement import judgements
+from hftl.runs.judgement import among_rows, judgements
 from hftl.runs.record import Metrics, RunRecord
 from hftl.wording import plural
 
@@ -175,7 +175,9 @@ class RunPage:
             for name, value in shares.items()
         ]
         others = [(each.what, Interval(each.value, each.low, each.high)) for each in self.collected.free]
-        return [(SHORT.get(name, name), value) for name, value in (*of_classes, *others)]
+        return [
+            (SHORT.get(name, name) + among_rows(name, self.training), value) for name, value in (*of_classes, *others)
+        ]
 
     # ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

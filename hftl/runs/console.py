@@ -14,6 +14,7 @@ from rich.text import Text
 from hftl.backbones.protocol import Backbone
 from hftl.data import Data
 from hftl.errors import BadRowError
+from hftl.runs.judgement import among_rows
 from hftl.runs.record import Metrics
 from hftl.scored import FEW_UNITS
 from hftl.terminal import Terminal
@@ -86,7 +87,8 @@ def print_results(say: Terminal, metrics: Metrics, folder: Path, page: Path | No
     for name, value in metrics.training.get("baselines", {}).items():
         # What costs nothing, to read the result by.
         of = "f1" if "per_type" in metrics.eval else "accuracy"
-        table.add_row(Text(f"{of} of {printable(name)}"), f"{value:.4f}", style="dim")
+        what = f"{of} of {printable(name)}{among_rows(name, metrics.training)}"
+        table.add_row(Text(what), f"{value:.4f}", style="dim")
     for name, each in scope.items():
         table.add_row(Text(name), f"{each.value:.4f}", *([f"{each.low:.4f} to {each.high:.4f}"] if known else []))
     say.print(table)

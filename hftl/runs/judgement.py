@@ -89,6 +89,12 @@ def _scope(metrics: Metrics) -> list[str]:
     return [f"scope     {best.replace('_', ' ')} tells {rows} best: AUROC {report['auroc'][best]:.4f}{abstains}"]
 
 
+def among_rows(name: str, training: Mapping[str, Any]) -> str:
+    """What is said beside a head that costs nothing of the rows that it looks at, where these are not all."""
+    rows = training.get("neighbours_among")
+    return f" among {rows:,} training rows drawn at random" if name == "knn" and rows else ""
+
+
 def _below_baselines(metrics: Metrics, task: Task) -> list[str]:
     value = metrics.eval.get(task.metric)
     if not task.has_classes:
@@ -101,7 +107,8 @@ def _below_baselines(metrics: Metrics, task: Task) -> list[str]:
     best = max(baselines, key=lambda name: baselines[name])
     if value >= baselines[best]:
         return []
-    free = f"{FREE.get(best, best)} gives at no cost: {baselines[best]:.4f}"
+    what = FREE.get(best, best) + among_rows(best, metrics.training)
+    free = f"{what} gives at no cost: {baselines[best]:.4f}"
     return [f"below     {task.metric} {value:.4f} is less than {free}"]
 
 

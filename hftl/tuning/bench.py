@@ -95,7 +95,9 @@ class Bench:
         Raises:
             UserError: something of it cannot be used.
         """
-        return _made_once(self._starts, _start_of(recipe), lambda: self._started(recipe))
+        # A bound is of what is in memory together.
+        kept = KEPT if recipe.memory is None else 1
+        return _made_once(self._starts, _start_of(recipe), lambda: self._started(recipe), kept)
 
     def judge(self, recipe: Recipe, where: Path, watch: Watching, *, spread: bool = False) -> TrialScore:
         """Train a recipe's model and judge it.
@@ -197,7 +199,7 @@ class Bench:
         key = (_start_of(recipe), probe_of(recipe).model_dump_json())
         silent = Terminal(quiet=self.say.quiet)
         return _made_once(
-            self._heads, key, lambda: solved_head(recipe, start.target, start.features, start.data, silent)
+            self._heads, key, lambda: solved_head(recipe, start.target, start.features, start.data, silent), KEPT
         )
 
 
@@ -209,6 +211,8 @@ def _start_of(recipe: Recipe) -> tuple[Any, ...]:
         probe.mixed_precision,
         probe.storage,
         probe.quantize,
+        # A hidden layer is not trained from blocks.
+        probe.hidden is None,
         isinstance(recipe.method, Head),
         needs_features(recipe),
         views_of(recipe),
@@ -216,10 +220,10 @@ def _start_of(recipe: Recipe) -> tuple[Any, ...]:
     return (recipe.backbone, recipe.depth, recipe.max_length, recipe.seed, *method)
 
 
-def _made_once(memory: dict[Any, T], key: Any, make: Callable[[], T]) -> T:
+def _made_once(memory: dict[Any, T], key: Any, make: Callable[[], T], most: int) -> T:
     """What was made for a key, made if it is not there; the oldest goes where there are too many."""
     if key not in memory:
-        if len(memory) >= KEPT:
+        if len(memory) >= most:
             memory.pop(next(iter(memory)))
         memory[key] = make()
     return memory[key]

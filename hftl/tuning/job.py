@@ -20,7 +20,7 @@ from hftl.runs.provenance import record_of
 from hftl.terminal import Terminal
 from hftl.tuning.bench import Bench, Pruned
 from hftl.tuning.search import Search
-from hftl.tuning.study import Trials
+from hftl.tuning.study import THE_RECIPE, Trials
 from hftl.tuning.tuned import TriedTrial
 from hftl.wording import named_error, one_line, printable
 
@@ -58,7 +58,7 @@ class Job:
         start = self.bench.start(self.recipe)
         record = record_of(self.name, self.recipe, start.spec, start.target.backbone, start.data, self.criterion)
         return {
-            "the recipe": record.recipe,
+            THE_RECIPE: record.recipe,
             "the backbone": record.backbone.identity,
             "the data": record.data.identity,
             "what is searched": self.space.spelt(),

@@ -22,6 +22,7 @@ from filelock import FileLock
 
 from hftl.errors import HftlError, UserError
 from hftl.lifetime import is_running, started_at
+from hftl.recipes import fields_of_result
 from hftl.wording import one_line
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 DATABASE, LOCK = "study.db", "study.lock"
 # What trials carry beside their values.
 OWNER, PLANNED, AGAIN, MADE_WITH = "owner", "planned", "again", "made_with"
+# Of what scores depend on, beside the values that are tried.
+THE_RECIPE = "the recipe"
 SECONDS_BETWEEN_LOOKS = 0.5
 # A process that waits for another to have written.
 SECONDS_TO_WRITE = 120
@@ -200,7 +203,13 @@ class Trials:
         before = self._study.user_attrs.get(MADE_WITH)
         if before is None:
             self._study.set_user_attr(MADE_WITH, made_with)
-        elif other := [name for name in made_with if made_with[name] != before.get(name)]:
+            return
+        if THE_RECIPE in made_with and THE_RECIPE in before:
+            # Fields that came later, and those that say nothing of a score, make no other search.
+            made_with, before = (
+                {**each, THE_RECIPE: fields_of_result(each[THE_RECIPE])} for each in (made_with, before)
+            )
+        if other := [name for name in made_with if made_with[name] != before.get(name)]:
             raise UserError(
                 f"{self.folder} holds trials of another search ({', '.join(other)} differ): give another folder with "
                 "--out, or go on with the same recipe and --search"
