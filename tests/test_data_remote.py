@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -80,7 +82,7 @@ def test_what_is_here_is_not_brought_again_until_it_changes(bucket, tmp_path: Pa
         offline = load(url, wants="text")
         assert "from the cache, because this is offline" in offline.notes
         assert [*offline.train.inputs] == [*first.train.inputs]
-        with pytest.raises(DataError, match="it was not brought here while there was a network"):
+        with pytest.raises(DataError, match="it was not brought here while there was a network: run once with one"):
             load(f"memory:/{root}/b.parquet", wants="text")
     frame["text"] = [f"other {i}" for i in range(20)]
     content = io.BytesIO()
@@ -98,6 +100,58 @@ def test_what_breaks_off_is_brought_whole_the_next_time(bucket, tmp_path: Path, 
         with pytest.raises(HubError, match=r"a.csv: cannot be read: .*broke off at .* run the same command again"):
             load(url, wants="text")
     assert sum(load(url, wants="text").sizes().values()) == 60
+
+
+def test_offline_takes_all_of_an_address_or_nothing(bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    filesystem, root = bucket
+    shards = as_shards(tmp_path / "shards", pictures(tmp_path / "images"))
+    filesystem.put(str(shards), f"{root}/shards", recursive=True)
+    url, opened = f"memory:/{root}/shards/*.tar", MemoryFileSystem._open
+
+    def broken(self, path: str, *args, **kwargs):
+        if path.endswith("002.tar"):
+            raise ConnectionError("the network is gone")
+        return opened(self, path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "_open", broken)
+        with pytest.raises(HubError, match="the network is gone"):
+            load(url)
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(DataError, match="2 of 3 files were brought; run once with a network"):
+            load(url)
+    assert sum(load(url).sizes().values()) == 24
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert sum(load(url).sizes().values()) == 24
+
+
+def test_runs_started_together_bring_each_file_once(bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    filesystem, root = bucket
+    shards = as_shards(tmp_path / "shards", pictures(tmp_path / "images"))
+    filesystem.put(str(shards), f"{root}/shards", recursive=True)
+    opened, brought = MemoryFileSystem._open, []
+
+    def counted(self, path: str, *args, **kwargs):
+        brought.append(path)
+        time.sleep(0.05)
+        return opened(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", counted)
+    with ThreadPoolExecutor(4) as pool:
+        rows = list(pool.map(lambda _: sum(load(f"memory:/{root}/shards").sizes().values()), range(4)))
+    assert rows == [24] * 4
+    assert sorted(brought) == [f"{root}/shards/train-{number:03}.tar" for number in range(3)]
+
+
+def test_names_of_any_case_are_read_and_hidden_ones_are_left_out(bucket, tmp_path: Path):
+    filesystem, root = bucket
+    shards = as_shards(tmp_path / "shards", pictures(tmp_path / "images"), shards=1)
+    content = (shards / "train-000.tar").read_bytes()
+    for name in ("A.TAR", ".ipynb_checkpoints/A.TAR"):
+        filesystem.pipe_file(f"{root}/b/{name}", content)
+    for ref in ("b", "b/A.TAR", "b/*.TAR"):
+        assert sum(load(f"memory:/{root}/{ref}").sizes().values()) == 24
 
 
 def test_a_cell_of_somebody_elses_table_is_no_path_of_this_machine(bucket, tmp_path: Path):

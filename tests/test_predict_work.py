@@ -388,6 +388,8 @@ def test_what_cannot_be_meant_is_refused_in_one_line(
         (text, "a cat", "--out", "nowhere/o.csv"): "no folder 'nowhere'",
         (text, "a cat", "--out", "words"): "end in .csv",
         (text, "  "): "the text is empty",
+        (text, "train-{0..3}.tar"): "train-{0..3}.tar: predict reads files, folders and tables that lie here",
+        (text, "s3://bucket/a.csv"): "evaluate reads tables and shards there",
     }.items():
         assert said in cli.refused("predict", *arguments), arguments
     # Texts may hold what patterns are made of.

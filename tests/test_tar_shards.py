@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,8 +20,11 @@ from test_run import write_recipe
 from hftl import Head, Recipe, features
 from hftl import run as hftl_run
 from hftl.data import load_data
+from hftl.data.evaluation import load_evaluation_data
 from hftl.errors import DataError
 from hftl.extraction import missing_features
+from hftl.frozen.extract import digest_rows
+from hftl.store.stat_index import StatIndex
 
 
 def write_shard(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
@@ -213,7 +217,107 @@ def test_what_is_not_there_or_packed_is_said(tmp_path: Path):
 def test_a_shard_that_changes_under_a_run_is_met(tmp_path: Path):
     path = as_shards(tmp_path / "shards", pictures(tmp_path / "images"), shards=1) / "train-000.tar"
     data = load(str(path))
-    shutil.copyfile(path, tmp_path / "whole.tar")
     path.write_bytes(path.read_bytes()[:600])
-    with pytest.raises(DataError, match=r"train-000.tar:class\d/\d: the file cannot be read: it ends .* too early"):
+    with pytest.raises(DataError, match=r"train-000.tar: changed since its members were listed: run again"):
         data.train.inputs[len(data.train) - 1]
+
+
+def labelled(folder: Path, name: str, labels: list[str]) -> Path:
+    """A shard of short texts with the classes ``labels``."""
+    members = [m for i, label in enumerate(labels) for m in ((f"{i}.txt", b"t%d" % i), (f"{i}.cls", label.encode()))]
+    return write_shard(folder / name, members)
+
+
+def test_class_names_that_look_like_numbers_are_the_same_classes_in_all_splits(tmp_path: Path):
+    labelled(tmp_path, "train.tar", ["3.1", "3.10", "rc"] * 4)
+    labelled(tmp_path, "test.tar", ["3.10", "3.1", "3.1"])
+    data = load(f"{tmp_path}/*.tar", wants="text")
+    assert data.label_names == ["3.1", "3.10", "rc"]
+    assert data.test.labels.tolist() == [1, 0, 0]
+    known = {"wants": "text", "task": "single_label", "label_names": data.label_names}
+    assert load_evaluation_data(f"{tmp_path}/test.tar", **known).split.labels.tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize(("cells", "names"), [([0, 1], ["0", "1"]), (["3.1", "3.10"], ["3.1", "3.10"])])
+def test_a_json_entry_called_cls_is_what_json_says(tmp_path: Path, cells: list[object], names: list[str]):
+    rows = [json.dumps({"cls": cells[i % 2]}).encode() for i in range(8)]
+    members = [m for i, row in enumerate(rows) for m in ((f"{i}.txt", b"t%d" % i), (f"{i}.json", row))]
+    data = load(str(write_shard(tmp_path / "a.tar", members)), wants="text")
+    assert data.label_names == names
+
+
+def test_a_shard_that_is_written_again_in_another_order_pairs_no_picture_with_another_label(tmp_path: Path):
+    rows = pictures(tmp_path / "images")
+    # Of one length, so that every place is a row of either order.
+    longest = max(len(content) for _, content, _ in rows)
+    rows = [(key, content.ljust(longest, b"\0"), label) for key, content, label in rows]
+    path = as_shards(tmp_path / "shards", rows, shards=1) / "train-000.tar"
+    index = StatIndex(tmp_path / "index")
+    data = load(str(path))
+    digest_rows(data.train.inputs, index)
+    as_shards(tmp_path / "other", rows[::-1], shards=1)
+    shutil.copyfile(tmp_path / "other" / "train-000.tar", path)
+    # Also where the digests of the other order are known.
+    again = load(str(path))
+    digest_rows(again.train.inputs, index)
+    for read in (lambda: data.train.inputs[0], lambda: digest_rows(data.train.inputs, index)):
+        with pytest.raises(DataError, match=r"train-000\.tar: changed since its members were listed: run again"):
+            read()
+    assert {again.train.inputs[row] for row in range(len(again.train))} <= {content for _, content, _ in rows}
+
+
+@pytest.mark.parametrize("form", ["gnu", "pax"])
+def test_a_sparse_member_is_passed_over_unless_it_is_needed(tmp_path: Path, form: str):
+    for i in range(6):
+        (tmp_path / f"{i}.txt").write_text(f"t{i}")
+        (tmp_path / f"{i}.cls").write_text("ab"[i % 2])
+    for name in ("z.bin", "7.txt"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(8 << 20)
+    members = [f"{i}.{ending}" for i in range(6) for ending in ("txt", "cls")]
+    pack = ["tar", "-S", f"--format={form}", "-C", tmp_path, "-cf"]
+    subprocess.run([*pack, tmp_path / "a.tar", *members, "z.bin"], check=True)
+    data = load(str(tmp_path / "a.tar"), wants="text")
+    assert sum(data.sizes().values()) == 6
+    assert "passed over 1 member (no plain file, or of no row)" in data.notes
+    subprocess.run([*pack, tmp_path / "b.tar", *members, "7.txt"], check=True)
+    with pytest.raises(DataError, match=r"b\.tar:7\.txt: a sparse member, which is not read: pack it without --sparse"):
+        load(str(tmp_path / "b.tar"), wants="text")
+
+
+def test_tables_beside_shards_are_said_with_the_pattern_to_give(tmp_path: Path):
+    folder = as_shards(tmp_path / "shards [1]", pictures(tmp_path / "images"))
+    (folder / "train-000_stats.json").write_text('{"count": 8}')
+    with pytest.raises(
+        DataError, match=r"tar files and tables lie side by side: give '(.*)' for the tar files"
+    ) as said:
+        load(str(folder))
+    # The advice works when it is followed.
+    pattern = str(said.value).split("'")[1]
+    assert sum(load(pattern).sizes().values()) == 24
+
+
+def test_where_keys_end_is_said_where_it_matters(tmp_path: Path):
+    image = png(tmp_path / "images")
+    dotted = [m for i in range(8) for m in ((f"x{i}.v1.jpg", image), (f"x{i}.v1.cls", b"ab"[i % 2 : i % 2 + 1]))]
+    with pytest.raises(DataError, match=r"a key ends at the first dot of the file name, .* 'v1.jpg', 'v1.cls', is the"):
+        load(str(write_shard(tmp_path / "a.tar", dotted)))
+    dated = [(f"{year}.{month}.jpg", image) for month in (1, 2) for year in (2023, 2024)]
+    with pytest.raises(DataError, match=r"key '2023' stands in two places: .* ends at the first dot of the file name"):
+        load(str(write_shard(tmp_path / "b.tar", dated)))
+
+
+def test_a_run_on_a_pattern_is_run_again_from_anywhere(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    as_shards(tmp_path / "shards", pictures(tmp_path / "images"))
+    recipe = write_recipe(tmp_path, tiny.save("vit", tmp_path / "vit"), "shards/train-{000..002}.tar")
+    cli.ok("run", recipe, "--out", tmp_path / "first", "--quiet")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    cli.ok("run", tmp_path / "first", "--out", tmp_path / "again", "--quiet")
+    assert runs.metrics(tmp_path / "again")["eval"] == runs.metrics(tmp_path / "first")["eval"]
+    assert runs.metrics(tmp_path / "again")["features"]["computed"] == 0
+    # What predict does not read it says in a line, and who reads it.
+    for word in ("../shards/train-000.tar", "../shards/train-*.tar", "../shards/train-{000..002}.tar", "s3://b/a.png"):
+        line = cli.refused("predict", tmp_path / "first", word)
+        assert f"{word}: predict reads files, folders and tables that lie here" in line
+        assert "evaluate reads" in line

@@ -21,10 +21,12 @@ class Cells:
 
     Args:
         source: the splits.
+        as_they_stand: read no number from text.
     """
 
-    def __init__(self, source: RawData) -> None:
+    def __init__(self, source: RawData, *, as_they_stand: bool = False) -> None:
         self._source = source
+        self._as_they_stand = as_they_stand
         self._read: dict[str, dict[SplitName, pa.ChunkedArray]] = {}
 
     def __call__(self, split: SplitName, name: str) -> pa.ChunkedArray:
@@ -37,8 +39,10 @@ class Cells:
         part.column(name, split)
         if name not in self._read:
             parts = {each: part.columns[name] for each, part in self._source.parts.items() if name in part.columns}
-            if self._source.numbers_as_text:
-                parts = dict(zip(parts, numbers_from_text(list(parts.values())), strict=True))
+            as_text = [each for each in parts if name in self._source.parts[each].numbers_as_text]
+            if as_text and not self._as_they_stand:
+                numbers = _numbers_from_text([parts[each] for each in as_text])
+                parts.update(zip(as_text, numbers, strict=True))
             self._read[name] = parts
         return self._read[name][split]
 
@@ -51,7 +55,7 @@ class Cells:
         return {**kinds, **dict.fromkeys(part.unusable, "mixed")}
 
 
-def numbers_from_text(columns: Sequence[pa.ChunkedArray]) -> list[pa.ChunkedArray]:
+def _numbers_from_text(columns: Sequence[pa.ChunkedArray]) -> list[pa.ChunkedArray]:
     """Turn text columns of one name into integers or floats if every cell is a number or a word for a missing one.
 
     One decision for all of them, because ``1`` must not be a number in one split and a word in another. A missing

@@ -100,7 +100,7 @@ FILE_NAMES = (
     "audio_file",
 )
 _ROW_NUMBER_NAMES = ("", "id", "idx", "index", "unnamed: 0", "__index_level_0__", "row", "row_id")
-_FILE_FIELDS = ({"bytes", "path"}, {"bytes"}, {"path"}, {"path", "offset", "size"})
+_FILE_FIELDS = ({"bytes", "path"}, {"bytes"}, {"path"}, {"path", "offset", "size", "state"})
 
 
 def is_list(kind: pa.DataType) -> bool:

@@ -200,7 +200,8 @@ class Files(Sequence[bytes]):
 
     Args:
         column: strings (paths, or the bytes in base64), binaries (the encoded bytes), or structs ``{bytes, path}`` as
-            `datasets` has them, of which one field may be missing, or structs ``{path, offset, size}``, parts of files.
+            `datasets` has them, of which one field may be missing, or structs ``{path, offset, size, state}``, parts of
+            files.
         names: rows' names; ``None`` where the path itself is the best name.
         root: folder that relative paths start from.
         folders: for each source of ``names``, another folder that its relative paths may start from.
@@ -264,7 +265,7 @@ class Files(Sequence[bytes]):
         value = self._value(row)
         if not isinstance(value, dict) or value.get("offset") is None:
             return None
-        return FilePart(str(self._root / value["path"]), value["offset"], value["size"])
+        return FilePart(str(self._root / value["path"]), value["offset"], value["size"], value["state"])
 
     def _located(self, row: int, path: str) -> Path:
         # The files of a folder were listed; the cells of a table were written by somebody.
@@ -279,6 +280,7 @@ class Files(Sequence[bytes]):
         Raises:
             BadRowError: the cell is empty, or its file is missing, unreadable, no regular file or outside the data's
                 own folders.
+            DataError: the file that holds the row among others changed since its rows were found in it.
         """
         if (part := self.part(row)) is not None:
             try:

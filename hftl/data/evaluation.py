@@ -223,7 +223,7 @@ def _known_split(
         columns = _target_columns(columns, known)
     # A class is found by its name as it stands: "1.50" and "007" are no numbers here.
     text = known.task.has_classes and len(columns) == 1
-    values = label_values(source, _as_it_stands(source) if text else cells, split, columns, known.task)
+    values = label_values(source, Cells(source, as_they_stand=True) if text else cells, split, columns, known.task)
     values = [value.strip() or None if isinstance(value, str) else value for value in map(compose, values)]
     raw, notes = _rows_with_label(source, split, columns, values, known, unlabelled)
     if known.out_of_scope is not None and len(has := rows_of_label(raw.values, known.out_of_scope)):
@@ -288,11 +288,6 @@ def _mark(unlabelled: Sequence[object] | None, known: KnownLabels, has_codebook:
     if "-1" in known.names or not known.task.has_classes:
         return stated_mark(())
     return stated_mark(("-1",))
-
-
-def _as_it_stands(source: RawData) -> Cells:
-    """Columns without numbers read from text."""
-    return Cells(replace(source, numbers_as_text=False))
 
 
 # ── columns ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -55,7 +55,8 @@ def list_files(root: Path) -> list[str]:
     return files
 
 
-def _is_junk(name: str) -> bool:
+def is_junk(name: str) -> bool:
+    """Whether a file or folder is hidden, or one that systems leave behind."""
     return name.startswith(".") or name.lower() in _JUNK
 
 
@@ -65,7 +66,7 @@ def _walk(folder: str | Path, within: str, above: frozenset[str]) -> Iterator[st
         return  # a link to a folder that holds it
     with os.scandir(folder) as entries:
         for entry in entries:
-            if _is_junk(entry.name):
+            if is_junk(entry.name):
                 continue
             if entry.is_dir():
                 yield from _walk(entry.path, f"{within}{entry.name}/", above | {real})
@@ -226,7 +227,7 @@ def _not_classes(root: Path, files: list[str], layout: _Layout, classes: Collect
     folders = list(layout.split_folders.values()) or [()]
     for folder in folders:
         with os.scandir(root.joinpath(*folder)) as entries:
-            names = [entry.name for entry in entries if entry.is_dir() and not _is_junk(entry.name)]
+            names = [entry.name for entry in entries if entry.is_dir() and not is_junk(entry.name)]
         unread = [name for name in names if name not in classes and name not in layout.unlabelled]
         held.update({"/".join((*folder, name)): Counter() for name in unread})
     if not held:

@@ -221,18 +221,24 @@ def choose_from(
     """
     part = source.parts[split]
     stated = {*(input_columns or ()), *(label_columns or ())}
-    return choose_columns(
-        {
-            name: kind
-            for name, kind in cells.kinds(split).items()
-            if (name or len(part.table)) and (name not in leave_out or name in stated)
-        },
-        wants=wants,
-        paths_allowed=not source.foreign,
-        where=f"the {split} split" if part.names is None else part.names.source,
-        input_columns=input_columns,
-        label_columns=label_columns,
-    )
+    kinds = {
+        name: kind
+        for name, kind in cells.kinds(split).items()
+        if (name or len(part.table)) and (name not in leave_out or name in stated)
+    }
+    try:
+        return choose_columns(
+            kinds,
+            wants=wants,
+            paths_allowed=not source.foreign,
+            where=f"the {split} split" if part.names is None else part.names.source,
+            input_columns=input_columns,
+            label_columns=label_columns,
+        )
+    except DataError as error:
+        if not part.hint:
+            raise
+        raise DataError(f"{error}; {part.hint}") from error
 
 
 def _without_unlabelled_splits(source: RawData, labels: Sequence[str]) -> tuple[RawData, list[str]]:

@@ -117,7 +117,6 @@ def _of_files(
     read = read_tables(list(files.values()), root, splits=list(files))
     return RawData(
         read.parts,
-        numbers_as_text=read.numbers_as_text,
         root=root,
         notes=notes,
         names=list(data),

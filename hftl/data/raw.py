@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,8 @@ class RawSplit:
         folders: for each source of ``names``, the folder that it lies in; empty where there is none.
         notes: what was read otherwise than it stands there, one sentence each.
         rows: the rows of ``table`` that belong to the split; None for all.
+        numbers_as_text: columns in which numbers still stand as text, as all columns of a csv file.
+        hint: what to say beside it where no columns can be chosen.
     """
 
     table: pa.Table
@@ -51,6 +53,8 @@ class RawSplit:
     folders: Sequence[Path] = ()
     notes: Sequence[str] = ()
     rows: Indices | None = None
+    numbers_as_text: Collection[str] = ()
+    hint: str = ""
 
     @property
     def own_rows(self) -> Indices:
@@ -117,7 +121,6 @@ class RawData:
 
     Attributes:
         parts: the splits found; the only one of data that say no split is ``train``.
-        numbers_as_text: whether numbers still stand as text, as in csv files.
         root: folder that relative paths of files start from.
         within: folders outside which no file is read; empty means any.
         foreign: whether somebody else wrote the data, so that no text cell is taken for a path on this
@@ -129,7 +132,6 @@ class RawData:
     """
 
     parts: Mapping[SplitName, RawSplit]
-    numbers_as_text: bool = False
     root: Path = Path()
     within: tuple[Path, ...] = ()
     foreign: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Collection
@@ -152,9 +153,17 @@ def _open_folder(root: Path, wants: str, suffixes: Collection[str]) -> RawData:
         source = read_class_folders(root, files, wanted, beside_table=bool(tables))
         if source is not None:
             return source
+    shards = [root / file for file in files if suffix_of(file) == SHARD_SUFFIX]
+    if tables and shards:
+        # Such as what img2dataset writes beside each shard.
+        deep = "" if all(shard.parent == root for shard in shards) else "**/"
+        raise DataError(
+            f"{root}: tar files and tables lie side by side: give '{glob.escape(str(root))}/{deep}*{SHARD_SUFFIX}' for "
+            "the tar files; move the tables into a folder of their own to read them"
+        )
     if tables:
         return read_tables(tables, root)
-    if shards := [root / file for file in files if suffix_of(file) == SHARD_SUFFIX]:
+    if shards:
         return read_shards(shards, suffixes)
     kinds = f"{', '.join(sorted(wanted))} files" if wanted else "files"
     raise DataError(

@@ -45,15 +45,13 @@ def read_tables(files: Sequence[Path], root: Path, splits: Sequence[SplitName] =
     if splits:
         grouped, notes = {split: [file] for split, file in zip(splits, files, strict=True)}, []
     used = [file for members in grouped.values() for file in members]
-    as_text = {file.suffix.lower() in (".csv", ".tsv") for file in used}
-    if len(as_text) > 1:
+    if len(set(map(_is_csv, used))) > 1:
         kinds = sorted({file.suffix.lower() for file in used})
         raise DataError(
             f"{root}: {listing(kinds)} files side by side: give a folder with files of one kind, or one file"
         )
     return RawData(
         LazySplits({split: partial(_read_split, members, root) for split, members in grouped.items()}),
-        numbers_as_text=as_text.pop(),
         root=root,
         notes=notes,
         names=[file.name for file in files],
@@ -102,7 +100,12 @@ def _read_split(files: Sequence[Path], root: Path) -> RawSplit:
         codebooks=[part.codebooks for part in read],
         folders=[file.parent for file in files],
         notes=[note for part in read for note in part.notes],
+        numbers_as_text=columns.keys() if _is_csv(files[0]) else (),
     )
+
+
+def _is_csv(file: Path) -> bool:
+    return file.suffix.lower() in (".csv", ".tsv")
 
 
 def table_of(columns: Mapping[str, pa.ChunkedArray], rows: int) -> pa.Table:
@@ -137,7 +140,7 @@ def _read_table(file: Path, name: str) -> FileContent:
         raise DataError(f"{name}: cannot be read: {why_unreadable(error)}") from error
     if not text.strip():
         raise DataError(f"{name}: the file is empty")
-    if suffix in (".csv", ".tsv"):
+    if _is_csv(file):
         content = read_csv(text, name, tab=suffix == ".tsv")
         columns, twice = _distinct(content.names, content.columns, name)
         return FileContent(columns, twice, {}, content.notes)

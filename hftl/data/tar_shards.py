@@ -18,7 +18,6 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from hftl.data.cells import numbers_from_text
 from hftl.data.dataset import KeyNames
 from hftl.data.folders import FILE_COLUMN
 from hftl.data.json_rows import columns_of, json_row
@@ -27,13 +26,16 @@ from hftl.data.raw import LazySplits, RawData, RawSplit
 from hftl.data.tables import FileContent, by_split, identity_of, join_files, table_of
 from hftl.errors import DataError
 from hftl.regular import open_regular
-from hftl.store.digests import FilePart
-from hftl.wording import plural, printable
+from hftl.store.digests import FilePart, state_of
+from hftl.wording import listing, plural, printable
 
 SHARD_SUFFIX = ".tar"
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 CLASS, TEXT, JSON = "cls", "txt", "json"
-_PLACE = pa.struct([("path", pa.dictionary(pa.int32(), pa.string())), ("offset", pa.int64()), ("size", pa.int64())])
+_KEY_RULE = "a key ends at the first dot of the file name"
+# What all rows of a shard have in common stands once.
+_SHARED = pa.dictionary(pa.int32(), pa.string())
+_PLACE = pa.struct([("path", _SHARED), ("offset", pa.int64()), ("size", pa.int64()), ("state", _SHARED)])
 _BLOCK = tarfile.BLOCKSIZE
 # More files than anybody means by one pattern.
 _MOST_FILES = 1_000_000
@@ -125,17 +127,19 @@ def _list_split(files: Sequence[Path], root: Path, suffixes: Collection[str]) ->
         shard.list(file, suffixes)
     contents = [shard.content() for shard in shards]
     columns, unusable = join_files(contents, names)
-    if CLASS in columns:
-        # Of all shards at once: 1 must not be a number in one of them and a word in another.
-        columns[CLASS] = numbers_from_text([columns[CLASS]])[0]
     sizes = [len(shard.keys) for shard in shards]
     keys = pa.chunked_array([pa.array(shard.keys, pa.string()) for shard in shards])
+    members = dict.fromkeys(name for shard in shards for name in shard.columns)
+    dotted = [name for name in members if "." in name and _is_known(name.rpartition(".")[2], suffixes)]
     skipped = sum(shard.skipped for shard in shards)
     return RawSplit(
         table_of(columns, sum(sizes)),
         KeyNames(zip(names, sizes, strict=True), keys),
         unusable=unusable,
-        notes=[f"{plural(skipped, 'member')} passed over that are no files or belong to no row"] if skipped else [],
+        # A json entry of that name says itself what it is.
+        numbers_as_text=[CLASS] if CLASS in members else [],
+        hint=f"{_KEY_RULE}, and what follows, such as {listing(dotted, 4)}, is the ending" if len(dotted) > 1 else "",
+        notes=[f"passed over {plural(skipped, 'member')} (no plain file, or of no row)"] if skipped else [],
     )
 
 
@@ -148,12 +152,14 @@ class _Shard:
         keys: of the rows.
         columns: by name a value for each row, None where it has none.
         skipped: members that are no part of a row: links, devices, hidden files.
+        state: of the file when its members were listed.
     """
 
     name: str
     keys: list[str] = field(default_factory=list)
     columns: dict[str, list[Any]] = field(default_factory=dict)
     skipped: int = 0
+    state: str = ""
 
     def list(self, path: Path, suffixes: Collection[str]) -> None:
         """List the members.
@@ -163,6 +169,7 @@ class _Shard:
         """
         try:
             with os.fdopen(open_regular(path), "rb") as file:
+                self.state = state_of(os.fstat(file.fileno()))
                 seen: set[str] = set()
                 for member in self._members(file):
                     self._take(member, file, suffixes, seen)
@@ -181,7 +188,8 @@ class _Shard:
             while (member := tar.next()) is not None:
                 # Else it keeps all of them.
                 tar.members.clear()  # type: ignore[attr-defined]
-                if member.offset_data + member.size > size:
+                # Not the member's size, which of a sparse one is that of its holes too.
+                if tar.offset > size:
                     raise tarfile.ReadError(f"member {printable(member.name)} is cut off")
                 yield member
             # What tarfile takes for the end may be a header that was overwritten, or where somebody stopped copying.
@@ -200,19 +208,24 @@ class _Shard:
     def _take(self, member: tarfile.TarInfo, file: BinaryIO, suffixes: Collection[str], seen: set[str]) -> None:
         folder, _, last = member.name.rpartition("/")
         base, dot, ending = last.partition(".")
+        ending = ending.lower()
         said = f"{self.name}:{member.name}"
         if member.isdir():
             return
-        if not member.isreg() or member.sparse is not None or not dot or not base or base.startswith("__"):
+        is_row = member.isreg() and dot and base and not base.startswith("__")
+        if is_row and member.sparse is not None and _is_known(ending, suffixes):
+            raise DataError(f"{printable(said)}: a sparse member, which is not read: pack it without --sparse")
+        if not is_row or member.sparse is not None:
             self.skipped += 1
             return
         if not member.name.isprintable() or ".." in folder.split("/") or member.name.startswith("/"):
             why = "an unsafe name (it leads out of the archive, or is not printable): rename it"
             raise DataError(f"{printable(said)}: {why}")
-        key, ending = f"{folder}/{base}" if folder else base, ending.lower()
+        key = f"{folder}/{base}" if folder else base
         if not self.keys or self.keys[-1] != key:
             if key in seen:
-                raise DataError(f"{said}: the key {key!r} stands in two places: members of a row follow one another")
+                why = f"members of a row follow one another, and {_KEY_RULE}"
+                raise DataError(f"{said}: the key {key!r} stands in two places: {why}")
             seen.add(key)
             self.keys.append(key)
         self._put(said, *self._cell(said, member, ending, file, suffixes))
@@ -231,7 +244,7 @@ class _Shard:
                 raise DataError(f"{said}: {row}")
             return JSON, row
         wanted = f".{ending}" in suffixes
-        return FILE_COLUMN if wanted else ending, FilePart(self.name, member.offset_data, member.size)
+        return FILE_COLUMN if wanted else ending, FilePart(self.name, member.offset_data, member.size, self.state)
 
     def _put(self, said: str, column: str, value: Any) -> None:
         values = self.columns.setdefault(column, [])
@@ -250,6 +263,11 @@ class _Shard:
         for name, array in spelt.items():
             found[f"{JSON}.{name}" if name in found else name] = pa.chunked_array([array])
         return FileContent(found, unusable, {}, ())
+
+
+def _is_known(ending: str, suffixes: Collection[str]) -> bool:
+    """Whether members of that ending are inputs, or say something of a row."""
+    return ending in (CLASS, TEXT, JSON) or f".{ending}" in suffixes
 
 
 def _cells_of(values: Sequence[Any]) -> pa.ChunkedArray:

@@ -15,8 +15,10 @@ from hftl.data.columns import TEXT_NAMES
 from hftl.data.folders import FILE_COLUMN, list_files
 from hftl.data.json_rows import json_row
 from hftl.data.opening import decode_text
+from hftl.data.remote import is_address
 from hftl.data.row_streams import RowStream, plain_line, stream_table, stream_text_table, text_lines
 from hftl.data.tables import TABLE_SUFFIXES
+from hftl.data.tar_shards import PACKED, SHARD_SUFFIX
 from hftl.errors import BadRowError, DataError
 from hftl.export.loaded import LoadedModel
 from hftl.inputs.rows import InputReader, InputRow, bad_row, path_in
@@ -62,6 +64,7 @@ class RowSources:
 
     def named(self, word: str, said: str | None = None) -> list[RowSource]:
         """What a path or a pattern names; see `path` and `pattern`."""
+        refuse_data(word)
         return self.pattern(word) if is_pattern(word) else self.path(Path(word), said)
 
     def path(self, path: Path, said: str | None = None) -> list[RowSource]:
@@ -254,6 +257,19 @@ def _kept_type(name: str, kind: pa.DataType) -> pa.DataType:
     if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         raise DataError(f"--keep {name}: its cells are of the type {kind}, which no cell of the results holds")
     return kind
+
+
+def refuse_data(word: str) -> None:
+    """Refuse the references that only `evaluate` reads.
+
+    Raises:
+        DataError: the word is one.
+    """
+    here = f"{word}: predict reads files, folders and tables that lie here"
+    if is_address(word):
+        raise DataError(f"{here}, and no address: fetch what lies there; evaluate reads tables and shards there")
+    if word.lower().endswith((SHARD_SUFFIX, *PACKED)):
+        raise DataError(f"{here}, and no tar files: unpack it; evaluate reads {SHARD_SUFFIX} files as they are")
 
 
 def is_pattern(word: str) -> bool:

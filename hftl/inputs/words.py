@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from hftl.data.remote import KINDS, is_address
 from hftl.data.tables import TABLE_SUFFIXES
+from hftl.data.tar_shards import PACKED, SHARD_SUFFIX
 from hftl.errors import DataError
 from hftl.inputs.rows import InputRow
-from hftl.inputs.sources import LINES_SUFFIX, RowSource, RowSources, is_pattern, lying_beside, matching
+from hftl.inputs.sources import LINES_SUFFIX, RowSource, RowSources, is_pattern, lying_beside, matching, refuse_data
 from hftl.wording import did_you_mean
 
 STDIN_WORD = "-"
@@ -41,6 +43,8 @@ def sources_of(opened: RowSources, words: Sequence[str], stdin: IO[bytes], kind:
             sources.append(opened.stdin(stdin, kind))
         elif opened.reader.wants == "file":
             sources += opened.named(word, word if several else None)
+        elif _names_data(word):
+            refuse_data(word)
         elif (path := _file_of(word)) is not None:
             sources += opened.path(path, word if several else None)
         elif is_pattern(word) and (_looks_like_file(word) or _matches(word)):
@@ -78,6 +82,15 @@ def _matches(word: str) -> bool:
 def _looks_like_file(word: str) -> bool:
     suffixes = (*TABLE_SUFFIXES, LINES_SUFFIX)
     return Path(word).suffix.lower() in suffixes and not any(c.isspace() for c in word)
+
+
+def _names_data(word: str) -> bool:
+    """Whether a text is a reference to shards, or to files at an address; that of a web page may be a text."""
+    if any(c.isspace() for c in word):
+        return False
+    if is_address(word):
+        return word.lower().endswith(KINDS) and not word.lower().startswith("http")
+    return word.lower().endswith((SHARD_SUFFIX, *PACKED))
 
 
 def _file_of(word: str) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TypeAlias
 
 from pydantic import ValidationError
 
-from hftl.errors import HftlError, RecipeError
+from hftl.errors import DataError, HftlError, RecipeError
 from hftl.recipes import Recipe, RecipeFunction, find_recipe, first_problem
 from hftl.runs.record import RECORD, RunRecord
 from hftl.terminal import Terminal
@@ -108,5 +109,17 @@ def _record_in(file: Path) -> RunRecord:
 
 def _where_it_was(record: RunRecord, reference: str) -> str:
     """A path as the run meant it; what is no path, or is no longer there, as it is, so that flags can replace it."""
-    there = Path(record.started_in, Path(reference).expanduser())
-    return str(there) if there.exists() else reference
+    path = Path(reference).expanduser()
+    if Path(record.started_in, path).exists():
+        return str(Path(record.started_in, path))
+    pattern = str(Path(glob.escape(record.started_in), path))
+    return pattern if _is_of_shards(pattern) else reference
+
+
+def _is_of_shards(pattern: str) -> bool:
+    from hftl.data.tar_shards import shard_files
+
+    try:
+        return shard_files(pattern) is not None
+    except DataError:
+        return False

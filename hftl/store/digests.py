@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hftl.errors import StoreError
+from hftl.errors import DataError, StoreError
 from hftl.regular import open_regular
 from hftl.store.shard import Digests
 
@@ -21,20 +21,44 @@ _FILE = b"hftl-file"
 _BLOCK = 1 << 20
 
 
+def state_of(stat: os.stat_result) -> str:
+    """What tells that a file is still the one it was: size, date and inode."""
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+
+
 class FilePart(NamedTuple):
-    """Some bytes of a file that holds many rows, such as a member of a tar file."""
+    """Some bytes of a file that holds many rows, such as a member of a tar file.
+
+    Attributes:
+        path: of the file.
+        offset: of the first byte.
+        size: bytes.
+        state: of the file when the part was found in it (`state_of`); None where nobody knows.
+    """
 
     path: str
     offset: int
     size: int
+    state: str | None = None
+
+    def refuse_changed(self, stat: os.stat_result) -> None:
+        """See that the file is the one in which the part was found: in another one, the same place is another row.
+
+        Raises:
+            DataError: it is not.
+        """
+        if self.state is not None and self.state != state_of(stat):
+            raise DataError(f"{self.path}: changed since its members were listed: run again")
 
     def read(self) -> bytes:
         """The bytes.
 
         Raises:
+            DataError: the file changed since the part was found in it.
             OSError: the file cannot be read, or ends before them.
         """
         with os.fdopen(open_regular(self.path), "rb", buffering=0) as file:
+            self.refuse_changed(os.fstat(file.fileno()))
             file.seek(self.offset)
             data = file.read(self.size)
             while len(data) < self.size and (more := file.read(self.size - len(data))):

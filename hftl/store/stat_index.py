@@ -102,6 +102,7 @@ class StatIndex:
 
         Raises:
             StoreError: a file cannot be read.
+            DataError: a file changed since a part was found in it.
         """
         now = _now_ns()
         entries = self._load()
@@ -185,6 +186,7 @@ def digest_files(rows: Sequence[FileRow], index: StatIndex) -> Digests:
 
     Raises:
         StoreError: a file cannot be read.
+        DataError: a file changed since a part was found in it.
     """
     digests: list[bytes | None] = [digest_bytes(row) if isinstance(row, bytes) else None for row in rows]
     paths: dict[int, Place] = {
@@ -215,10 +217,11 @@ def _written(place: Place) -> str:
 
 def _stats(places: Sequence[Place]) -> npt.NDArray[np.uint64]:
     # Of all parts of a file it is asked once.
-    files = {place.path for place in places if isinstance(place, FilePart)}
-    known = {path: _status_of(path) for path in files}
+    parts = {(place.path, place.state): place for place in places if isinstance(place, FilePart)}
+    known = {file: _status_of(part) for file, part in parts.items()}
     return np.array(
-        [known[place.path] if isinstance(place, FilePart) else _status_of(place) for place in places], np.uint64
+        [known[place.path, place.state] if isinstance(place, FilePart) else _status_of(place) for place in places],
+        np.uint64,
     ).reshape(-1, 4)
 
 
@@ -228,6 +231,8 @@ def _status_of(place: Place) -> tuple[int, int, int, int]:
         stat = os.stat(path)  # noqa: PTH116 - a Path for each of a million files is slow
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}; check that the file is there") from error
+    if isinstance(place, FilePart):
+        place.refuse_changed(stat)
     return stat.st_size, stat.st_mtime_ns & _U64, stat.st_ctime_ns & _U64, stat.st_ino & _U64
 
 
