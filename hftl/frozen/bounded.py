@@ -155,7 +155,7 @@ class Memory:
         enough = self._in_memory(likely, rows) if self.whole and likely else self._in_parts(likely, rows)
         why = f"; {self.whole}" if self.whole else ""
         raise RecipeError(
-            f"--memory {_said(self.stated)}: names, labels and predictions of {rows:,} rows take "
+            f"--memory {_said(self.stated)}: names, labels and predictions of {rows:,} rows, and the head, take "
             f"{human_bytes(self._beside(rows, width))}, and blocks of features {human_bytes(_FIXED_BYTES)}"
             f"{self._of_each()}{why}: give --memory {_said(enough)} or more"
         )
