@@ -38,7 +38,7 @@ def test_a_killed_run_ends_bitwise_as_the_run_that_was_never_killed(
 ) -> None:
     runs = crashed["kills"][f"{method}-{world}"]
 
-    assert len(runs) == 2 * ROUNDS + (2 if ROUNDS > 1 else 1)
+    assert len(runs) == 2 * ROUNDS + (2 if ROUNDS > 1 else 0)
     for run in runs:
         stopped = -9 if run["signal"] == "SIGKILL" else 130
         assert run["codes"] == [[stopped] * world] * len(run["steps"]) + [[0] * world], run

@@ -38,7 +38,10 @@ def architectures() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     # Its dataclasses look their module up.
     sys.modules["architectures"] = module
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        # As a command has its own folder.
+        patch.syspath_prepend(str(path.parent))
+        spec.loader.exec_module(module)
     return module
 
 
