@@ -145,7 +145,7 @@ def run(
         if folder:
             folder.write_record(record)
         features, bad = None, []
-        memory = memory_of(recipe, data, say, crossed=plan is not None)
+        memory = memory_of(recipe, data, say, crossed=plan.folds if plan else 0)
         if needs_features(recipe):
             how: dict[str, Any] = {"on_bad_row": on_bad_row, "quiet": quiet, "trust": trust_features, "memory": memory}
             features = starting_features(recipe, spec, target, data, say, **how)

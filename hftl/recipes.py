@@ -477,7 +477,7 @@ def first_problem(error: ValidationError) -> str:
             return _of_other_methods(method, where)
         return f"no field {where!r}{_close_field(where)}"
     given = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
-    return f"{where or 'recipe'}: {problem['msg']}{given}"
+    return f"{where or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}{given}"
 
 
 def _of_other_methods(method: str, field: str) -> str:

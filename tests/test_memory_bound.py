@@ -40,9 +40,9 @@ def needed(memory: Memory, rows: int) -> int:
     while high - low > 1:
         middle = (low + high) // 2
         try:
-            Memory(middle, memory.solved, memory.held, memory.whole, memory.say, memory.views, memory.processes).check(
-                CUT, rows
-            )
+            Memory(
+                middle, memory.solved, memory.held, memory.whole, memory.say, memory.further, memory.processes
+            ).check(CUT, rows)
             high = middle
         except RecipeError:
             low = middle
@@ -57,6 +57,9 @@ def test_what_is_needed_grows_with_width_classes_and_processes() -> None:
     assert few > 256 * 2**20 + 3 * 8 * 4096**2 + 2 * 4 * 20_000 * 4096
     # Five heads in float64 with their curvature pairs, and at each of 20 strengths in float32.
     assert many - few > 5 * 4097 * 990 * (3 * 8 + 20 * 4)
+    # Ten heads without two of five folds, each with scales of its own.
+    crossed = needed(bound(0, solved=Solved(10, 16, False, heads=5, strengths=20, crossed=5)), 20_000)
+    assert crossed - few > 10 * 4 * 4096**2
     assert needed(bound(0, processes=4), 20_000) == pytest.approx(4 * few, rel=1e-6)
 
 

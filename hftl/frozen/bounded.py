@@ -27,6 +27,8 @@ _ROW_BYTES = 160
 _FIXED_BYTES = 256 << 20
 # Of each pair of features: the covariances that axes and the nearest class mean are found of, several in float64.
 _AXES_BYTES = 48
+# The same of a head that is scaled by rows of its own.
+_SCALES_BYTES = 20
 # Of each parameter of a head: itself, its gradient, its curvature and where they go, in float64.
 _PARAMETER_BYTES = 160
 # Of each probability of a block of rows that is judged, and of each cut between two of them.
@@ -51,6 +53,7 @@ class Solved:
         cuts: whether a threshold is chosen for each output, one after the other.
         heads: solved side by side.
         strengths: that they are solved at, one after the other.
+        crossed: folds of which heads without each two are solved side by side too, each with scales of its own.
     """
 
     outputs: int
@@ -58,19 +61,22 @@ class Solved:
     cuts: bool
     heads: int
     strengths: int
+    crossed: int = 0
 
     def row_bytes(self, rows: int) -> int:
         """Bytes that what is said of so many rows takes."""
         together = min(rows * self.outputs, max(rows, CUTS_TOGETHER)) if self.cuts else 0
-        return rows * self.outputs * self.output_bytes + _CUT_BYTES * together
+        return rows * self.outputs * (self.output_bytes + 8 * self.crossed) + _CUT_BYTES * together
 
     def bytes_at(self, width: int, rows: int) -> int:
         """Bytes beside rows: axes, heads of all folds at all strengths, what is judged, and who is near to whom."""
         size = (min(width, rows) + 1) * self.outputs
-        history = 2 * MEMORY * 4 * size * min(self.heads, heads_together(size))
+        pairs = self.crossed * (self.crossed - 1) // 2
+        heads = max(self.heads, pairs)
+        history = 2 * MEMORY * 4 * size * min(heads, heads_together(size))
         return (
-            _AXES_BYTES * width**2
-            + self.heads * size * (_PARAMETER_BYTES + 4 * self.strengths)
+            (_AXES_BYTES + _SCALES_BYTES * pairs) * width**2
+            + heads * size * (_PARAMETER_BYTES + 4 * self.strengths)
             + history
             + _JUDGED_BYTES * min(rows, BLOCK_ROWS) * self.outputs
             + min(rows, NEIGHBOURS_AMONG) * (8 * width + 12 * self.outputs)
@@ -90,7 +96,7 @@ class Memory:
         held: bytes that the rows themselves take already.
         whole: why features have to be in memory all at once, for a person; None where blocks will do.
         say: where it is said that they are read in blocks.
-        views: vectors beside those of the rows as they are.
+        further: vectors beside one for each row: of more views of a picture, or words of a sentence.
         processes: how many of this machine hold all rows.
     """
 
@@ -99,7 +105,7 @@ class Memory:
     held: int
     whole: str | None
     say: Terminal
-    views: int = 0
+    further: int = 0
     processes: int = 1
 
     def in_blocks(self, cut: Cut, rows: int) -> int | None:
@@ -135,7 +141,7 @@ class Memory:
             return
         together = self._in_memory(cut.width, rows)
         if self.stated is not None and (together > self.stated or not cut.width):
-            size = f", {human_bytes(4 * cut.width * (rows + self.views))} of {rows:,} rows" if cut.width else ""
+            size = f", {human_bytes(4 * cut.width * (rows + self.further))} of {rows:,} rows" if cut.width else ""
             advice = f"give --memory {_said(together)} or more, or leave it out" if cut.width else "leave it out"
             raise RecipeError(f"--memory {_said(self.stated)}: {whole}{size}: {advice}")
 
@@ -155,7 +161,7 @@ class Memory:
         enough = self._in_memory(likely, rows) if self.whole and likely else self._in_parts(likely, rows)
         why = f"; {self.whole}" if self.whole else ""
         raise RecipeError(
-            f"--memory {_said(self.stated)}: names, labels and predictions of {rows:,} rows take "
+            f"--memory {_said(self.stated)}: names, labels and predictions of {rows:,} rows, and the head, take "
             f"{human_bytes(self._beside(rows, width))}, and blocks of features {human_bytes(_FIXED_BYTES)}"
             f"{self._of_each()}{why}: give --memory {_said(enough)} or more"
         )
@@ -163,7 +169,7 @@ class Memory:
     def _beside(self, rows: int, width: int) -> int:
         """Bytes that so many rows, and a head on them, take beside features."""
         solved = self.solved
-        lines = rows + self.views
+        lines = rows + self.further
         return self.held + lines * _ROW_BYTES + solved.row_bytes(lines) + solved.bytes_at(width, lines)
 
     def _in_parts(self, width: int, rows: int) -> int:
@@ -175,7 +181,7 @@ class Memory:
 
         They are copied once in float64, where what costs nothing is set beside the result.
         """
-        return self._in_parts(width, rows) + self.processes * 12 * width * (rows + self.views)
+        return self._in_parts(width, rows) + self.processes * 12 * width * (rows + self.further)
 
     def _of_each(self) -> str:
         return f", in each of {self.processes} processes" if self.processes > 1 else ""

@@ -15,7 +15,7 @@ from hftl.backbones.protocol import Backbone, Target
 from hftl.criterion import Criterion, criterion_of
 from hftl.data import Data
 from hftl.data.augment import Augmentation
-from hftl.data.dataset import bytes_of
+from hftl.data.dataset import bytes_of, lines_of
 from hftl.data.division import fold_count
 from hftl.data.drop import without_rows
 from hftl.data.limit import limited
@@ -28,6 +28,7 @@ from hftl.frozen.features import StoredFeatures, features_of
 from hftl.frozen.rounding import error_in_words
 from hftl.frozen.view import View
 from hftl.heads.basis import STRENGTHS_OF_A_PATH
+from hftl.heads.nested import FOLDS_THAT_SHARE
 from hftl.methods import Head
 from hftl.parallel import processes_here
 from hftl.plugins.registry import find
@@ -154,36 +155,39 @@ def views_of(recipe: Recipe) -> Views | None:
     return Views(method.views, method.test_views, Augmentation.of(method))
 
 
-def memory_of(recipe: Recipe, data: Data, say: Terminal, *, crossed: bool = False) -> Memory:
+def memory_of(recipe: Recipe, data: Data, say: Terminal, *, crossed: int = 0) -> Memory:
     """What rows may take, by a recipe.
 
     Args:
         recipe: says how much.
         data: the rows.
         say: where it is said that features are read in blocks.
-        crossed: whether rows are dealt to folds that score them.
+        crossed: how many folds rows are dealt to that score them; 0 for none.
     """
     method = probe_of(recipe)
     reasons = [
-        (crossed, "--cv deals all features in memory to folds"),
+        (crossed > 0, "--cv deals all features in memory to folds"),
         (method.hidden is not None, "a head with a hidden layer is trained on all features in memory"),
         (views_of(recipe) is not None, "heads on several views of a picture are solved on all features in memory"),
         (recipe.out_of_scope is not None, "rows out of scope are compared with all features in memory"),
     ]
     why = next((reason for applies, reason in reasons if applies), None)
     views = views_of(recipe)
+    further = (views.train - 1) * len(data.train) + (views.test - 1) * len(data.test) if views else 0
+    if data.task.of_words:
+        further = sum(sum(lines_of(split.labels)) - len(split) for split in data.splits())
     return Memory(
         None if recipe.memory is None else size_in_bytes(recipe.memory),
-        _solved_of(recipe, data),
+        _solved_of(recipe, data, crossed),
         bytes_of([split.inputs for split in data.splits()]),
         why,
         say,
-        views=(views.train - 1) * len(data.train) + (views.test - 1) * len(data.test) if views else 0,
+        further=further,
         processes=processes_here(),
     )
 
 
-def _solved_of(recipe: Recipe, data: Data) -> Solved:
+def _solved_of(recipe: Recipe, data: Data, crossed: int) -> Solved:
     """What decides how much the head of a recipe takes while it is solved."""
     probe, task = probe_of(recipe), data.task
     strengths = len(probe.strengths) if probe.strengths else STRENGTHS_OF_A_PATH
@@ -195,7 +199,8 @@ def _solved_of(recipe: Recipe, data: Data) -> Solved:
         token_labels=_CLASS_BYTES,
     )
     heads = 1 if data.validation is not None else fold_count(data.train, probe.folds)
-    return Solved(len(data.label_names), each, task.link == "sigmoid", heads, strengths)
+    shared = crossed if crossed in FOLDS_THAT_SHARE else 0
+    return Solved(len(data.label_names), each, task.link == "sigmoid", heads, strengths, shared)
 
 
 def stored_features(
