@@ -225,6 +225,8 @@ class Files(Sequence[bytes]):
         self._folders = folders
         self._within = within
         self._index = np.arange(len(column)) if index is None else index
+        # Asked once: of a million rows each would be made a Python object to see that it is no part.
+        self._of_parts = pa.types.is_struct(column.type) and column.type.get_field_index("offset") >= 0
 
     def __len__(self) -> int:
         return len(self._index)
@@ -262,8 +264,10 @@ class Files(Sequence[bytes]):
 
     def part(self, row: int) -> FilePart | None:
         """Return where in which file the row's bytes are, if it has no file of its own."""
+        if not self._of_parts:
+            return None
         value = self._value(row)
-        if not isinstance(value, dict) or value.get("offset") is None:
+        if value is None or value["offset"] is None:
             return None
         return FilePart(str(self._root / value["path"]), value["offset"], value["size"], value["state"])
 
@@ -336,7 +340,7 @@ class Files(Sequence[bytes]):
         """Return the row's bytes and path, as far as the column holds them."""
         value = self._value(row)
         if isinstance(value, dict):
-            return (None, None) if "offset" in value else (value.get("bytes"), value.get("path"))
+            return (None, None) if self._of_parts else (value.get("bytes"), value.get("path"))
         return (None, value) if isinstance(value, str) else (value, None)
 
     def _value(self, row: int) -> Any:
