@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from hftl.backbones.protocol import Target
 from hftl.data import Data, Files, Split, Texts
 from hftl.data.scope import OUTSIDE
 from hftl.errors import BadRowError
-from hftl.frozen.bounded import Memory
 from hftl.frozen.budget import keep_remembered, remembered
 from hftl.frozen.extract import ConcatRows, Extractor, ExtractReport, digest_rows, extract
 from hftl.frozen.rounding import as_computed
@@ -35,6 +34,10 @@ from hftl.store.space import MissingRowsError, Space
 from hftl.store.stat_index import StatIndex
 from hftl.store.store import FeatureStore
 from hftl.store.values import rows_of_column
+
+if TYPE_CHECKING:
+    # It brings the heads, which whoever predicts needs not.
+    from hftl.frozen.bounded import Memory
 
 Columns = dict[str, Any]
 

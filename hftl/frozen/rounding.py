@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from hftl.backbones.cut.cut import Cut
 from hftl.backbones.precision import DTYPES, dtype_name
-from hftl.heads.matrix import Matrix
 from hftl.methods import Storage
 from hftl.store.values import Ragged
+
+if TYPE_CHECKING:
+    from hftl.heads.matrix import Matrix
 
 
 def stored_dtype(computed: str, storage: Storage) -> str:
@@ -66,6 +68,9 @@ def logit_slack(vectors: Tensor | Matrix, weight: Tensor, storage: Storage) -> T
     """
     if storage == "float32":
         return None
+    # Brought only here: whoever predicts needs no heads.
+    from hftl.heads.matrix import Matrix
+
     unit = half_ulp(storage)
     smallest, matrix = torch.finfo(DTYPES[storage]).tiny, Matrix.of(vectors)
     most = weight.abs().T.to(matrix.device)
