@@ -213,6 +213,11 @@ def of_draws(value: float, draws: Array, units: int, *, spread: float = 1.0, fre
     return percentiles(value, draws, spread=spread, units=units, freedom=freedom)
 
 
+def units_of(rows: int, groups: npt.NDArray[np.int64] | None) -> int:
+    """How many independent units rows are: groups where they are drawn whole, else themselves."""
+    return rows if groups is None else len(np.unique(groups))
+
+
 def difference(value: float, draws: Array, units: int, *, spread: float = 1.0) -> Difference:
     """A difference of two scores of the same rows, from draws on the same bootstrap samples.
 

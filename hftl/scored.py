@@ -31,6 +31,7 @@ from hftl.intervals import (
     proportion,
     resamples,
     share_of_units,
+    units_of,
 )
 from hftl.metrics.entities import SentenceSums
 from hftl.metrics.resampled import resampled_metric, resampled_metrics
@@ -104,7 +105,7 @@ def scored(
     draws = np.concatenate([measured(times) for times in samples])
     # A sample may leave the metric undefined; it says nothing.
     draws = np.where(np.isfinite(draws), draws, value)
-    units = len(rows) if of_rows is None else len(np.unique(of_rows))
+    units = units_of(len(rows), of_rows)
     if criterion.name == "accuracy" and groups is None:
         interval = proportion(value * len(rows), len(rows), spread=spread)
     elif criterion.is_share and value in (0.0, 1.0) and not np.ptp(draws):
@@ -195,7 +196,7 @@ def intervals_of(
     """
     models = scores if scores.ndim == 3 else scores[None]
     rows = len(labels)
-    units = rows if groups is None else len(np.unique(groups))
+    units = units_of(rows, groups)
     # Labels and targets are gone through one by one, exclusive classes all at once.
     numbers = rows * len(models) if task.is_exclusive else models.size
     wanted = min(RESAMPLES, max(_FEWEST_RESAMPLES, _MOST_DRAWN // max(numbers, 1)))

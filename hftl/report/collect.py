@@ -28,7 +28,7 @@ from hftl.finetune.memory import peak_memory_bytes
 from hftl.frozen.features import SplitFeatures, StoredFeatures, taken
 from hftl.frozen.outside import nearest_rows
 from hftl.heads import lexicon, neighbour_scores
-from hftl.intervals import of_draws, resamples
+from hftl.intervals import of_draws, resamples, units_of
 from hftl.metrics.resampled import resampled_metric
 from hftl.report.collected import (
     Collected,
@@ -450,7 +450,7 @@ def _free_scores(gathered: _Gathering, train: Split, known: Tensor, test: Split,
         "nearest neighbours": neighbour_scores(known, targets, queries),
     }
     groups, found = test.marks.groups, []
-    units = len(test) if groups is None else len(np.unique(groups))
+    units = units_of(len(test), groups)
     for what, scores in said.items():
         plain = scores.numpy()
         value = float(resampled_metric(task, plain, test.labels, np.ones((1, len(test))))[0])

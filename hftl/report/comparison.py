@@ -22,6 +22,7 @@ from hftl.intervals import (
     difference,
     holm,
     resamples,
+    units_of,
 )
 from hftl.report.alike import OpenedRun, other_data, refuse_other_labels, refuse_other_tasks, rows_in_common
 from hftl.report.changes import Change, changes_between
@@ -328,7 +329,7 @@ def _each_gain(
     draws = np.concatenate(
         [measured(times) for times in resamples(len(labels), groups=first.groups, seed=seed)], axis=1
     )
-    units = len(labels) if first.groups is None else len(np.unique(first.groups))
+    units = units_of(len(labels), first.groups)
     occurring = [k for k in range(len(names)) if np.isfinite(values[:, k]).all()]
     telling = [
         _entities_differ(rows, first).sum(0).tolist()
