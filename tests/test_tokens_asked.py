@@ -82,6 +82,11 @@ def words_of_test(made: Path) -> list[list[str]]:
     return [json.loads(line)["tokens"] for line in (made / "data" / "test.jsonl").read_text().splitlines()]
 
 
+def run_with_page(cli: Cli, made: Path, data: Path) -> None:
+    command = ("run", "--backbone", made / "bert", "--data", data, "--folds", "2")
+    cli.ok(*command, "--out", data / "run", "--quiet", "--report")
+
+
 def text_of(html: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", html)).strip()
 
@@ -194,19 +199,7 @@ def test_a_long_sentence_is_shown_about_its_first_mistake(made: Path, cli: Cli, 
     row = {"tokens": words, "tags": [tag for row in known for tag in row["tags"]]}
     (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "train.jsonl").write_text((made / "data" / "train.jsonl").read_text())
-    cli.ok(
-        "run",
-        "--backbone",
-        made / "bert",
-        "--data",
-        tmp_path,
-        "--folds",
-        "2",
-        "--out",
-        tmp_path / "run",
-        "--quiet",
-        "--report",
-    )
+    run_with_page(cli, made, tmp_path)
     page = text_of((tmp_path / "run" / "report.html").read_text().partition('id="worst"')[2].partition("</section>")[0])
     shown = json.loads((tmp_path / "run" / "report.json").read_text())["rows"][0]
     assert len(shown["words"]) == 200
@@ -224,19 +217,7 @@ def test_what_others_wrote_is_inert_on_the_page(made: Path, cli: Cli, tmp_path: 
     with (tmp_path / "train.jsonl").open("w") as file:
         for k in range(48):
             file.write(json.dumps({"tokens": [HOSTILE[k % len(HOSTILE)], "cat"], "tags": ["O", kinds[k % 12]]}) + "\n")
-    cli.ok(
-        "run",
-        "--backbone",
-        made / "bert",
-        "--data",
-        tmp_path,
-        "--folds",
-        "2",
-        "--out",
-        tmp_path / "run",
-        "--quiet",
-        "--report",
-    )
+    run_with_page(cli, made, tmp_path)
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("<script") == 1
     assert not re.search(r"<(img|iframe|form|base|link|button)\b", page)

@@ -22,6 +22,7 @@ from hftl.cli.questions import (
     Show,
     asked_recipe,
 )
+from hftl.errors import RecipeError, StoreError
 
 if TYPE_CHECKING:
     from hftl.recipes import Recipe
@@ -61,8 +62,6 @@ def features(
     first, *also = _poolings(pooling) if pooling else (None,)
     if status:
         if on is not None:
-            from hftl.errors import RecipeError
-
             raise RecipeError("--status computes nothing: leave out --on")
         _say_status(asked.recipe, [first, *also], export, part=part, offline=offline, quiet=quiet, as_json=as_json)
         return
@@ -108,7 +107,6 @@ def _say_status(
     Raises:
         StoreError: some are not.
     """
-    from hftl.errors import RecipeError, StoreError
     from hftl.extraction import missing_features
 
     if export is not None or len(poolings) > 1:
@@ -131,7 +129,6 @@ def _say_status(
 
 
 def _poolings(text: str) -> list[Any]:
-    from hftl.errors import RecipeError
     from hftl.methods import Pooling
 
     asked = [part.strip() for part in text.split(",")]

@@ -21,12 +21,11 @@ import torch
 from hftl.backbones.protocol import Backbone, Encoded
 from hftl.decoding.request import Request, Unread, encoded_rows
 from hftl.decoding.wire import receive_message, send_message
-from hftl.lifetime import end_with_parent
+from hftl.lifetime import SECONDS_BETWEEN_LOOKS, end_with_parent
 from hftl.wording import named_error
 
 # Where memory is short, the system is to end a process that decodes, whose work is done elsewhere, not the run.
 FIRST_TO_END = "500"
-SECONDS_BETWEEN_CHECKS = 1.0
 # Warnings that Python does not show a person.
 UNSEEN: list[type[Warning]] = [DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning]
 
@@ -69,7 +68,7 @@ def serve(control: int, workers: list[int], parent: int) -> None:
     for each in sockets:
         each.close()
     send_message(channel, answer)
-    while not select.select([channel], [], [], SECONDS_BETWEEN_CHECKS)[0] and os.getppid() == parent:
+    while not select.select([channel], [], [], SECONDS_BETWEEN_LOOKS)[0] and os.getppid() == parent:
         pass
 
 

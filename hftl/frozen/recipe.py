@@ -164,15 +164,14 @@ def memory_of(recipe: Recipe, data: Data, say: Terminal, *, crossed: int = 0) ->
         say: where it is said that features are read in blocks.
         crossed: how many folds rows are dealt to that score them; 0 for none.
     """
-    method = probe_of(recipe)
+    method, views = probe_of(recipe), views_of(recipe)
     reasons = [
         (crossed > 0, "--cv deals all features in memory to folds"),
         (method.hidden is not None, "a head with a hidden layer is trained on all features in memory"),
-        (views_of(recipe) is not None, "heads on several views of a picture are solved on all features in memory"),
+        (views is not None, "heads on several views of a picture are solved on all features in memory"),
         (recipe.out_of_scope is not None, "rows out of scope are compared with all features in memory"),
     ]
     why = next((reason for applies, reason in reasons if applies), None)
-    views = views_of(recipe)
     further = (views.train - 1) * len(data.train) + (views.test - 1) * len(data.test) if views else 0
     if data.task.of_words:
         further = sum(sum(lines_of(split.labels)) - len(split) for split in data.splits())

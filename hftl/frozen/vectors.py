@@ -32,11 +32,11 @@ def matrix_of(features: StoredFeatures, part: SplitFeatures, device: torch.devic
         columns = line_columns(part.columns, features.content.cut)
         return Matrix.of(columns["features"].to(device))
     memory, width = features.memory or 0, features.content.cut.width
-    together = min(max(memory // _READ_SHARE, _FEWEST_BYTES), _MOST_BYTES) // (4 * width)
+    together = max(1, min(max(memory // _READ_SHARE, _FEWEST_BYTES), _MOST_BYTES) // (4 * width))
     order = features.spaces[0].order(part.digests)
     parts = [
         RowGroup(torch.from_numpy(rows).to(device), _Read(features.spaces, part.digests, rows, device))
-        for rows in (order[at : at + together] for at in range(0, len(order), max(together, 1)))
+        for rows in (order[at : at + together] for at in range(0, len(order), together))
     ]
     return Matrix(parts, torch.Size((len(order), width)), torch.float32, device, memory // _KEPT_SHARE)
 
