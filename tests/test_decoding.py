@@ -138,7 +138,11 @@ def workers_of(parent: int) -> list[int]:
 def eight_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine of eight cores, without a quota; where one would stand."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
-    monkeypatch.setattr(cores, "CPU_MAX", tmp_path / "cpu.max")
+    (tmp_path / "own").write_text("0::/job\n")
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "cpu.max").write_text("max 100000\n")
+    monkeypatch.setattr("hftl.control_groups.ROOT", tmp_path)
+    monkeypatch.setattr("hftl.control_groups.OWN", tmp_path / "own")
     monkeypatch.setattr(cores, "_share", None)
     return tmp_path / "cpu.max"
 

@@ -170,7 +170,7 @@ def test_what_is_free_is_what_the_groups_above_leave(
         (tmp_path / root / folder).mkdir(parents=True)
         for name, content in zip((*files[:2], "memory.stat"), (most, "2000000", f"{files[2]} 1000000"), strict=True):
             (tmp_path / root / folder / name).write_text(content + "\n")
-    monkeypatch.setattr("hftl.frozen.bounded._CGROUP", tmp_path)
-    monkeypatch.setattr("hftl.frozen.bounded._OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr("hftl.control_groups.ROOT", tmp_path)
+    monkeypatch.setattr("hftl.control_groups.OWN", tmp_path / "own")
 
     assert free_memory() == 4_000_000

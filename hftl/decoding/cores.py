@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-# What Linux allows the container this process is in: microseconds of a core in so many microseconds, or "max".
-CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+from hftl.control_groups import control_groups
+
+# By version of a control group: microseconds of a core in so many microseconds; "max" or -1 for no quota.
+_QUOTA_FILES = {1: ("cpu.cfs_quota_us", "cpu.cfs_period_us"), 2: ("cpu.max",)}
 
 
 def usable_cores() -> int:
@@ -36,9 +37,13 @@ def take_share(cores: int) -> None:
 
 
 def _quota() -> int | None:
-    """Whole cores that a quota allows; None where there is no container, or it has no quota."""
-    try:
-        allowed, period = CPU_MAX.read_text().split()
-        return max(1, int(allowed) // int(period))
-    except (OSError, ValueError):
-        return None
+    """Whole cores that the smallest quota allows; None where there is none."""
+    quotas = []
+    for folder, version in control_groups("cpu"):
+        try:
+            allowed, period = " ".join((folder / name).read_text() for name in _QUOTA_FILES[version]).split()
+            if int(allowed) > 0:
+                quotas.append(int(allowed) // int(period))
+        except (OSError, ValueError):
+            continue
+    return max(1, min(quotas)) if quotas else None

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
 from hftl.backbones.cut.cut import Cut
+from hftl.control_groups import control_groups
 from hftl.errors import RecipeError
 from hftl.heads.baselines import NEIGHBOURS_AMONG
 from hftl.heads.calibration import BLOCK_ROWS
@@ -35,10 +34,11 @@ _PARAMETER_BYTES = 160
 _JUDGED_BYTES, _CUT_BYTES = 64, 160
 # Where nobody says how much: the share of what is free that is taken at most.
 _FREE_SHARE = 0.5
-# Control groups of Linux, of both versions: the limit, what is used, and what of it is given back where it is short.
-_CGROUP, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-_FILES_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_FILES_V2 = ("memory.max", "memory.current", "inactive_file")
+# By version of a control group: the limit, what is used, and what of it is given back where it is short.
+_GROUP_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
 # From malloc.h: blocks of at least so many bytes are mapped each for itself.
 _M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 1 << 20
 
@@ -222,7 +222,8 @@ def give_back_freed() -> None:
 def free_memory() -> int:
     """Memory that is free here: the machine's, or what is left of the control group's and of those that it is in."""
     free = int(psutil.virtual_memory().available)
-    for folder, (limit, used, kept) in _groups_of_this_process():
+    for folder, version in control_groups("memory"):
+        limit, used, kept = _GROUP_FILES[version]
         try:
             most, taken = (int((folder / name).read_text()) for name in (limit, used))
             told = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
@@ -231,19 +232,3 @@ def free_memory() -> int:
             continue
         free = min(free, max(0, most - taken + int(told.get(kept, 0))))
     return free
-
-
-def _groups_of_this_process() -> Iterator[tuple[Path, tuple[str, str, str]]]:
-    """The folders of the control groups that bound this process's memory, and what the files in them are called."""
-    try:
-        lines = _OWN_GROUPS.read_text().splitlines()
-    except OSError:
-        # No Linux.
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root, files = (_CGROUP / "memory", _FILES_V1) if controllers else (_CGROUP, _FILES_V2)
-        inside = root / path.lstrip("/")
-        yield from ((folder, files) for folder in (inside, *inside.parents) if folder.is_relative_to(root))
